@@ -1,0 +1,337 @@
+"""The typed configuration: one tree, read once, from YAML and dotted overrides.
+
+    config = load("jobs/configs/quickstart.yaml", ["training.epochs=3", "task.model.name=resnet18"])
+
+Every key that the tree does not know is refused in one line that names the nearest valid key; so is every value of a
+wrong type. Nothing else in the package reads configuration files or environment variables for settings.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class ConfigError(ValueError):
+    """A setting, file or row that is at fault; the message is one line that says what would be right."""
+
+
+class Section(BaseModel):
+    """A part of the tree: immutable, and without unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# ---------------------------------------------------------------- task: vision
+
+
+class ModelConfig(Section):
+    """A network by its timm name. ``kwargs`` go to ``timm.create_model`` as they are."""
+
+    name: str = "vit_tiny_patch16_224"
+    kwargs: dict[str, Any] = {}
+    weights: Path | None = None  # a state dict (.safetensors or .pt) to start from; also the mean of the prior
+
+
+class _DataConfig(Section):
+    """What every image data set has in common. Fractions are of the rows that have no split of their own."""
+
+    validation_fraction: float = Field(0.1, gt=0, lt=1)
+    test_fraction: float = Field(0.2, gt=0, lt=1)
+    limit: int | None = Field(None, gt=0)  # use only that many training images (drawn by the split seed)
+    split_seed: int = 0
+    mean: float | list[float] = 0.5  # pixel normalisation: (x - mean) / std, after scaling to [0, 1]
+    std: float | list[float] = 0.5
+
+
+class DigitsConfig(_DataConfig):
+    """scikit-learn's 1,797 digits, 8x8 pixels: comes with the installation."""
+
+    kind: Literal["digits"] = "digits"
+
+
+class IdxConfig(_DataConfig):
+    """IDX files (plain or gz) in one folder, named as MNIST and Fashion-MNIST name them (train-..., t10k-...)."""
+
+    kind: Literal["idx"]
+    path: Path
+
+
+class ImageFolderConfig(_DataConfig):
+    """A folder per class; either directly under ``path`` or under ``path/train``, ``path/val(idation)``, ``path/test``."""
+
+    kind: Literal["image_folder"]
+    path: Path
+    size: int = Field(224, gt=0)  # images are resized (shorter side) and centre-cropped to size x size
+    channels: Literal[1, 3] = 3
+
+
+class ParquetConfig(_DataConfig):
+    """Parquet files with an encoded image and an integer label per row, read through Ray Data.
+
+    ``path`` is a file, or a folder of files; files whose names start with train, val or test are those splits.
+    """
+
+    kind: Literal["parquet"]
+    path: Path
+    image_column: str = "image"
+    label_column: str = "label"
+    classes: int = Field(gt=1)
+    size: int = Field(224, gt=0)
+    channels: Literal[1, 3] = 3
+
+
+DataConfig = Annotated[Union[DigitsConfig, IdxConfig, ImageFolderConfig, ParquetConfig], Field(discriminator="kind")]
+
+
+class VisionConfig(Section):
+    """Image classification with a timm model."""
+
+    kind: Literal["vision"] = "vision"
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DigitsConfig()
+
+
+# ---------------------------------------------------------------- method
+
+
+class ScheduleConfig(Section):
+    """How a proximal step (the inverse of a proximal weight) moves over the run; see ``inference.schedules``."""
+
+    kind: Literal["constant", "linear", "cosine", "exponential", "power"] = "constant"
+    unit: Literal["steps", "epochs"] = "steps"
+    warmup: float = Field(0, ge=0)
+    length: float | None = Field(None, gt=0)  # None: the rest of the run
+    end: float = Field(0.0, ge=0)
+    power: float = Field(0.5, gt=0)
+
+
+class PenaltyConfig(Section):
+    """Proximal weights. ``precision: null`` takes the number of steps of the run; see ``inference.penalties``."""
+
+    precision: float | None = Field(None, gt=0)
+    precision_schedule: ScheduleConfig = ScheduleConfig()
+    mean: float = Field(4.5, gt=0)
+    mean_schedule: ScheduleConfig = ScheduleConfig(kind="cosine", unit="epochs", warmup=0.5)
+
+
+class PriorConfig(Section):
+    """Gaussian prior, by groups of parameters; see ``inference.priors``."""
+
+    scale: float = Field(0.1, gt=0)
+    biases: Literal["informative", "flat", "point"] = "informative"
+    norms: Literal["informative", "flat", "point"] = "informative"
+    scales: dict[str, float] = {}  # glob pattern of parameter names -> scale
+    mean: Literal["zero", "initial"] = "zero"  # initial: the loaded weights, except the classifier head
+    select: str | list[str] = "all"  # all, last_layer, or glob patterns: which parameters are sampled
+
+
+class ProximalScoreConfig(Section):
+    """Proximal score matching; see ``inference.optimizer``."""
+
+    kind: Literal["proximal_score"] = "proximal_score"
+    prior: PriorConfig = PriorConfig()
+    penalty: PenaltyConfig = PenaltyConfig()
+    initial_precision: float = Field(0.5, gt=0)  # per data point
+    paired: bool = True
+    draws: int = Field(1, ge=1)  # pairs (or single draws) per step
+    momentum: float = Field(0.9, ge=0, lt=1)
+    max_log_precision_step: float | None = Field(1.0, gt=0)
+    max_mean_step: float | None = Field(1.0, gt=0)  # posterior standard deviations
+    temperature: float = Field(1.0, gt=0)
+    effective_data_size: float | None = Field(None, gt=0)  # None: the number of training rows
+    max_skipped_steps: int = Field(10, ge=1)
+
+
+class AdamWConfig(Section):
+    """Point estimate by AdamW, cosine learning rate with warm-up."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup: float = Field(0.05, ge=0, lt=1)  # fraction of the run
+    max_skipped_steps: int = Field(10, ge=1)
+
+
+MethodConfig = Annotated[Union[ProximalScoreConfig, AdamWConfig], Field(discriminator="kind")]
+
+
+# ---------------------------------------------------------------- training, evaluation, tracking
+
+
+class TrainingConfig(Section):
+    """The loop and where it runs. ``workers: 0`` is the same loop in one plain process, without Ray."""
+
+    epochs: float = Field(10, gt=0)  # passes over the training data by the posterior's steps
+    batch_size: int = Field(100, gt=0)  # global: over all workers
+    accumulate: int = Field(1, ge=1)  # micro-batches per step
+    workers: int = Field(2, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    cpus_per_worker: float = Field(1, gt=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    activation_checkpointing: bool = False
+    loader_processes: int = Field(0, ge=0)
+    validate_every: float = Field(1, gt=0)  # epochs
+    checkpoint_every: float = Field(1, gt=0)  # epochs
+    keep_checkpoints: int = Field(2, ge=1)
+    max_failures: int = Field(3, ge=-1)
+    storage: Path = Path("runs")
+
+
+class EvaluationConfig(Section):
+    """How predictions are judged. The same fixed draws serve the whole data set."""
+
+    draws: int = Field(16, ge=1)
+    validation_draws: int = Field(4, ge=1)  # during training
+    batch_size: int = Field(500, gt=0)
+    seed: int = 0
+    bins: int = Field(15, ge=2)
+
+
+class TrackingConfig(Section):
+    """MLflow. ``uri: null`` takes ``MLFLOW_TRACKING_URI``, else SQLite in the current folder."""
+
+    uri: str | None = None
+    experiment: str = "proxscore"
+    every: int = Field(10, ge=1)  # steps between reports to the driver; each step's values are recorded
+    system_metrics: bool = False
+
+
+class Config(Section):
+    """Everything that one training job needs."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(0, ge=0)
+    task: VisionConfig = VisionConfig()
+    method: MethodConfig = ProximalScoreConfig()
+    baseline: AdamWConfig | None = None  # trained too, with the same number of gradient evaluations
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+
+# ---------------------------------------------------------------- reading
+
+
+def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read YAML from ``path`` (none: defaults), apply ``a.b=value`` overrides (values are YAML), and validate.
+
+    Raises:
+        ConfigError: one line that names the key at fault and what would be right.
+    """
+    tree: dict[str, Any] = {}
+    source = "command line"
+    if path is not None:
+        source = str(path)
+        try:
+            loaded = yaml.safe_load(Path(path).read_text())
+        except OSError as error:
+            raise ConfigError(f"configuration file {path}: {error.strerror or error}") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"configuration file {path}: not valid YAML: {' '.join(str(error).split())}") from error
+        if loaded is not None and not isinstance(loaded, dict):
+            raise ConfigError(f"configuration file {path}: expected keys and values, got a {type(loaded).__name__}")
+        tree = loaded or {}
+    for override in overrides:
+        _override(tree, override)
+    return parse(tree, source)
+
+
+def parse(tree: dict[str, Any], source: str = "configuration") -> Config:
+    """Validate a plain tree (as read from YAML or JSON)."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, source)) from None
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML; ``load`` reads it back to an equal tree."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """The resolved configuration as ``{"training.epochs": 10, ...}``, for tracking."""
+
+    def walk(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                yield from walk(f"{prefix}.{key}" if prefix else str(key), inner)
+        else:
+            yield prefix, value
+
+    return dict(walk("", config.model_dump(mode="json")))
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r}: write key=value, for example training.epochs=3")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value") from None
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            value = float(value)
+        except ValueError:
+            value = str(value)
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {override!r}: {parent!r} is a value, not a section")
+        node = child
+    node[last] = value
+
+
+def _one_line(error: ValidationError, source: str) -> str:
+    first = error.errors(include_url=False)[0]
+    # pydantic puts the tag of a discriminated union into the location; users do not write it
+    location = [str(part) for part in first["loc"]]
+    section, path = _descend(location)
+    dotted = ".".join(path) or "top level"
+    if first["type"] == "extra_forbidden":
+        key = path[-1]
+        near = difflib.get_close_matches(key, section, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(sorted(section))}"
+        return f"{source}: unknown key {dotted!r}; {hint}"
+    if first["type"] == "union_tag_invalid":
+        tags = first["ctx"]["expected_tags"]
+        return f"{source}: {dotted}.kind is {first['ctx']['tag']!r}; it must be one of {tags}"
+    if first["type"] == "union_tag_not_found":
+        return f"{source}: {dotted} needs a 'kind'"
+    more = error.error_count() - 1
+    suffix = f" (and {more} more)" if more else ""
+    return f"{source}: {dotted} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}{suffix}"
+
+
+def _descend(location: list[str]) -> tuple[list[str], list[str]]:
+    """The valid keys of the section that holds the last part of a location, and the location without union tags."""
+    models: list[type[Section]] = [Config]
+    path: list[str] = []
+    for depth, part in enumerate(location):
+        tagged = [m for m in models if "kind" in m.model_fields and part in get_args(m.model_fields["kind"].annotation)]
+        if tagged and len(models) > 1:
+            models = tagged
+            continue
+        path.append(part)
+        if depth < len(location) - 1:
+            found = [m.model_fields[part].annotation for m in models if part in m.model_fields]
+            models = [section for annotation in found for section in _sections(annotation)] or models
+    return sorted({name for model in models for name in model.model_fields}), path
+
+
+def _sections(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for inner in get_args(annotation) for section in _sections(inner)]

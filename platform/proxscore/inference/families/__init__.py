@@ -1,0 +1,5 @@
+"""Variational families."""
+
+from proxscore.inference.families.mean_field import MeanField
+
+__all__ = ["MeanField"]

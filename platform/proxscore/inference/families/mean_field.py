@@ -1,0 +1,133 @@
+"""The mean-field Gaussian: q(theta) = N(m, diag(1 / Lambda)), with its closed-form proximal step.
+
+Everything is elementwise and in place over *buckets* of flat local shards, so sharding needs no communication and the
+temporaries are of a bucket's size. The statistics are those of the whitened coordinates eps = (theta - m) sqrt(Lambda):
+
+    u = score / sqrt(Lambda)            mean statistic
+    k = 1 + e (c g - (Lambda - lambda0) e)   curvature statistic of a pair,   e = theta - m,   g = (g_plus - g_minus)/2
+    k = e c g + lambda0 / Lambda             curvature statistic of a single draw
+
+with g the gradient of the mean negative log-likelihood at the draw, c = data size / temperature, and lambda0 the prior
+precision, whose part of the score is linear and enters exactly. E k = E_q[-d^2 log p / d theta^2] / Lambda by Stein's
+identity. For a pair, the known fluctuation eps^2 - 1 is subtracted: on a quadratic target without coupling, k = 1 at the
+optimum whatever the draw. Source: M. Kim, arXiv 2602.05873; antithetic curvature as in shared mini-batch Stein estimators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from proxscore.inference.penalties import ForwardKL
+
+
+@dataclass
+class Bucket:
+    """Flat pieces of a few parameters' local shards, aligned index by index."""
+
+    weights: list[Tensor]
+    mean: list[Tensor]
+    precision: list[Tensor]
+    score: list[Tensor]  # running mean of g, the gradient of the mean negative log-likelihood
+    statistic: list[Tensor]  # the gradient during the draws; the curvature statistic k before the step
+    prior_precision: list[float]
+    prior_mean: list[Tensor | None]
+
+
+def split(shards: Sequence[tuple[tuple[Tensor | None, ...], float]], size: int) -> Iterator[Bucket]:
+    """Cut aligned flat shards (weights, mean, precision, score, statistic, prior mean) into buckets of about ``size``."""
+    columns: tuple[list, ...] = ([], [], [], [], [])
+    precisions: list[float] = []
+    means: list[Tensor | None] = []
+    held = 0
+    for (*tensors, prior_mean), prior_precision in shards:
+        count = tensors[0].numel()  # type: ignore[union-attr]
+        for low in range(0, count, size):
+            piece = slice(low, low + size)
+            for column, tensor in zip(columns, tensors, strict=True):
+                column.append(tensor[piece])  # type: ignore[index]
+            precisions.append(prior_precision)
+            means.append(None if prior_mean is None else prior_mean[piece])
+            held += min(size, count - low)
+            if held >= size:
+                yield Bucket(*columns, precisions, means)
+                columns, precisions, means, held = ([], [], [], [], []), [], [], 0
+    if precisions:
+        yield Bucket(*columns, precisions, means)
+
+
+class MeanField:
+    """Mean-field Gaussian family. Stateless: mean and precision are the optimizer's per-parameter state."""
+
+    def sample_(self, weights: Tensor, mean: Tensor, precision: Tensor, noise: Tensor) -> None:
+        """weights <- mean + noise / sqrt(precision)."""
+        torch.addcmul(mean, noise, precision.rsqrt(), out=weights)
+
+    def reflect_(self, bucket: Bucket) -> None:
+        """weights <- 2 mean - weights: the other half of an antithetic pair."""
+        torch._foreach_neg_(bucket.weights)
+        torch._foreach_add_(bucket.weights, bucket.mean, alpha=2)
+
+    def curvature_(self, bucket: Bucket, scale: float, paired: bool) -> None:
+        """Turn the gradient in ``bucket.statistic`` into the curvature statistic k.
+
+        For a pair the gradient is g_minus - g_plus and the weights are the second draw, so that e = -(theta_plus - m)
+        and ``scale`` = c / 2; for a single draw it is g, and ``scale`` = c.
+        """
+        displacement = torch._foreach_sub(bucket.weights, bucket.mean)
+        torch._foreach_mul_(bucket.statistic, scale)
+        if paired:
+            excess = torch._foreach_sub(bucket.precision, bucket.prior_precision)
+            torch._foreach_mul_(excess, displacement)
+            torch._foreach_sub_(bucket.statistic, excess)
+            torch._foreach_mul_(bucket.statistic, displacement)
+            torch._foreach_add_(bucket.statistic, 1.0)
+        else:
+            torch._foreach_mul_(bucket.statistic, displacement)
+            prior = torch._foreach_reciprocal(bucket.precision)
+            torch._foreach_mul_(prior, bucket.prior_precision)
+            torch._foreach_add_(bucket.statistic, prior)
+
+    def update_(
+        self,
+        bucket: Bucket,
+        penalty: ForwardKL,
+        weights: tuple[float, float],
+        score_scale: float,
+        max_log_ratio: float | None,
+        max_mean_step: float | None,
+    ) -> Sequence[Tensor]:
+        """The proximal step: moves mean, precision and weights of a bucket, and returns the precision ratios r.
+
+            r        = penalty's solution for k, clipped to [exp(-max_log_ratio), exp(max_log_ratio)]
+            Lambda  <- r Lambda
+            m       <- m + clip(u / (r + 2 kappa_m), max_mean_step) / sqrt(Lambda_old)
+
+        Args:
+            weights: proximal weights (precision, mean) in force.
+            score_scale: what ``bucket.score`` is multiplied with to be the likelihood's part of the score.
+        """
+        ratio = penalty.precision_ratio_(bucket.statistic, weights[0])
+        if max_log_ratio is not None:
+            limits = torch.tensor([-max_log_ratio, max_log_ratio]).exp().tolist()
+            torch._foreach_clamp_min_(ratio, limits[0])
+            torch._foreach_clamp_max_(ratio, limits[1])
+
+        deviation = torch._foreach_reciprocal(bucket.precision)
+        torch._foreach_sqrt_(deviation)
+        step = [m if m0 is None else m - m0 for m, m0 in zip(bucket.mean, bucket.prior_mean, strict=True)]
+        step = torch._foreach_mul(step, [-precision for precision in bucket.prior_precision])
+        torch._foreach_add_(step, bucket.score, alpha=score_scale)
+        torch._foreach_mul_(step, deviation)
+        penalty.mean_step_(step, ratio, weights[1])
+        if max_mean_step is not None:
+            torch._foreach_clamp_min_(step, -max_mean_step)
+            torch._foreach_clamp_max_(step, max_mean_step)
+
+        torch._foreach_addcmul_(bucket.mean, step, deviation)
+        torch._foreach_mul_(bucket.precision, ratio)
+        torch._foreach_copy_(bucket.weights, bucket.mean)
+        return ratio

@@ -1,0 +1,505 @@
+"""Proximal score matching as a torch optimizer.
+
+One iteration, with q_t the current variational distribution (the anchor) and s-hat the mini-batch score:
+
+    q_{t+1} = argmin_q  1/2 E_{theta ~ q_t} || grad log q(theta) - s-hat(theta) ||^2_{Sigma_t}  +  P(q_t, q)
+
+Draws come from the fixed anchor: nothing is differentiated through a draw, so the network needs one ordinary forward and
+backward per draw, and the mini-batch score enters linearly, so the update's statistics are unbiased. For the mean-field
+Gaussian the minimiser has a closed form (:mod:`proxscore.inference.families.mean_field`).
+Source: M. Kim, arXiv 2602.05873.
+
+    optimizer = ProximalScore(model.named_parameters(), data_size=50_000)
+    for x, y in loader:
+        for _ in optimizer.draws():                       # the weights are a draw from q_t; a pair by default
+            likelihood.nll(model(x), y).mean().backward()
+        optimizer.step()                                  # the proximal step; the weights are the mean again
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim.adam import adam
+
+from proxscore.inference import noise
+from proxscore.inference.families import MeanField
+from proxscore.inference.families.mean_field import Bucket, split
+from proxscore.inference.penalties import ForwardKL
+from proxscore.inference.priors import Assignment, Prior, canonical
+
+# Elements that one pass of in-place operations covers: a cache's worth on the CPU, few kernel launches elsewhere.
+_BUCKET = {"cpu": 1 << 15}
+_BUCKET_ACCELERATOR = 1 << 26
+
+
+@dataclass
+class _Slot:
+    """A trained parameter, what the prior says of it, and where its shard lies in the flattened whole."""
+
+    name: str
+    parameter: Tensor
+    prior: Assignment
+    start: int
+
+
+class ProximalScore(torch.optim.Optimizer):
+    """Proximal score matching with a mean-field Gaussian over the parameters.
+
+    The loss that the user differentiates is the *average* negative log-likelihood over the data points of a batch
+    (micro-batches: their sums divided by the size of the whole batch). The optimizer supplies data size, temperature and
+    prior: score = -(data_size / temperature) * gradient - (theta - prior mean) / scale^2.
+
+    State per sampled parameter, with the parameter's own sharding: ``mean``, ``precision``, ``score`` (running mean of
+    the gradient), and ``curvature`` if ``draws`` > 1. With weights and gradient that is 5 P (6 P) numbers. All of it,
+    and the noise (a function of ``seed`` and the step counter), is in ``state_dict``.
+
+    Args:
+        params: ``model.named_parameters()``, or groups (dicts) of named parameters; a group may set its own ``lr``,
+            ``momentum`` and ``initial_precision``. Frozen parameters are left alone; a tied one counts once.
+        data_size: number of data points N behind the posterior (larger than the true number: a colder posterior).
+        prior: Gaussian prior and selection of the sampled parameters.
+        penalty: proximal penalty with its weights and their schedules (in steps).
+        lr: factor on the mean's proximal step, for torch's learning-rate schedulers.
+        initial_precision: the initial precision of every sampled parameter, divided by N; 0.1 to 1 is a safe start.
+        paired: score each draw m + e together with m - e on the same batch (two evaluations).
+        draws: draws, or pairs, per step.
+        momentum: decay of the running mean of the score (bias-corrected), in [0, 1).
+        max_log_precision_step: trust region: largest change of a log-precision in a step; none: unlimited.
+        max_mean_step: trust region: largest change of a mean in a step, in posterior standard deviations.
+        temperature: the likelihood is raised to the power 1 / temperature.
+        point_lr: Adam's learning rate for parameters that are not sampled (times the mean's schedule).
+        max_skipped_steps: a step whose scores are not finite is skipped (mean and precision stay, momentum restarts);
+            that many in a row raise FloatingPointError.
+        seed: of the draws.
+
+    Raises:
+        ValueError: a setting outside its range, unnamed parameters, a parameter of lower precision than float32, or a
+            sharding that cannot be sampled; the message names it.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]],
+        data_size: float,
+        *,
+        prior: Prior | None = None,
+        penalty: ForwardKL | None = None,
+        lr: float = 1.0,
+        initial_precision: float = 0.5,
+        paired: bool = True,
+        draws: int = 1,
+        momentum: float = 0.9,
+        max_log_precision_step: float | None = 1.0,
+        max_mean_step: float | None = 1.0,
+        temperature: float = 1.0,
+        point_lr: float = 1e-3,
+        max_skipped_steps: int = 10,
+        seed: int = 0,
+    ) -> None:
+        positive = dict(data_size=data_size, temperature=temperature, draws=draws, max_skipped_steps=max_skipped_steps)
+        positive |= dict(max_log_precision_step=max_log_precision_step, max_mean_step=max_mean_step, point_lr=point_lr)
+        for setting, value in positive.items():
+            if value is not None and not value > 0:
+                raise ValueError(f"{setting} is {value}; it must be positive")
+        self.prior = prior or Prior()
+        self.penalty = penalty or ForwardKL()
+        self.family = MeanField()
+        self.paired, self.draws_per_step = paired, draws
+        self.max_log_precision_step, self.max_mean_step = max_log_precision_step, max_mean_step
+        self.scale = data_size / temperature
+        self.data_size, self.temperature = data_size, temperature
+        self.point_lr, self.max_skipped_steps = point_lr, max_skipped_steps
+        #: Set before ``step`` (as torch's GradScaler does) to decide for all ranks whether the step is skipped; where
+        #: it is none and parameters are sharded, ``step`` agrees on it with one scalar all-reduce.
+        self.found_inf: Tensor | bool | None = None
+        #: When true, ``step`` fills ``statistics`` (of the local shards): a few more passes over the state.
+        self.monitor = False
+        self.statistics: dict[str, float] = {}
+        self._drawing = self._scored = False
+        self._streams: dict[tuple[torch.device, torch.dtype], noise.NormalStream] = {}
+        defaults = dict(lr=lr, momentum=momentum, initial_precision=initial_precision)
+        counters = dict(step=0, momentum_steps=0, skipped=0, skipped_in_a_row=0, seed=seed)
+        super().__init__(_named(params), defaults | counters)
+        self._slots = [self._slots_of(group) for group in self.param_groups]
+        self._assign_prior()
+
+    # ------------------------------------------------------------ set-up
+
+    def _slots_of(self, group: dict[str, Any]) -> list[_Slot]:
+        for setting, low in (("lr", True), ("initial_precision", False)):
+            if not (group[setting] >= 0 if low else group[setting] > 0):
+                raise ValueError(f"{setting} is {group[setting]}; it must be positive")
+        if not 0 <= group["momentum"] < 1:
+            raise ValueError(f"momentum is {group['momentum']}; it must lie in [0, 1)")
+        slots = []
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            name = canonical(name)
+            if parameter.dtype not in (torch.float32, torch.float64):
+                raise ValueError(
+                    f"parameter {name} is {parameter.dtype}: keep parameters in float32 and use autocast or FSDP's "
+                    "MixedPrecisionPolicy for low-precision compute"
+                )
+            slots.append(_Slot(name, parameter, Assignment(True, 0.0), noise.shard_offset(parameter, name)))
+        return slots
+
+    def _assign_prior(self) -> None:
+        slots = [slot for group in self._slots for slot in group]
+        assignments = self.prior.assign([(slot.name, slot.parameter) for slot in slots])
+        unknown = set(self.prior.mean) - set(assignments)
+        if unknown:
+            raise ValueError(f"prior.mean names {sorted(unknown)[0]!r}, which is no trained parameter")
+        for group, members in zip(self.param_groups, self._slots, strict=True):
+            for slot in members:
+                slot.prior = assignments[slot.name]
+                self.state[slot.parameter] = self._initial_state(slot, group["initial_precision"])
+
+    def _initial_state(self, slot: _Slot, initial_precision: float) -> dict[str, Any]:
+        parameter = slot.parameter.detach()
+        prior_mean = self.prior.mean.get(slot.name)
+        state: dict[str, Any] = {}
+        if slot.prior.sampled:
+            precision = initial_precision * self.data_size + slot.prior.precision
+            state = {"mean": parameter.clone(), "precision": torch.full_like(parameter, precision)}
+            state["score"] = torch.zeros_like(parameter)
+            if self.draws_per_step > 1:
+                state["curvature"] = torch.zeros_like(parameter)
+        else:
+            state = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+            state["step"] = torch.zeros(())
+        if prior_mean is not None and slot.prior.precision > 0:
+            state["prior_mean"] = torch.zeros_like(parameter).copy_(prior_mean)
+        return state
+
+    def sampled(self) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
+        """(name, parameter, state) of every parameter that is random under the posterior."""
+        for slot in (slot for group in self._slots for slot in group):
+            if slot.prior.sampled:
+                yield slot.name, slot.parameter, self.state[slot.parameter]
+
+    @property
+    def evaluations_per_step(self) -> int:
+        """Gradient evaluations (forward and backward passes over the batch) that one step takes."""
+        return self.draws_per_step * (2 if self.paired else 1)
+
+    # ------------------------------------------------------------ the draw loop
+
+    @torch.no_grad()
+    def draws(self) -> Iterator[int]:
+        """Put draws from the current posterior into the weights, one per iteration of the loop.
+
+        The body runs forward and backward (over several micro-batches, if need be: the same for both draws of a pair).
+        Whatever ends the loop, an exception included, the weights are the mean again afterwards. Gradients belong to
+        the optimizer here: it clears them itself, and ``zero_grad`` within the loop does nothing.
+        """
+        if self._drawing:
+            raise RuntimeError("draws() within draws(): finish the first loop before starting another")
+        self._drawing, self._scored, self._nonfinite = True, False, None
+        slots = [[s for s in group if s.parameter.requires_grad] for group in self._slots]
+        for slot in (slot for group in slots for slot in group):
+            slot.parameter.grad = None
+            if slot.prior.sampled:
+                self.state[slot.parameter]["mean"].copy_(slot.parameter)
+        try:
+            for index in range(self.draws_per_step):
+                self._sample(slots, index)
+                with torch.enable_grad():
+                    yield index * (1 + self.paired)
+                if self.paired:
+                    first = self._take_first(slots, index)
+                    with torch.enable_grad():
+                        yield index * 2 + 1
+                    self._check_pair(slots, first)
+                self._take(slots, index)
+            self._scored = True
+        finally:
+            self._restore()
+            self._drawing = False
+
+    def _sample(self, slots: list[list[_Slot]], index: int) -> None:
+        for group, members in zip(self.param_groups, slots, strict=True):
+            seed = noise.key(group["seed"], "draw", group["step"], index)
+            for slot in members:
+                if not slot.prior.sampled:
+                    continue
+                state = self.state[slot.parameter]
+                weights, mean, precision = map(noise.local, (slot.parameter, state["mean"], state["precision"]))
+                stream = self._stream(weights)
+                total = slot.parameter.numel()
+                for piece, values in stream.pieces(noise.key(seed, slot.name), slot.start, len(weights), total):
+                    self.family.sample_(weights[piece], mean[piece], precision[piece], values)
+                slot.parameter.grad = None
+        torch.clear_autocast_cache()  # an enclosing autocast would go on using its cast of the previous weights
+
+    def _take_first(self, slots: list[list[_Slot]], index: int) -> list[Tensor | None]:
+        """Between the draws of a pair: fold the first gradient into the running score, reflect the weights.
+
+        The gradient is left negated, so that the second backward accumulates g_minus - g_plus without a buffer.
+        """
+        self._fill_gradients(slots)
+        self._detect(slots)
+        for group, buckets in self._buckets(slots):
+            decay, weight = self._decay(group, index)
+            for bucket in buckets:
+                torch._foreach_mul_(bucket.score, decay)
+                torch._foreach_add_(bucket.score, bucket.statistic, alpha=weight)
+                torch._foreach_neg_(bucket.statistic)
+                self.family.reflect_(bucket)
+        torch.clear_autocast_cache()
+        return [slot.parameter.grad for group in slots for slot in group]
+
+    def _check_pair(self, slots: list[list[_Slot]], first: list[Tensor | None]) -> None:
+        after = [slot.parameter.grad for group in slots for slot in group]
+        if any(a is not b for a, b in zip(first, after, strict=True)):
+            raise RuntimeError("gradients were cleared between the two draws of a pair; leave them to the optimizer")
+
+    def _take(self, slots: list[list[_Slot]], index: int) -> None:
+        """After a draw or pair: complete the running score, and turn the gradient into the curvature statistic."""
+        self._fill_gradients(slots)
+        self._detect(slots)
+        scale = self.scale / 2 if self.paired else self.scale
+        for group, buckets in self._buckets(slots):
+            decay, weight = self._decay(group, index)
+            for bucket in buckets:
+                if self.paired:  # the score holds g_plus already: g_plus + (g_minus - g_plus) / 2 is the pair's mean
+                    torch._foreach_add_(bucket.score, bucket.statistic, alpha=weight / 2)
+                else:
+                    torch._foreach_mul_(bucket.score, decay)
+                    torch._foreach_add_(bucket.score, bucket.statistic, alpha=weight)
+                self.family.curvature_(bucket, scale, self.paired)
+        if self.draws_per_step > 1:
+            for slot in (slot for group in slots for slot in group if slot.prior.sampled):
+                curvature, gradient = self.state[slot.parameter]["curvature"], slot.parameter.grad
+                assert gradient is not None
+                noise.local(curvature).mul_(index > 0).add_(noise.local(gradient), alpha=1 / self.draws_per_step)
+
+    def _decay(self, group: dict[str, Any], index: int) -> tuple[float, float]:
+        """Factors on the running score and on a new gradient; the average over a step's draws is one update."""
+        return (group["momentum"] if index == 0 else 1.0), (1 - group["momentum"]) / self.draws_per_step
+
+    def _fill_gradients(self, slots: list[list[_Slot]]) -> None:
+        parameters = [slot.parameter for group in slots for slot in group]
+        if all(parameter.grad is None for parameter in parameters):
+            raise RuntimeError("no gradients after a draw: call backward() inside the draws() loop")
+        for parameter in parameters:
+            if parameter.grad is None:  # not part of this forward: its likelihood is flat, the prior still counts
+                parameter.grad = torch.zeros_like(parameter)
+
+    def _detect(self, slots: list[list[_Slot]]) -> None:
+        """Note (on the device) whether any gradient is not finite."""
+        gradients = [noise.local(s.parameter.grad) for group in slots for s in group if s.parameter.grad is not None]
+        bad = ~torch.stack([norm.float() for norm in torch._foreach_norm(gradients, 1)]).isfinite().all()
+        self._nonfinite = bad if self._nonfinite is None else self._nonfinite | bad
+
+    @property
+    def nonfinite(self) -> Tensor:
+        """Whether this rank saw a gradient that is not finite in the last draw loop (0 or 1, on the device)."""
+        if self._nonfinite is None:
+            raise RuntimeError("no scores yet: run the draws() loop first")
+        return self._nonfinite.float()
+
+    def _restore(self) -> None:
+        for _, parameter, state in self.sampled():
+            if parameter.requires_grad:
+                noise.local(parameter).copy_(noise.local(state["mean"]))
+        torch.clear_autocast_cache()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As in torch, but nothing happens between the start of ``draws()`` and ``step()``."""
+        if not (self._drawing or self._scored):
+            super().zero_grad(set_to_none)
+
+    # ------------------------------------------------------------ the step
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One proximal step from the scores of the last draw loop (or of a ``closure`` that runs forward and backward).
+
+        Returns:
+            The closure's last value, or none.
+
+        Raises:
+            RuntimeError: no completed draw loop since the last step.
+            FloatingPointError: ``max_skipped_steps`` steps in a row were skipped.
+        """
+        loss = None
+        if closure is not None:
+            for _ in self.draws():
+                loss = closure()
+        if not self._scored:
+            raise RuntimeError("step() needs scores: run `for _ in optimizer.draws(): loss.backward()` to its end first")
+        self._scored = False
+        if self._skip():
+            self._after_skip()
+        else:
+            for group in self.param_groups:
+                group["skipped_in_a_row"] = 0
+                group["momentum_steps"] += 1
+            self._update()
+        for group in self.param_groups:
+            group["step"] += 1
+            for parameter in group["params"]:
+                parameter.grad = None  # it holds statistics, no gradient
+        return loss
+
+    def _skip(self) -> bool:
+        found, self.found_inf = self.found_inf, None
+        if found is None:
+            found = self.nonfinite
+            if dist.is_initialized() and any(isinstance(s.parameter, DTensor) for g in self._slots for s in g):
+                dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return bool(found)
+
+    def _after_skip(self) -> None:
+        for group, slots in zip(self.param_groups, self._slots, strict=True):
+            group["skipped"] += 1
+            group["skipped_in_a_row"] += 1
+            group["momentum_steps"] = 0
+            for slot in slots:
+                if slot.prior.sampled:  # half a pair may have been folded in: start the running mean anew
+                    self.state[slot.parameter]["score"].zero_()
+        if self.param_groups[0]["skipped_in_a_row"] >= self.max_skipped_steps:
+            named = ((s.name, s.parameter.grad) for group in self._slots for s in group)
+            bad = next((name for name, g in named if g is not None and not noise.local(g).isfinite().all()), "unknown")
+            raise FloatingPointError(
+                f"{self.max_skipped_steps} steps in a row had scores that are not finite (first parameter: {bad}); "
+                "look for bad inputs, or use a larger initial_precision or penalty.mean"
+            )
+
+    def _update(self) -> None:
+        step = self.param_groups[0]["step"]
+        precision_weight, mean_weight = self.penalty.weights(step)
+        monitor = _Monitor() if self.monitor else None
+        slots = [[s for s in group if s.parameter.requires_grad] for group in self._slots]
+        for group, buckets in self._buckets(slots, "curvature" if self.draws_per_step > 1 else None):
+            factor = group["lr"]
+            weights = precision_weight, (mean_weight / factor if factor > 0 else float("inf"))
+            score_scale = -self.scale / (1 - group["momentum"] ** group["momentum_steps"])
+            for bucket in buckets:
+                ratio = self.family.update_(
+                    bucket, self.penalty, weights, score_scale, self.max_log_precision_step, self.max_mean_step
+                )
+                if monitor is not None:
+                    monitor.add(bucket.precision, ratio)
+        for group, members in zip(self.param_groups, slots, strict=True):
+            self._update_points([s for s in members if not s.prior.sampled], group, mean_weight)
+        torch.clear_autocast_cache()
+        if monitor is not None:
+            self.statistics = monitor.result() | {"kappa_precision": precision_weight, "kappa_mean": mean_weight}
+
+    def _update_points(self, slots: list[_Slot], group: dict[str, Any], mean_weight: float) -> None:
+        """Adam on the parameters that are not sampled, on the mean gradient over the draws plus the prior's."""
+        if not slots:
+            return
+        gradients = []
+        for slot in slots:
+            assert slot.parameter.grad is not None
+            gradient = noise.local(slot.parameter.grad).div_(self.evaluations_per_step)
+            if slot.prior.precision > 0:
+                weights, prior_mean = noise.local(slot.parameter), self.state[slot.parameter].get("prior_mean")
+                pull = weights if prior_mean is None else weights - noise.local(prior_mean)
+                gradient.add_(pull, alpha=slot.prior.precision / self.scale)
+            gradients.append(gradient)
+        states = [self.state[slot.parameter] for slot in slots]
+        adam(
+            [noise.local(slot.parameter) for slot in slots],
+            gradients,
+            [noise.local(state["exp_avg"]) for state in states],
+            [noise.local(state["exp_avg_sq"]) for state in states],
+            [],
+            [state["step"] for state in states],
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=self.point_lr * group["lr"] * self.penalty.mean / mean_weight,
+            weight_decay=0.0,
+            eps=1e-8,
+            maximize=False,
+        )
+
+    # ------------------------------------------------------------ views of the state
+
+    def _buckets(
+        self, slots: list[list[_Slot]], statistic: str | None = None
+    ) -> Iterator[tuple[dict[str, Any], Iterator[Bucket]]]:
+        """The sampled parameters of each group, cut into buckets; the statistic is the gradient unless named."""
+        for group, members in zip(self.param_groups, slots, strict=True):
+            shards = []
+            for slot in members:
+                if not slot.prior.sampled:
+                    continue
+                state = self.state[slot.parameter]
+                held = slot.parameter.grad if statistic is None else state[statistic]
+                columns = (slot.parameter, state["mean"], state["precision"], state["score"], held)
+                prior_mean = state.get("prior_mean")
+                tensors = (*map(noise.local, columns), None if prior_mean is None else noise.local(prior_mean))
+                shards.append((tensors, slot.prior.precision))
+            if shards:
+                size = _BUCKET.get(shards[0][0][0].device.type, _BUCKET_ACCELERATOR)
+                yield group, split(shards, size)
+
+    def _stream(self, like: Tensor) -> noise.NormalStream:
+        place = like.device, like.dtype
+        if place not in self._streams:
+            self._streams[place] = noise.NormalStream(*place)
+        return self._streams[place]
+
+
+class _Monitor:
+    """Running mean and extremes of log-precision and of the precision ratio r over the local shards."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.rows: list[Tensor] = []
+
+    def add(self, precision: list[Tensor], ratio: Iterable[Tensor]) -> None:
+        for p, r in zip(precision, ratio, strict=True):
+            if p.numel():
+                low, high = torch.aminmax(p)
+                r_low, r_high = torch.aminmax(r)
+                self.rows.append(torch.stack([p.log().sum(), low, high, r.sum(), r_low, r_high]))
+                self.count += p.numel()
+
+    def result(self) -> dict[str, float]:
+        if not self.rows:
+            return {"count": 0}
+        rows = torch.stack([row.cpu() for row in self.rows])
+        log_sum, ratio_sum = rows[:, 0].double().sum() / self.count, rows[:, 3].double().sum() / self.count
+        return {
+            "count": self.count,
+            "log_precision_mean": log_sum.item(),
+            "log_precision_min": rows[:, 1].min().log().item(),
+            "log_precision_max": rows[:, 2].max().log().item(),
+            "ratio_mean": ratio_sum.item(),
+            "ratio_min": rows[:, 4].min().item(),
+            "ratio_max": rows[:, 5].max().item(),
+        }
+
+
+def _named(params: Iterable[Any]) -> list[Any]:
+    """Trained, named parameters only, each once; groups keep their settings."""
+    items = list(params)
+    if not items:
+        raise ValueError("params is empty: pass model.named_parameters()")
+    groups = items if isinstance(items[0], dict) else [{"params": items}]
+    seen: set[int] = set()
+    result = []
+    for group in groups:
+        kept = []
+        for item in group["params"]:
+            if not (isinstance(item, tuple) and len(item) == 2):
+                raise ValueError("parameters must be named: pass model.named_parameters(), not model.parameters()")
+            if item[1].requires_grad and id(item[1]) not in seen:
+                seen.add(id(item[1]))
+                kept.append(item)
+        if kept:
+            result.append({**group, "params": kept})
+    if not result:
+        raise ValueError("params holds no parameter that requires a gradient")
+    return result

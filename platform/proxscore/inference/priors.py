@@ -1,0 +1,111 @@
+"""The Gaussian prior, and which parameters are random at all."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+Treatment = Literal["informative", "flat", "point"]
+
+# What wrappers (torch.compile, activation checkpointing, DistributedDataParallel) insert into parameter names.
+_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
+
+
+def canonical(name: str) -> str:
+    """A parameter's name as the unwrapped module has it."""
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What the prior says of one parameter: is it sampled, with which prior precision (1/scale^2; 0: flat)?"""
+
+    sampled: bool
+    precision: float
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Independent Gaussian prior p(theta) = N(mean, scale^2), and the selection of the parameters that are sampled.
+
+    A parameter that is not sampled is a point estimate: trained with the rest, by Adam, on the same scores.
+
+    Args:
+        scale: standard deviation, in units of the weights.
+        scales: glob pattern of parameter names -> scale, for groups of parameters; the last match counts.
+        biases: ``informative`` (as weights), ``flat`` (precision zero) or ``point`` (not sampled).
+        norms: the same for the scales and shifts of normalisation layers (modules whose ``weight`` has one dimension,
+            and other vectors that are no biases, such as layer scales).
+        mean: prior mean by parameter name, for example pretrained weights; zero where none is given.
+        select: ``all``, ``last_layer`` (the module of the last parameter), or glob patterns: what may be sampled.
+        point: glob patterns of parameters that are never sampled.
+
+    Raises:
+        ValueError: a scale that is not positive, an unknown treatment, or (in :meth:`assign`) a pattern that matches
+            no parameter.
+    """
+
+    scale: float = 0.1
+    scales: Mapping[str, float] = field(default_factory=dict)
+    biases: Treatment = "informative"
+    norms: Treatment = "informative"
+    mean: Mapping[str, Tensor] = field(default_factory=dict)
+    select: str | Sequence[str] = "all"
+    point: Sequence[str] = ("*log_noise",)
+
+    def __post_init__(self) -> None:
+        for label, scale in [("scale", self.scale), *((f"scales[{p!r}]", s) for p, s in self.scales.items())]:
+            if not scale > 0:
+                raise ValueError(f"prior.{label} is {scale}; it must be positive")
+        for label in ("biases", "norms"):
+            if getattr(self, label) not in ("informative", "flat", "point"):
+                raise ValueError(f"prior.{label} is {getattr(self, label)!r}; it must be informative, flat or point")
+
+    def assign(self, parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Assignment]:
+        """The prior's word on each (name, parameter), by name and shape."""
+        shapes = {name: parameter.ndim for name, parameter in parameters}
+        selected = self._selected(list(shapes))
+        for pattern in self.scales:
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in shapes):
+                raise ValueError(f"prior.scales: the pattern {pattern!r} matches no parameter")
+        return {name: self._assign(name, kind(name, shapes), name in selected) for name in shapes}
+
+    def _assign(self, name: str, kind: str, selected: bool) -> Assignment:
+        treatment = {"bias": self.biases, "norm": self.norms}.get(kind, "informative")
+        if not selected or treatment == "point" or any(fnmatch.fnmatchcase(name, p) for p in self.point):
+            return Assignment(sampled=False, precision=self._precision(name) if treatment == "informative" else 0.0)
+        return Assignment(sampled=True, precision=0.0 if treatment == "flat" else self._precision(name))
+
+    def _precision(self, name: str) -> float:
+        matches = [scale for pattern, scale in self.scales.items() if fnmatch.fnmatchcase(name, pattern)]
+        return (matches[-1] if matches else self.scale) ** -2
+
+    def _selected(self, names: list[str]) -> set[str]:
+        if self.select == "all":
+            return set(names)
+        if self.select == "last_layer":
+            layer, _, _ = names[-1].rpartition(".")
+            return {name for name in names if name.rpartition(".")[0] == layer}
+        chosen: set[str] = set()
+        for pattern in [self.select] if isinstance(self.select, str) else self.select:
+            matches = set(fnmatch.filter(names, pattern))
+            if not matches:
+                raise ValueError(f"prior.select: the pattern {pattern!r} matches no parameter, for example {names[0]!r}")
+            chosen |= matches
+        return chosen
+
+
+def kind(name: str, dimensions: Mapping[str, int]) -> Literal["weight", "bias", "norm"]:
+    """Whether a parameter is a weight, a bias, or belongs to a normalisation layer, from names and dimensions."""
+    module, _, leaf = name.rpartition(".")
+    sibling = f"{module}.weight" if module else "weight"
+    is_bias = leaf.endswith("bias")
+    if dimensions[name] <= 1 and (not is_bias or dimensions.get(sibling, 2) <= 1):
+        return "norm"
+    return "bias" if is_bias else "weight"
