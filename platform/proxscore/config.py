@@ -60,6 +60,7 @@ class IdxConfig(_DataConfig):
 
     kind: Literal["idx"]
     path: Path
+    classes: int = Field(10, gt=1)  # labels are 0..classes-1
 
 
 class ImageFolderConfig(_DataConfig):
@@ -144,6 +145,7 @@ class ProximalScoreConfig(Section):
     max_log_precision_step: float | None = Field(1.0, gt=0)
     max_mean_step: float | None = Field(1.0, gt=0)  # posterior standard deviations
     temperature: float = Field(1.0, gt=0)
+    point_lr: float = Field(1e-3, gt=0)  # Adam's, for parameters that are not sampled
     effective_data_size: float | None = Field(None, gt=0)  # None: the number of training rows
     max_skipped_steps: int = Field(10, ge=1)
 
@@ -181,7 +183,7 @@ class TrainingConfig(Section):
     checkpoint_every: float = Field(1, gt=0)  # epochs
     keep_checkpoints: int = Field(2, ge=1)
     max_failures: int = Field(3, ge=-1)
-    storage: Path = Path("runs")
+    storage: str = "runs"  # a folder, or a URI that pyarrow reads (s3://..., gs://...)
 
 
 class EvaluationConfig(Section):
@@ -192,6 +194,7 @@ class EvaluationConfig(Section):
     batch_size: int = Field(500, gt=0)
     seed: int = 0
     bins: int = Field(15, ge=2)
+    norm_batches: int = Field(20, ge=0)  # training batches that set BatchNorm statistics for each draw; 0: as trained
 
 
 class TrackingConfig(Section):
@@ -206,7 +209,7 @@ class TrackingConfig(Section):
 class Config(Section):
     """Everything that one training job needs."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # null: a new one; a known one resumes
     seed: int = Field(0, ge=0)
     task: VisionConfig = VisionConfig()
     method: MethodConfig = ProximalScoreConfig()
@@ -256,8 +259,8 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def flatten(config: Config) -> dict[str, Any]:
-    """The resolved configuration as ``{"training.epochs": 10, ...}``, for tracking."""
+def flatten(section: Section) -> dict[str, Any]:
+    """A resolved section as ``{"training.epochs": 10, ...}``, for tracking."""
 
     def walk(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict) and value:
@@ -266,7 +269,7 @@ def flatten(config: Config) -> dict[str, Any]:
         else:
             yield prefix, value
 
-    return dict(walk("", config.model_dump(mode="json")))
+    return dict(walk("", section.model_dump(mode="json")))
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

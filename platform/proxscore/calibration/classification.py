@@ -1,4 +1,4 @@
-"""Proper scores, calibration and uncertainty of a predictive distribution over classes, streamed over batches and ranks.
+"""Proper scores, calibration and uncertainty of predictives over classes, streamed over batches and ranks.
 
     metrics = ClassificationMetrics(classes=10)
     for log_probabilities, expected_entropy, targets in predictions:
@@ -20,12 +20,12 @@ from torch import Tensor
 from torchmetrics import CatMetric, MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from proxscore.calibration.reliability import (
+from proxscore.calibration.calibration_error import (
     adaptive_calibration_error,
     expected_calibration_error,
     maximum_calibration_error,
 )
-from proxscore.calibration.reliability_figure import reliability_diagram
+from proxscore.calibration.reliability import reliability_diagram
 from proxscore.config import ConfigError
 
 # How far the probabilities of a row may be from summing to 1: more than bfloat16 rounds log-probabilities of 20,000
@@ -134,7 +134,7 @@ class ClassificationMetrics:
             accuracy: fraction of rows whose most probable class is the label.
             nll: -log p(label); infinite if any label has probability zero.
             brier: sum over classes of (p - onehot)^2, in [0, 2].
-            ece, mce, adaptive_ece: top-label calibration errors (:mod:`proxscore.calibration.reliability`).
+            ece, mce, adaptive_ece: top-label calibration errors (:mod:`proxscore.calibration.calibration_error`).
             entropy: H[mean of p], the total uncertainty.
             expected_entropy: mean of H[p] over draws, the aleatoric part.
             mutual_information: their difference, the epistemic part (Houlsby et al., 2011, BALD; Depeweg et al., 2018).

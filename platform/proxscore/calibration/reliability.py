@@ -1,108 +1,101 @@
-"""Top-label calibration: confidence against accuracy, in bins of equal width and of equal mass.
-
-Every function takes two tensors with one entry per row, in any order: ``confidences`` (N,), the probability of the
-most probable class, in [0, 1], and ``correct`` (N,), true where that class is the label. Sums are in float64, so that
-millions of pixels count as well as hundreds of images.
-"""
+"""The reliability diagram: accuracy against confidence, the gap between them, and how many rows each bar stands for."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
-from torchmetrics.functional.classification import binary_calibration_error
 
-from proxscore.config import ConfigError
+from proxscore.calibration.calibration_error import (
+    expected_calibration_error,
+    maximum_calibration_error,
+    reliability_bins,
+)
 
-# torchmetrics bins [a, b) and gives a confidence of exactly 1 a bin of its own, which a saturated network fills;
-# one step below 1 in float64 is in the last bin, where the definition has it.
-_BELOW_ONE = 1.0 - 2.0**-53
-
-
-@dataclass(frozen=True)
-class ReliabilityBins:
-    """What the rows of each of B confidence bins have in common; ``accuracy`` and ``confidence`` are NaN without rows.
-
-    Attributes:
-        edges: (B + 1,) float64, from 0 to 1 in equal steps; bin b is [edges[b], edges[b + 1]), the last one closed.
-        counts: (B,) long, rows per bin.
-        accuracy: (B,) float64, fraction of the bin's rows that are correct.
-        confidence: (B,) float64, mean confidence of the bin's rows.
-    """
-
-    edges: Tensor
-    counts: Tensor
-    accuracy: Tensor
-    confidence: Tensor
+_ACCURACY, _GAP, _INK = "#3b6fb6", "#d9534f", "#333333"
 
 
-def reliability_bins(confidences: Tensor, correct: Tensor, *, bins: int = 15) -> ReliabilityBins:
-    """Counts, accuracy and mean confidence in ``bins`` bins of equal width (Niculescu-Mizil and Caruana, 2005).
+def reliability_diagram(confidences: Tensor, correct: Tensor, *, bins: int = 15, title: str = "") -> Figure:
+    """A figure of two panels over the confidence of the most probable class, in ``bins`` bins of equal width.
+
+    Above, a bar per bin at its accuracy and, hatched, the gap from there to its mean confidence (the term that ECE adds
+    up: below the diagonal the predictive is over-confident); below, the rows per bin on a logarithmic axis. ECE, MCE
+    and N stand in the figure. The style is that of Guo et al. (2017), "On calibration of modern neural networks".
+
+    Args:
+        confidences: (N,) probability of the most probable class, in [0, 1].
+        correct: (N,) true where that class is the label.
+
+    Returns:
+        A figure outside pyplot's state: nothing to close, and no display needed. ``figure.savefig(path)`` writes it.
 
     Raises:
-        ConfigError: no rows, unequal lengths, confidences outside [0, 1] (or NaN), or ``bins`` below 1.
+        ConfigError: as :func:`proxscore.calibration.reliability_bins`.
     """
-    confidences, correct = _rows(confidences, correct, bins)
-    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidences.device)
-    index = torch.bucketize(confidences, edges, right=True) - 1
-    counts = torch.bincount(index, minlength=bins)
-    return ReliabilityBins(
-        edges=edges,
-        counts=counts,
-        accuracy=torch.bincount(index, correct, minlength=bins) / counts,
-        confidence=torch.bincount(index, confidences, minlength=bins) / counts,
+    table = reliability_bins(confidences, correct, bins=bins)
+    edges, counts, accuracy, confidence = (
+        values.cpu().numpy() for values in (table.edges, table.counts, table.accuracy, table.confidence)
     )
+    figure = Figure(figsize=(5.0, 6.0), dpi=150, layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
+    if title:
+        above.set_title(title, fontsize=11, color=_INK)
+    _draw_accuracy(above, edges, accuracy, confidence)
+    _draw_counts(below, edges, counts)
+    ece = expected_calibration_error(confidences, correct, bins=bins)
+    mce = maximum_calibration_error(confidences, correct, bins=bins)
+    above.text(
+        0.97,
+        0.04,
+        f"ECE  {ece:.4f}\nMCE  {mce:.4f}\nN  {int(counts.sum()):,}",
+        transform=above.transAxes,
+        ha="right",
+        va="bottom",
+        fontsize=9,
+        color=_INK,
+        bbox={"boxstyle": "round,pad=0.4", "facecolor": "white", "edgecolor": "#cccccc", "alpha": 0.9},
+    )
+    return figure
 
 
-def expected_calibration_error(confidences: Tensor, correct: Tensor, *, bins: int = 15) -> float:
-    """ECE = sum_b n_b / N |accuracy_b - confidence_b| over bins of equal width (Naeini et al., 2015; Guo et al., 2017).
-
-    In [0, 1]; biased upwards by about sum_b sqrt(2 n_b a_b (1 - a_b) / pi) / N for a calibrated predictive.
-    Errors as :func:`reliability_bins`.
-    """
-    confidences, correct = _rows(confidences, correct, bins)
-    return float(binary_calibration_error(confidences, correct, n_bins=bins, norm="l1", validate_args=False))
-
-
-def maximum_calibration_error(confidences: Tensor, correct: Tensor, *, bins: int = 15) -> float:
-    """MCE = max_b |accuracy_b - confidence_b| over the bins of equal width that hold rows (Naeini et al., 2015).
-
-    In [0, 1]; a bin of a single row counts like any other. Errors as :func:`reliability_bins`.
-    """
-    confidences, correct = _rows(confidences, correct, bins)
-    return float(binary_calibration_error(confidences, correct, n_bins=bins, norm="max", validate_args=False))
-
-
-def adaptive_calibration_error(confidences: Tensor, correct: Tensor, *, bins: int = 15) -> float:
-    """Adaptive ECE: sum_b n_b / N |accuracy_b - confidence_b| over bins of equal mass of the sorted confidences.
-
-    The top-label form of the adaptive calibration error of Nixon et al. (2019), "Measuring calibration in deep
-    learning". Bin b holds the sorted rows floor(b N / B) to floor((b + 1) N / B) - 1. Rows of equal confidence have no
-    order of their own, so each counts as the mean correctness of all of them: the result does not depend on the order
-    of the rows, nor on the rank that held them. In [0, 1]; errors as :func:`reliability_bins`.
-    """
-    confidences, correct = _rows(confidences, correct, bins)
-    levels, level, ties = torch.unique(confidences, return_inverse=True, return_counts=True)
-    gap_of_level = torch.bincount(level, correct) / ties - levels
-    running = torch.cat([gap_of_level.new_zeros(1), gap_of_level.repeat_interleave(ties).cumsum(0)])
-    boundaries = torch.arange(bins + 1, device=running.device) * len(confidences) // bins
-    return float(running[boundaries].diff().abs().sum() / len(confidences))
+def _draw_accuracy(axes: Axes, edges: np.ndarray, accuracy: np.ndarray, confidence: np.ndarray) -> None:
+    """One bar per bin that holds rows, its gap on top of it, and the diagonal of perfect calibration."""
+    filled = ~np.isnan(accuracy)
+    lefts, widths = edges[:-1][filled], np.diff(edges)[filled]
+    accuracy, gap = accuracy[filled], (confidence - accuracy)[filled]
+    axes.bar(lefts, accuracy, widths, align="edge", color=_ACCURACY, edgecolor="white", linewidth=0.8, label="accuracy")
+    axes.bar(
+        lefts,
+        gap,
+        widths,
+        bottom=accuracy,
+        align="edge",
+        facecolor="#f8dcdb",
+        edgecolor=_GAP,
+        hatch="////",
+        linewidth=0.8,
+        label="gap to mean confidence",
+    )
+    # Where confidence is below accuracy the gap covers the top of its bar; the line says where the accuracy is.
+    axes.hlines(accuracy, lefts, lefts + widths, color=_INK, linewidth=1.8)
+    axes.plot([0, 1], [0, 1], linestyle="--", color=_INK, linewidth=1, label="perfect calibration")
+    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+    axes.legend(loc="upper left", fontsize=8, framealpha=0.9)
+    _tidy(axes)
 
 
-def _rows(confidences: Tensor, correct: Tensor, bins: int) -> tuple[Tensor, Tensor]:
-    """Both as flat float64, with confidences of exactly 1 one step below it."""
-    if bins < 1:
-        raise ConfigError(f"bins is {bins}; a calibration error needs at least 1 bin")
-    if confidences.shape != correct.shape:
-        raise ConfigError(
-            f"confidences have shape {tuple(confidences.shape)}, correct {tuple(correct.shape)}; they agree"
-        )
-    if confidences.numel() == 0:
-        raise ConfigError("no rows to measure calibration on; update with at least one")
-    confidences, correct = confidences.detach().flatten().double(), correct.detach().flatten().double()
-    outside = ~((confidences >= 0) & (confidences <= 1))
-    if outside.any():
-        row = int(outside.nonzero()[0])
-        raise ConfigError(f"row {row} has confidence {float(confidences[row]):g}; a probability lies in [0, 1]")
-    return confidences.clamp(max=_BELOW_ONE), correct
+def _draw_counts(axes: Axes, edges: np.ndarray, counts: np.ndarray) -> None:
+    """Rows per bin. Logarithmic: a good classifier puts most rows into the last bin, and the gaps are in the others."""
+    axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color="#8c9bb0", edgecolor="white", linewidth=0.8)
+    axes.set_yscale("log")
+    axes.set_ylim(0.5, 3 * counts.max())
+    axes.set(xlabel="confidence of the most probable class", ylabel="rows")
+    _tidy(axes)
+
+
+def _tidy(axes: Axes) -> None:
+    axes.set_axisbelow(True)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8, colors=_INK)

@@ -1,0 +1,86 @@
+"""Train a network as a posterior (and its baseline), on this machine or on the cluster that the job runs on.
+
+    python jobs/train.py --config jobs/configs/quickstart.yaml training.epochs=20 training.workers=4
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from proxscore import config as configuration
+from proxscore.config import Config, ConfigError
+
+COLUMNS = ("accuracy", "nll", "ece", "brier")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, help="YAML file; without it, defaults")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, e.g. training.epochs=3")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--dry-run", action="store_true", help="one step in this process, costs and estimates, and stop")
+    parser.add_argument("--result", type=Path, metavar="FILE.json", help="write the results there, too")
+    options = parser.parse_args(arguments)
+    try:
+        config = configuration.load(options.config, options.overrides)
+        if options.print_config:
+            print(configuration.dump(config), end="")
+            return 0
+        if options.dry_run:
+            from proxscore.training.dry_run import dry_run
+
+            print(dry_run(config))
+            return 0
+        return train(config, options.result)
+    except (ConfigError, FloatingPointError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, SystemExit):
+        print("interrupted: the run is marked KILLED; the same name resumes it from its last checkpoint", file=sys.stderr)
+        return 130
+
+
+def train(config: Config, result: Path | None) -> int:
+    from proxscore.training import launch  # here: importing Ray and MLflow takes seconds that --print-config spares
+
+    if result is not None and not result.parent.is_dir():
+        raise ConfigError(f"--result {result}: the folder {result.parent} does not exist")
+    config = launch.absolute(config)
+    outcomes = launch.run(config, lambda line: print(line, flush=True))
+    rows = [(outcome, variant, metrics) for outcome in outcomes for variant, metrics in outcome.results["test"].items()]
+    order = {"point": 0, "mean": 1, "posterior": 2}
+    rows.sort(key=lambda row: order[row[1]])
+    table = Table(title=f"{config.name}: test split", title_justify="left")
+    for column in ("", *(name.upper() if name in ("nll", "ece") else name for name in COLUMNS), "seconds", "evaluations"):
+        table.add_column(column, justify="left" if not column else "right")
+    for outcome, variant, metrics in rows:
+        name = {"point": "AdamW", "mean": "posterior mean", "posterior": "posterior"}[variant]
+        values = [f"{metrics[column]:.4f}" for column in COLUMNS]
+        table.add_row(name, *values, f"{outcome.results['seconds']:.1f}", str(outcome.results["evaluations"]))
+    Console(width=100).print(table)
+    for outcome in outcomes:
+        for figure in sorted((outcome.folder / "figures").glob("*.png")):
+            print(f"figure     {figure}")
+        print(f"posterior  {outcome.folder / 'posterior'}" if outcome.kind != "adamw" else f"weights    {outcome.folder / 'posterior'}")
+    print(f"browse     {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {config.tracking.uri}")
+    if result is not None:
+        result.write_text(json.dumps(_summary(config, outcomes), indent=2) + "\n")
+    return 0
+
+
+def _summary(config: Config, outcomes: list[Any]) -> dict[str, Any]:
+    runs = [
+        {"label": o.label, "method": o.kind, "mlflow_run_id": o.run_id, "folder": str(o.folder), **o.results} for o in outcomes
+    ]
+    return {"config": config.model_dump(mode="json"), "runs": runs}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Turns what ranks report into metric points, once per step, and into a line of progress."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+
+LIMIT = 1000  # metrics that MLflow takes in one batch
+
+
+class Recorder:
+    """Receives the payloads of all ranks, report by report.
+
+    Steps that were recorded before (a resumed run repeats those since its checkpoint) are not recorded again.
+
+    Args:
+        uri: of the tracking server.
+        run_id: of the run.
+        label: what progress lines begin with.
+        show: receives progress lines; none: silent.
+    """
+
+    def __init__(self, uri: str, run_id: str, label: str, show: Callable[[str], None] | None = print) -> None:
+        self.uri, self.run_id, self.label, self.show = uri, run_id, label, show
+        self._client: MlflowClient | None = None
+        self._recorded = self._validated = -1
+        self._validation = ""
+        self._shown = 0.0
+
+    def __call__(self, payloads: Sequence[dict[str, Any]]) -> None:
+        """One report: ``payloads[r]`` is rank r's."""
+        if self._client is None:  # here, not in __init__: the recorder travels to the process that uses it
+            self._client = MlflowClient(tracking_uri=self.uri)
+            self._recorded = self._last_step("train/nll")
+            self._validated = self._last_step("validation/nll")
+        first = payloads[0]
+        now = int(time.time() * 1000)
+        metrics = []
+        for records in zip(*(payload["records"] for payload in payloads), strict=True):
+            step = int(records[0]["step"])
+            if step > self._recorded:
+                metrics += [Metric(key, value, now, step) for key, value in combine(records).items() if key != "step"]
+                self._recorded = step
+        if first["metrics"] and first["step"] > self._validated:
+            metrics += [Metric(key, value, now, first["step"]) for key, value in first["metrics"].items()]
+            metrics.append(Metric("epoch", first["epoch"], now, first["step"]))
+            self._validated = first["step"]
+        for start in range(0, len(metrics), LIMIT):
+            self._client.log_batch(self.run_id, metrics=metrics[start : start + LIMIT])
+        self._progress(payloads)
+
+    def _last_step(self, key: str) -> int:
+        assert self._client is not None
+        return max((point.step for point in self._client.get_metric_history(self.run_id, key)), default=-1)
+
+    def _progress(self, payloads: Sequence[dict[str, Any]]) -> None:
+        first = payloads[0]
+        if first["metrics"]:
+            nll, ece = first["metrics"]["validation/nll"], first["metrics"]["validation/ece"]
+            self._validation = f" · validation NLL {nll:.3f} ECE {ece:.3f}"
+        quiet = time.monotonic() - self._shown < 2 and not first["metrics"]
+        if self.show is None or not first["records"] or quiet:
+            return
+        self._shown = time.monotonic()
+        rate = first["step"] / max(first["seconds"], 1e-9)
+        left = (first["total_steps"] - first["step"]) / max(rate, 1e-9)
+        self.show(
+            f"{self.label} · step {first['step']}/{first['total_steps']} (epoch {first['epoch']:.1f}) · {rate:.1f} steps/s · "
+            f"{_duration(left)} left · NLL {first['records'][-1]['train/nll']:.3f}{self._validation}"
+        )
+
+
+def combine(records: Sequence[dict[str, float]]) -> dict[str, float]:
+    """One step's record from those of all ranks: extremes of extremes, means of means weighted by shard size."""
+    total = sum(record.get("count", 0) for record in records)
+    merged: dict[str, float] = {}
+    for key in records[0]:
+        values = [record[key] for record in records if key in record]
+        if key == "count":
+            continue
+        if key.endswith("_min"):
+            merged[key] = min(values)
+        elif key.endswith("_max"):
+            merged[key] = max(values)
+        elif key in ("log_precision_mean", "ratio_mean"):
+            merged[key] = sum(record[key] * record["count"] for record in records if key in record) / total
+        else:  # the same on all ranks
+            merged[key] = values[0]
+    return {_name(key): value for key, value in merged.items() if math.isfinite(value) or not key.startswith("kappa")}
+
+
+def _name(key: str) -> str:
+    return key if "/" in key or key == "step" else f"posterior/{key}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

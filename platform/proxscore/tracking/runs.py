@@ -1,0 +1,139 @@
+"""A run in MLflow whose status is true whatever happens."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+from mlflow.entities import Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from proxscore.config import ConfigError, TrackingConfig
+
+
+def tracking_uri(config: TrackingConfig) -> str:
+    """Where runs are recorded: the setting, else ``MLFLOW_TRACKING_URI``, else SQLite in the current folder."""
+    return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+
+
+class TrackedRun:
+    """One MLflow run, driven through the client: no global state, so several may be open.
+
+    Args:
+        uri: of the tracking server or database.
+        experiment: its name; made if it does not exist.
+        name: of the run.
+        run_id: of an earlier run to continue.
+
+    Raises:
+        ConfigError: the server or database cannot be reached.
+    """
+
+    def __init__(self, uri: str, experiment: str, name: str, run_id: str | None = None) -> None:
+        self.uri = uri
+        try:
+            self.client = MlflowClient(tracking_uri=uri)
+            self.experiment_id = self._experiment(experiment)
+            if run_id is not None and not self._exists(run_id):
+                run_id = None
+            self.run_id = run_id or self.client.create_run(self.experiment_id, run_name=name).info.run_id
+        except (MlflowException, OSError) as error:
+            raise ConfigError(f"tracking.uri {uri}: cannot be used: {' '.join(str(error).split())[:200]}") from error
+
+    def _experiment(self, name: str) -> str:
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return found.experiment_id
+        # A database has no artifact store of its own: keep artifacts beside it, not where the first user happened to be.
+        path = self.uri.removeprefix("sqlite:///")
+        location = (Path(path).resolve().parent / "mlartifacts").as_uri() if path != self.uri else None
+        try:
+            return self.client.create_experiment(name, artifact_location=location)
+        except MlflowException:  # made by someone else meanwhile
+            found = self.client.get_experiment_by_name(name)
+            if found is None:
+                raise
+            return found.experiment_id
+
+    def _exists(self, run_id: str) -> bool:
+        try:
+            return self.client.get_run(run_id).info.lifecycle_stage == "active"
+        except MlflowException:
+            return False
+
+    @contextmanager
+    def running(self) -> Iterator[TrackedRun]:
+        """RUNNING within the context; then FINISHED, FAILED (tag ``failure`` says why) or KILLED (Ctrl-C, SIGTERM)."""
+        self.client.update_run(self.run_id, status="RUNNING")
+        with _terminate_as_interrupt():
+            try:
+                yield self
+            except (KeyboardInterrupt, SystemExit):
+                self.client.set_terminated(self.run_id, status="KILLED")
+                raise
+            except BaseException as error:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                self.client.set_tag(self.run_id, "failure", reason[:5000])
+                self.client.set_terminated(self.run_id, status="FAILED")
+                raise
+        if "failure" in self.client.get_run(self.run_id).data.tags:  # of an attempt that this one mended
+            self.client.delete_tag(self.run_id, "failure")
+        self.client.set_terminated(self.run_id, status="FINISHED")
+
+    def describe(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """Record the resolved configuration as params (once: a continued run keeps its own) and facts as tags."""
+        held = self.client.get_run(self.run_id).data.params
+        new = [Param(key, str(value)) for key, value in params.items() if key not in held]
+        for first in range(0, len(new), 100):  # MLflow's limit for one batch
+            self.client.log_batch(self.run_id, params=new[first : first + 100])
+        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def metrics(self, values: Mapping[str, float]) -> None:
+        """Final values, such as ``test/nll``."""
+        for name, value in values.items():
+            self.client.log_metric(self.run_id, name, value)
+
+    def figure(self, figure: Figure, path: str) -> None:
+        """A figure as an artifact."""
+        self.client.log_figure(self.run_id, figure, path)
+
+    def artifacts(self, folder: Path, path: str) -> None:
+        """A folder's files as artifacts under ``path``."""
+        self.client.log_artifacts(self.run_id, str(folder), path)
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """Within the context, SIGTERM (``ray job stop``, a scheduler's eviction) raises KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def git_tags() -> dict[str, str]:
+    """The commit of the code, and whether it was changed since; empty outside a git checkout."""
+    folder = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+        status = subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"mlflow.source.git.commit": commit.stdout.strip(), "git.dirty": str(bool(status.stdout.strip())).lower()}

@@ -1,0 +1,188 @@
+"""Ray: connect to a cluster or start a local one, check that it can hold the run, and run the loop on its workers."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from proxscore import config as configuration
+from proxscore.config import Config, ConfigError, MethodConfig, ParquetConfig
+from proxscore.tracking import Recorder
+from proxscore.training.context import RayContext
+from proxscore.training.loop import train
+from proxscore.vision.task import VisionTask
+
+
+@contextmanager
+def connected(config: Config) -> Iterator[None]:
+    """A connection to the cluster at ``RAY_ADDRESS`` (or that a job runs on), else to a new local one.
+
+    Raises:
+        ConfigError: the cluster can never place the workers.
+    """
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(logging_level=logging.WARNING, runtime_env={"env_vars": _worker_environment()})
+    try:
+        check_resources(config)
+        yield
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _worker_environment() -> dict[str, str]:
+    # Ray's own warnings about each worker drown the progress lines; a user who sets these keeps the setting.
+    defaults = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+    return {name: os.environ.get(name, value) for name, value in defaults.items()}
+
+
+def use_gpu(config: Config) -> bool:
+    """Whether workers get a GPU each: as configured; ``auto`` if the cluster has (or can grow) enough of them."""
+    if config.training.device != "auto":
+        return config.training.device == "cuda"
+    return capacity().get("GPU", 0) >= config.training.workers
+
+
+def capacity() -> dict[str, float]:
+    """The most that the cluster can ever hold: what it has, or what its autoscaler may add."""
+    now = ray.cluster_resources()
+    later = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    return {name: max(now.get(name, 0), later.get(name, 0)) for name in {*now, *later}}
+
+
+def check_resources(config: Config) -> None:
+    """Refuse what could only hang: more workers, CPUs or GPUs than the cluster can ever place.
+
+    Raises:
+        ConfigError: names the setting and what would fit.
+    """
+    training, available = config.training, capacity()
+    cpus, gpus = available.get("CPU", 0), available.get("GPU", 0)
+    wanted = training.workers * training.cpus_per_worker
+    if wanted > cpus:
+        raise ConfigError(
+            f"training.workers={training.workers} at {training.cpus_per_worker:g} CPUs each need {wanted:g} CPUs; the cluster "
+            f"can have {cpus:g}: use at most {int(cpus // training.cpus_per_worker)} workers, or fewer cpus_per_worker"
+        )
+    if training.device == "cuda" and training.workers > gpus:
+        raise ConfigError(f"training.workers={training.workers} need a GPU each; the cluster can have {gpus:g}")
+    if isinstance(config.task.data, ParquetConfig) and cpus - wanted < 1:
+        raise ConfigError(
+            f"training.workers={training.workers} take all {cpus:g} CPUs and leave none for Ray Data to read Parquet with: "
+            f"use training.cpus_per_worker={math.floor(10 * (cpus - 1) / training.workers) / 10 or 0.1:g}"
+        )
+
+
+def train_on_ray(
+    config: Config, method: MethodConfig, epochs: float, task: VisionTask, name: str, recorder: Recorder
+) -> tuple[dict[str, Any], Path]:
+    """Run the loop on the configured workers, resuming the run of this name if there is one.
+
+    Returns:
+        The loop's results, and a local folder with the last checkpoint (posterior and figures among it).
+
+    Raises:
+        ConfigError: what the loop refused.
+        RuntimeError: a worker failed more often than ``training.max_failures``; one line with the first cause.
+    """
+    training = config.training
+    payload = {"config": config.model_dump(mode="json"), "baseline": method is config.baseline, "epochs": epochs}
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config=payload,
+        torch_config=TorchConfig(backend="nccl" if use_gpu(config) else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=training.workers,
+            use_gpu=use_gpu(config),
+            resources_per_worker={"CPU": training.cpus_per_worker} | ({"GPU": 1} if use_gpu(config) else {}),
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=training.storage,
+            checkpoint_config=CheckpointConfig(num_to_keep=training.keep_checkpoints),
+            failure_config=FailureConfig(max_failures=training.max_failures),
+            callbacks=[RecorderCallback(recorder)],
+        ),
+        datasets=_streams(config),
+        dataset_config=ray.train.DataConfig(datasets_to_split=["train"]),
+    )
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        raise RuntimeError(f"training failed: {cause(error)}") from error
+    finally:
+        signal.signal(signal.SIGINT, interrupt)  # Ray leaves its own handler, which would abort the finished run
+    returned = result.return_value
+    if "refused" in returned:
+        raise ConfigError(returned["refused"])
+    if "aborted" in returned:
+        raise FloatingPointError(returned["aborted"])
+    return returned, _local(result.checkpoint)
+
+
+def _worker(payload: dict[str, Any]) -> dict[str, Any]:
+    """What each worker runs. An error that a retry cannot mend is returned, so that it is not tried again."""
+    try:
+        config = configuration.parse(payload["config"])
+        method = config.baseline if payload["baseline"] else config.method
+        assert method is not None
+        return train(config, method, payload["epochs"], VisionTask(config.task, verify=False), RayContext())
+    except ConfigError as error:
+        return {"refused": str(error)}
+    except FloatingPointError as error:
+        return {"aborted": str(error)}
+
+
+def _streams(config: Config) -> dict[str, Any]:
+    """Ray Data sets for the data that is streamed through the cluster: Parquet."""
+    if not isinstance(config.task.data, ParquetConfig):
+        return {}
+    from proxscore.vision.ray_data import ray_datasets
+
+    return {"train": ray_datasets(config.task.data)["train"]}
+
+
+class RecorderCallback(UserCallback):
+    """Hands the reports of all workers to the recorder, on the controller: it survives the loss of any worker."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        self.recorder(metrics)
+
+
+def cause(error: BaseException) -> str:
+    """The first cause of a failed run, in one line."""
+    if isinstance(error, WorkerGroupError) and error.worker_failures:
+        rank, failure = min(error.worker_failures.items())
+        return f"worker {rank}: {_last_line(failure)}"
+    return _last_line(error)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _local(checkpoint: Any) -> Path:
+    """A checkpoint's folder on this machine; one on remote storage is copied."""
+    if os.path.isdir(checkpoint.path):
+        return Path(checkpoint.path)
+    folder = tempfile.mkdtemp(prefix="proxscore-")
+    return Path(checkpoint.to_directory(folder))

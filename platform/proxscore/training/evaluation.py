@@ -1,0 +1,88 @@
+"""Evaluation of a module and its posterior on a split, by all ranks together."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from proxscore.config import Config, MethodConfig
+from proxscore.methods import Horizon, Method
+from proxscore.posterior import Posterior, predict
+from proxscore.training.context import Context
+from proxscore.training.ingest import Batch, RayTrainingData, TrainingData, evaluation_batches
+from proxscore.vision.task import VisionTask
+
+PACKAGES = ("proxscore", "torch", "torchvision", "timm", "ray", "mlflow", "torchmetrics", "numpy")
+
+
+def evaluate(
+    module: nn.Module,
+    task: VisionTask,
+    config: Config,
+    context: Context,
+    split: str,
+    draws: int,
+    *,
+    method: Method | None = None,
+    posterior: Posterior | None = None,
+    data: TrainingData | RayTrainingData | None = None,
+) -> tuple[dict[str, float], Figure]:
+    """Metrics and reliability diagram of the predictive distribution on a split, over all ranks' rows.
+
+    Args:
+        split: train, validation or test.
+        draws: posterior draws; zero for the mean weights.
+        method, posterior: where the draws come from: the optimizer of a module in training, or a loaded posterior.
+        data: training batches, to set BatchNorm statistics for each draw from.
+    """
+    settings = config.evaluation
+    rows = getattr(task.data, split)
+    norm = None
+    if data is not None and settings.norm_batches and _has_batch_norm(module):
+        norm = list(_first_micro_batches(data, settings.norm_batches))
+    predictive = predict(
+        module,
+        lambda: evaluation_batches(rows, settings.batch_size, context.rank, context.world),
+        posterior or Posterior.of(module, method),  # type: ignore[arg-type]
+        draws=draws,
+        seed=settings.seed,
+        refresh=None if norm is None else lambda: norm,
+        autocast=torch.bfloat16 if config.training.precision == "bf16" and context.mesh is None else None,
+    )
+    metrics = task.metrics(settings.bins).to(context.device)
+    if len(predictive.targets):
+        metrics.update(predictive.log_probabilities, predictive.expected_entropy, predictive.targets)
+    values = metrics.compute()
+    label = f"{draws} draws" if draws and (posterior or method) else "mean weights"
+    return values, metrics.reliability_diagram(title=f"{config.name}: {split} split, {label}")
+
+
+def _has_batch_norm(module: nn.Module) -> bool:
+    return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules())
+
+
+def _first_micro_batches(data: TrainingData | RayTrainingData, count: int) -> Iterator[Batch]:
+    for micro_batches, _ in itertools.islice(data.epoch(0), count):
+        yield from micro_batches
+
+
+def description(config: Config, method_config: MethodConfig, task: VisionTask, horizon: Horizon) -> dict[str, Any]:
+    """What a saved posterior says of itself."""
+    return {
+        "task": config.task.model_dump(mode="json"),
+        "data": task.describe(),
+        "method": method_config.model_dump(mode="json"),
+        "steps": horizon.total_steps,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on."""
+    return {package: importlib.metadata.version(package) for package in PACKAGES}

@@ -1,0 +1,178 @@
+"""The driver of a training job: checks, one tracked run per method, in-process or on a Ray cluster."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyarrow.fs import FileSystem, FileType
+
+from proxscore import config as configuration
+from proxscore.config import Config, ConfigError, MethodConfig
+from proxscore.methods import evaluations_per_step
+from proxscore.tracking import Recorder, TrackedRun, tracking_uri
+from proxscore.tracking.runs import git_tags
+from proxscore.training import cluster
+from proxscore.training.context import LocalContext, RayContext, pick_device
+from proxscore.training.evaluation import versions
+from proxscore.training.loop import train
+from proxscore.vision.task import VisionTask
+
+
+@dataclass
+class Outcome:
+    """What one method's run left.
+
+    Attributes:
+        label: the run's name.
+        kind: of the method.
+        run_id: in MLflow.
+        results: as the loop returned them.
+        folder: holds ``posterior`` and ``figures``.
+    """
+
+    label: str
+    kind: str
+    run_id: str
+    results: dict[str, Any]
+    folder: Path
+
+
+def run(config: Config, show: Callable[[str], None] = print) -> list[Outcome]:
+    """Train the baseline, if there is one, and the method; each is one run under the configured experiment.
+
+    The baseline takes as many gradient evaluations as the method: more epochs, where the method scores several draws per
+    step. A name that was used before continues its runs from their last checkpoints.
+
+    Raises:
+        ConfigError: a setting or file at fault, before anything is trained.
+    """
+    config = absolute(config)
+    task = VisionTask(config.task)
+    task.build_model()
+    plan = [(config.method, config.training.epochs)]
+    if config.training.workers == 0 and "://" in config.training.storage:
+        raise ConfigError(f"training.storage {config.training.storage}: without workers it must be a local folder")
+    if config.baseline is not None:
+        plan.insert(0, (config.baseline, config.training.epochs * evaluations_per_step(config.method)))
+    with cluster.connected(config) if config.training.workers else nullcontext():
+        return [_run_method(config, method, epochs, task, show) for method, epochs in plan]
+
+
+def absolute(config: Config) -> Config:
+    """The same configuration with a name and absolute paths: workers run in other folders than the driver."""
+    data = config.task.data
+    if not isinstance(data, configuration.DigitsConfig):
+        data = data.model_copy(update={"path": data.path.absolute()})
+    model = config.task.model
+    if model.weights is not None:
+        model = model.model_copy(update={"weights": model.weights.absolute()})
+    task = config.task.model_copy(update={"data": data, "model": model})
+    storage = config.training.storage
+    if "://" not in storage:
+        storage = str(Path(storage).absolute())
+    training = config.training.model_copy(update={"storage": storage})
+    tracking = config.tracking.model_copy(update={"uri": tracking_uri(config.tracking)})
+    name = config.name or f"{data.kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return config.model_copy(update={"task": task, "training": training, "tracking": tracking, "name": name})
+
+
+def _run_method(
+    config: Config, method: MethodConfig, epochs: float, task: VisionTask, show: Callable[[str], None]
+) -> Outcome:
+    label = f"{config.name}-{method.kind}"
+    uri = config.tracking.uri
+    assert uri is not None
+    memory = RunMemory(config.training.storage, label)
+    earlier = memory.read(config, method, epochs)
+    tracked = TrackedRun(uri, config.tracking.experiment, label, earlier)
+    memory.write(config, method, epochs, tracked.run_id)
+    with tracked.running():
+        params = configuration.flatten(config) | {"epochs_trained": epochs}
+        params = {key: value for key, value in params.items() if not key.startswith(("method.", "baseline"))}
+        params |= {f"method.{key}": value for key, value in configuration.flatten(method).items()}
+        tags = {f"version.{package}": version for package, version in versions().items()} | git_tags()
+        tags["data.splits"] = json.dumps(task.describe())
+        tracked.describe(params, tags)
+        recorder = Recorder(uri, tracked.run_id, label, show)
+        started = time.perf_counter()
+        if config.training.workers == 0:
+            results, final = _train_here(config, method, epochs, task, label, recorder)
+        else:
+            results, final = cluster.train_on_ray(config, method, epochs, task, label, recorder)
+        results["seconds_total"] = time.perf_counter() - started
+        for variant, metrics in results["test"].items():
+            prefix = "test" if variant in ("posterior", "point") else f"test_{variant}"
+            tracked.metrics({f"{prefix}/{name}": value for name, value in metrics.items()})
+        tracked.metrics({"parameters": results["parameters"], "gradient_evaluations": results["evaluations"]})
+        tracked.artifacts(final / "figures", "figures")
+        tracked.artifacts(final / "posterior", "posterior")
+        (final / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    return Outcome(label, method.kind, tracked.run_id, results, final)
+
+
+def _train_here(
+    config: Config, method: MethodConfig, epochs: float, task: VisionTask, label: str, recorder: Recorder
+) -> tuple[dict[str, Any], Path]:
+    folder = Path(config.training.storage) / label
+    context = LocalContext(folder, pick_device(config.training.device), recorder, config.training.keep_checkpoints)
+    results = train(config, method, epochs, task, context)
+    return results, context.checkpoints()[-1]
+
+
+class RunMemory:
+    """``run.json`` beside a run's checkpoints: what it was started with, and its MLflow run.
+
+    Args:
+        storage: a folder or a URI.
+        label: of the run.
+
+    Raises:
+        ConfigError: the storage cannot be reached or written.
+    """
+
+    def __init__(self, storage: str, label: str) -> None:
+        try:
+            self.files, root = FileSystem.from_uri(storage)
+            self.path = f"{root.rstrip('/')}/{label}/run.json"
+            self.files.create_dir(f"{root.rstrip('/')}/{label}", recursive=True)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"training.storage {storage}: cannot be written: {' '.join(str(error).split())}") from error
+
+    def read(self, config: Config, method: MethodConfig, epochs: float) -> str | None:
+        """The MLflow run to continue, if there is one.
+
+        Raises:
+            ConfigError: the run was started with settings that its checkpoints do not fit; names the first.
+        """
+        if self.files.get_file_info(self.path).type != FileType.File:
+            return None
+        with self.files.open_input_stream(self.path) as stream:
+            memory = json.loads(stream.read())
+        now = self._settings(config, method, epochs)
+        for key in (*memory["settings"], *now):
+            before, wanted = memory["settings"].get(key), now.get(key)
+            if before != wanted:
+                raise ConfigError(
+                    f"run {config.name!r} in {config.training.storage} was started with {key}={before}, now it is {wanted}: "
+                    "take another name, or the settings it was started with"
+                )
+        return memory["run_id"]
+
+    def write(self, config: Config, method: MethodConfig, epochs: float, run_id: str) -> None:
+        """Remember this run."""
+        memory = {"run_id": run_id, "settings": self._settings(config, method, epochs)}
+        with self.files.open_output_stream(self.path) as stream:
+            stream.write((json.dumps(memory, indent=2) + "\n").encode())
+
+    @staticmethod
+    def _settings(config: Config, method: MethodConfig, epochs: float) -> dict[str, Any]:
+        settings = {f"task.{key}": value for key, value in configuration.flatten(config.task).items()}
+        settings |= {f"method.{key}": value for key, value in configuration.flatten(method).items()}
+        training = config.training
+        return settings | {"seed": config.seed, "epochs": epochs, "training.batch_size": training.batch_size}

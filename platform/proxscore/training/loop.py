@@ -1,0 +1,201 @@
+"""The training loop: reads from top to bottom, and knows the inside of neither task nor method."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from proxscore.config import Config, MethodConfig, ParquetConfig
+from proxscore.inference import noise
+from proxscore.methods import Horizon, Method, build_method
+from proxscore.posterior import Posterior
+from proxscore.training import checkpoint, evaluation
+from proxscore.training.context import Context
+from proxscore.training.ingest import Batch, RayTrainingData, TrainingData
+from proxscore.training.parallelize import parallelize
+from proxscore.vision.task import VisionTask
+
+
+def train(config: Config, method_config: MethodConfig, epochs: float, task: VisionTask, context: Context) -> dict[str, Any]:
+    """Train one method on a task and evaluate it on the test split.
+
+    Resumes from the context's last checkpoint, if there is one.
+
+    Args:
+        epochs: passes over the training data.
+        context: where this process runs.
+
+    Returns:
+        ``{"test": {variant: metrics}, "steps": ..., "seconds": ...}``; the last checkpoint holds posterior and figures.
+    """
+    torch.manual_seed(config.seed)
+    module = parallelize(task.build_model().to(context.device), config.training, context.mesh)
+    data = training_data(config, task, context)
+    horizon = horizon_of(data.steps_per_epoch, epochs, task)
+    method = build_method(method_config, module, horizon, config.seed)
+    progress: dict[str, Any] = {"step": 0, "seconds": 0.0}
+    with context.latest_checkpoint() as folder:
+        if folder is not None:
+            checkpoint.load(folder, checkpoint.Snapshot(module, method, progress))  # type: ignore[arg-type]
+
+    snapshot = checkpoint.Snapshot(module, method, progress)  # type: ignore[arg-type]
+    evaluate = partial(evaluation.evaluate, module, task, config, context, method=method, data=data)
+    validate_at = milestones(config.training.validate_every, horizon)
+    save_at = milestones(config.training.checkpoint_every, horizon)
+    records: list[dict[str, float]] = []
+    started = time.perf_counter() - progress["seconds"]
+    for micro_batches, size in batches(data, progress["step"], horizon):
+        step = progress["step"]
+        method.monitor = True
+        before = time.perf_counter()
+        module.train()
+        record = train_step(module, method, task, micro_batches, size, config, context, step)
+        record["train/rows_per_second"] = size * method.evaluations_per_step / (time.perf_counter() - before)
+        records.append({"step": step + 1} | record)
+        progress |= {"step": step + 1, "seconds": time.perf_counter() - started}
+        last = step + 1 == horizon.total_steps
+        validate, save = step + 1 in validate_at or last, step + 1 in save_at and not last
+        if validate or save or len(records) >= config.tracking.every:
+            metrics = evaluate("validation", config.evaluation.validation_draws)[0] if validate else {}
+            payload = report_of(progress, horizon, records, metrics)
+            context.report(payload, partial(checkpoint.save, snapshot=snapshot) if save else None)
+            records = []
+
+    described = evaluation.description(config, method_config, task, horizon)
+    return finish(module, method, described, config, context, snapshot, horizon, evaluate)
+
+
+def train_step(
+    module: nn.Module,
+    method: Method,
+    task: VisionTask,
+    micro_batches: list[Batch],
+    size: int,
+    config: Config,
+    context: Context,
+    step: int,
+) -> dict[str, float]:
+    """One step of any method: its gradient evaluations, one all-reduce of the loss, its update.
+
+    Returns:
+        What to record: ``train/nll`` (nats per row, mean over the draws, all ranks' rows) and the method's statistics.
+    """
+    nll = torch.zeros((), device=context.device)
+    low = config.training.precision == "bf16" and context.mesh is None  # a sharded module casts by FSDP's policy
+    for _ in method.draws():
+        # The draws of a pair see the same dropout masks: noise that they share cancels in their difference.
+        torch.manual_seed(noise.key(config.seed, "dropout", step, context.rank) >> 1)
+        for number, (inputs, targets) in enumerate(micro_batches):
+            if context.mesh is not None:
+                module.set_requires_gradient_sync(number == len(micro_batches) - 1)  # type: ignore[operator]
+            with torch.autocast(context.device.type, torch.bfloat16, enabled=low):
+                outputs = module(inputs.to(context.device, non_blocking=True))
+            loss = task.likelihood.nll(outputs, targets.to(context.device, non_blocking=True)).sum()
+            (loss * (context.world / size)).backward()  # FSDP averages over ranks; the score is the global batch's mean
+            nll += loss.detach()
+    common = torch.stack([nll / (size * method.evaluations_per_step), method.nonfinite.to(nll)])
+    if context.world > 1:
+        dist.all_reduce(common)
+    method.found_inf = common[1] > 0
+    method.step()
+    skipped = float(method.param_groups[0]["skipped"])
+    return {"train/nll": common[0].item(), "train/skipped_steps": skipped} | method.statistics
+
+
+def training_data(config: Config, task: VisionTask, context: Context) -> TrainingData | RayTrainingData:
+    """The training batches of this rank: from Ray Data where the cluster streams them, else from the task's data set."""
+    training, rows = config.training, len(task.data.train)
+    if isinstance(config.task.data, ParquetConfig) and context.mesh is not None:
+        shard = context.shard("train")
+        return RayTrainingData(shard, rows, training.batch_size, context.world, config.seed, training.accumulate)
+    return TrainingData(
+        task.data.train,
+        training.batch_size,
+        context.rank,
+        context.world,
+        config.seed,
+        training.accumulate,
+        training.loader_processes,
+    )
+
+
+def horizon_of(steps_per_epoch: int, epochs: float, task: VisionTask) -> Horizon:
+    """Length of a run of so many epochs."""
+    return Horizon(max(round(epochs * steps_per_epoch), 1), steps_per_epoch, len(task.data.train))
+
+
+def milestones(epochs: float, horizon: Horizon) -> set[int]:
+    """Steps that end every so many epochs."""
+    interval = max(round(epochs * horizon.steps_per_epoch), 1)
+    return set(range(interval, horizon.total_steps + 1, interval))
+
+
+def batches(data: TrainingData | RayTrainingData, step: int, horizon: Horizon) -> Iterator[tuple[list[Batch], int]]:
+    """Training batches from a step on to the end of the run, epoch by epoch."""
+    while step < horizon.total_steps:
+        epoch, start = divmod(step, horizon.steps_per_epoch)
+        before = step
+        for batch in data.epoch(epoch, start):
+            if step < horizon.total_steps:
+                yield batch
+                step += 1
+            else:
+                break
+        if step == before:
+            raise RuntimeError(f"epoch {epoch} gave no batches: the training data is smaller than expected")
+
+
+def report_of(
+    progress: dict[str, Any], horizon: Horizon, records: list[dict[str, float]], metrics: dict[str, float]
+) -> dict[str, Any]:
+    """What a rank tells the driver."""
+    return {
+        "step": progress["step"],
+        "total_steps": horizon.total_steps,
+        "epoch": progress["step"] / horizon.steps_per_epoch,
+        "seconds": progress["seconds"],
+        "records": records,
+        "metrics": {f"validation/{name}": value for name, value in metrics.items()},
+    }
+
+
+def finish(
+    module: nn.Module,
+    method: Method,
+    described: dict[str, Any],
+    config: Config,
+    context: Context,
+    snapshot: checkpoint.Snapshot,
+    horizon: Horizon,
+    evaluate: Any,
+) -> dict[str, Any]:
+    """Test metrics and figures of every variant, the posterior, and the last checkpoint, which holds them all."""
+    posterior = Posterior.of(module, method, described)  # type: ignore[arg-type]
+    variants = {"posterior": config.evaluation.draws, "mean": 0} if posterior.precision else {"point": 0}
+    tested = {name: evaluate("test", draws) for name, draws in variants.items()}
+    results = {
+        "test": {name: metrics for name, (metrics, _) in tested.items()},
+        "steps": horizon.total_steps,
+        "evaluations": horizon.total_steps * method.evaluations_per_step,
+        "seconds": snapshot.progress["seconds"],
+        "parameters": sum(parameter.numel() for parameter in module.parameters()),
+    }
+    gathered = posterior.gather()
+
+    def write(folder: Path) -> None:
+        checkpoint.save(folder, snapshot)
+        if context.rank == 0:
+            gathered.save(folder / "posterior")
+            (folder / "figures").mkdir()
+            for name, (_, figure) in tested.items():
+                figure.savefig(folder / "figures" / f"reliability_{name}.png", dpi=150)
+
+    context.report(report_of(snapshot.progress, horizon, [], {}), write)
+    return results

@@ -1,0 +1,51 @@
+"""Parallelism and its companions, applied to an untouched module: FSDP2 per block, compilation, activation checkpointing."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from proxscore.config import TrainingConfig
+
+
+def parallelize(module: nn.Module, config: TrainingConfig, mesh: DeviceMesh | None) -> nn.Module:
+    """Checkpoint activations, compile and shard a module block by block, as the configuration says.
+
+    Args:
+        module: on its device, with equal weights on every rank.
+        mesh: one-dimensional mesh to shard over; none leaves the module whole.
+    """
+    found = blocks(module)
+    if config.activation_checkpointing:
+        for name, block in found.items():
+            parent, _, leaf = name.rpartition(".")
+            setattr(module.get_submodule(parent), leaf, checkpoint_wrapper(block))
+        found = {name: module.get_submodule(name) for name in found}
+    if config.compile:
+        for block in found.values() or [module]:
+            block.compile()
+    if mesh is not None:
+        low = torch.bfloat16 if config.precision == "bf16" else None
+        policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32 if low else None)
+        for block in found.values():
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(module, mesh=mesh, mp_policy=policy)
+    return module
+
+
+def blocks(module: nn.Module) -> dict[str, nn.Module]:
+    """A network's repeated blocks by name: the innermost composite members of its Sequential and ModuleList containers.
+
+    Transformer layers, residual blocks and the like; what lies outside of them belongs to the root.
+    """
+    found: dict[str, nn.Module] = {}
+    for name, container in module.named_modules():
+        if isinstance(container, (nn.Sequential, nn.ModuleList)):
+            for leaf, member in container.named_children():
+                composite = any(True for _ in member.children()) and any(True for _ in member.parameters())
+                if composite and not isinstance(member, (nn.Sequential, nn.ModuleList)):
+                    found[f"{name}.{leaf}" if name else leaf] = member
+    return {name: block for name, block in found.items() if not any(other.startswith(f"{name}.") for other in found)}

@@ -1,0 +1,135 @@
+"""What every image source hands over: readers of normalised pixels by row number, and the datasets made from them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from proxscore.config import ConfigError
+from proxscore.vision.splits import Rows
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """(x / peak - mean) / std per channel, where ``peak`` is the value of a white pixel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, mean: float | list[float], std: float | list[float], channels: int) -> Normalisation:
+        """From the settings: one number for all channels, or one per channel.
+
+        Raises:
+            ConfigError: another number of values than channels, or a std that is not positive.
+        """
+        values: dict[str, tuple[float, ...]] = {}
+        for name, value in (("mean", mean), ("std", std)):
+            values[name] = tuple(value) if isinstance(value, list) else (value,) * channels
+            if (count := len(values[name])) != channels:
+                raise ConfigError(f"task.data.{name} has {count} values; give one, or one per channel ({channels})")
+        if min(values["std"]) <= 0:
+            raise ConfigError(f"task.data.std is {min(values['std'])}; it divides the pixels and must be above 0")
+        return cls(values["mean"], values["std"])
+
+    def __call__(self, pixels: Tensor, peak: int = 255) -> Tensor:
+        """uint8 (B, C, H, W) to float32 (B, C, H, W)."""
+        mean, std = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (self.mean, self.std))
+        return pixels.to(torch.float32).div_(peak).sub_(mean).div_(std)
+
+
+class Reader(ABC):
+    """The rows of one place (a pair of files, a folder): their labels, and their images on demand."""
+
+    labels: Rows  # (N,), every one in 0..classes-1
+
+    @abstractmethod
+    def read(self, rows: Rows) -> Tensor:
+        """Normalised float32 images (B, C, H, W) of these rows, in this order."""
+
+    def verify(self) -> None:
+        """Raise ConfigError for the first image that cannot be read; nothing to do where pixels are in memory."""
+        return None
+
+
+class MemoryReader(Reader):
+    """Images held in memory as bytes (a quarter of float32), normalised as they are read."""
+
+    def __init__(self, pixels: Tensor, labels: Rows, normalise: Normalisation, peak: int = 255) -> None:
+        self.pixels, self.labels, self.normalise, self.peak = pixels, labels, normalise, peak
+
+    def read(self, rows: Rows) -> Tensor:
+        """See :meth:`Reader.read`."""
+        return self.normalise(self.pixels[torch.from_numpy(rows)], self.peak)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as it lies there: ``pools`` has ``train``, and ``validation`` and ``test`` where it brings them."""
+
+    pools: dict[str, Reader]
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]  # channels, height, width
+
+
+class ImageDataset(Dataset[tuple[Tensor, int]]):
+    """Some rows of a reader. Items are (float32 image (C, H, W), int label); ``__getitems__`` fetches a whole batch.
+
+    Args:
+        reader: where the images are.
+        rows: (N,) row numbers in the reader; item i is row ``rows[i]``.
+    """
+
+    def __init__(self, reader: Reader, rows: Rows) -> None:
+        self.reader, self.rows = reader, rows
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64, without reading an image."""
+        return torch.from_numpy(self.reader.labels[self.rows])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        row = self.rows[index]
+        return self.reader.read(np.array([row]))[0], int(self.reader.labels[row])
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """(images (B, C, H, W) float32, labels (B,) int64); a DataLoader calls this once per batch."""
+        rows = self.rows[np.asarray(indices, dtype=np.int64)]
+        return self.reader.read(rows), torch.from_numpy(self.reader.labels[rows])
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set, split. ``splits`` says how: seed, counts, fractions, and a SHA-256 of each part's row numbers."""
+
+    train: ImageDataset
+    validation: ImageDataset
+    test: ImageDataset
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]  # channels, height, width
+    splits: dict[str, Any]
+
+
+def collate(batch: Batch) -> Batch:
+    """For ``DataLoader(collate_fn=collate)``: ``ImageDataset.__getitems__`` has made the batch already."""
+    return batch
+
+
+def check_labels(labels: Rows, classes: int, where: Callable[[int], str]) -> None:
+    """Raise ConfigError for the first label outside 0..classes-1; ``where(row)`` names the file and row."""
+    bad = np.flatnonzero((labels < 0) | (labels >= classes))
+    if bad.size:
+        row = int(bad[0])
+        raise ConfigError(f"{where(row)}: label {labels[row]} is outside 0..{classes - 1}")

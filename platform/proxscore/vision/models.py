@@ -1,0 +1,88 @@
+"""Networks by timm name, fitted to the data: number of classes, channels, image size, and weights to start from."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from proxscore.config import ConfigError, ModelConfig
+from proxscore.vision import small_cnn  # noqa: F401  (registers the name with timm)
+from proxscore.vision.weights import load_weights
+
+
+def build_model(config: ModelConfig, *, classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """Create ``config.name`` for images of ``shape`` and ``classes`` classes, and load ``config.weights`` if given.
+
+    ``num_classes`` and ``in_chans`` come from the data; ``config.kwargs`` may hold them too, and must then agree.
+    ``img_size`` is passed to the models that take one (Vision Transformers and their kin), unless it is in the kwargs.
+    Two zero images are sent through once, in evaluation mode, so that a network that cannot take them is refused here.
+
+    Args:
+        config: name, keyword overrides for ``timm.create_model``, weights.
+        classes: number of classes; the network returns logits (B, classes).
+        shape: (channels, height, width) of an image.
+
+    Raises:
+        ConfigError: unknown name (the nearest ones are named), keywords that the network refuses, a network that does
+            not return (2, classes) for two images, weights that do not fit.
+    """
+    _check_name(config.name)
+    kwargs = dict(config.kwargs)
+    for key, value in (("num_classes", classes), ("in_chans", shape[0])):
+        if kwargs.setdefault(key, value) != value:
+            raise ConfigError(f"task.model.kwargs.{key} is {kwargs[key]}; the data have {value}: leave it out")
+    model = _create(config.name, kwargs, shape[1:])
+    _check_forward(model, config.name, classes, shape)
+    if config.weights is not None:
+        load_weights(model, config.weights)
+    return model
+
+
+def _check_name(name: str) -> None:
+    if ":" in name or timm.is_model(name):  # "hf-hub:owner/model" and "local-dir:folder" name no entry of the registry
+        return
+    near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+    hint = f"nearest: {', '.join(near)}" if near else "timm.list_models() lists the names"
+    raise ConfigError(f"task.model.name is {name!r}, which timm does not know; {hint}")
+
+
+def _create(name: str, kwargs: dict[str, Any], size: tuple[int, int]) -> nn.Module:
+    # timm has no list of the models that take img_size. Those that do not refuse it before they build anything.
+    sized = {"img_size": size[0] if size[0] == size[1] else size, **kwargs}
+    try:
+        try:
+            return timm.create_model(name, **sized)
+        except TypeError as error:
+            if "img_size" in kwargs or "'img_size'" not in str(error):
+                raise
+        return timm.create_model(name, **kwargs)
+    except Exception as error:  # each network checks its keywords in its own way: assert, KeyError, RuntimeError, ...
+        shown = ", ".join(f"{key}={value}" for key, value in kwargs.items())
+        raise ConfigError(f"task.model {name} with {shown}: {_one_line(error)}") from error
+
+
+def _check_forward(model: nn.Module, name: str, classes: int, shape: tuple[int, int, int]) -> None:
+    example = next(model.parameters())
+    images = torch.zeros(2, *shape, device=example.device, dtype=example.dtype)
+    pixels = "x".join(str(n) for n in shape)
+    training = model.training
+    model.eval()  # batch statistics stay as they are, and no random numbers are drawn
+    try:
+        with torch.no_grad():
+            logits = model(images)
+    except Exception as error:  # whatever a layer says about an input that it cannot take
+        raise ConfigError(f"task.model {name} cannot take {pixels} images: {_one_line(error)}") from error
+    finally:
+        model.train(training)
+    if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
+        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ConfigError(f"task.model {name} returns {found} for 2 images of {pixels}; expected (2, {classes}) logits")
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

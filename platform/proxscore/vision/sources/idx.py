@@ -1,0 +1,86 @@
+"""IDX files, as MNIST and Fashion-MNIST come: big-endian header, then bytes; plain or compressed by gzip.
+
+Header: magic number 0x0803 (images: unsigned bytes, three axes) or 0x0801 (labels: one axis), then the length of each
+axis as a 32-bit integer. Format: LeCun, Cortes and Burges, The MNIST database of handwritten digits.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from proxscore.config import ConfigError, IdxConfig
+from proxscore.vision.images import MemoryReader, Normalisation, Reader, Source, check_labels
+
+_IMAGES, _LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
+
+
+def load(config: IdxConfig) -> Source:
+    """Pool ``train`` from ``train-*``, and pool ``test`` from ``t10k-*`` where ``path`` has those files.
+
+    Raises:
+        ConfigError: a file is missing, of another format, cut short, or does not fit its partner; a label is outside
+            0..classes-1. The file is named.
+    """
+    path = config.path.expanduser().absolute()
+    if not path.is_dir():
+        raise ConfigError(f"task.data.path {path}: no such folder")
+    normalise = Normalisation.of(config.mean, config.std, 1)
+    pools: dict[str, Reader] = {"train": _pool(path, "train", config.classes, normalise)}
+    shape = _shape(pools["train"])
+    if any(_find(path, f"t10k-{kind}") for kind in (_IMAGES, _LABELS)):
+        pools["test"] = _pool(path, "t10k", config.classes, normalise)
+        if _shape(pools["test"]) != shape:
+            sizes = " and ".join("x".join(map(str, _shape(pool)[1:])) for pool in pools.values())
+            raise ConfigError(f"{path}: train and t10k images differ in size, {sizes} pixels")
+    return Source(pools, tuple(str(c) for c in range(config.classes)), shape)
+
+
+def _pool(folder: Path, part: str, classes: int, normalise: Normalisation) -> MemoryReader:
+    paths = {kind: _find(folder, f"{part}-{kind}") for kind in (_IMAGES, _LABELS)}
+    for kind, found in paths.items():
+        if found is None:
+            raise ConfigError(f"task.data.path {folder}: neither {part}-{kind} nor {part}-{kind}.gz is there")
+    images_path, labels_path = (found for found in paths.values() if found is not None)
+    pixels, labels = _read(images_path, 3), _read(labels_path, 1).astype(np.int64)
+    if len(pixels) != len(labels):
+        raise ConfigError(f"{labels_path}: {len(labels)} labels for {len(pixels)} images in {images_path.name}")
+    if not len(labels):
+        raise ConfigError(f"{images_path}: holds no images")
+    check_labels(labels, classes, lambda row: f"{labels_path}, row {row}")
+    return MemoryReader(torch.from_numpy(pixels)[:, None], labels, normalise)
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+def _shape(reader: Reader) -> tuple[int, int, int]:
+    assert isinstance(reader, MemoryReader)
+    channels, height, width = reader.pixels.shape[1:]
+    return channels, height, width
+
+
+def _read(path: Path, axes: int) -> NDArray[np.uint8]:
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise ConfigError(f"{path}: not a whole gzip file: {error}") from error
+    header = 4 * (1 + axes)
+    if len(content) < header:
+        raise ConfigError(f"{path}: {len(content)} bytes, shorter than an IDX header of {header}")
+    magic, *lengths = struct.unpack(f">{1 + axes}i", content[:header])
+    if magic != 0x0800 + axes:
+        raise ConfigError(f"{path}: magic number {magic}; expected {0x0800 + axes} (unsigned bytes, {axes} axes)")
+    expected, found = math.prod(lengths), len(content) - header
+    if min(lengths) < 0 or found != expected:
+        shape = "x".join(map(str, lengths))
+        raise ConfigError(f"{path}: the header says {shape} = {expected} bytes; {found} follow it")
+    return np.frombuffer(bytearray(content[header:]), dtype=np.uint8).reshape(lengths)

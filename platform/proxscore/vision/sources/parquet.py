@@ -1,0 +1,157 @@
+"""Parquet files with an encoded image and an integer label per row, read row by row in one process.
+
+The cluster reads the same rows through ``vision.ray_data``. Both number the rows of a split's files from 0, in the
+order of file name and row, so that one split by seed serves both.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from torch import Tensor
+
+from proxscore.config import ConfigError, ParquetConfig
+from proxscore.vision.decoding import Decoder
+from proxscore.vision.images import Normalisation, Reader, Source, check_labels
+from proxscore.vision.splits import Rows
+
+_PARTS = {"train": "train", "val": "validation", "test": "test"}
+
+
+class ParquetReader(Reader):
+    """Rows of some Parquet files.
+
+    Labels are read at once; the encoded images when the first one is asked for, all of them, and kept: random access
+    to compressed row groups would decompress a group per image. So a process that reads holds the files' image column
+    in memory, as compressed as the images are; a data set larger than that belongs on the cluster's path. Copies sent
+    to other processes leave the images behind.
+
+    Args:
+        files: in the order of their rows.
+        config: column names and number of classes.
+        decoder: how bytes become images.
+    """
+
+    def __init__(self, files: list[Path], config: ParquetConfig, decoder: Decoder) -> None:
+        self.files, self.column, self.decoder = files, config.image_column, decoder
+        scans = [_scan(path, config) for path in files]
+        self.labels = np.concatenate([labels for labels, _ in scans])
+        self.groups = [groups for _, groups in scans]  # per file, the first row of each row group, and the end
+        self.starts = np.cumsum([0, *(groups[-1] for groups in self.groups)])  # first row of each file, and the end
+        self._images: list[Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_images": None}
+
+    def read(self, rows: Rows) -> Tensor:
+        """See :meth:`Reader.read`; raises ConfigError naming file and row of an image that cannot be decoded."""
+        if self._images is None:
+            self._images = [encoded(pq.ParquetFile(path).read(columns=[self.column]).column(0)) for path in self.files]
+        pairs = []
+        for row in rows:
+            file = int(np.searchsorted(self.starts, row, side="right")) - 1
+            inside = int(row - self.starts[file])
+            pairs.append(image_and_name(self._images[file], inside, self.files[file], inside))
+        return self.decoder.batch(pairs)
+
+    def row_groups(self, rows: Rows) -> list[dict[str, Any]]:
+        """These rows by row group: file, number of the group, its first row in the file, rows inside it, labels."""
+        pieces = []
+        for file, path in enumerate(self.files):
+            bounds = self.groups[file] + self.starts[file]
+            for group, (first, end) in enumerate(pairwise(bounds)):
+                own = rows[(rows >= first) & (rows < end)]
+                if len(own):
+                    start = int(self.groups[file][group])
+                    piece = {"file": str(path), "group": group, "start": start}
+                    pieces.append({**piece, "rows": own - first, "labels": self.labels[own]})
+        return pieces
+
+
+def load(config: ParquetConfig) -> Source:
+    """One pool from the file or files, or, where their names start with train, val or test, a pool per split.
+
+    Raises:
+        ConfigError: no such path, no Parquet file there, a column missing or of a wrong type, a label that is null or
+            outside 0..classes-1. File and row are named.
+    """
+    path = config.path.expanduser().absolute()
+    decoder = Decoder(config.size, config.channels, Normalisation.of(config.mean, config.std, config.channels))
+    pools: dict[str, Reader] = {part: ParquetReader(files, config, decoder) for part, files in _files(path).items()}
+    for part, reader in pools.items():
+        if not len(reader.labels):
+            raise ConfigError(f"task.data.path {path}: the {part} files have no rows")
+    return Source(pools, tuple(str(c) for c in range(config.classes)), (config.channels, config.size, config.size))
+
+
+def encoded(column: Any) -> Any:
+    """The bytes of an image column: binary itself, or the field ``bytes`` of a struct, as Hugging Face writes it."""
+    return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
+
+
+def image_and_name(column: Any, index: int, file: Path | str, row: int) -> tuple[bytes, str]:
+    """Encoded image ``index`` of a column, and how errors name it; raises ConfigError for a null."""
+    where = f"{file}, row {row}"
+    image = column[index].as_py()
+    if image is None:
+        raise ConfigError(f"{where}: the image is null")
+    return image, where
+
+
+def _files(path: Path) -> dict[str, list[Path]]:
+    if path.is_file():
+        return {"train": [path]}
+    if not path.is_dir():
+        raise ConfigError(f"task.data.path {path}: no such file or folder")
+    files = sorted(path.glob("*.parquet"))
+    if not files:
+        raise ConfigError(f"task.data.path {path}: no file named *.parquet in it")
+    named = [next((part for start, part in _PARTS.items() if file.name.startswith(start)), None) for file in files]
+    if not any(named):
+        return {"train": files}
+    if None in named:
+        stray = files[named.index(None)]
+        raise ConfigError(f"{stray}: other files are named by split; its name must start with train, val or test too")
+    if "train" not in named:
+        raise ConfigError(f"task.data.path {path}: no file whose name starts with train")
+    parts = [part for part in _PARTS.values() if part in named]
+    return {part: [file for file, own in zip(files, named, strict=True) if own == part] for part in parts}
+
+
+def _scan(path: Path, config: ParquetConfig) -> tuple[Rows, Rows]:
+    """Checked labels of a file, and the bounds of its row groups."""
+    try:
+        file = pq.ParquetFile(path)
+        schema = file.schema_arrow
+        for column in (config.image_column, config.label_column):
+            if column not in schema.names:
+                raise ConfigError(f"{path}: no column {column!r}; it has {', '.join(schema.names)}")
+        _check_types(path, config, schema)
+        labels = file.read(columns=[config.label_column]).column(0)
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(f"{path}: not a readable Parquet file: {' '.join(str(error).split())}") from error
+    if labels.null_count:
+        row = pc.index(labels.is_null(), True).as_py()
+        raise ConfigError(f"{path}, row {row}: the label is null; expected 0..{config.classes - 1}")
+    values = labels.to_numpy()
+    check_labels(values, config.classes, lambda row: f"{path}, row {row}")
+    groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    return values.astype(np.int64), np.cumsum([0, *groups]).astype(np.int64)
+
+
+def _check_types(path: Path, config: ParquetConfig, schema: Any) -> None:
+    kind = schema.field(config.label_column).type
+    if not pa.types.is_integer(kind):
+        raise ConfigError(f"{path}: column {config.label_column!r} is {kind}; labels must be integers")
+    kind = image = schema.field(config.image_column).type
+    if pa.types.is_struct(kind):
+        image = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else kind
+    if not (pa.types.is_binary(image) or pa.types.is_large_binary(image)):
+        expected = "encoded images: binary, or a struct with a binary field 'bytes'"
+        raise ConfigError(f"{path}: column {config.image_column!r} is {kind}; expected {expected}")
