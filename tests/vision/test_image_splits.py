@@ -40,6 +40,8 @@ def test_every_part_and_every_draw_holds_each_class_in_its_share_to_within_two_r
 def test_the_seed_alone_decides_which_rows_and_each_row_is_equally_likely() -> None:
     first, again = split_rows(LABELS, FRACTIONS, seed=1), split_rows(LABELS.copy(), FRACTIONS, seed=1)
     assert all(np.array_equal(first[part], again[part]) for part in first)
+    draws = [draw_rows(first["train"], LABELS[first["train"]], 50, seed=seed).tolist() for seed in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
     labels = np.repeat([0, 1], [8, 32])
     hits = sum(np.isin(np.arange(40), split_rows(labels, {"test": 0.25}, seed=s)["test"]) for s in range(2000))
     # 2000 draws of probability 1/4: mean 500, standard deviation 19.4; 40 rows within 4.5 of them

@@ -99,7 +99,7 @@ def multiset(images: np.ndarray, labels: np.ndarray) -> Counter[tuple[bytes, int
 def test_ray_data_gives_the_same_rows_of_each_split(folder: Path) -> None:
     settings = config(folder, limit=30, channels=3, mean=[0.1, 0.2, 0.3], split_seed=4)
     data = load_images(settings)
-    for part, dataset in ray_datasets(settings, num_cpus=1.5).items():
+    for part, dataset in ray_datasets(settings, num_cpus=2.5).items():
         table = list(dataset.iter_batches(batch_size=None, batch_format="numpy"))
         images, labels = (np.concatenate([batch[key] for batch in table]) for key in ("image", "label"))
         assert (images.dtype, labels.dtype) == (np.float32, np.int64)
@@ -118,7 +118,7 @@ def test_an_image_that_cannot_be_decoded_is_named_by_file_and_row_in_both_reader
     expected = f"{path}, row 17: not a readable image: not in a known image format"
     parts = (data.train, data.validation, data.test)
     assert refusal(lambda: [part.__getitems__(range(len(part))) for part in parts]) == expected
-    datasets = ray_datasets(config(path), data, num_cpus=1.5)
+    datasets = ray_datasets(config(path), data, num_cpus=2.5)
     with pytest.raises(Exception, match=r"row 17") as caught:
         [dataset.materialize() for dataset in datasets.values()]
     assert expected in str(caught.value)

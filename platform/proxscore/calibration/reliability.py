@@ -64,7 +64,7 @@ def _draw_accuracy(axes: Axes, edges: np.ndarray, accuracy: np.ndarray, confiden
     filled = ~np.isnan(accuracy)
     lefts, widths = edges[:-1][filled], np.diff(edges)[filled]
     accuracy, gap = accuracy[filled], (confidence - accuracy)[filled]
-    axes.bar(lefts, accuracy, widths, align="edge", color=_ACCURACY, edgecolor="white", linewidth=0.8, label="accuracy")
+    axes.bar(lefts, accuracy, widths, align="edge", color=_ACCURACY, edgecolor="white", linewidth=0.8)
     axes.bar(
         lefts,
         gap,
@@ -78,7 +78,7 @@ def _draw_accuracy(axes: Axes, edges: np.ndarray, accuracy: np.ndarray, confiden
         label="gap to mean confidence",
     )
     # Where confidence is below accuracy the gap covers the top of its bar; the line says where the accuracy is.
-    axes.hlines(accuracy, lefts, lefts + widths, color=_INK, linewidth=1.8)
+    axes.hlines(accuracy, lefts, lefts + widths, color=_INK, linewidth=1.8, label="accuracy")
     axes.plot([0, 1], [0, 1], linestyle="--", color=_INK, linewidth=1, label="perfect calibration")
     axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
     axes.legend(loc="upper left", fontsize=8, framealpha=0.9)

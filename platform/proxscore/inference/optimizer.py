@@ -197,9 +197,14 @@ class ProximalScore(torch.optim.Optimizer):
         The body runs forward and backward (over several micro-batches, if need be: the same for both draws of a pair).
         Whatever ends the loop, an exception included, the weights are the mean again afterwards. Gradients belong to
         the optimizer here: it clears them itself, and ``zero_grad`` within the loop does nothing.
+
+        Under FSDP2, a forward without backward (an evaluation) leaves the root's weights gathered, blind to a draw that
+        is put into the shards: call ``module.reshard()`` after it, as :func:`proxscore.posterior.predict` does.
         """
         if self._drawing:
             raise RuntimeError("draws() within draws(): finish the first loop before starting another")
+        if self._scored:  # the last loop's scores are in the running mean, but no step counted them
+            self._forget_scores()
         self._drawing, self._scored, self._nonfinite = True, False, None
         slots = [[s for s in group if s.parameter.requires_grad] for group in self._slots]
         for slot in (slot for group in slots for slot in group):
@@ -209,18 +214,18 @@ class ProximalScore(torch.optim.Optimizer):
         try:
             for index in range(self.draws_per_step):
                 self._sample(slots, index)
-                with torch.enable_grad():
-                    yield index * (1 + self.paired)
+                yield index * (1 + self.paired)
                 if self.paired:
                     first = self._take_first(slots, index)
-                    with torch.enable_grad():
-                        yield index * 2 + 1
+                    yield index * 2 + 1
                     self._check_pair(slots, first)
                 self._take(slots, index)
             self._scored = True
         finally:
             self._restore()
             self._drawing = False
+            if not self._scored:
+                self._forget_scores()
 
     def _sample(self, slots: list[list[_Slot]], index: int) -> None:
         for group, members in zip(self.param_groups, slots, strict=True):
@@ -331,7 +336,8 @@ class ProximalScore(torch.optim.Optimizer):
         loss = None
         if closure is not None:
             for _ in self.draws():
-                loss = closure()
+                with torch.enable_grad():
+                    loss = closure()
         if not self._scored:
             raise RuntimeError("step() needs scores: run `for _ in optimizer.draws(): loss.backward()` to its end first")
         self._scored = False
@@ -357,13 +363,10 @@ class ProximalScore(torch.optim.Optimizer):
         return bool(found)
 
     def _after_skip(self) -> None:
-        for group, slots in zip(self.param_groups, self._slots, strict=True):
+        for group in self.param_groups:
             group["skipped"] += 1
             group["skipped_in_a_row"] += 1
-            group["momentum_steps"] = 0
-            for slot in slots:
-                if slot.prior.sampled:  # half a pair may have been folded in: start the running mean anew
-                    self.state[slot.parameter]["score"].zero_()
+        self._forget_scores()
         if self.param_groups[0]["skipped_in_a_row"] >= self.max_skipped_steps:
             named = ((s.name, s.parameter.grad) for group in self._slots for s in group)
             bad = next((name for name, g in named if g is not None and not noise.local(g).isfinite().all()), "unknown")
@@ -371,6 +374,15 @@ class ProximalScore(torch.optim.Optimizer):
                 f"{self.max_skipped_steps} steps in a row had scores that are not finite (first parameter: {bad}); "
                 "look for bad inputs, or use a larger initial_precision or penalty.mean"
             )
+
+    def _forget_scores(self) -> None:
+        """Start the running means anew: a part of a loop, or something that is not finite, may have been folded in."""
+        for group in self.param_groups:
+            group["momentum_steps"] = 0
+        for _, _, state in self.sampled():
+            for statistic in ("score", "curvature"):
+                if statistic in state:
+                    noise.local(state[statistic]).zero_()
 
     def _update(self) -> None:
         step = self.param_groups[0]["step"]

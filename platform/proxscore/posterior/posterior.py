@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from proxscore.config import ConfigError
@@ -92,6 +93,7 @@ class Posterior:
         Raises:
             ConfigError: the module is of another architecture.
         """
+        _reshard(module)
         parameters = {canonical(name): parameter for name, parameter in module.named_parameters()}
         self._check(parameters)
         before = {name: noise.local(parameter).clone() for name, parameter in parameters.items()}
@@ -108,6 +110,7 @@ class Posterior:
             torch.clear_autocast_cache()
             yield module
         finally:
+            _reshard(module)
             with torch.no_grad():
                 for name, values in before.items():
                     noise.local(parameters[name]).copy_(values)
@@ -178,13 +181,22 @@ class Posterior:
         try:
             description = json.loads((folder / DESCRIPTION_FILE).read_text())
             tensors = load_file(folder / WEIGHTS_FILE)
-        except (SafetensorError, json.JSONDecodeError) as error:
-            raise ConfigError(f"{folder}: damaged posterior: {error}") from None
-        if description.pop("format", None) != 1:
+        except (SafetensorError, ValueError, OSError) as error:  # ValueError: neither JSON nor UTF-8
+            raise ConfigError(f"{folder}: damaged posterior: {' '.join(str(error).split())}") from None
+        if not isinstance(description, dict) or description.pop("format", None) != 1:
             raise ConfigError(f"{folder / DESCRIPTION_FILE}: not a posterior of format 1")
         description.pop("family", None)
         parts: dict[str, dict[str, Tensor]] = {"mean": {}, "precision": {}, "buffer": {}}
         for key, tensor in tensors.items():
             group, _, name = key.partition(".")
+            if group not in parts:
+                raise ConfigError(f"{folder / WEIGHTS_FILE}: not the tensors of a posterior ({key})")
             parts[group][name] = tensor
         return cls(parts["mean"], parts["precision"], parts["buffer"], description)
+
+
+def _reshard(module: nn.Module) -> None:
+    """Free the gathered weights that FSDP2 keeps after a forward without backward: they would outlive the draw."""
+    for layer in module.modules():
+        if isinstance(layer, FSDPModule):
+            layer.reshard()

@@ -67,7 +67,8 @@ def predict(
     """
     indices: list[int | None] = list(range(draws)) if posterior is not None and draws and posterior.precision else [None]
     device = next(module.parameters()).device
-    training, buffers = module.training, {name: buffer.clone() for name, buffer in module.named_buffers()}
+    modes = {layer: layer.training for layer in module.modules()}  # layers may differ: frozen ones stay in evaluation
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     context = torch.autocast(device.type, autocast) if autocast else nullcontext()
     log_sum, entropy_sum, targets = [], [], []
     try:
@@ -88,7 +89,8 @@ def predict(
                         torch.logaddexp(log_sum[row], log_probabilities.cpu(), out=log_sum[row])
                         entropy_sum[row] += entropy.cpu()
     finally:
-        module.train(training)
+        for layer, training in modes.items():
+            layer.training = training
         for name, buffer in module.named_buffers():
             buffer.copy_(buffers[name])
     count = len(indices)

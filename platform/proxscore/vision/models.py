@@ -57,7 +57,7 @@ def _create(name: str, kwargs: dict[str, Any], size: tuple[int, int]) -> nn.Modu
         try:
             return timm.create_model(name, **sized)
         except TypeError as error:
-            if "img_size" in kwargs or "'img_size'" not in str(error):
+            if "'img_size'" not in str(error):
                 raise
         return timm.create_model(name, **kwargs)
     except Exception as error:  # each network checks its keywords in its own way: assert, KeyError, RuntimeError, ...

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 
 from proxscore.config import DigitsConfig
 from proxscore.vision.images import MemoryReader, Normalisation, Source, check_labels
@@ -17,6 +16,8 @@ _PEAK = 16  # each pixel counts the dark pixels of a 4x4 block of the scan
 
 def load(config: DigitsConfig) -> Source:
     """One pool of 1,797 rows; pixels 0..16 are scaled to [0, 1] before normalisation."""
+    from sklearn.datasets import load_digits  # takes a second, which readers of other data need not wait
+
     digits = load_digits()
     pixels = torch.from_numpy(digits.images.astype(np.uint8))[:, None]
     labels = digits.target.astype(np.int64)

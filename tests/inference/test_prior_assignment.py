@@ -1,0 +1,68 @@
+"""What the prior says of each parameter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from proxscore.inference import Prior
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LayerNorm(4), nn.Linear(4, 2))
+
+
+def assigned(**settings: Any) -> dict[str, float | None]:
+    """Prior precision by parameter name; none for a point estimate."""
+    assignments = Prior(**settings).assign(network().named_parameters())
+    return {name: a.precision if a.sampled else None for name, a in assignments.items()}
+
+
+def test_every_parameter_is_informative_by_default() -> None:
+    assert assigned(scale=0.5) == {name: pytest.approx(4.0) for name, _ in network().named_parameters()}
+
+
+def test_biases_and_normalisation_layers_have_their_own_treatment() -> None:
+    result = assigned(scale=0.5, biases="flat", norms="point")
+    assert result == {
+        **{"0.weight": 4.0, "0.bias": 0.0, "4.weight": 4.0, "4.bias": 0.0},
+        **{"1.weight": None, "1.bias": None, "3.weight": None, "3.bias": None},  # batch and layer normalisation
+    }
+
+
+def test_the_last_matching_scale_counts() -> None:
+    result = assigned(scale=1.0, scales={"4.*": 0.5, "*.bias": 0.1})
+    assert result["0.weight"] == 1.0
+    assert result["4.weight"] == pytest.approx(4.0)
+    assert result["4.bias"] == result["0.bias"] == pytest.approx(100.0)
+
+
+@pytest.mark.parametrize("select", ["last_layer", "4.*", ["4.weight", "4.bias"]])
+def test_selected_parameters_are_sampled_and_the_rest_are_point_estimates(select: Any) -> None:
+    assert {name for name, precision in assigned(select=select).items() if precision is not None} == {"4.weight", "4.bias"}
+
+
+def test_layer_scales_count_as_normalisation_and_position_tables_as_weights() -> None:
+    shapes = {"block.gamma": torch.ones(4), "pos_embed": torch.ones(1, 5, 4), "head.weight": torch.ones(2, 4)}
+    result = Prior(norms="flat").assign(shapes.items())
+    assert [result[name].precision > 0 for name in shapes] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scale": 0.0}, r"prior\.scale is 0\.0"),
+        ({"scales": {"4.*": -1.0}}, r"prior\.scales\['4\.\*'\] is -1\.0"),
+        ({"biases": "none"}, r"prior\.biases is 'none'"),
+        ({"norms": 3}, r"prior\.norms is 3"),
+        ({"scales": {"5.*": 1.0}}, r"prior\.scales: the pattern '5\.\*' matches no parameter"),
+        ({"select": "haed.*"}, r"prior\.select: the pattern 'haed\.\*' matches no parameter"),
+    ],
+)
+def test_bad_prior_settings_are_named_in_one_line(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        assigned(**settings)
+    assert "\n" not in str(error.value)
