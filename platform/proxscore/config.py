@@ -222,13 +222,13 @@ class Config(Section):
 # ---------------------------------------------------------------- reading
 
 
-def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Read YAML from ``path`` (none: defaults), apply ``a.b=value`` overrides (values are YAML), and validate.
+def load(path: str | Path | None = None, overrides: Sequence[str] = (), base: dict[str, Any] | None = None) -> Config:
+    """Read YAML from ``path`` (none: ``base``, or defaults), apply ``a.b=value`` overrides (values are YAML), and validate.
 
     Raises:
         ConfigError: one line that names the key at fault and what would be right.
     """
-    tree: dict[str, Any] = {}
+    tree: dict[str, Any] = base or {}
     source = "command line"
     if path is not None:
         source = str(path)

@@ -51,7 +51,7 @@ def bam_update(mean: Tensor, covariance: Tensor, draws: Tensor, scores: Tensor, 
 
 
 def bam(batch: int, steps: int = 300, draws: int = 16, weight: float = 0.2) -> Tensor:
-    """Covariance that BaM reaches from the exact posterior, relative to it, per coordinate; averaged over the last half."""
+    """Variances that BaM reaches from the exact posterior, relative to it; averaged over the last half of the steps."""
     x, y = data()
     mean, covariance = posterior()
     exact = covariance.diagonal()

@@ -33,7 +33,9 @@ def test_low_precision_outputs_are_evaluated_in_single_precision() -> None:
 
 @pytest.mark.parametrize("shape", [(6,), (6, 3), (6, 3, 2)])
 @pytest.mark.parametrize("learned", [False, True])
-def test_the_gaussian_nll_is_that_of_torch_distributions_summed_over_outputs(shape: tuple[int, ...], learned: bool) -> None:
+def test_the_gaussian_nll_is_that_of_torch_distributions_summed_over_outputs(
+    shape: tuple[int, ...], learned: bool
+) -> None:
     outputs, targets = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
     likelihood = Gaussian(0.3, learned=learned).double()
     noise = likelihood.log_noise.exp().item()

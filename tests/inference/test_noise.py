@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from scipy import stats
@@ -12,16 +14,20 @@ from proxscore.inference import noise
 TOTAL = 200_000  # several blocks of 65,536
 
 
-def draw(seed: int, start: int = 0, count: int = TOTAL, total: int = TOTAL, dtype: torch.dtype = torch.float32) -> Tensor:
+def draw(
+    seed: int, start: int = 0, count: int = TOTAL, total: int = TOTAL, dtype: torch.dtype = torch.float32
+) -> Tensor:
     result = torch.full((count,), float("nan"), dtype=dtype)
     for piece, values in noise.NormalStream(torch.device("cpu"), dtype).pieces(seed, start, count, total):
         result[piece] = values
     return result
 
 
-@pytest.mark.parametrize("cuts", [[0, 1, 2, 65_535, 65_537, TOTAL], [0, 0, 131_072, 131_072, TOTAL], [0, 70_001, TOTAL]])
+@pytest.mark.parametrize(
+    "cuts", [[0, 1, 2, 65_535, 65_537, TOTAL], [0, 0, 131_072, 131_072, TOTAL], [0, 70_001, TOTAL]]
+)
 def test_pieces_of_any_cut_join_to_the_whole(cuts: list[int]) -> None:
-    pieces = [draw(5, low, high - low) for low, high in zip(cuts, cuts[1:], strict=False)]
+    pieces = [draw(5, low, high - low) for low, high in pairwise(cuts)]
     assert torch.equal(torch.cat(pieces), draw(5))
 
 
@@ -42,7 +48,12 @@ def test_noise_is_standard_normal() -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [noise.key(1, "draw", 0, 0), noise.key(0, "draw", 1, 0), noise.key(0, "draw", 0, 1), noise.key(0, "posterior", 0, 0)],
+    [
+        noise.key(1, "draw", 0, 0),
+        noise.key(0, "draw", 1, 0),
+        noise.key(0, "draw", 0, 1),
+        noise.key(0, "posterior", 0, 0),
+    ],
     ids=["seed", "step", "draw", "purpose"],
 )
 def test_noise_of_another_seed_step_or_draw_is_uncorrelated(other: int) -> None:

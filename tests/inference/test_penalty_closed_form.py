@@ -32,7 +32,7 @@ def test_the_precision_ratio_minimises_loss_plus_penalty(k: float, kappa: float)
 
 
 def test_the_penalty_is_the_divergence_between_anchor_and_candidate() -> None:
-    """KL(N(0, 1) || N(d / r, 1 / r)) = [(r - 1 - log r) + d^2 / r] / 2: the penalty with both weights 1, but for the half."""
+    """KL(N(0, 1) || N(d / r, 1 / r)) = [(r - 1 - log r) + d^2 / r] / 2: half the penalty with both weights 1."""
     r, d = 1.7, 0.4
     candidate = Normal(torch.tensor(d / r, dtype=torch.float64), torch.tensor(r**-0.5, dtype=torch.float64))
     divergence = kl_divergence(Normal(torch.zeros((), dtype=torch.float64), 1.0), candidate).item()

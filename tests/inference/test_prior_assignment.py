@@ -42,7 +42,10 @@ def test_the_last_matching_scale_counts() -> None:
 
 @pytest.mark.parametrize("select", ["last_layer", "4.*", ["4.weight", "4.bias"]])
 def test_selected_parameters_are_sampled_and_the_rest_are_point_estimates(select: Any) -> None:
-    assert {name for name, precision in assigned(select=select).items() if precision is not None} == {"4.weight", "4.bias"}
+    assert {name for name, precision in assigned(select=select).items() if precision is not None} == {
+        "4.weight",
+        "4.bias",
+    }
 
 
 def test_layer_scales_count_as_normalisation_and_position_tables_as_weights() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -40,9 +41,9 @@ def test_factors_are_those_of_the_formula(schedule: Schedule, step: int, expecte
 def test_factors_rise_over_the_warm_up_and_never_rise_afterwards(kind: Any) -> None:
     schedule = Schedule(kind, warmup=7, end=0.1).resolve(total_steps=50, steps_per_epoch=10)
     factors = [schedule.factor(step) for step in range(60)]
-    assert all(0 < a < b <= 1 for a, b in zip(factors[:7], factors[1:8], strict=True))
+    assert all(0 < a < b <= 1 for a, b in pairwise(factors[:8]))
     assert factors[7] == 1.0
-    assert all(a >= b > 0 for a, b in zip(factors[7:], factors[8:], strict=False))
+    assert all(a >= b > 0 for a, b in pairwise(factors[7:]))
 
 
 def test_epochs_become_steps_and_an_open_length_becomes_the_rest_of_the_run() -> None:

@@ -21,7 +21,13 @@ class Problem:
         self.model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
         prior = Prior(scale=0.7, mean={"0.weight": torch.full((5, 4), 0.3)})
         self.optimizer = ProximalScore(
-            self.model.named_parameters(), N, prior=prior, paired=paired, draws=draws, momentum=0.0, initial_precision=0.2
+            self.model.named_parameters(),
+            N,
+            prior=prior,
+            paired=paired,
+            draws=draws,
+            momentum=0.0,
+            initial_precision=0.2,
         )
 
     def statistics(self, rows: Tensor, iteration: int = 0) -> Tensor:
@@ -34,7 +40,7 @@ class Problem:
             prior_mean = 0.3 if name == "0.weight" else 0.0
             score = -N * state["score"] - (parameter.detach() - prior_mean) / 0.7**2
             u.append((score / state["precision"].sqrt()).flatten())
-            k.append((state["curvature"] if "curvature" in state else parameter.grad).flatten())
+            k.append(state.get("curvature", parameter.grad).flatten())
         return torch.stack([torch.cat(u), torch.cat(k)])
 
 

@@ -26,7 +26,9 @@ class Categorical(nn.Module):
             (N,) tensor.
         """
         if targets.shape != logits.shape[:1] + logits.shape[2:]:
-            raise ValueError(f"targets of shape {tuple(targets.shape)} do not fit logits of shape {tuple(logits.shape)}")
+            raise ValueError(
+                f"targets of shape {tuple(targets.shape)} do not fit logits of shape {tuple(logits.shape)}"
+            )
         logits = logits if logits.dtype == torch.float64 else logits.float()
         nll = nn.functional.cross_entropy(logits, targets, reduction="none")
         return nll.flatten(1).sum(1) if nll.ndim > 1 else nll
@@ -59,7 +61,9 @@ class Gaussian(nn.Module):
     def nll(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Negative log-likelihood in nats: outputs and targets of one shape (N, ...) to an (N,) tensor."""
         if outputs.shape != targets.shape:
-            raise ValueError(f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)} differ")
+            raise ValueError(
+                f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)} differ"
+            )
         outputs = outputs if outputs.dtype == torch.float64 else outputs.float()
         log_noise = self.log_noise.to(outputs.dtype)
         squared = ((targets - outputs) * torch.exp(-log_noise)) ** 2

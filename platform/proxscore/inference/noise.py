@@ -47,7 +47,7 @@ def shard_offset(parameter: Tensor, name: str = "parameter") -> int:
     for placement in parameter.placements:
         if type(placement) is Replicate or (type(placement) is Shard and placement.dim == 0):
             continue
-        raise ValueError(f"{name} is placed as {placement}; only Shard(0) and Replicate() can be sampled")
+        raise ValueError(f"{name} is placed as {placement!r}; only Shard(0) and Replicate() can be sampled")
     _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
     return int(offset[0]) * (parameter.shape[1:].numel()) if parameter.ndim else 0
 

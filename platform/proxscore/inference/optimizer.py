@@ -174,7 +174,17 @@ class ProximalScore(torch.optim.Optimizer):
             state = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
             state["step"] = torch.zeros(())
         if prior_mean is not None and slot.prior.precision > 0:
-            state["prior_mean"] = torch.zeros_like(parameter).copy_(prior_mean)
+            if prior_mean.shape != parameter.shape:
+                raise ValueError(
+                    f"prior.mean of {slot.name} has shape {tuple(prior_mean.shape)}; "
+                    f"it must be {tuple(parameter.shape)}"
+                )
+            state["prior_mean"] = torch.zeros_like(parameter)
+            shard, values = noise.local(state["prior_mean"]), prior_mean.detach()
+            if isinstance(values, DTensor):  # sharded as the parameter is
+                shard.copy_(noise.local(values))
+            else:  # the whole tensor: this shard's piece of it
+                shard.copy_(values.reshape(-1)[slot.start : slot.start + len(shard)])
         return state
 
     def sampled(self) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
@@ -339,7 +349,9 @@ class ProximalScore(torch.optim.Optimizer):
                 with torch.enable_grad():
                     loss = closure()
         if not self._scored:
-            raise RuntimeError("step() needs scores: run `for _ in optimizer.draws(): loss.backward()` to its end first")
+            raise RuntimeError(
+                "step() needs scores: run `for _ in optimizer.draws(): loss.backward()` to its end first"
+            )
         self._scored = False
         if self._skip():
             self._after_skip()

@@ -96,7 +96,9 @@ class Prior:
         for pattern in [self.select] if isinstance(self.select, str) else self.select:
             matches = set(fnmatch.filter(names, pattern))
             if not matches:
-                raise ValueError(f"prior.select: the pattern {pattern!r} matches no parameter, for example {names[0]!r}")
+                raise ValueError(
+                    f"prior.select: the pattern {pattern!r} matches no parameter, for example {names[0]!r}"
+                )
             chosen |= matches
         return chosen
 

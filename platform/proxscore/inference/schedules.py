@@ -83,7 +83,9 @@ class Schedule:
             ValueError: the schedule still counts epochs or has no length; call :meth:`resolve` first.
         """
         if self.unit != "steps":
-            raise ValueError("a schedule in epochs must be resolved to steps: schedule.resolve(total_steps, steps_per_epoch)")
+            raise ValueError(
+                "a schedule in epochs must be resolved to steps: schedule.resolve(total_steps, steps_per_epoch)"
+            )
         if step < self.warmup:
             return (step + 1) / (math.floor(self.warmup) + 1)
         since = step - self.warmup

@@ -45,7 +45,10 @@ class Posterior:
 
     @classmethod
     def of(
-        cls, module: nn.Module, optimizer: torch.optim.Optimizer | None = None, description: Mapping[str, Any] | None = None
+        cls,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        description: Mapping[str, Any] | None = None,
     ) -> Posterior:
         """The current posterior of a module in training; refers to the training state, copies nothing.
 
@@ -139,7 +142,9 @@ class Posterior:
             ours, theirs = self.mean.get(name), parameters.get(name)
             if ours is None or theirs is None or ours.shape != theirs.shape:
                 shapes = [("no such parameter" if t is None else str(tuple(t.shape))) for t in (ours, theirs)]
-                raise ConfigError(f"posterior of another architecture: {name} is {shapes[0]} there, {shapes[1]} in the model")
+                raise ConfigError(
+                    f"posterior of another architecture: {name} is {shapes[0]} there, {shapes[1]} in the model"
+                )
 
     # ------------------------------------------------------------ storage
 
@@ -161,7 +166,9 @@ class Posterior:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         groups = {"mean": self.mean, "precision": self.precision, "buffer": self.buffers}
-        tensors = {f"{group}.{name}": t.detach().cpu().contiguous() for group, ts in groups.items() for name, t in ts.items()}
+        tensors = {
+            f"{group}.{name}": t.detach().cpu().contiguous() for group, ts in groups.items() for name, t in ts.items()
+        }
         save_file(tensors, folder / WEIGHTS_FILE)
         text = json.dumps({"format": 1, "family": self.family, **self.description}, indent=2)
         (folder / DESCRIPTION_FILE).write_text(text + "\n")

@@ -65,7 +65,9 @@ def predict(
             stay what training left.
         autocast: compute dtype of the forward passes.
     """
-    indices: list[int | None] = list(range(draws)) if posterior is not None and draws and posterior.precision else [None]
+    indices: list[int | None] = (
+        list(range(draws)) if posterior is not None and draws and posterior.precision else [None]
+    )
     device = next(module.parameters()).device
     modes = {layer: layer.training for layer in module.modules()}  # layers may differ: frozen ones stay in evaluation
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
@@ -94,7 +96,9 @@ def predict(
         for name, buffer in module.named_buffers():
             buffer.copy_(buffers[name])
     count = len(indices)
-    return CategoricalPredictive(torch.cat(log_sum) - math.log(count), torch.cat(entropy_sum) / count, torch.cat(targets))
+    return CategoricalPredictive(
+        torch.cat(log_sum) - math.log(count), torch.cat(entropy_sum) / count, torch.cat(targets)
+    )
 
 
 def refresh_batch_norm(module: nn.Module, batches: Batches, device: torch.device) -> None:
@@ -102,13 +106,19 @@ def refresh_batch_norm(module: nn.Module, batches: Batches, device: torch.device
 
     A running mean under other weights (those of past draws) is not that of this draw.
     """
-    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()):
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    if not layers:
         return
+    momenta = [layer.momentum for layer in layers]
     inputs = (inputs for inputs, _ in batches())
-    torch.optim.swa_utils.update_bn(inputs, module, device)  # type: ignore[arg-type]
+    try:
+        torch.optim.swa_utils.update_bn(inputs, module, device)  # type: ignore[arg-type]
+    finally:  # where a batch fails, update_bn leaves the layers without their momentum
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
     if dist.is_initialized() and dist.get_world_size() > 1:
-        for layer in module.modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None:
+        for layer in layers:
+            if layer.running_mean is not None:
                 for statistic in (layer.running_mean, layer.running_var):
                     assert statistic is not None
                     dist.all_reduce(noise.local(statistic))

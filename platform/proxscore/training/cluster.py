@@ -14,9 +14,9 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, MethodConfig, ParquetConfig
@@ -24,6 +24,8 @@ from proxscore.tracking import Recorder
 from proxscore.training.context import RayContext
 from proxscore.training.loop import train
 from proxscore.vision.task import VisionTask
+
+FINAL = (ConfigError, FloatingPointError)  # errors that another attempt cannot mend
 
 
 @contextmanager
@@ -35,19 +37,13 @@ def connected(config: Config) -> Iterator[None]:
     """
     ours = not ray.is_initialized()
     if ours:
-        ray.init(logging_level=logging.WARNING, runtime_env={"env_vars": _worker_environment()})
+        ray.init(logging_level=logging.WARNING)
     try:
         check_resources(config)
         yield
     finally:
         if ours:
             ray.shutdown()
-
-
-def _worker_environment() -> dict[str, str]:
-    # Ray's own warnings about each worker drown the progress lines; a user who sets these keeps the setting.
-    defaults = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
-    return {name: os.environ.get(name, value) for name, value in defaults.items()}
 
 
 def use_gpu(config: Config) -> bool:
@@ -116,45 +112,38 @@ def train_on_ray(
             checkpoint_config=CheckpointConfig(num_to_keep=training.keep_checkpoints),
             failure_config=FailureConfig(max_failures=training.max_failures),
             callbacks=[RecorderCallback(recorder)],
+            logging_config=LoggingConfig(log_level="WARNING"),  # its own account of each report drowns the progress
         ),
-        datasets=_streams(config),
+        datasets=_streams(config, task),
         dataset_config=ray.train.DataConfig(datasets_to_split=["train"]),
     )
     interrupt = signal.getsignal(signal.SIGINT)
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
+        if isinstance(error, ControllerError) and isinstance(error.controller_failure, FINAL):
+            raise error.controller_failure from None
         raise RuntimeError(f"training failed: {cause(error)}") from error
     finally:
         signal.signal(signal.SIGINT, interrupt)  # Ray leaves its own handler, which would abort the finished run
-    returned = result.return_value
-    if "refused" in returned:
-        raise ConfigError(returned["refused"])
-    if "aborted" in returned:
-        raise FloatingPointError(returned["aborted"])
-    return returned, _local(result.checkpoint)
+    return result.return_value, _local(result.checkpoint)
 
 
 def _worker(payload: dict[str, Any]) -> dict[str, Any]:
-    """What each worker runs. An error that a retry cannot mend is returned, so that it is not tried again."""
-    try:
-        config = configuration.parse(payload["config"])
-        method = config.baseline if payload["baseline"] else config.method
-        assert method is not None
-        return train(config, method, payload["epochs"], VisionTask(config.task, verify=False), RayContext())
-    except ConfigError as error:
-        return {"refused": str(error)}
-    except FloatingPointError as error:
-        return {"aborted": str(error)}
+    """What each worker runs."""
+    config = configuration.parse(payload["config"])
+    method = config.baseline if payload["baseline"] else config.method
+    assert method is not None
+    return train(config, method, payload["epochs"], VisionTask(config.task, verify=False), RayContext())
 
 
-def _streams(config: Config) -> dict[str, Any]:
+def _streams(config: Config, task: VisionTask) -> dict[str, Any]:
     """Ray Data sets for the data that is streamed through the cluster: Parquet."""
     if not isinstance(config.task.data, ParquetConfig):
         return {}
     from proxscore.vision.ray_data import ray_datasets
 
-    return {"train": ray_datasets(config.task.data)["train"]}
+    return {"train": ray_datasets(config.task.data, task.data, num_cpus=0.5)["train"]}
 
 
 class RecorderCallback(UserCallback):
@@ -165,6 +154,17 @@ class RecorderCallback(UserCallback):
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         self.recorder(metrics)
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """End the run on an error that another attempt cannot mend: what a callback raises, the controller passes on.
+
+        The worker must not return instead: if it alone is at fault, the others would wait for it in a collective.
+        """
+        for _, error in sorted(worker_exceptions.items()):
+            for kind in FINAL:
+                if isinstance(error, kind):
+                    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # not also the traceback of this line
+                    raise kind(_last_line(error)) from None
 
 
 def cause(error: BaseException) -> str:

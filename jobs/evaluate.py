@@ -1,0 +1,94 @@
+"""Score a saved posterior on a data set and split, with any number of draws.
+
+    python jobs/evaluate.py runs/digits/posterior --draws 64
+    python jobs/evaluate.py runs:/<MLflow run id> --split validation task.data.split_seed=1
+    python jobs/evaluate.py runs/f/posterior --output scores task.data.kind=idx task.data.path=/data/mnist
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from proxscore import config as configuration
+from proxscore.config import Config, ConfigError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("posterior", help="folder with posterior.safetensors, or an MLflow run (runs:/<id>)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the task it was trained on")
+    parser.add_argument("--split", choices=("train", "validation", "test"), default="test")
+    parser.add_argument("--draws", type=int, default=16, help="posterior draws; 0: the mean weights")
+    parser.add_argument("--output", type=Path, default=Path("evaluation"), help="folder for metrics and figure")
+    options = parser.parse_args(arguments)
+    try:
+        if options.draws < 0:
+            raise ConfigError(f"--draws is {options.draws}; it must be zero (mean weights) or positive")
+        return evaluate(options.posterior, options.overrides, options.split, options.draws, options.output)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def evaluate(source: str, overrides: list[str], split: str, draws: int, output: Path) -> int:
+    from proxscore.posterior import Posterior
+    from proxscore.training.context import LocalContext, pick_device
+    from proxscore.training.evaluation import evaluate as score
+    from proxscore.vision.task import VisionTask
+
+    posterior = Posterior.load(_folder(source, overrides))
+    config = _config(posterior.description, overrides)
+    task = VisionTask(config.task)
+    device = pick_device(config.training.device)
+    module = posterior.load_into(task.build_model()).to(device)
+    context = LocalContext(output, device, lambda payloads: None, keep=1)
+    metrics, figure = score(module, task, config, context, split, draws, posterior=posterior)
+    output.mkdir(parents=True, exist_ok=True)
+    stem = f"{config.task.data.kind}_{split}_{draws}_draws"
+    figure.savefig(output / f"{stem}.png", dpi=150)
+    record = {"posterior": source, "split": split, "draws": draws, "data": task.describe(), "metrics": metrics}
+    (output / f"{stem}.json").write_text(json.dumps(record, indent=2) + "\n")
+    table = Table("metric", "value", title=f"{config.task.data.kind}, {split} split, {draws} draws", title_justify="left")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4f}")
+    Console(width=100).print(table)
+    print(f"metrics  {output / stem}.json\nfigure   {output / stem}.png")
+    return 0
+
+
+def _folder(source: str, overrides: list[str]) -> Path:
+    """The folder of a saved posterior; that of an MLflow run is downloaded."""
+    run_id = source.removeprefix("runs:/")
+    if not (source.startswith("runs:/") or re.fullmatch("[0-9a-f]{32}", source)) or Path(source).exists():
+        return Path(source)
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    from proxscore.tracking import tracking_uri
+
+    tracking = configuration.load(overrides=[o for o in overrides if o.startswith("tracking.")]).tracking
+    uri = tracking_uri(tracking)
+    try:
+        found = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="posterior", tracking_uri=uri)
+    except (MlflowException, OSError) as error:
+        raise ConfigError(f"MLflow run {run_id} at {uri}: no posterior: {' '.join(str(error).split())[:200]}") from error
+    return Path(found)
+
+
+def _config(description: dict[str, Any], overrides: list[str]) -> Config:
+    task = dict(description["task"])
+    if any(override.startswith("task.data.kind=") for override in overrides):
+        task["data"] = {}  # another kind of data has other keys
+    return configuration.load(overrides=overrides, base={"name": "posterior", "task": task})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""State: saved, loaded into a new model and optimizer, and continued bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from proxscore.inference import Categorical, ForwardKL, Prior, ProximalScore, Schedule
+
+N = 40
+
+
+def build(seed: int, **settings: Any) -> tuple[nn.Sequential, ProximalScore]:
+    """A network with sampled, flat and point-estimated parameters and a prior mean; two groups."""
+    torch.manual_seed(seed)
+    module = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 3))
+    groups = [
+        {"params": list(module[:3].named_parameters()), "momentum": 0.5},
+        {"params": list(module[3].named_parameters("3"))},
+    ]
+    prior = Prior(scale=0.5, biases="flat", norms="point", mean={"3.weight": torch.full((3, 6), 0.2)})
+    penalty = ForwardKL(50.0, 2.0, Schedule("linear", length=30), Schedule("cosine", length=30, warmup=3))
+    return module, ProximalScore(groups, N, prior=prior, penalty=penalty, **({"seed": seed} | settings))
+
+
+def train(module: nn.Module, optimizer: ProximalScore, first: int, last: int) -> None:
+    for step in range(first, last):
+        generator = torch.Generator().manual_seed(step)
+        x, y = torch.randn(10, 4, generator=generator), torch.randint(3, (10,), generator=generator)
+        for _ in optimizer.draws():
+            loss = Categorical().nll(module(x), y).mean()
+            (loss * float("nan") if step == 2 else loss).backward()  # one skipped step is part of the history
+        optimizer.step()
+
+
+def numbers(module: nn.Module, optimizer: ProximalScore) -> dict[str, Tensor]:
+    result = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    for index, state in optimizer.state_dict()["state"].items():
+        result |= {f"{index}.{name}": tensor for name, tensor in state.items()}
+    counters = [[g["step"], g["momentum_steps"], g["skipped"], g["seed"]] for g in optimizer.param_groups]
+    return result | {"counters": torch.tensor(counters)}
+
+
+def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+@pytest.mark.parametrize("settings", [{}, {"paired": False}, {"draws": 2}], ids=str)
+def test_a_state_dict_through_a_file_continues_bit_for_bit(settings: dict[str, Any], tmp_path: Path) -> None:
+    module, optimizer = build(0, **settings)
+    train(module, optimizer, 0, 4)
+    torch.save({"module": module.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state.pt")
+    train(module, optimizer, 4, 8)
+
+    other, resumed = build(1, **settings)  # other weights, other seed: everything must come from the file
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    other.load_state_dict(saved["module"])
+    resumed.load_state_dict(saved["optimizer"])
+    train(other, resumed, 4, 8)
+    assert_equal(numbers(module, optimizer), numbers(other, resumed))
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_distributed_state_dict_continues_bit_for_bit(tmp_path: Path) -> None:
+    """torch.distributed.checkpoint.state_dict names the state by parameter, and stores it through DCP."""
+    module, optimizer = build(0)
+    train(module, optimizer, 0, 4)
+    model_state, optimizer_state = get_state_dict(module, optimizer)
+    torch.distributed.checkpoint.save(
+        {"module": model_state, "optimizer": optimizer_state}, checkpoint_id=tmp_path, no_dist=True
+    )
+    train(module, optimizer, 4, 8)
+
+    other, resumed = build(1)
+    model_state, optimizer_state = get_state_dict(other, resumed)
+    held = {"module": model_state, "optimizer": optimizer_state}
+    torch.distributed.checkpoint.load(held, checkpoint_id=tmp_path, no_dist=True)
+    set_state_dict(other, resumed, model_state_dict=held["module"], optim_state_dict=held["optimizer"])
+    train(other, resumed, 4, 8)
+    assert_equal(numbers(module, optimizer), numbers(other, resumed))
+
+
+def test_saving_does_not_disturb_the_run() -> None:
+    runs = []
+    for save in (False, True):
+        module, optimizer = build(0)
+        for step in range(5):
+            train(module, optimizer, step, step + 1)
+            if save:
+                get_state_dict(module, optimizer)
+                optimizer.state_dict()
+        runs.append(numbers(module, optimizer))
+    assert_equal(*runs)
+
+
+def test_a_state_of_another_model_is_refused() -> None:
+    _, optimizer = build(0)
+    other = ProximalScore(nn.Linear(4, 3).named_parameters(), N)
+    with pytest.raises(ValueError, match="parameter group"):
+        other.load_state_dict(optimizer.state_dict())

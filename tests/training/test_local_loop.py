@@ -1,0 +1,250 @@
+"""The loop in one plain process: resume, bad batches, checkpoints, and switches that must not change what is learnt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from proxscore import config as configuration
+from proxscore.config import Config, ConfigError
+from proxscore.posterior import Posterior
+from proxscore.training.context import LocalContext
+from proxscore.training.loop import milestones, train
+from proxscore.methods import Horizon
+from proxscore.vision.images import ImageDataset
+from proxscore.vision.task import VisionTask
+
+VIT = {
+    "name": "vit_tiny_patch16_224",
+    "kwargs": {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "proj_drop_rate": 0.1},
+}
+METHODS: dict[str, dict[str, Any]] = {
+    "proximal_score": {"kind": "proximal_score"},
+    "adamw": {"kind": "adamw", "lr": 3e-3},
+}
+STEPS_PER_EPOCH = 4
+Records = list[dict[str, float]]
+
+
+def tree(method: str = "proximal_score", model: dict[str, Any] = VIT, **training: Any) -> Config:
+    """A run of three epochs of four steps, whose last batch is smaller: 120, 120, 120, 40 of 400 rows."""
+    return configuration.parse(
+        {
+            "name": "small",
+            "task": {"model": model, "data": {"kind": "digits", "limit": 400}},
+            "method": METHODS[method],
+            "training": {"epochs": 3, "batch_size": 120, "workers": 0, "device": "cpu"} | training,
+            "evaluation": {"draws": 2, "validation_draws": 1},
+            "tracking": {"every": 1},
+        }
+    )
+
+
+class Run:
+    """One run in a folder; ``go`` starts or resumes it, and dies at a step if asked."""
+
+    def __init__(self, folder: Path, config: Config, task: VisionTask | None = None) -> None:
+        self.folder, self.config, self.task = folder, config, task or VisionTask(config.task)
+        self.records: Records = []
+        self.validation: list[dict[str, float]] = []
+
+    def go(self, die_at: int | None = None) -> dict[str, Any]:
+        def sink(payloads: list[dict[str, Any]]) -> None:
+            (payload,) = payloads
+            self.records += payload["records"]
+            self.validation += [payload["metrics"]] if payload["metrics"] else []
+            if payload["step"] == die_at:
+                raise InterruptedError
+
+        context = LocalContext(self.folder, torch.device("cpu"), sink, self.config.training.keep_checkpoints)
+        return train(self.config, self.config.method, self.config.training.epochs, self.task, context)
+
+    @property
+    def nll(self) -> list[float]:
+        return [record["train/nll"] for record in self.records]
+
+    def checkpoints(self) -> list[Path]:
+        return sorted((self.folder / "checkpoints").iterdir())
+
+    def posterior(self) -> Posterior:
+        return Posterior.load(self.checkpoints()[-1] / "posterior")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_died_and_was_resumed_is_bit_for_bit_the_run_that_did_not(method: str, tmp_path: Path) -> None:
+    whole, broken = Run(tmp_path / "whole", tree(method)), Run(tmp_path / "broken", tree(method))
+    results = whole.go()
+    with pytest.raises(InterruptedError):
+        broken.go(die_at=7)  # in the second epoch, three steps after the checkpoint of the first
+    died_with = len(broken.records)
+    resumed = broken.go()
+    assert resumed["test"] == results["test"]
+    assert resumed["steps"] == results["steps"] == 3 * STEPS_PER_EPOCH
+
+    again = broken.records[died_with:]
+    assert [record["step"] for record in again] == list(range(5, 13))  # from the checkpoint at step 4 on, not from 0
+    assert [record["train/nll"] for record in again] == whole.nll[4:]
+    ours, theirs = broken.posterior(), whole.posterior()
+    assert ours.mean.keys() == theirs.mean.keys()
+    assert ours.precision.keys() == theirs.precision.keys()
+    assert bool(ours.precision) == (method == "proximal_score")
+    for group in ("mean", "precision", "buffers"):
+        for name, tensor in getattr(ours, group).items():
+            assert torch.equal(tensor, getattr(theirs, group)[name]), name
+
+
+def test_a_finished_run_started_again_trains_nothing_and_reports_the_same(tmp_path: Path) -> None:
+    run = Run(tmp_path, tree(epochs=1))
+    first, trained = run.go(), len(run.records)
+    second = run.go()
+    assert second["test"] == first["test"]
+    assert len(run.records) == trained
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_the_last_checkpoints_are_kept_and_only_the_very_last_holds_posterior_and_figures(keep: int, tmp_path: Path) -> None:
+    run = Run(tmp_path, tree(keep_checkpoints=keep, checkpoint_every=0.5))
+    run.go()
+    assert [path.name for path in run.checkpoints()] == [f"step-{step:09d}" for step in range(0, 13, 2)][-keep:]
+    for path in run.checkpoints():
+        assert (path / "posterior").exists() == (path / "figures").exists() == (path.name == "step-000000012")
+    assert {f.name for f in (run.checkpoints()[-1] / "figures").iterdir()} == {"reliability_posterior.png", "reliability_mean.png"}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        tree(model={**VIT, "kwargs": {**VIT["kwargs"], "embed_dim": 24}}),
+        tree(model={**VIT, "kwargs": {**VIT["kwargs"], "depth": 3}}),
+        tree("adamw"),
+    ],
+    ids=["width", "depth", "method"],
+)
+def test_a_checkpoint_of_another_architecture_or_method_is_refused_in_one_line(other: Config, tmp_path: Path) -> None:
+    Run(tmp_path, tree(epochs=1)).go()
+    with pytest.raises(ConfigError, match=r"checkpoint .*step-000000004 does not fit this model and method") as refusal:
+        Run(tmp_path, other).go()
+    assert "\n" not in str(refusal.value)
+
+
+class OneBadRow(Dataset[tuple[Tensor, int]]):
+    """The rows of another data set, one of them not a number."""
+
+    def __init__(self, rows: ImageDataset, bad: int) -> None:
+        self.rows, self.bad = rows, bad
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        images, labels = self.rows.__getitems__(indices)
+        images[torch.tensor(indices) == self.bad] = math.nan
+        return images, labels
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_step_of_a_batch_that_is_not_finite_is_skipped_counted_and_recorded(method: str, tmp_path: Path) -> None:
+    task = VisionTask(tree().task)
+    task.data = replace(task.data, train=OneBadRow(task.data.train, bad=17))  # type: ignore[arg-type]
+    run = Run(tmp_path, tree(method), task)
+    results = run.go()
+    bad = [math.isnan(nll) for nll in run.nll]
+    assert len(bad) == 12
+    assert [sum(bad[first : first + STEPS_PER_EPOCH]) for first in (0, 4, 8)] == [1, 1, 1]  # the row comes once an epoch
+    counted = [record["train/skipped_steps"] for record in run.records]
+    assert counted == [sum(bad[: step + 1]) for step in range(12)]
+    for metrics in results["test"].values():
+        assert all(math.isfinite(value) for value in metrics.values())
+    for tensor in (*run.posterior().mean.values(), *run.posterior().precision.values()):
+        assert tensor.isfinite().all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_batches_that_are_never_finite_end_the_run_with_an_error(method: str, tmp_path: Path) -> None:
+    config = configuration.parse({**tree(method).model_dump(), "task": {**tree().task.model_dump(), "data": {"mean": math.nan}}})
+    with pytest.raises(FloatingPointError, match="10 steps in a row"):
+        Run(tmp_path, config).go()
+
+
+# What a switch costs in accuracy: nothing, the order of sums, or the eight bits of a bfloat16's significand.
+SWITCHES: list[tuple[dict[str, Any], float]] = [
+    ({"activation_checkpointing": True}, 0.0),
+    ({"loader_processes": 1}, 0.0),
+    ({"accumulate": 3}, 1e-4),
+    ({"precision": "bf16"}, 2e-2),
+    ({"activation_checkpointing": True, "precision": "bf16", "accumulate": 2}, 2e-2),
+]
+NO_DROPOUT = {**VIT, "kwargs": {**VIT["kwargs"], "proj_drop_rate": 0.0}}  # masks depend on the cut into micro-batches
+
+
+@pytest.fixture(scope="module")
+def plain_curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
+    curves = {}
+    for method in METHODS:
+        run = Run(tmp_path_factory.mktemp(method), tree(method, NO_DROPOUT))
+        run.go()
+        curves[method] = run.nll
+    return curves
+
+
+@pytest.mark.parametrize(("switch", "tolerance"), SWITCHES, ids=lambda value: str(value) if isinstance(value, dict) else "")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_switch_leaves_the_loss_curve_where_it_was(
+    method: str, switch: dict[str, Any], tolerance: float, plain_curves: dict[str, list[float]], tmp_path: Path
+) -> None:
+    run = Run(tmp_path, tree(method, NO_DROPOUT, **switch))
+    run.go()
+    assert run.nll == pytest.approx(plain_curves[method], rel=tolerance, abs=0)
+    assert plain_curves[method][-1] < plain_curves[method][0] - 0.02  # the curve moves: equality says something
+
+
+@pytest.mark.slow
+def test_compiling_leaves_the_loss_curve_where_it_was(plain_curves: dict[str, list[float]], tmp_path: Path) -> None:
+    for method in METHODS:
+        run = Run(tmp_path / method, tree(method, NO_DROPOUT, compile=True))
+        run.go()
+        assert run.nll == pytest.approx(plain_curves[method], rel=1e-4)
+
+
+def test_dropout_masks_are_shared_by_a_pair_and_differ_between_steps(tmp_path: Path) -> None:
+    """With all noise in dropout (draws of no width), the pair's two losses are one: their mean is that of AdamW's."""
+    steps: list[list[Tensor]] = []
+
+    class Watched(VisionTask):
+        def build_model(self) -> torch.nn.Module:
+            module = super().build_model()
+            dropout = next(m for m in module.modules() if isinstance(m, torch.nn.Dropout) and m.p > 0)
+            dropout.register_forward_hook(lambda m, _, output: m.training and masks.append(output == 0))
+            return module
+
+    masks: list[Tensor] = []
+    config = tree(epochs=0.5)
+    Run(tmp_path, config, Watched(config.task)).go()
+    steps = [masks[first : first + 2] for first in range(0, len(masks), 2)]
+    assert len(steps) == 2
+    for one, other in steps:
+        assert torch.equal(one, other)
+    assert not torch.equal(steps[0][0], steps[1][0])
+
+
+def test_milestones_are_the_ends_of_so_many_epochs() -> None:
+    horizon = Horizon(total_steps=25, steps_per_epoch=10, data_size=1000)
+    assert milestones(1, horizon) == {10, 20}
+    assert milestones(0.5, horizon) == {5, 10, 15, 20, 25}
+    assert milestones(100, horizon) == set()
+    assert milestones(0.001, horizon) == set(range(1, 26))  # never more often than every step
+
+
+def test_validation_comes_after_every_epoch_and_after_the_last_step(tmp_path: Path) -> None:
+    run = Run(tmp_path, tree(epochs=1.5))
+    run.go()
+    assert len(run.validation) == 2
+    assert all({"validation/nll", "validation/ece"} <= set(metrics) for metrics in run.validation)
