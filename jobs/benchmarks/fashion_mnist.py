@@ -27,7 +27,8 @@ from tqdm import tqdm
 
 from proxscore.calibration import ClassificationMetrics
 from proxscore.config import ConfigError, IdxConfig, ModelConfig
-from proxscore.inference import Categorical, ForwardKL, Prior, ProximalScore, Schedule
+from proxscore.inference import Categorical, ForwardKL, ProximalScore, Schedule
+from proxscore.methods.proximal_score import SMALLEST_DATA_SIZE
 from proxscore.posterior import Posterior, predict
 from proxscore.vision.data import ImageData, load_images
 from proxscore.vision.models import build_model
@@ -115,9 +116,8 @@ def proximal(paired: bool) -> Run:
         steps = problem.steps(batch_size, epochs)
         cosine = Schedule("cosine", warmup=0.05 * steps).resolve(steps, 1)
         penalty = ForwardKL(precision=float(steps), mean=(1 / step - 1) / 2, mean_schedule=cosine)
-        optimizer = ProximalScore(
-            module.named_parameters(), problem.size, prior=Prior(scale=1.0), penalty=penalty, paired=paired, seed=seed
-        )
+        size = max(problem.size, SMALLEST_DATA_SIZE)  # as jobs/train.py does
+        optimizer = ProximalScore(module.named_parameters(), size, penalty=penalty, paired=paired, seed=seed)
         for images, labels in problem.batches(seed, batch_size, epochs):
             for _ in optimizer.draws():
                 problem.likelihood.nll(module(images), labels).mean().backward()

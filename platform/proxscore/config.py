@@ -117,7 +117,7 @@ class PenaltyConfig(Section):
 
     precision: float | None = Field(None, gt=0)
     precision_schedule: ScheduleConfig = ScheduleConfig()
-    mean: float = Field(4.5, gt=0)
+    mean: float = Field(2.0, gt=0)
     mean_schedule: ScheduleConfig = ScheduleConfig(kind="cosine", unit="epochs", warmup=0.5)
 
 
@@ -138,15 +138,15 @@ class ProximalScoreConfig(Section):
     kind: Literal["proximal_score"] = "proximal_score"
     prior: PriorConfig = PriorConfig()
     penalty: PenaltyConfig = PenaltyConfig()
-    initial_precision: float = Field(0.5, gt=0)  # per data point
+    initial_precision: float = Field(0.1, gt=0)  # per data point
     paired: bool = True
     draws: int = Field(1, ge=1)  # pairs (or single draws) per step
     momentum: float = Field(0.9, ge=0, lt=1)
     max_log_precision_step: float | None = Field(1.0, gt=0)
-    max_mean_step: float | None = Field(1.0, gt=0)  # posterior standard deviations
+    max_mean_step: float | None = Field(0.1, gt=0)  # posterior standard deviations
     temperature: float = Field(1.0, gt=0)
     point_lr: float = Field(1e-3, gt=0)  # Adam's, for parameters that are not sampled
-    effective_data_size: float | None = Field(None, gt=0)  # None: the number of training rows
+    effective_data_size: float | None = Field(None, gt=0)  # None: training rows, but at least 100,000 (cold posterior)
     max_skipped_steps: int = Field(10, ge=1)
 
 

@@ -15,10 +15,10 @@ from torch.utils.data import Dataset
 
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError
+from proxscore.methods import Horizon
 from proxscore.posterior import Posterior
 from proxscore.training.context import LocalContext
 from proxscore.training.loop import milestones, train
-from proxscore.methods import Horizon
 from proxscore.vision.images import ImageDataset
 from proxscore.vision.task import VisionTask
 
@@ -28,7 +28,7 @@ VIT = {
 }
 METHODS: dict[str, dict[str, Any]] = {
     "proximal_score": {"kind": "proximal_score"},
-    "adamw": {"kind": "adamw", "lr": 3e-3},
+    "adamw": {"kind": "adamw", "lr": 5e-3},
 }
 STEPS_PER_EPOCH = 4
 Records = list[dict[str, float]]
@@ -110,13 +110,18 @@ def test_a_finished_run_started_again_trains_nothing_and_reports_the_same(tmp_pa
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_the_last_checkpoints_are_kept_and_only_the_very_last_holds_posterior_and_figures(keep: int, tmp_path: Path) -> None:
+def test_the_last_checkpoints_are_kept_and_only_the_very_last_holds_posterior_and_figures(
+    keep: int, tmp_path: Path
+) -> None:
     run = Run(tmp_path, tree(keep_checkpoints=keep, checkpoint_every=0.5))
     run.go()
     assert [path.name for path in run.checkpoints()] == [f"step-{step:09d}" for step in range(0, 13, 2)][-keep:]
     for path in run.checkpoints():
         assert (path / "posterior").exists() == (path / "figures").exists() == (path.name == "step-000000012")
-    assert {f.name for f in (run.checkpoints()[-1] / "figures").iterdir()} == {"reliability_posterior.png", "reliability_mean.png"}
+    assert {f.name for f in (run.checkpoints()[-1] / "figures").iterdir()} == {
+        "reliability_posterior.png",
+        "reliability_mean.png",
+    }
 
 
 @pytest.mark.parametrize(
@@ -158,7 +163,11 @@ def test_the_step_of_a_batch_that_is_not_finite_is_skipped_counted_and_recorded(
     results = run.go()
     bad = [math.isnan(nll) for nll in run.nll]
     assert len(bad) == 12
-    assert [sum(bad[first : first + STEPS_PER_EPOCH]) for first in (0, 4, 8)] == [1, 1, 1]  # the row comes once an epoch
+    assert [sum(bad[first : first + STEPS_PER_EPOCH]) for first in (0, 4, 8)] == [
+        1,
+        1,
+        1,
+    ]  # the row comes once an epoch
     counted = [record["train/skipped_steps"] for record in run.records]
     assert counted == [sum(bad[: step + 1]) for step in range(12)]
     for metrics in results["test"].values():
@@ -169,19 +178,21 @@ def test_the_step_of_a_batch_that_is_not_finite_is_skipped_counted_and_recorded(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_batches_that_are_never_finite_end_the_run_with_an_error(method: str, tmp_path: Path) -> None:
-    config = configuration.parse({**tree(method).model_dump(), "task": {**tree().task.model_dump(), "data": {"mean": math.nan}}})
+    task = {"model": {"name": "small_cnn"}, "data": {"kind": "digits", "mean": math.nan}}
+    config = configuration.parse({**tree(method).model_dump(), "task": task})
     with pytest.raises(FloatingPointError, match="10 steps in a row"):
         Run(tmp_path, config).go()
 
 
-# What a switch costs in accuracy: nothing, the order of sums, or the eight bits of a bfloat16's significand.
+# How far a switch may move the loss: not at all, by the order of sums, by the eight bits of a bfloat16's significand.
 SWITCHES: list[tuple[dict[str, Any], float]] = [
     ({"activation_checkpointing": True}, 0.0),
     ({"loader_processes": 1}, 0.0),
     ({"accumulate": 3}, 1e-4),
-    ({"precision": "bf16"}, 2e-2),
-    ({"activation_checkpointing": True, "precision": "bf16", "accumulate": 2}, 2e-2),
+    ({"precision": "bf16"}, 4e-3),
+    ({"activation_checkpointing": True, "precision": "bf16", "accumulate": 2}, 4e-3),
 ]
+ONLY_TRAIN = {"validate_every": 100, "checkpoint_every": 100}
 NO_DROPOUT = {**VIT, "kwargs": {**VIT["kwargs"], "proj_drop_rate": 0.0}}  # masks depend on the cut into micro-batches
 
 
@@ -189,34 +200,35 @@ NO_DROPOUT = {**VIT, "kwargs": {**VIT["kwargs"], "proj_drop_rate": 0.0}}  # mask
 def plain_curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
     curves = {}
     for method in METHODS:
-        run = Run(tmp_path_factory.mktemp(method), tree(method, NO_DROPOUT))
+        run = Run(tmp_path_factory.mktemp(method), tree(method, NO_DROPOUT, **ONLY_TRAIN))
         run.go()
         curves[method] = run.nll
     return curves
 
 
-@pytest.mark.parametrize(("switch", "tolerance"), SWITCHES, ids=lambda value: str(value) if isinstance(value, dict) else "")
+@pytest.mark.parametrize(
+    ("switch", "tolerance"), SWITCHES, ids=lambda value: str(value) if isinstance(value, dict) else ""
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_switch_leaves_the_loss_curve_where_it_was(
     method: str, switch: dict[str, Any], tolerance: float, plain_curves: dict[str, list[float]], tmp_path: Path
 ) -> None:
-    run = Run(tmp_path, tree(method, NO_DROPOUT, **switch))
+    run = Run(tmp_path, tree(method, NO_DROPOUT, **ONLY_TRAIN, **switch))
     run.go()
     assert run.nll == pytest.approx(plain_curves[method], rel=tolerance, abs=0)
-    assert plain_curves[method][-1] < plain_curves[method][0] - 0.02  # the curve moves: equality says something
+    assert max(run.nll) / min(run.nll) > 1.015  # the curve moves by more than the tolerance: equality says something
 
 
 @pytest.mark.slow
 def test_compiling_leaves_the_loss_curve_where_it_was(plain_curves: dict[str, list[float]], tmp_path: Path) -> None:
     for method in METHODS:
-        run = Run(tmp_path / method, tree(method, NO_DROPOUT, compile=True))
+        run = Run(tmp_path / method, tree(method, NO_DROPOUT, **ONLY_TRAIN, compile=True))
         run.go()
         assert run.nll == pytest.approx(plain_curves[method], rel=1e-4)
 
 
 def test_dropout_masks_are_shared_by_a_pair_and_differ_between_steps(tmp_path: Path) -> None:
-    """With all noise in dropout (draws of no width), the pair's two losses are one: their mean is that of AdamW's."""
-    steps: list[list[Tensor]] = []
+    masks: list[Tensor] = []
 
     class Watched(VisionTask):
         def build_model(self) -> torch.nn.Module:
@@ -225,7 +237,6 @@ def test_dropout_masks_are_shared_by_a_pair_and_differ_between_steps(tmp_path: P
             dropout.register_forward_hook(lambda m, _, output: m.training and masks.append(output == 0))
             return module
 
-    masks: list[Tensor] = []
     config = tree(epochs=0.5)
     Run(tmp_path, config, Watched(config.task)).go()
     steps = [masks[first : first + 2] for first in range(0, len(masks), 2)]

@@ -26,8 +26,12 @@ def test_the_blocks_of_a_residual_network_are_its_residual_blocks() -> None:
 
 
 def test_the_blocks_of_a_hierarchical_transformer_are_the_layers_of_its_stages() -> None:
-    model = timm.create_model("swin_tiny_patch4_window7_224", img_size=56, embed_dim=12, depths=(2, 1, 1, 1), num_heads=(1, 2, 4, 8))
-    assert named(model) == {"layers.0.blocks.0", "layers.0.blocks.1"} | {f"layers.{stage}.blocks.0" for stage in range(1, 4)}
+    model = timm.create_model(
+        "swin_tiny_patch4_window7_224", img_size=56, embed_dim=12, depths=(2, 1, 1, 1), num_heads=(1, 2, 4, 8)
+    )
+    assert named(model) == {"layers.0.blocks.0", "layers.0.blocks.1"} | {
+        f"layers.{stage}.blocks.0" for stage in range(1, 4)
+    }
 
 
 def test_a_plain_network_has_no_blocks() -> None:

@@ -34,9 +34,10 @@ from proxscore.inference.families.mean_field import Bucket, split
 from proxscore.inference.penalties import ForwardKL
 from proxscore.inference.priors import Assignment, Prior, canonical
 
-# Elements that one pass of in-place operations covers: a cache's worth on the CPU, few kernel launches elsewhere.
-_BUCKET = {"cpu": 1 << 15}
-_BUCKET_ACCELERATOR = 1 << 26
+# Elements that one pass of in-place operations covers; three temporaries of that size live at once. On the CPU large
+# enough that the calls cost less than the arithmetic, small enough for the cache; elsewhere a kernel's worth of work.
+_BUCKET = {"cpu": 1 << 17}
+_BUCKET_ACCELERATOR = 1 << 22
 
 
 @dataclass
@@ -47,6 +48,23 @@ class _Slot:
     parameter: Tensor
     prior: Assignment
     start: int
+
+
+@dataclass
+class _Shard:
+    """Flat local views of a sampled parameter and its state, from the start of a draw loop to the step after it.
+
+    Making them for every pass over the parameters would cost more than the arithmetic on small tensors.
+    """
+
+    slot: _Slot
+    weights: Tensor
+    mean: Tensor
+    precision: Tensor
+    score: Tensor
+    curvature: Tensor | None
+    prior_mean: Tensor | None
+    gradient: Tensor | None = None
 
 
 class ProximalScore(torch.optim.Optimizer):
@@ -63,16 +81,19 @@ class ProximalScore(torch.optim.Optimizer):
     Args:
         params: ``model.named_parameters()``, or groups (dicts) of named parameters; a group may set its own ``lr``,
             ``momentum`` and ``initial_precision``. Frozen parameters are left alone; a tied one counts once.
-        data_size: number of data points N behind the posterior (larger than the true number: a colder posterior).
+        data_size: number of data points N behind the posterior. A larger number than the true one is a colder posterior,
+            and eases training on small data: 100,000 trained networks on 1,258 and 10,000 images.
         prior: Gaussian prior and selection of the sampled parameters.
         penalty: proximal penalty with its weights and their schedules (in steps).
         lr: factor on the mean's proximal step, for torch's learning-rate schedulers.
-        initial_precision: the initial precision of every sampled parameter, divided by N; 0.1 to 1 is a safe start.
+        initial_precision: the initial precision of every sampled parameter, divided by data_size / temperature. What
+            matters is the noise it makes: 1 / sqrt(precision) about 0.01 trained CNNs and Vision Transformers alike.
         paired: score each draw m + e together with m - e on the same batch (two evaluations).
         draws: draws, or pairs, per step.
         momentum: decay of the running mean of the score (bias-corrected), in [0, 1).
         max_log_precision_step: trust region: largest change of a log-precision in a step; none: unlimited.
-        max_mean_step: trust region: largest change of a mean in a step, in posterior standard deviations.
+        max_mean_step: trust region: largest change of a mean in a step, in posterior standard deviations; times the
+                mean's schedule.
         temperature: the likelihood is raised to the power 1 / temperature.
         point_lr: Adam's learning rate for parameters that are not sampled (times the mean's schedule).
         max_skipped_steps: a step whose scores are not finite is skipped (mean and precision stay, momentum restarts);
@@ -92,12 +113,12 @@ class ProximalScore(torch.optim.Optimizer):
         prior: Prior | None = None,
         penalty: ForwardKL | None = None,
         lr: float = 1.0,
-        initial_precision: float = 0.5,
+        initial_precision: float = 0.1,
         paired: bool = True,
         draws: int = 1,
         momentum: float = 0.9,
         max_log_precision_step: float | None = 1.0,
-        max_mean_step: float | None = 1.0,
+        max_mean_step: float | None = 0.1,
         temperature: float = 1.0,
         point_lr: float = 1e-3,
         max_skipped_steps: int = 10,
@@ -123,6 +144,7 @@ class ProximalScore(torch.optim.Optimizer):
         self.monitor = False
         self.statistics: dict[str, float] = {}
         self._drawing = self._scored = False
+        self._shards: list[list[_Shard]] = []
         self._streams: dict[tuple[torch.device, torch.dtype], noise.NormalStream] = {}
         defaults = dict(lr=lr, momentum=momentum, initial_precision=initial_precision)
         counters = dict(step=0, momentum_steps=0, skipped=0, skipped_in_a_row=0, seed=seed)
@@ -165,7 +187,7 @@ class ProximalScore(torch.optim.Optimizer):
         prior_mean = self.prior.mean.get(slot.name)
         state: dict[str, Any] = {}
         if slot.prior.sampled:
-            precision = initial_precision * self.data_size + slot.prior.precision
+            precision = initial_precision * self.scale + slot.prior.precision
             state = {"mean": parameter.clone(), "precision": torch.full_like(parameter, precision)}
             state["score"] = torch.zeros_like(parameter)
             if self.draws_per_step > 1:
@@ -219,11 +241,12 @@ class ProximalScore(torch.optim.Optimizer):
         slots = [[s for s in group if s.parameter.requires_grad] for group in self._slots]
         for slot in (slot for group in slots for slot in group):
             slot.parameter.grad = None
-            if slot.prior.sampled:
-                self.state[slot.parameter]["mean"].copy_(slot.parameter)
+        self._shards = [[self._shard(slot) for slot in group if slot.prior.sampled] for group in slots]
+        for shards in filter(None, self._shards):
+            torch._foreach_copy_([s.mean for s in shards], [s.weights for s in shards])
         try:
             for index in range(self.draws_per_step):
-                self._sample(slots, index)
+                self._sample(index)
                 yield index * (1 + self.paired)
                 if self.paired:
                     first = self._take_first(slots, index)
@@ -236,18 +259,21 @@ class ProximalScore(torch.optim.Optimizer):
             self._drawing = False
             if not self._scored:
                 self._forget_scores()
+                self._shards = []
 
-    def _sample(self, slots: list[list[_Slot]], index: int) -> None:
-        for group, members in zip(self.param_groups, slots, strict=True):
+    def _shard(self, slot: _Slot) -> _Shard:
+        state = self.state[slot.parameter]
+        mean, precision, score = (noise.local(state[name]) for name in ("mean", "precision", "score"))
+        curvature, prior_mean = (noise.local(state[n]) if n in state else None for n in ("curvature", "prior_mean"))
+        return _Shard(slot, noise.local(slot.parameter), mean, precision, score, curvature, prior_mean)
+
+    def _sample(self, index: int) -> None:
+        for group, shards in zip(self.param_groups, self._shards, strict=True):
             seed = noise.key(group["seed"], "draw", group["step"], index)
-            for slot in members:
-                if not slot.prior.sampled:
-                    continue
-                state = self.state[slot.parameter]
-                weights, mean, precision = map(noise.local, (slot.parameter, state["mean"], state["precision"]))
-                stream = self._stream(weights)
-                total = slot.parameter.numel()
-                for piece, values in stream.pieces(noise.key(seed, slot.name), slot.start, len(weights), total):
+            for shard in shards:
+                slot, weights, mean, precision = shard.slot, shard.weights, shard.mean, shard.precision
+                stream, total = self._stream(weights), slot.parameter.numel()
+                for piece, values in stream.pieces(noise.key(seed, slot.name), slot.start, weights.numel(), total):
                     self.family.sample_(weights[piece], mean[piece], precision[piece], values)
                 slot.parameter.grad = None
         torch.clear_autocast_cache()  # an enclosing autocast would go on using its cast of the previous weights
@@ -259,7 +285,7 @@ class ProximalScore(torch.optim.Optimizer):
         """
         self._fill_gradients(slots)
         self._detect(slots)
-        for group, buckets in self._buckets(slots):
+        for group, buckets in self._buckets():
             decay, weight = self._decay(group, index)
             for bucket in buckets:
                 torch._foreach_mul_(bucket.score, decay)
@@ -279,7 +305,7 @@ class ProximalScore(torch.optim.Optimizer):
         self._fill_gradients(slots)
         self._detect(slots)
         scale = self.scale / 2 if self.paired else self.scale
-        for group, buckets in self._buckets(slots):
+        for group, buckets in self._buckets():
             decay, weight = self._decay(group, index)
             for bucket in buckets:
                 if self.paired:  # the score holds g_plus already: g_plus + (g_minus - g_plus) / 2 is the pair's mean
@@ -289,10 +315,9 @@ class ProximalScore(torch.optim.Optimizer):
                     torch._foreach_add_(bucket.score, bucket.statistic, alpha=weight)
                 self.family.curvature_(bucket, scale, self.paired)
         if self.draws_per_step > 1:
-            for slot in (slot for group in slots for slot in group if slot.prior.sampled):
-                curvature, gradient = self.state[slot.parameter]["curvature"], slot.parameter.grad
-                assert gradient is not None
-                noise.local(curvature).mul_(index > 0).add_(noise.local(gradient), alpha=1 / self.draws_per_step)
+            for shard in (shard for shards in self._shards for shard in shards):
+                assert shard.curvature is not None and shard.gradient is not None
+                shard.curvature.mul_(index > 0).add_(shard.gradient, alpha=1 / self.draws_per_step)
 
     def _decay(self, group: dict[str, Any], index: int) -> tuple[float, float]:
         """Factors on the running score and on a new gradient; the average over a step's draws is one update."""
@@ -305,11 +330,17 @@ class ProximalScore(torch.optim.Optimizer):
         for parameter in parameters:
             if parameter.grad is None:  # not part of this forward: its likelihood is flat, the prior still counts
                 parameter.grad = torch.zeros_like(parameter)
+        for shard in (shard for shards in self._shards for shard in shards):
+            assert shard.slot.parameter.grad is not None
+            shard.gradient = noise.local(shard.slot.parameter.grad)
 
     def _detect(self, slots: list[list[_Slot]]) -> None:
         """Note (on the device) whether any gradient is not finite."""
-        gradients = [noise.local(s.parameter.grad) for group in slots for s in group if s.parameter.grad is not None]
-        bad = ~torch.stack([norm.float() for norm in torch._foreach_norm(gradients, 1)]).isfinite().all()
+        gradients = [s.gradient for shards in self._shards for s in shards if s.gradient is not None]
+        points = (s.parameter.grad for group in slots for s in group if not s.prior.sampled)
+        gradients += [noise.local(gradient) for gradient in points if gradient is not None]
+        # The 2-norm is the fastest reduction that any nan or inf passes through (beyond 1e19 it overflows: no loss).
+        bad = ~torch.stack([norm.float() for norm in torch._foreach_norm(gradients, 2)]).isfinite().all()
         self._nonfinite = bad if self._nonfinite is None else self._nonfinite | bad
 
     @property
@@ -320,9 +351,8 @@ class ProximalScore(torch.optim.Optimizer):
         return self._nonfinite.float()
 
     def _restore(self) -> None:
-        for _, parameter, state in self.sampled():
-            if parameter.requires_grad:
-                noise.local(parameter).copy_(noise.local(state["mean"]))
+        for shards in filter(None, self._shards):
+            torch._foreach_copy_([s.weights for s in shards], [s.mean for s in shards])
         torch.clear_autocast_cache()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -364,6 +394,7 @@ class ProximalScore(torch.optim.Optimizer):
             group["step"] += 1
             for parameter in group["params"]:
                 parameter.grad = None  # it holds statistics, no gradient
+        self._shards = []
         return loss
 
     def _skip(self) -> bool:
@@ -401,13 +432,15 @@ class ProximalScore(torch.optim.Optimizer):
         precision_weight, mean_weight = self.penalty.weights(step)
         monitor = _Monitor() if self.monitor else None
         slots = [[s for s in group if s.parameter.requires_grad] for group in self._slots]
-        for group, buckets in self._buckets(slots, "curvature" if self.draws_per_step > 1 else None):
+        for group, buckets in self._buckets("curvature" if self.draws_per_step > 1 else "gradient"):
             factor = group["lr"]
             weights = precision_weight, (mean_weight / factor if factor > 0 else float("inf"))
+            # The trust region of the mean follows its schedule: otherwise a step that it binds would never shrink.
+            max_mean_step = None if self.max_mean_step is None else self.max_mean_step * self.penalty.mean / weights[1]
             score_scale = -self.scale / (1 - group["momentum"] ** group["momentum_steps"])
             for bucket in buckets:
                 ratio = self.family.update_(
-                    bucket, self.penalty, weights, score_scale, self.max_log_precision_step, self.max_mean_step
+                    bucket, self.penalty, weights, score_scale, self.max_log_precision_step, max_mean_step
                 )
                 if monitor is not None:
                     monitor.add(bucket.precision, ratio)
@@ -449,24 +482,16 @@ class ProximalScore(torch.optim.Optimizer):
 
     # ------------------------------------------------------------ views of the state
 
-    def _buckets(
-        self, slots: list[list[_Slot]], statistic: str | None = None
-    ) -> Iterator[tuple[dict[str, Any], Iterator[Bucket]]]:
-        """The sampled parameters of each group, cut into buckets; the statistic is the gradient unless named."""
-        for group, members in zip(self.param_groups, slots, strict=True):
-            shards = []
-            for slot in members:
-                if not slot.prior.sampled:
-                    continue
-                state = self.state[slot.parameter]
-                held = slot.parameter.grad if statistic is None else state[statistic]
-                columns = (slot.parameter, state["mean"], state["precision"], state["score"], held)
-                prior_mean = state.get("prior_mean")
-                tensors = (*map(noise.local, columns), None if prior_mean is None else noise.local(prior_mean))
-                shards.append((tensors, slot.prior.precision))
+    def _buckets(self, statistic: str = "gradient") -> Iterator[tuple[dict[str, Any], Iterator[Bucket]]]:
+        """The sampled parameters of each group, cut into buckets."""
+        for group, shards in zip(self.param_groups, self._shards, strict=True):
             if shards:
-                size = _BUCKET.get(shards[0][0][0].device.type, _BUCKET_ACCELERATOR)
-                yield group, split(shards, size)
+                size = _BUCKET.get(shards[0].weights.device.type, _BUCKET_ACCELERATOR)
+                rows = [
+                    ((s.weights, s.mean, s.precision, s.score, getattr(s, statistic), s.prior_mean), s.slot.prior.precision)
+                    for s in shards
+                ]
+                yield group, split(rows, size)
 
     def _stream(self, like: Tensor) -> noise.NormalStream:
         place = like.device, like.dtype

@@ -36,7 +36,7 @@ class ForwardKL:
     """
 
     precision: float = 1000.0
-    mean: float = 4.5
+    mean: float = 2.0
     precision_schedule: Schedule = field(default_factory=Schedule)
     mean_schedule: Schedule = field(default_factory=Schedule)
 

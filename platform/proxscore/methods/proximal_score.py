@@ -13,6 +13,9 @@ from proxscore.inference.priors import canonical
 if TYPE_CHECKING:
     from proxscore.methods import Horizon
 
+# Fewer data points make a posterior so wide that its first draws destroy a network: small data get a colder posterior.
+SMALLEST_DATA_SIZE = 100_000
+
 
 def build(config: ProximalScoreConfig, module: nn.Module, horizon: Horizon, seed: int) -> ProximalScore:
     """The optimizer, with schedules and the default precision weight filled in from the length of the run.
@@ -24,7 +27,7 @@ def build(config: ProximalScoreConfig, module: nn.Module, horizon: Horizon, seed
     try:
         return ProximalScore(
             module.named_parameters(),
-            config.effective_data_size or horizon.data_size,
+            config.effective_data_size or max(horizon.data_size, SMALLEST_DATA_SIZE),
             prior=_prior(config, module),
             penalty=ForwardKL(
                 precision=penalty.precision or float(horizon.total_steps),

@@ -15,6 +15,7 @@ optimum whatever the draw. Source: M. Kim, arXiv 2602.05873; antithetic curvatur
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -47,10 +48,9 @@ def split(shards: Sequence[tuple[tuple[Tensor | None, ...], float]], size: int) 
         count = tensors[0].numel()  # type: ignore[union-attr]
         for low in range(0, count, size):
             piece = slice(low, low + size)
-            for column, tensor in zip(columns, tensors, strict=True):
-                column.append(tensor[piece])  # type: ignore[index]
+            for column, tensor in zip((*columns, means), (*tensors, prior_mean), strict=True):
+                column.append(tensor if tensor is None or count <= size else tensor[piece])
             precisions.append(prior_precision)
-            means.append(None if prior_mean is None else prior_mean[piece])
             held += min(size, count - low)
             if held >= size:
                 yield Bucket(*columns, precisions, means)
@@ -68,8 +68,7 @@ class MeanField:
 
     def reflect_(self, bucket: Bucket) -> None:
         """weights <- 2 mean - weights: the other half of an antithetic pair."""
-        torch._foreach_neg_(bucket.weights)
-        torch._foreach_add_(bucket.weights, bucket.mean, alpha=2)
+        torch._foreach_lerp_(bucket.weights, bucket.mean, 2.0)
 
     def curvature_(self, bucket: Bucket, scale: float, paired: bool) -> None:
         """Turn the gradient in ``bucket.statistic`` into the curvature statistic k.
@@ -81,8 +80,7 @@ class MeanField:
         torch._foreach_mul_(bucket.statistic, scale)
         if paired:
             excess = torch._foreach_sub(bucket.precision, bucket.prior_precision)
-            torch._foreach_mul_(excess, displacement)
-            torch._foreach_sub_(bucket.statistic, excess)
+            torch._foreach_addcmul_(bucket.statistic, excess, displacement, value=-1.0)
             torch._foreach_mul_(bucket.statistic, displacement)
             torch._foreach_add_(bucket.statistic, 1.0)
         else:
@@ -112,12 +110,10 @@ class MeanField:
         """
         ratio = penalty.precision_ratio_(bucket.statistic, weights[0])
         if max_log_ratio is not None:
-            limits = torch.tensor([-max_log_ratio, max_log_ratio]).exp().tolist()
-            torch._foreach_clamp_min_(ratio, limits[0])
-            torch._foreach_clamp_max_(ratio, limits[1])
+            torch._foreach_clamp_min_(ratio, math.exp(-max_log_ratio))
+            torch._foreach_clamp_max_(ratio, math.exp(max_log_ratio))
 
-        deviation = torch._foreach_reciprocal(bucket.precision)
-        torch._foreach_sqrt_(deviation)
+        deviation = torch._foreach_rsqrt(bucket.precision)
         step = [m if m0 is None else m - m0 for m, m0 in zip(bucket.mean, bucket.prior_mean, strict=True)]
         step = torch._foreach_mul(step, [-precision for precision in bucket.prior_precision])
         torch._foreach_add_(step, bucket.score, alpha=score_scale)

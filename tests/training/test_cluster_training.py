@@ -1,0 +1,239 @@
+"""Real Ray workers: sharded training gives what one process gives, survives lost workers, and refuses what cannot run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+
+from proxscore import config as configuration
+from proxscore.config import Config, ConfigError
+from proxscore.posterior import Posterior
+from proxscore.training import cluster, launch
+from proxscore.vision.task import VisionTask
+
+pytestmark = [pytest.mark.usefixtures("ray_local"), pytest.mark.timeout(400)]
+
+VIT = {
+    "name": "vit_tiny_patch16_224",
+    "kwargs": {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
+}
+DIGITS: dict[str, Any] = {"kind": "digits", "limit": 400}
+
+
+def tree(folder: Path, name: str, *, data: dict[str, Any] = DIGITS, baseline: bool = False, **training: Any) -> Config:
+    return configuration.parse(
+        {
+            "name": name,
+            "task": {"model": VIT, "data": data},
+            "baseline": {"kind": "adamw"} if baseline else None,
+            "training": {
+                "epochs": 2,
+                "batch_size": 120,
+                "device": "cpu",
+                "cpus_per_worker": 0.5,
+                "storage": str(folder / "runs"),
+            }
+            | training,
+            "evaluation": {"draws": 4, "validation_draws": 1},
+            "tracking": {"uri": f"sqlite:///{folder / 'mlflow.db'}", "every": 1},
+        }
+    )
+
+
+def curve(config: Config, run_id: str, key: str = "train/nll") -> dict[int, list[float]]:
+    """All values recorded for a metric, by step."""
+    assert config.tracking.uri is not None
+    values: dict[int, list[float]] = {}
+    for point in MlflowClient(config.tracking.uri).get_metric_history(run_id, key):
+        values.setdefault(point.step, []).append(point.value)
+    return values
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cluster")
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> list[launch.Outcome]:
+    """AdamW and the posterior in one plain process."""
+    return launch.run(tree(folder, "alone", baseline=True, workers=0))
+
+
+def test_two_workers_give_the_losses_and_metrics_of_one_process(folder: Path, alone: list[launch.Outcome]) -> None:
+    config = tree(folder, "pair", baseline=True, workers=2)
+    outcomes = launch.run(config)
+    assert [outcome.kind for outcome in outcomes] == ["adamw", "proximal_score"]
+    for ours, theirs in zip(outcomes, alone, strict=True):
+        losses, expected = (curve(config, outcome.run_id) for outcome in (ours, theirs))
+        assert list(losses) == list(expected) == list(range(1, ours.results["steps"] + 1))
+        for step, (value,) in losses.items():
+            assert value == pytest.approx(expected[step][0], abs=1e-4)
+        assert ours.results["test"].keys() == theirs.results["test"].keys()
+        for variant, metrics in ours.results["test"].items():
+            assert metrics == pytest.approx(theirs.results["test"][variant], abs=1e-4)
+        # The gathered weights, and what is recorded of shards, are those of the whole.
+        one, other = (Posterior.load(outcome.folder / "posterior") for outcome in (ours, theirs))
+        for group in ("mean", "precision"):
+            for name, tensor in getattr(one, group).items():
+                np.testing.assert_allclose(tensor, getattr(other, group)[name], rtol=1e-3, atol=1e-4, err_msg=name)
+    for key in ("log_precision_mean", "log_precision_min", "log_precision_max", "ratio_mean", "ratio_min", "ratio_max"):
+        ours_key, theirs_key = (curve(config, o[1].run_id, f"posterior/{key}") for o in (outcomes, alone))
+        assert list(ours_key) == list(theirs_key) != []
+        for step, (value,) in ours_key.items():
+            assert value == pytest.approx(theirs_key[step][0], abs=1e-3), key
+
+
+@contextmanager
+def killing_a_worker_after(checkpoints: int, run: Path) -> Iterator[list[int]]:
+    """SIGKILL one of this session's training workers once the run has so many more checkpoints; yields whom it hit."""
+    killed: list[int] = []
+    before = len(list(run.glob("checkpoint_*")))
+    done = threading.Event()
+
+    def kill() -> None:
+        while not done.wait(0.05):
+            if len(list(run.glob("checkpoint_*"))) >= before + checkpoints:
+                # Only those that came from this process: other clusters may run here.
+                family = psutil.Process(os.getpid()).children(recursive=True)
+                worker = next(p for p in family if p.is_running() and "RayTrainWorker" in " ".join(p.cmdline()))
+                os.kill(worker.pid, signal.SIGKILL)
+                killed.append(worker.pid)
+                return
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_lost_workers_cost_no_more_than_the_steps_since_the_last_checkpoint(folder: Path) -> None:
+    """The first loss ends the run (no retries); the same name continues it, and then a second loss is mended within."""
+    epochs, keep = 30, {"keep_checkpoints": 1000}
+    config = tree(folder, "lost", epochs=epochs, workers=2, max_failures=0, validate_every=10, **keep)
+    run = folder / "runs" / "lost-proximal_score"
+    client = MlflowClient(config.tracking.uri)
+
+    with killing_a_worker_after(4, run) as killed, pytest.raises(RuntimeError, match="^training failed: ") as failure:
+        launch.run(config)
+    assert len(killed) == 1
+    assert "\n" not in str(failure.value)
+    (found,) = client.search_runs(
+        [client.get_experiment_by_name("proxscore").experiment_id], "attributes.run_name = 'lost-proximal_score'"
+    )
+    assert found.info.status == "FAILED"
+    assert found.data.tags["failure"] == str(failure.value)
+    first_attempt = len(list(run.glob("checkpoint_*")))
+    assert 4 <= first_attempt < epochs
+
+    again = tree(folder, "lost", epochs=epochs, workers=2, max_failures=1, validate_every=10, **keep)
+    with killing_a_worker_after(4, run) as killed:
+        (outcome,) = launch.run(again)
+    assert len(killed) == 1
+    # Had either attempt started from the beginning, there would be many more than one checkpoint an epoch; one may be
+    # written twice per loss, if the worker was lost before the controller had heard of it.
+    assert epochs <= len(list(run.glob("checkpoint_*"))) <= epochs + 2
+
+    assert outcome.run_id == found.info.run_id
+    ended = client.get_run(outcome.run_id)
+    assert ended.info.status == "FINISHED"
+    assert "failure" not in ended.data.tags
+    (whole,) = launch.run(tree(folder, "unbroken", epochs=epochs, workers=0, validate_every=10))
+    losses, expected = curve(config, outcome.run_id), curve(config, whole.run_id)
+    assert list(losses) == list(range(1, 4 * epochs + 1))
+    for step, values in losses.items():
+        assert len(values) == 1, f"step {step} was recorded {len(values)} times"
+        assert values[0] == pytest.approx(expected[step][0], abs=1e-4)
+    assert outcome.results["test"]["posterior"] == pytest.approx(whole.results["test"]["posterior"], abs=1e-4)
+
+
+def test_more_workers_than_the_cluster_can_place_are_refused_before_any_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"training\.workers=40 .* use at most 8 workers"):
+        launch.run(tree(tmp_path, "many", workers=40))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match=r"training\.workers=2 need a GPU each"):
+        launch.run(
+            tree(tmp_path, "many", workers=2).model_copy(
+                update={"training": tree(tmp_path, "x", device="cuda").training}
+            )
+        )
+
+
+def images(count: int, size: int = 8) -> list[tuple[bytes, int]]:
+    """PNG images of noise, brighter for class 1."""
+    import io
+
+    generator = np.random.default_rng(0)
+    rows = []
+    for number in range(count):
+        pixels = generator.integers(0, 128, (size, size)) + 100 * (number % 2)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels.astype(np.uint8)).save(buffer, format="PNG")
+        rows.append((buffer.getvalue(), number % 2))
+    return rows
+
+
+def parquet(folder: Path, rows: list[tuple[bytes, int]]) -> dict[str, Any]:
+    folder.mkdir()
+    table = pa.table({"image": [image for image, _ in rows], "label": [label for _, label in rows]})
+    pq.write_table(table, folder / "rows.parquet", row_group_size=50)
+    return {"kind": "parquet", "path": str(folder), "classes": 2, "size": 8, "channels": 1}
+
+
+def test_parquet_streams_through_ray_data_to_two_workers(tmp_path: Path) -> None:
+    data = parquet(tmp_path / "data", images(300))
+    config = tree(tmp_path, "stream", data=data, workers=2, epochs=1, batch_size=40)
+    (outcome,) = launch.run(config)
+    rows = len(VisionTask(config.task).data.train)
+    assert outcome.results["steps"] == rows // 40
+    assert list(curve(config, outcome.run_id)) == list(range(1, rows // 40 + 1))
+    assert outcome.results["test"]["posterior"]["accuracy"] > 0.4
+
+
+def test_workers_that_leave_ray_data_no_cpu_are_refused(tmp_path: Path) -> None:
+    data = parquet(tmp_path / "data", images(30))
+    config = tree(tmp_path, "full", data=data, workers=4, cpus_per_worker=1)
+    with pytest.raises(ConfigError, match=r"training\.cpus_per_worker=0\.7"):
+        cluster.check_resources(config)
+    cluster.check_resources(tree(tmp_path, "room", data=data, workers=4, cpus_per_worker=0.7))
+
+
+def test_an_image_that_only_one_worker_finds_unreadable_ends_the_run_at_once(tmp_path: Path) -> None:
+    for number, (image, label) in enumerate(images(60, size=64)):
+        (tmp_path / "data" / "ab"[label]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / "ab"[label] / f"{number}.png").write_bytes(image)
+    victim = tmp_path / "data" / "a" / "10.jpg"  # a JPEG cut short has a good header, so that only decoding finds it
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)).save(victim)
+    victim.write_bytes(victim.read_bytes()[:-400])
+    data = {"kind": "image_folder", "path": str(tmp_path / "data"), "size": 8, "channels": 1, "test_fraction": 0.02}
+    config = tree(tmp_path, "cut", data=data | {"validation_fraction": 0.02}, workers=2, batch_size=10)
+    assert "a/10.jpg" in str(
+        [VisionTask(config.task).data.train.reader.files[r] for r in VisionTask(config.task).data.train.rows]
+    )  # type: ignore[attr-defined]
+
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match=r"a/10\.jpg: not a readable image") as refusal:
+        launch.run(config)
+    assert "\n" not in str(refusal.value)
+    assert time.monotonic() - started < 90  # no second attempt, and no rank that waits for the other
+    client = MlflowClient(config.tracking.uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("proxscore").experiment_id])
+    assert run.info.status == "FAILED"
+    assert run.data.tags["failure"] == str(refusal.value)

@@ -1,0 +1,130 @@
+"""The methods behind the loop's interface: AdamW is torch's AdamW, and both get the same number of gradient evaluations."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from proxscore import config as configuration
+from proxscore.config import AdamWConfig
+from proxscore.inference import Categorical
+from proxscore.methods import Horizon, adamw, evaluations_per_step
+from proxscore.training.context import LocalContext
+from proxscore.training.loop import train
+from proxscore.vision.task import VisionTask
+
+STEPS = 40
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    return torch.randn(10, 6, generator=generator), torch.randint(3, (10,), generator=generator)
+
+
+def test_adamw_is_torchs_adamw_under_linear_warm_up_and_cosine_decay() -> None:
+    ours, theirs = network(), network()
+    config = AdamWConfig(lr=0.02, weight_decay=0.1, warmup=0.1)
+    method = adamw.build(config, ours, Horizon(STEPS, steps_per_epoch=8, data_size=80), seed=0)
+
+    reference = torch.optim.AdamW(theirs.parameters(), lr=0.02, weight_decay=0.1)
+    warm = 4  # a tenth of the run
+    scheduler = torch.optim.lr_scheduler.SequentialLR(
+        reference,
+        [
+            torch.optim.lr_scheduler.LambdaLR(reference, lambda step: (step + 1) / (warm + 1)),
+            torch.optim.lr_scheduler.CosineAnnealingLR(reference, T_max=STEPS - warm),
+        ],
+        milestones=[warm],
+    )
+    likelihood = Categorical()
+    for step in range(STEPS):
+        x, y = batch(step)
+        for _ in method.draws():
+            likelihood.nll(ours(x), y).mean().backward()
+        method.step()
+        assert method.statistics["learning_rate"] == pytest.approx(reference.param_groups[0]["lr"], abs=1e-9)
+
+        reference.zero_grad()
+        nn.functional.cross_entropy(theirs(x), y).backward()
+        reference.step()
+        scheduler.step()
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_adamw_leaves_weights_and_moments_alone_in_a_step_that_is_not_finite() -> None:
+    module = network()
+    method = adamw.build(AdamWConfig(max_skipped_steps=2), module, Horizon(STEPS, 8, 80), seed=0)
+
+    def step(factor: float) -> None:
+        x, y = batch(0)
+        for _ in method.draws():
+            (Categorical().nll(module(x), y).mean() * factor).backward()
+        method.step()
+
+    step(1.0)
+    before = [p.detach().clone() for p in module.parameters()]
+    moments = [s["exp_avg"].clone() for s in method.state.values()]
+    step(math.nan)
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), before, strict=True))
+    assert all(torch.equal(s["exp_avg"], m) for s, m in zip(method.state.values(), moments, strict=True))
+    assert method.param_groups[0]["skipped"] == 1
+    step(1.0)  # a good step in between: the count in a row starts anew
+    step(math.inf)
+    assert method.param_groups[0]["skipped"] == 2
+    with pytest.raises(FloatingPointError, match="2 steps in a row"):
+        step(math.nan)
+
+
+@pytest.mark.parametrize(
+    ("method", "evaluations"),
+    [
+        ({"kind": "proximal_score"}, 2),
+        ({"kind": "proximal_score", "paired": False}, 1),
+        ({"kind": "proximal_score", "draws": 3}, 6),
+        ({"kind": "adamw"}, 1),
+    ],
+    ids=["paired", "unpaired", "three pairs", "adamw"],
+)
+def test_the_reported_gradient_evaluations_are_the_forwards_in_training(
+    method: dict[str, Any], evaluations: int, tmp_path: Path
+) -> None:
+    forwards = 0
+
+    class Counting(VisionTask):
+        def build_model(self) -> nn.Module:
+            module = super().build_model()
+            module.register_forward_hook(count)
+            return module
+
+    def count(module: nn.Module, *_: object) -> None:
+        nonlocal forwards
+        forwards += module.training
+
+    config = configuration.parse(
+        {
+            "name": "counted",
+            "task": {
+                "model": {"name": "small_cnn", "kwargs": {"width": 2, "hidden": 4}},
+                "data": {"kind": "digits", "limit": 100},
+            },
+            "method": method,
+            "training": {"epochs": 2, "batch_size": 25, "workers": 0, "device": "cpu"},
+            "evaluation": {"draws": 1, "validation_draws": 1},
+        }
+    )
+    context = LocalContext(tmp_path, torch.device("cpu"), lambda payloads: None, keep=1)
+    results = train(config, config.method, config.training.epochs, Counting(config.task), context)
+    assert results["steps"] == 8
+    assert results["evaluations"] == forwards == 8 * evaluations
+    assert evaluations_per_step(config.method) == evaluations
