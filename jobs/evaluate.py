@@ -1,8 +1,8 @@
 """Score a saved posterior on a data set and split, with any number of draws.
 
-    python jobs/evaluate.py runs/digits/posterior --draws 64
-    python jobs/evaluate.py runs:/<MLflow run id> --split validation task.data.split_seed=1
-    python jobs/evaluate.py runs/f/posterior --output scores task.data.kind=idx task.data.path=/data/mnist
+python jobs/evaluate.py runs/digits/posterior --draws 64
+python jobs/evaluate.py runs:/<MLflow run id> --split validation task.data.split_seed=1
+python jobs/evaluate.py runs/f/posterior --output scores task.data.kind=idx task.data.path=/data/mnist
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def evaluate(source: str, overrides: list[str], split: str, draws: int, output: 
     figure.savefig(output / f"{stem}.png", dpi=150)
     record = {"posterior": source, "split": split, "draws": draws, "data": task.describe(), "metrics": metrics}
     (output / f"{stem}.json").write_text(json.dumps(record, indent=2) + "\n")
-    table = Table("metric", "value", title=f"{config.task.data.kind}, {split} split, {draws} draws", title_justify="left")
+    table = Table(
+        "metric", "value", title=f"{config.task.data.kind}, {split} split, {draws} draws", title_justify="left"
+    )
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}")
     Console(width=100).print(table)
@@ -79,7 +81,9 @@ def _folder(source: str, overrides: list[str]) -> Path:
     try:
         found = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="posterior", tracking_uri=uri)
     except (MlflowException, OSError) as error:
-        raise ConfigError(f"MLflow run {run_id} at {uri}: no posterior: {' '.join(str(error).split())[:200]}") from error
+        raise ConfigError(
+            f"MLflow run {run_id} at {uri}: no posterior: {' '.join(str(error).split())[:200]}"
+        ) from error
     return Path(found)
 
 

@@ -1,6 +1,6 @@
 """Train a network as a posterior (and its baseline), on this machine or on the cluster that the job runs on.
 
-    python jobs/train.py --config jobs/configs/quickstart.yaml training.epochs=20 training.workers=4
+python jobs/train.py --config jobs/configs/quickstart.yaml training.epochs=20 training.workers=4
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, help="YAML file; without it, defaults")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, e.g. training.epochs=3")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
-    parser.add_argument("--dry-run", action="store_true", help="one step in this process, costs and estimates, and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="one step in this process, costs and estimates, and stop"
+    )
     parser.add_argument("--result", type=Path, metavar="FILE.json", help="write the results there, too")
     options = parser.parse_args(arguments)
     try:
@@ -43,7 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, SystemExit):
-        print("interrupted: the run is marked KILLED; the same name resumes it from its last checkpoint", file=sys.stderr)
+        print(
+            "interrupted: the run is marked KILLED; the same name resumes it from its last checkpoint", file=sys.stderr
+        )
         return 130
 
 
@@ -58,7 +62,12 @@ def train(config: Config, result: Path | None) -> int:
     order = {"point": 0, "mean": 1, "posterior": 2}
     rows.sort(key=lambda row: order[row[1]])
     table = Table(title=f"{config.name}: test split", title_justify="left")
-    for column in ("", *(name.upper() if name in ("nll", "ece") else name for name in COLUMNS), "seconds", "evaluations"):
+    for column in (
+        "",
+        *(name.upper() if name in ("nll", "ece") else name for name in COLUMNS),
+        "seconds",
+        "evaluations",
+    ):
         table.add_column(column, justify="left" if not column else "right")
     for outcome, variant, metrics in rows:
         name = {"point": "AdamW", "mean": "posterior mean", "posterior": "posterior"}[variant]
@@ -68,7 +77,11 @@ def train(config: Config, result: Path | None) -> int:
     for outcome in outcomes:
         for figure in sorted((outcome.folder / "figures").glob("*.png")):
             print(f"figure     {figure}")
-        print(f"posterior  {outcome.folder / 'posterior'}" if outcome.kind != "adamw" else f"weights    {outcome.folder / 'posterior'}")
+        print(
+            f"posterior  {outcome.folder / 'posterior'}"
+            if outcome.kind != "adamw"
+            else f"weights    {outcome.folder / 'posterior'}"
+        )
     print(f"browse     {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {config.tracking.uri}")
     if result is not None:
         result.write_text(json.dumps(_summary(config, outcomes), indent=2) + "\n")
@@ -77,7 +90,8 @@ def train(config: Config, result: Path | None) -> int:
 
 def _summary(config: Config, outcomes: list[Any]) -> dict[str, Any]:
     runs = [
-        {"label": o.label, "method": o.kind, "mlflow_run_id": o.run_id, "folder": str(o.folder), **o.results} for o in outcomes
+        {"label": o.label, "method": o.kind, "mlflow_run_id": o.run_id, "folder": str(o.folder), **o.results}
+        for o in outcomes
     ]
     return {"config": config.model_dump(mode="json"), "runs": runs}
 

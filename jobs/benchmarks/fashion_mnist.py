@@ -87,9 +87,7 @@ def adamw(module: nn.Module, problem: Problem, lr: float, seed: int) -> Posterio
 
 
 def ivon_published(module: nn.Module, problem: Problem, lr: float, seed: int) -> Posterior:
-    optimizer = ivon.IVON(
-        module.parameters(), lr=lr, ess=problem.size, hess_init=0.5, beta2=0.99999, weight_decay=1e-4
-    )
+    optimizer = ivon.IVON(module.parameters(), lr=lr, ess=problem.size, hess_init=0.5, beta2=0.99999, weight_decay=1e-4)
     steps = problem.steps(problem.batch_size, problem.epochs)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for images, labels in problem.batches(seed, problem.batch_size, problem.epochs):
@@ -138,7 +136,9 @@ METHODS: dict[str, tuple[Run, str, list[float]]] = {
 def one(method: str, value: float, seed: int, split: str, problem: Problem) -> dict[str, float]:
     torch.manual_seed(seed)
     shape = problem.data.shape
-    module = build_model(ModelConfig(name="small_cnn"), classes=len(problem.data.classes), shape=shape).to(problem.device)
+    module = build_model(ModelConfig(name="small_cnn"), classes=len(problem.data.classes), shape=shape).to(
+        problem.device
+    )
     started = time.perf_counter()
     posterior = METHODS[method][0](module, problem, value, seed)
     seconds = time.perf_counter() - started
@@ -191,15 +191,14 @@ def compare(method: str, seeds: int, problem: Problem, progress: Any) -> dict[st
 
 def table(methods: dict[str, Any]) -> str:
     """Markdown: mean and standard deviation over the seeds."""
-    lines = ["| method | tuned | accuracy | NLL | ECE | Brier | seconds |", "|---|---|---|---|---|---|---|"]
+    lines = ["| method | tuned | accuracy | NLL | ECE | Brier |", "|---|---|---|---|---|---|"]
     for name, result in methods.items():
         cells = []
         for metric in METRICS:
             values = [run[metric] for run in result["test"]]
             spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.4f}{spread}")
-        seconds = statistics.median(run["seconds"] for run in result["test"])
-        lines.append(f"| {name} | {result['setting']} {result['best']:g} | {' | '.join(cells)} | {seconds:.0f} |")
+        lines.append(f"| {name} | {result['setting']} {result['best']:g} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

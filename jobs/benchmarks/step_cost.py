@@ -11,15 +11,19 @@ Per network and method, on random images:
 * **update peak**: most memory during an update alone, in multiples of the weights' size: held plus temporaries.
 
 The methods take turns within every round, and a ratio is the median over the rounds of a method's time by AdamW's in
-the same round, so that other load on the machine touches both; quartiles say how far to trust it. Memory is what torch's
-allocator hands out: ``torch.cuda.max_memory_allocated`` on a GPU, and on the CPU the running sum of the allocations
-and releases that torch's profiler records (scratch space inside of oneDNN or MKL is in neither). Needs torch and timm alone.
+the same round, so that other load on the machine touches both; quartiles say how far to trust it. On a CPU that others
+use, ``--clock cpu`` counts processor time instead. Memory is what torch's allocator hands out, from the building of the
+network on: ``torch.cuda.max_memory_allocated`` on a GPU, and on the CPU the running sum of the allocations and releases
+that torch's profiler records (scratch space inside of oneDNN or MKL is in neither).
+
+Plain Python: besides this package it needs torch and timm.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import gc
 import json
 import os
@@ -27,11 +31,12 @@ import platform
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own messages; read when torch is imported
 
 import timm
 import torch
@@ -52,6 +57,17 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "paired": lambda model: ProximalScore(model.named_parameters(), data_size=50_000, lr=1e-3),
 }
 REFERENCE = "AdamW"
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a contestant computes its gradients on, and the clock that runs."""
+
+    images: Tensor
+    labels: Tensor
+    autocast: bool
+    clock: Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -88,19 +104,19 @@ class Cost:
 
 
 class Contestant:
-    """A network with its optimizer, a batch, and given gradients for the update alone."""
+    """A network with its optimizer, and given gradients for the update alone."""
 
-    def __init__(self, template: nn.Module, method: str, batch: tuple[Tensor, Tensor], autocast: bool) -> None:
+    def __init__(self, template: nn.Module, method: str, workload: Workload) -> None:
         self.model = copy.deepcopy(template)
         self.optimizer = OPTIMIZERS[method](self.model)
-        self.images, self.labels = batch
-        self.autocast = autocast
+        self.workload = workload
         self.gradients: list[Tensor] = []
 
     def evaluate(self) -> None:
         """Forward and backward."""
-        with torch.autocast(self.images.device.type, torch.bfloat16, enabled=self.autocast):
-            loss = nn.functional.cross_entropy(self.model(self.images), self.labels)
+        work = self.workload
+        with torch.autocast(work.images.device.type, torch.bfloat16, enabled=work.autocast):
+            loss = nn.functional.cross_entropy(self.model(work.images), work.labels)
         loss.backward()
 
     def give_gradients(self) -> None:
@@ -141,9 +157,9 @@ class Contestant:
         return self.now() - start
 
     def now(self) -> float:
-        if self.images.is_cuda:
+        if self.workload.images.is_cuda:
             torch.cuda.synchronize()
-        return time.perf_counter()
+        return self.workload.clock()
 
     def remember_gradients(self) -> None:
         self.optimizer.zero_grad()
@@ -169,11 +185,11 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats()
         run()
         return torch.cuda.max_memory_allocated() - before
-    with warnings.catch_warnings(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        warnings.simplefilter("ignore")
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         run()
-    result = recorded.profiler.kineto_results if recorded.profiler else None
-    events = [] if result is None else [event for event in result.events() if event.name() == "[memory]"]
+    assert recorded.profiler is not None
+    assert recorded.profiler.kineto_results is not None
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()
@@ -218,13 +234,14 @@ def memory(build: Callable[[], Contestant], device: torch.device) -> tuple[int, 
 
 def measure(name: str, methods: list[str], options: argparse.Namespace, device: torch.device) -> list[Cost]:
     """The costs of all methods on one network; the first one is what the others are compared with."""
-    template = timm.create_model(name).to(device)
+    template: Any = timm.create_model(name).to(device)
     count = options.batch or BATCH.get(name, BATCH[device.type])
-    shape = template.default_cfg["input_size"]
-    batch = torch.randn(count, *shape, device=device), torch.randint(template.num_classes, (count,), device=device)
+    images = torch.randn(count, *template.default_cfg["input_size"], device=device)
+    labels = torch.randint(template.num_classes, (count,), device=device)
+    workload = Workload(images, labels, options.autocast, CLOCKS[options.clock])
     weights = size(template)
     weight_bytes = sum(parameter.numel() * parameter.element_size() for parameter in template.parameters())
-    builders = [partial(Contestant, template, method, batch, options.autocast) for method in methods]
+    builders = [functools.partial(Contestant, template, method, workload) for method in methods]
     steps, updates = times([build() for build in builders], options.repeats)
     costs: list[Cost] = []
     for method, build, step, update in zip(methods, builders, steps, updates, strict=True):
@@ -276,6 +293,7 @@ def conditions(options: argparse.Namespace, device: torch.device) -> dict[str, s
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "bf16_autocast": options.autocast,
+        "clock": options.clock,
         "rounds": options.repeats,
         "load_before": round(os.getloadavg()[0], 2),
     }
@@ -288,6 +306,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=20, help="rounds that count, at least 2")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--threads", type=int, help="torch's threads on the CPU")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="what is counted as time")
     parser.add_argument("--autocast", action="store_true", help="forward under autocast to bf16")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write all numbers there, too")
     options = parser.parse_args(arguments)
@@ -298,10 +317,12 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--repeats must be at least 2, --batch and --threads at least 1")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU here")
+    use_gpu = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
+    if use_gpu and options.clock == "cpu":
+        parser.error("--clock cpu does not see the GPU's work; use --clock wall")
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    use_gpu = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda" if use_gpu else "cpu")
     setting = conditions(options, device)
     costs = [cost for name in options.model for cost in measure(name, list(OPTIMIZERS), options, device)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -87,7 +87,7 @@ class ParquetConfig(_DataConfig):
     channels: Literal[1, 3] = 3
 
 
-DataConfig = Annotated[Union[DigitsConfig, IdxConfig, ImageFolderConfig, ParquetConfig], Field(discriminator="kind")]
+DataConfig = Annotated[DigitsConfig | IdxConfig | ImageFolderConfig | ParquetConfig, Field(discriminator="kind")]
 
 
 class VisionConfig(Section):
@@ -124,7 +124,7 @@ class PenaltyConfig(Section):
 class PriorConfig(Section):
     """Gaussian prior, by groups of parameters; see ``inference.priors``."""
 
-    scale: float = Field(0.1, gt=0)
+    scale: float = Field(1.0, gt=0)
     biases: Literal["informative", "flat", "point"] = "informative"
     norms: Literal["informative", "flat", "point"] = "informative"
     scales: dict[str, float] = {}  # glob pattern of parameter names -> scale
@@ -160,7 +160,7 @@ class AdamWConfig(Section):
     max_skipped_steps: int = Field(10, ge=1)
 
 
-MethodConfig = Annotated[Union[ProximalScoreConfig, AdamWConfig], Field(discriminator="kind")]
+MethodConfig = Annotated[ProximalScoreConfig | AdamWConfig, Field(discriminator="kind")]
 
 
 # ---------------------------------------------------------------- training, evaluation, tracking

@@ -51,11 +51,12 @@ def test_steps_with_momentum_are_those_of_the_formulas_written_out(paired: bool,
         temperature=temperature,
         paired=paired,
         lr=0.5,
+        initial_precision=0.5,
         max_mean_step=None,
         max_log_precision_step=None,
     )
     mean0 = torch.tensor(mean0, dtype=torch.float32).double().item()
-    mean, precision = model.weight.detach().clone(), torch.full((SIZE,), 0.5 * N + scale**-2, dtype=torch.float64)
+    mean, precision = model.weight.detach().clone(), torch.full((SIZE,), 0.5 * c + scale**-2, dtype=torch.float64)
     running = torch.zeros(SIZE, dtype=torch.float64)
     for t, g in enumerate(gradients(6), start=1):
         displacement = []
@@ -82,7 +83,7 @@ def test_several_draws_enter_a_step_as_the_average_of_their_statistics(paired: b
     model, draws, c = Weights(), 3, float(N)
     optimizer = ProximalScore(
         model.named_parameters(), N, prior=Prior(scale=0.4), paired=paired, draws=draws, momentum=0.0,
-        max_log_precision_step=None,
+        penalty=ForwardKL(1000.0, 4.5), max_log_precision_step=None, max_mean_step=1.0,
     )  # fmt: skip
     mean, precision = model.weight.detach().clone(), state_of(optimizer)["precision"].clone()
     first = []
@@ -125,6 +126,21 @@ def test_the_trust_region_bounds_both_steps_and_is_reached(sign: float) -> None:
     assert (change.sign() == sign).all()  # a maximum of the likelihood adds precision, a minimum takes it away
     whitened = (model.weight.detach() - mean) * precision.sqrt()
     torch.testing.assert_close(whitened.abs(), torch.full_like(whitened, 0.3), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("lr", "step"), [(1.0, 0), (0.5, 0), (1.0, 3)])
+def test_the_trust_region_of_the_mean_shrinks_with_its_schedule_and_lr(lr: float, step: int) -> None:
+    """Otherwise a step that it binds would never shrink."""
+    model, schedule = Weights(), Schedule("linear", length=4)
+    penalty = ForwardKL(0.1, 0.1, mean_schedule=schedule)
+    optimizer = ProximalScore(model.named_parameters(), N, penalty=penalty, lr=lr, max_mean_step=0.3)
+    optimizer.param_groups[0]["step"] = step
+    mean, precision = model.weight.detach().clone(), state_of(optimizer)["precision"].clone()
+    for _ in optimizer.draws():
+        (1e6 * model.weight.sum()).backward()
+    optimizer.step()
+    whitened = (model.weight.detach() - mean) * precision.sqrt()
+    torch.testing.assert_close(whitened, torch.full_like(whitened, -0.3 * lr * (1 - step / 4)), rtol=1e-6, atol=0)
 
 
 def test_without_a_trust_region_steps_are_those_of_the_penalty_alone() -> None:

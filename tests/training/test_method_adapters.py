@@ -1,4 +1,4 @@
-"""The methods behind the loop's interface: AdamW is torch's AdamW, and both get the same number of gradient evaluations."""
+"""The methods behind the loop's interface: AdamW is torch's, and both get the same number of gradient evaluations."""
 
 from __future__ import annotations
 

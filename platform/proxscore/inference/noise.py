@@ -1,8 +1,8 @@
 """Standard normal noise that does not depend on how parameters are sharded.
 
 The noise of a parameter is drawn in fixed blocks of its flattened *global* index, each block from a generator seeded by
-a hash of (seed, iteration, draw, parameter, block). A rank that holds a shard generates the blocks that overlap it. So a
-sharded run draws exactly the noise of an unsharded one, replicas of a shard agree without communication, and a
+a hash of (seed, iteration, draw, parameter, block). A rank that holds a shard generates the blocks that overlap it. So
+a sharded run draws exactly the noise of an unsharded one, replicas of a shard agree without communication, and a
 checkpoint needs the seed and the iteration only, however many workers resume from it.
 """
 
@@ -74,8 +74,7 @@ class NormalStream:
         for index in range(start // self.block, -(-(start + count) // self.block) if count else 0):
             first = index * self.block
             # A block is always drawn whole: its content must not depend on who asks for which part of it.
-            noise = self._buffer[: min(self.block, total - first)]
-            self._generator.manual_seed(key(seed, index))
-            torch.randn(noise.shape, generator=self._generator, out=noise)
-            low, high = max(first, start), min(first + len(noise), start + count)
-            yield slice(low - start, high - start), noise[low - first : high - first]
+            size = min(self.block, total - first)
+            noise = self._buffer[:size].normal_(generator=self._generator.manual_seed(key(seed, index)))
+            low, high = max(first, start), min(first + size, start + count)
+            yield slice(low - start, high - start), noise if high - low == size else noise[low - first : high - first]

@@ -4,9 +4,9 @@ One iteration, with q_t the current variational distribution (the anchor) and s-
 
     q_{t+1} = argmin_q  1/2 E_{theta ~ q_t} || grad log q(theta) - s-hat(theta) ||^2_{Sigma_t}  +  P(q_t, q)
 
-Draws come from the fixed anchor: nothing is differentiated through a draw, so the network needs one ordinary forward and
-backward per draw, and the mini-batch score enters linearly, so the update's statistics are unbiased. For the mean-field
-Gaussian the minimiser has a closed form (:mod:`proxscore.inference.families.mean_field`).
+Draws come from the fixed anchor: nothing is differentiated through a draw, so the network needs one ordinary forward
+and backward per draw, and the mini-batch score enters linearly, so the update's statistics are unbiased. For the
+mean-field Gaussian the minimiser has a closed form (:mod:`proxscore.inference.families.mean_field`).
 Source: M. Kim, arXiv 2602.05873.
 
     optimizer = ProximalScore(model.named_parameters(), data_size=50_000)
@@ -71,8 +71,8 @@ class ProximalScore(torch.optim.Optimizer):
     """Proximal score matching with a mean-field Gaussian over the parameters.
 
     The loss that the user differentiates is the *average* negative log-likelihood over the data points of a batch
-    (micro-batches: their sums divided by the size of the whole batch). The optimizer supplies data size, temperature and
-    prior: score = -(data_size / temperature) * gradient - (theta - prior mean) / scale^2.
+    (micro-batches: their sums divided by the size of the whole batch). The optimizer supplies data size, temperature
+    and prior: score = -(data_size / temperature) * gradient - (theta - prior mean) / scale^2.
 
     State per sampled parameter, with the parameter's own sharding: ``mean``, ``precision``, ``score`` (running mean of
     the gradient), and ``curvature`` if ``draws`` > 1. With weights and gradient that is 5 P (6 P) numbers. All of it,
@@ -81,8 +81,8 @@ class ProximalScore(torch.optim.Optimizer):
     Args:
         params: ``model.named_parameters()``, or groups (dicts) of named parameters; a group may set its own ``lr``,
             ``momentum`` and ``initial_precision``. Frozen parameters are left alone; a tied one counts once.
-        data_size: number of data points N behind the posterior. A larger number than the true one is a colder posterior,
-            and eases training on small data: 100,000 trained networks on 1,258 and 10,000 images.
+        data_size: number of data points N behind the posterior. A larger number than the true one is a colder
+            posterior, and eases training on small data: 100,000 trained networks on 1,258 and 10,000 images.
         prior: Gaussian prior and selection of the sampled parameters.
         penalty: proximal penalty with its weights and their schedules (in steps).
         lr: factor on the mean's proximal step, for torch's learning-rate schedulers.
@@ -124,8 +124,9 @@ class ProximalScore(torch.optim.Optimizer):
         max_skipped_steps: int = 10,
         seed: int = 0,
     ) -> None:
-        positive = dict(data_size=data_size, temperature=temperature, draws=draws, max_skipped_steps=max_skipped_steps)
-        positive |= dict(max_log_precision_step=max_log_precision_step, max_mean_step=max_mean_step, point_lr=point_lr)
+        positive: dict[str, float | None] = dict(data_size=data_size, temperature=temperature, draws=draws)
+        positive |= dict(max_skipped_steps=max_skipped_steps, max_log_precision_step=max_log_precision_step)
+        positive |= dict(max_mean_step=max_mean_step, point_lr=point_lr)
         for setting, value in positive.items():
             if value is not None and not value > 0:
                 raise ValueError(f"{setting} is {value}; it must be positive")
@@ -145,6 +146,7 @@ class ProximalScore(torch.optim.Optimizer):
         self.statistics: dict[str, float] = {}
         self._drawing = self._scored = False
         self._shards: list[list[_Shard]] = []
+        self._nonfinite: Tensor | None = None
         self._streams: dict[tuple[torch.device, torch.dtype], noise.NormalStream] = {}
         defaults = dict(lr=lr, momentum=momentum, initial_precision=initial_precision)
         counters = dict(step=0, momentum_steps=0, skipped=0, skipped_in_a_row=0, seed=seed)
@@ -272,9 +274,12 @@ class ProximalScore(torch.optim.Optimizer):
             seed = noise.key(group["seed"], "draw", group["step"], index)
             for shard in shards:
                 slot, weights, mean, precision = shard.slot, shard.weights, shard.mean, shard.precision
-                stream, total = self._stream(weights), slot.parameter.numel()
-                for piece, values in stream.pieces(noise.key(seed, slot.name), slot.start, weights.numel(), total):
-                    self.family.sample_(weights[piece], mean[piece], precision[piece], values)
+                stream, count, total = self._stream(weights), weights.numel(), slot.parameter.numel()
+                for piece, values in stream.pieces(noise.key(seed, slot.name), slot.start, count, total):
+                    if values.numel() == count:
+                        self.family.sample_(weights, mean, precision, values)
+                    else:
+                        self.family.sample_(weights[piece], mean[piece], precision[piece], values)
                 slot.parameter.grad = None
         torch.clear_autocast_cache()  # an enclosing autocast would go on using its cast of the previous weights
 
@@ -316,7 +321,8 @@ class ProximalScore(torch.optim.Optimizer):
                 self.family.curvature_(bucket, scale, self.paired)
         if self.draws_per_step > 1:
             for shard in (shard for shards in self._shards for shard in shards):
-                assert shard.curvature is not None and shard.gradient is not None
+                assert shard.curvature is not None
+                assert shard.gradient is not None
                 shard.curvature.mul_(index > 0).add_(shard.gradient, alpha=1 / self.draws_per_step)
 
     def _decay(self, group: dict[str, Any], index: int) -> tuple[float, float]:
@@ -355,6 +361,11 @@ class ProximalScore(torch.optim.Optimizer):
             torch._foreach_copy_([s.weights for s in shards], [s.mean for s in shards])
         torch.clear_autocast_cache()
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in torch; scores that no step took are forgotten: they belong to the state that is replaced."""
+        super().load_state_dict(state_dict)
+        self._scored, self._shards = False, []
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch, but nothing happens between the start of ``draws()`` and ``step()``."""
         if not (self._drawing or self._scored):
@@ -363,7 +374,7 @@ class ProximalScore(torch.optim.Optimizer):
     # ------------------------------------------------------------ the step
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One proximal step from the scores of the last draw loop (or of a ``closure`` that runs forward and backward).
 
         Returns:
@@ -487,10 +498,8 @@ class ProximalScore(torch.optim.Optimizer):
         for group, shards in zip(self.param_groups, self._shards, strict=True):
             if shards:
                 size = _BUCKET.get(shards[0].weights.device.type, _BUCKET_ACCELERATOR)
-                rows = [
-                    ((s.weights, s.mean, s.precision, s.score, getattr(s, statistic), s.prior_mean), s.slot.prior.precision)
-                    for s in shards
-                ]
+                columns = ("weights", "mean", "precision", "score", statistic, "prior_mean")
+                rows = [(tuple(getattr(s, name) for name in columns), s.slot.prior.precision) for s in shards]
                 yield group, split(rows, size)
 
     def _stream(self, like: Tensor) -> noise.NormalStream:

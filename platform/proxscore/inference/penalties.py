@@ -9,13 +9,14 @@ penalty, coordinate by coordinate.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from proxscore.inference.schedules import Schedule
+
+Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,15 @@ class ForwardKL:
 
     def weights(self, step: int) -> tuple[float, float]:
         """The weights (precision, mean) in force at a step; infinite where the schedule is at zero."""
-        factors = self.precision_schedule.factor(step), self.mean_schedule.factor(step)
-        return tuple(w / f if f > 0 else math.inf for w, f in zip((self.precision, self.mean), factors, strict=True))
+
+        def weight(peak: float, factor: float) -> float:
+            return peak / factor if factor > 0 else math.inf
+
+        precision, mean = self.precision_schedule.factor(step), self.mean_schedule.factor(step)
+        return weight(self.precision, precision), weight(self.mean, mean)
 
     @staticmethod
-    def precision_ratio_(curvature: Sequence[Tensor], weight: float) -> Sequence[Tensor]:
+    def precision_ratio_(curvature: Tensors, weight: float) -> Tensors:
         """Turn curvature statistics k into precision ratios r, in place.
 
         Computed as max(a, 0) + 2 kappa / (sqrt(a^2 + 4 kappa) + |a|) with a = k - kappa, which cancels nowhere.
@@ -79,7 +84,7 @@ class ForwardKL:
         return curvature
 
     @staticmethod
-    def mean_step_(score: Sequence[Tensor], ratio: Sequence[Tensor], weight: float) -> Sequence[Tensor]:
+    def mean_step_(score: Tensors, ratio: Tensors, weight: float) -> Tensors:
         """Turn whitened mean statistics u into whitened mean steps u / (r + 2 kappa_m), in place."""
         torch._foreach_div_(score, torch._foreach_add(ratio, 2 * weight))
         return score

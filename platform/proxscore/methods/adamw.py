@@ -55,7 +55,7 @@ class AdamW(torch.optim.AdamW):
         norms = torch._foreach_norm([noise.local(p.grad) for p in parameters], 1)
         return 1.0 - torch.stack(norms).isfinite().all().float()
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One AdamW step at the scheduled learning rate, or none if a gradient was not finite."""
         bad, self.found_inf = bool(self.nonfinite if self.found_inf is None else self.found_inf), None
         for group in self.param_groups:

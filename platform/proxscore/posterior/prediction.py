@@ -112,7 +112,7 @@ def refresh_batch_norm(module: nn.Module, batches: Batches, device: torch.device
     momenta = [layer.momentum for layer in layers]
     inputs = (inputs for inputs, _ in batches())
     try:
-        torch.optim.swa_utils.update_bn(inputs, module, device)  # type: ignore[arg-type]
+        torch.optim.swa_utils.update_bn(inputs, module, device)
     finally:  # where a batch fails, update_bn leaves the layers without their momentum
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum

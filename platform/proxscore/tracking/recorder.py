@@ -13,6 +13,11 @@ from mlflow.entities import Metric
 LIMIT = 1000  # metrics that MLflow takes in one batch
 
 
+def say(line: str) -> None:
+    """Print a line at once. The builtin itself cannot travel to another process once Ray has replaced it by its own."""
+    print(line, flush=True)
+
+
 class Recorder:
     """Receives the payloads of all ranks, report by report.
 
@@ -25,7 +30,7 @@ class Recorder:
         show: receives progress lines; none: silent.
     """
 
-    def __init__(self, uri: str, run_id: str, label: str, show: Callable[[str], None] | None = print) -> None:
+    def __init__(self, uri: str, run_id: str, label: str, show: Callable[[str], None] | None = say) -> None:
         self.uri, self.run_id, self.label, self.show = uri, run_id, label, show
         self._client: MlflowClient | None = None
         self._recorded = self._validated = -1
@@ -79,7 +84,7 @@ def combine(records: Sequence[dict[str, float]]) -> dict[str, float]:
     """One step's record from those of all ranks: extremes of extremes, means of means weighted by shard size."""
     total = sum(record.get("count", 0) for record in records)
     merged: dict[str, float] = {}
-    for key in records[0]:
+    for key in dict.fromkeys(key for record in records for key in record):  # a rank may hold no sampled element
         values = [record[key] for record in records if key in record]
         if key == "count":
             continue

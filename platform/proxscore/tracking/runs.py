@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Param, RunTag
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from proxscore.config import ConfigError, TrackingConfig
 
@@ -46,7 +47,7 @@ class TrackedRun:
             if run_id is not None and not self._exists(run_id):
                 run_id = None
             self.run_id = run_id or self.client.create_run(self.experiment_id, run_name=name).info.run_id
-        except (MlflowException, OSError) as error:
+        except (MlflowException, SQLAlchemyError, OSError) as error:
             raise ConfigError(f"tracking.uri {uri}: cannot be used: {' '.join(str(error).split())[:200]}") from error
 
     def _experiment(self, name: str) -> str:
@@ -133,7 +134,9 @@ def git_tags() -> dict[str, str]:
     folder = Path(__file__).parent
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
-        status = subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True)
+        status = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return {}
     return {"mlflow.source.git.commit": commit.stdout.strip(), "git.dirty": str(bool(status.stdout.strip())).lower()}

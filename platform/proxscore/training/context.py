@@ -56,7 +56,9 @@ class LocalContext(Context):
         keep: number of checkpoints kept.
     """
 
-    def __init__(self, folder: Path, device: torch.device, sink: Callable[[list[dict[str, Any]]], None], keep: int) -> None:
+    def __init__(
+        self, folder: Path, device: torch.device, sink: Callable[[list[dict[str, Any]]], None], keep: int
+    ) -> None:
         self.folder, self.device, self.sink, self.keep = folder / "checkpoints", device, sink, keep
 
     def report(self, payload: dict[str, Any], write: Write | None = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,13 @@ class GlobalBatches:
     """
 
     def __init__(self, rows: int, batch_size: int, rank: int, world: int, shuffle_seed: int | None = None) -> None:
-        self.rows, self.batch_size, self.rank, self.world, self.shuffle_seed = rows, batch_size, rank, world, shuffle_seed
+        self.rows, self.batch_size, self.rank, self.world, self.shuffle_seed = (
+            rows,
+            batch_size,
+            rank,
+            world,
+            shuffle_seed,
+        )
         self.epoch = self.start = 0
 
     def sizes(self) -> list[int]:
@@ -40,7 +46,7 @@ class GlobalBatches:
         return len(self.sizes()) - self.start
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = range(self.rows)
+        order: Sequence[int] = range(self.rows)
         if self.shuffle_seed is not None:
             generator = torch.Generator().manual_seed(self.shuffle_seed * 1_000_003 + self.epoch)
             order = torch.randperm(self.rows, generator=generator).tolist()
@@ -60,12 +66,19 @@ class TrainingData:
     """
 
     def __init__(
-        self, dataset: Dataset, batch_size: int, rank: int, world: int, seed: int, accumulate: int = 1, processes: int = 0
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        rank: int,
+        world: int,
+        seed: int,
+        accumulate: int = 1,
+        processes: int = 0,
     ) -> None:
         self._batches = GlobalBatches(len(dataset), batch_size, rank, world, seed)  # type: ignore[arg-type]
         self._loader = DataLoader(
             dataset,
-            batch_sampler=self._batches,  # type: ignore[arg-type]
+            batch_sampler=self._batches,
             num_workers=processes,
             collate_fn=lambda batch: batch,
             pin_memory=torch.cuda.is_available(),

@@ -15,10 +15,10 @@ from pyarrow.fs import FileSystem, FileType
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, MethodConfig
 from proxscore.methods import evaluations_per_step
-from proxscore.tracking import Recorder, TrackedRun, tracking_uri
+from proxscore.tracking import Recorder, TrackedRun, say, tracking_uri
 from proxscore.tracking.runs import git_tags
 from proxscore.training import cluster
-from proxscore.training.context import LocalContext, RayContext, pick_device
+from proxscore.training.context import LocalContext, pick_device
 from proxscore.training.evaluation import versions
 from proxscore.training.loop import train
 from proxscore.vision.task import VisionTask
@@ -43,7 +43,7 @@ class Outcome:
     folder: Path
 
 
-def run(config: Config, show: Callable[[str], None] = print) -> list[Outcome]:
+def run(config: Config, show: Callable[[str], None] = say) -> list[Outcome]:
     """Train the baseline, if there is one, and the method; each is one run under the configured experiment.
 
     The baseline takes as many gradient evaluations as the method: more epochs, where the method scores several draws per
@@ -142,7 +142,9 @@ class RunMemory:
             self.path = f"{root.rstrip('/')}/{label}/run.json"
             self.files.create_dir(f"{root.rstrip('/')}/{label}", recursive=True)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"training.storage {storage}: cannot be written: {' '.join(str(error).split())}") from error
+            raise ConfigError(
+                f"training.storage {storage}: cannot be written: {' '.join(str(error).split())}"
+            ) from error
 
     def read(self, config: Config, method: MethodConfig, epochs: float) -> str | None:
         """The MLflow run to continue, if there is one.

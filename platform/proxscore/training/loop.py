@@ -23,7 +23,9 @@ from proxscore.training.parallelize import parallelize
 from proxscore.vision.task import VisionTask
 
 
-def train(config: Config, method_config: MethodConfig, epochs: float, task: VisionTask, context: Context) -> dict[str, Any]:
+def train(
+    config: Config, method_config: MethodConfig, epochs: float, task: VisionTask, context: Context
+) -> dict[str, Any]:
     """Train one method on a task and evaluate it on the test split.
 
     Resumes from the context's last checkpoint, if there is one.

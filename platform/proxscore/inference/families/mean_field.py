@@ -9,15 +9,16 @@ temporaries are of a bucket's size. The statistics are those of the whitened coo
 
 with g the gradient of the mean negative log-likelihood at the draw, c = data size / temperature, and lambda0 the prior
 precision, whose part of the score is linear and enters exactly. E k = E_q[-d^2 log p / d theta^2] / Lambda by Stein's
-identity. For a pair, the known fluctuation eps^2 - 1 is subtracted: on a quadratic target without coupling, k = 1 at the
-optimum whatever the draw. Source: M. Kim, arXiv 2602.05873; antithetic curvature as in shared mini-batch Stein estimators.
+identity. For a pair, the known fluctuation eps^2 - 1 is subtracted: on a quadratic target without coupling, k = 1 at
+the optimum whatever the draw. Source: M. Kim, arXiv 2602.05873; antithetic curvature as in shared mini-batch Stein
+estimators.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -39,24 +40,28 @@ class Bucket:
 
 
 def split(shards: Sequence[tuple[tuple[Tensor | None, ...], float]], size: int) -> Iterator[Bucket]:
-    """Cut aligned flat shards (weights, mean, precision, score, statistic, prior mean) into buckets of about ``size``."""
-    columns: tuple[list, ...] = ([], [], [], [], [])
-    precisions: list[float] = []
-    means: list[Tensor | None] = []
+    """Cut aligned flat shards into buckets of about ``size`` elements.
+
+    Args:
+        shards: (weights, mean, precision, score, statistic, prior mean) and prior precision, per parameter.
+    """
+    columns: list[list] = [[] for _ in fields(Bucket)]
     held = 0
-    for (*tensors, prior_mean), prior_precision in shards:
-        count = tensors[0].numel()  # type: ignore[union-attr]
+    for (weights, *tensors, prior_mean), prior_precision in shards:
+        assert weights is not None
+        count = weights.numel()
         for low in range(0, count, size):
-            piece = slice(low, low + size)
-            for column, tensor in zip((*columns, means), (*tensors, prior_mean), strict=True):
-                column.append(tensor if tensor is None or count <= size else tensor[piece])
-            precisions.append(prior_precision)
+            row = (weights, *tensors, prior_precision, prior_mean)
+            if count > size:  # slicing costs as much as a pass over a small tensor
+                row = tuple(value[low : low + size] if isinstance(value, Tensor) else value for value in row)
+            for column, value in zip(columns, row, strict=True):
+                column.append(value)
             held += min(size, count - low)
             if held >= size:
-                yield Bucket(*columns, precisions, means)
-                columns, precisions, means, held = ([], [], [], [], []), [], [], 0
-    if precisions:
-        yield Bucket(*columns, precisions, means)
+                yield Bucket(*columns)
+                columns, held = [[] for _ in fields(Bucket)], 0
+    if held:
+        yield Bucket(*columns)
 
 
 class MeanField:
@@ -77,17 +82,17 @@ class MeanField:
         and ``scale`` = c / 2; for a single draw it is g, and ``scale`` = c.
         """
         displacement = torch._foreach_sub(bucket.weights, bucket.mean)
-        torch._foreach_mul_(bucket.statistic, scale)
         if paired:
+            torch._foreach_mul_(bucket.statistic, scale)
             excess = torch._foreach_sub(bucket.precision, bucket.prior_precision)
             torch._foreach_addcmul_(bucket.statistic, excess, displacement, value=-1.0)
             torch._foreach_mul_(bucket.statistic, displacement)
             torch._foreach_add_(bucket.statistic, 1.0)
         else:
-            torch._foreach_mul_(bucket.statistic, displacement)
             prior = torch._foreach_reciprocal(bucket.precision)
             torch._foreach_mul_(prior, bucket.prior_precision)
-            torch._foreach_add_(bucket.statistic, prior)
+            torch._foreach_addcmul_(prior, bucket.statistic, displacement, value=scale)
+            torch._foreach_copy_(bucket.statistic, prior)
 
     def update_(
         self,
@@ -108,14 +113,14 @@ class MeanField:
             weights: proximal weights (precision, mean) in force.
             score_scale: what ``bucket.score`` is multiplied with to be the likelihood's part of the score.
         """
-        ratio = penalty.precision_ratio_(bucket.statistic, weights[0])
+        ratio = list(penalty.precision_ratio_(bucket.statistic, weights[0]))
         if max_log_ratio is not None:
             torch._foreach_clamp_min_(ratio, math.exp(-max_log_ratio))
             torch._foreach_clamp_max_(ratio, math.exp(max_log_ratio))
 
         deviation = torch._foreach_rsqrt(bucket.precision)
-        step = [m if m0 is None else m - m0 for m, m0 in zip(bucket.mean, bucket.prior_mean, strict=True)]
-        step = torch._foreach_mul(step, [-precision for precision in bucket.prior_precision])
+        offset = [m if m0 is None else m - m0 for m, m0 in zip(bucket.mean, bucket.prior_mean, strict=True)]
+        step = torch._foreach_mul(offset, [-precision for precision in bucket.prior_precision])
         torch._foreach_add_(step, bucket.score, alpha=score_scale)
         torch._foreach_mul_(step, deviation)
         penalty.mean_step_(step, ratio, weights[1])
