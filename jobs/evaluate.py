@@ -42,6 +42,7 @@ def evaluate(source: str, overrides: list[str], split: str, draws: int, output: 
     from proxscore.posterior import Posterior
     from proxscore.training.context import LocalContext, pick_device
     from proxscore.training.evaluation import evaluate as score
+    from proxscore.training.ingest import TrainingData
     from proxscore.vision.task import VisionTask
 
     posterior = Posterior.load(_folder(source, overrides))
@@ -50,7 +51,9 @@ def evaluate(source: str, overrides: list[str], split: str, draws: int, output: 
     device = pick_device(config.training.device)
     module = posterior.load_into(task.build_model()).to(device)
     context = LocalContext(output, device, lambda payloads: None, keep=1)
-    metrics, figure = score(module, task, config, context, split, draws, posterior=posterior)
+    training = config.training  # BatchNorm statistics of each draw come from training batches, as in training
+    data = TrainingData(task.data.train, training.batch_size, rank=0, world=1, seed=config.seed)
+    metrics, figure = score(module, task, config, context, split, draws, posterior=posterior, data=data)
     output.mkdir(parents=True, exist_ok=True)
     stem = f"{config.task.data.kind}_{split}_{draws}_draws"
     figure.savefig(output / f"{stem}.png", dpi=150)

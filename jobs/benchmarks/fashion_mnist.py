@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from proxscore.calibration import ClassificationMetrics
 from proxscore.config import ConfigError, IdxConfig, ModelConfig
-from proxscore.inference import Categorical, ForwardKL, ProximalScore, Schedule
+from proxscore.inference import Categorical, ForwardKL, Prior, ProximalScore, Schedule
 from proxscore.methods.proximal_score import SMALLEST_DATA_SIZE
 from proxscore.posterior import Posterior, predict
 from proxscore.vision.data import ImageData, load_images
@@ -115,7 +115,10 @@ def proximal(paired: bool) -> Run:
         cosine = Schedule("cosine", warmup=0.05 * steps).resolve(steps, 1)
         penalty = ForwardKL(precision=float(steps), mean=(1 / step - 1) / 2, mean_schedule=cosine)
         size = max(problem.size, SMALLEST_DATA_SIZE)  # as jobs/train.py does
-        optimizer = ProximalScore(module.named_parameters(), size, penalty=penalty, paired=paired, seed=seed)
+        prior = Prior(scale=1.0)  # 1 / scale^2 = 1e-4 N, IVON's weight decay
+        optimizer = ProximalScore(
+            module.named_parameters(), size, prior=prior, penalty=penalty, paired=paired, seed=seed
+        )
         for images, labels in problem.batches(seed, batch_size, epochs):
             for _ in optimizer.draws():
                 problem.likelihood.nll(module(images), labels).mean().backward()

@@ -124,7 +124,7 @@ class PenaltyConfig(Section):
 class PriorConfig(Section):
     """Gaussian prior, by groups of parameters; see ``inference.priors``."""
 
-    scale: float = Field(1.0, gt=0)
+    scale: float = Field(0.1, gt=0)
     biases: Literal["informative", "flat", "point"] = "informative"
     norms: Literal["informative", "flat", "point"] = "informative"
     scales: dict[str, float] = {}  # glob pattern of parameter names -> scale

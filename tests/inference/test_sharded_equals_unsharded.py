@@ -48,7 +48,7 @@ def network(mesh: DeviceMesh | None = None) -> nn.Module:
 
 def proximal(model: nn.Module, **settings: Any) -> ProximalScore:
     """Sampled, flat and point-estimated parameters, and a prior mean that is not zero."""
-    prior = Prior(norms="flat", biases="point", mean={"head.weight": torch.full((10, 32), 0.05)})
+    prior = Prior(norms="flat", biases="point", mean={"head.weight": torch.linspace(-0.1, 0.1, 320).view(10, 32)})
     penalty = ForwardKL(precision=20.0, mean=2.0)
     return ProximalScore(model.named_parameters(), 500, prior=prior, penalty=penalty, initial_precision=0.2, **settings)
 

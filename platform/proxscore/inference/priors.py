@@ -51,7 +51,7 @@ class Prior:
             no parameter.
     """
 
-    scale: float = 1.0
+    scale: float = 0.1
     scales: Mapping[str, float] = field(default_factory=dict)
     biases: Treatment = "informative"
     norms: Treatment = "informative"

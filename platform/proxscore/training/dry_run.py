@@ -81,7 +81,7 @@ def _describe(
         "for weights, gradients and state",
         f"work             {horizon.total_steps} steps, {evaluations} gradient evaluations of {config.training.batch_size} rows",
         f"one step here    {seconds:.3f} s, training NLL {nll:.3f}",
-        f"estimate         {minutes:.1f} min in one process here; about {minutes / workers:.1f} min on {workers} worker(s) as quick "
-        "as this process, evaluation not counted",
+        f"estimate         {minutes:.1f} min in one process here; about {minutes / workers:.1f} min on {workers} worker(s) "
+        "as quick as this process, evaluation not counted",
     ]
     return "\n".join(lines)
