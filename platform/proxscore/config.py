@@ -247,7 +247,9 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = (), base: di
 
 
 def parse(tree: dict[str, Any], source: str = "configuration") -> Config:
-    """Validate a plain tree (as read from YAML or JSON)."""
+    """Validate a plain tree (as read from YAML or JSON). A method without a ``kind`` is of the default one."""
+    if isinstance(tree.get("method"), dict):
+        tree = tree | {"method": {"kind": ProximalScoreConfig().kind} | tree["method"]}
     try:
         return Config.model_validate(tree)
     except ValidationError as error:

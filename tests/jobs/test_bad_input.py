@@ -80,7 +80,7 @@ def test_a_value_of_a_wrong_type_is_named_with_what_would_be_right(  # type: ign
 
 def test_an_override_without_a_value_and_a_configuration_that_is_none_are_refused(refused, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     assert "write key=value" in refused("training.epochs")
-    assert "is a value, not a section" in refused("seed.epochs=3")
+    assert "'seed' is a value, not a section" in refused("seed=1", "seed.epochs=3")
     (tmp_path / "list.yaml").write_text("- 1\n- 2\n")
     (tmp_path / "broken.yaml").write_text("training: {epochs: 3")
     assert "missing.yaml: No such file" in refused("--config", "missing.yaml")

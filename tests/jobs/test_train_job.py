@@ -59,8 +59,11 @@ def test_a_dry_run_counts_parameters_and_memory_and_leaves_nothing(
     count = sum(parameter.numel() for parameter in model.parameters())
     lines = dry(
         train,
-        [*small, "task.model.name=vit_tiny_patch16_224", f"task.model.kwargs={kwargs}"]
-        + [f"method.kind={method}", f"training.workers={workers}", "training.epochs=6", "training.batch_size=60"],
+        [
+            *small,
+            *("task.model.name=vit_tiny_patch16_224", f"task.model.kwargs={kwargs}"),
+            *(f"method.kind={method}", f"training.workers={workers}", "training.epochs=6", "training.batch_size=60"),
+        ],
         capsys,
     )
     assert f" {count:,} parameters, {count:,} trained" in lines["model"]
