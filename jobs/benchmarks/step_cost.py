@@ -204,11 +204,13 @@ def times(contestants: list[Contestant], repeats: int) -> tuple[list[list[float]
     for contestant in contestants:
         contestant.remember_gradients()
     for round_ in range(-1, repeats):  # the first round warms up
+        print(f"\rround {round_ + 1} of {repeats}", end="", file=sys.stderr, flush=True)
         for index, contestant in enumerate(contestants):
             step, update = contestant.timed_step(), contestant.update()
             if round_ >= 0:
                 steps[index].append(step)
                 updates[index].append(update)
+    print(file=sys.stderr)
     return steps, updates
 
 

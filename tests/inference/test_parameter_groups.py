@@ -215,3 +215,16 @@ def test_parameters_that_cannot_be_trained_are_refused() -> None:
         ProximalScore(network().requires_grad_(False).named_parameters(), N)
     with pytest.raises(ValueError, match=r"parameter 0\.weight is torch\.bfloat16"):
         ProximalScore(module.bfloat16().named_parameters(), N)
+
+
+def test_parameters_that_cannot_be_cut_into_flat_pieces_are_refused_by_name() -> None:
+    module = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match="parameter weight is not contiguous"):
+        ProximalScore(module.named_parameters(), 100)
+
+
+def test_parameters_cannot_be_added_after_construction() -> None:
+    module = torch.nn.Linear(3, 2)
+    optimizer = ProximalScore([("weight", module.weight)], 100)
+    with pytest.raises(ValueError, match="cannot be added later"):
+        optimizer.add_param_group({"params": [("bias", module.bias)]})

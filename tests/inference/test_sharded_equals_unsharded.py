@@ -27,6 +27,8 @@ from torch.distributed.tensor.debug import CommDebugMode
 from proxscore.inference import Categorical, ForwardKL, Prior, ProximalScore
 from proxscore.posterior import Posterior, predict
 
+pytestmark = pytest.mark.timeout(600)  # four processes, on a machine that may be busy
+
 RANKS, ROWS, STEPS = 4, 14, 3  # 14 rows: ranks have unequal parts of a batch
 MODES = {"paired": {}, "unpaired": {"paired": False}, "two draws": {"draws": 2}}
 # The last layout: shards of two with replicas. Not every mode on every layout: the processes share few cores.
@@ -211,7 +213,7 @@ def refusal(mesh: DeviceMesh) -> str:
 def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS, timeout=timedelta(seconds=120)
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS, timeout=timedelta(seconds=300)
     )
     results: dict[str, Any] = {}
     found = meshes()

@@ -123,7 +123,7 @@ def test_a_fresh_process_without_ray_and_mlflow_loads_it(posterior: Posterior, t
         f"draw = Posterior.load({str(tmp_path)!r}).draw(1, seed=2)\n"
         f"torch.save(draw, {str(tmp_path / 'draw.pt')!r})\n"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=240)
     expected = posterior.draw(1, seed=2)
     for name, value in torch.load(tmp_path / "draw.pt", weights_only=True).items():
         assert torch.equal(value, expected[name])

@@ -170,6 +170,11 @@ class ProximalScore(torch.optim.Optimizer):
                     f"parameter {name} is {parameter.dtype}: keep parameters in float32 and use autocast or FSDP's "
                     "MixedPrecisionPolicy for low-precision compute"
                 )
+            if not (parameter.to_local() if isinstance(parameter, DTensor) else parameter).is_contiguous():
+                raise ValueError(
+                    f"parameter {name} is not contiguous (channels_last?): convert inputs instead of the module, or call "
+                    ".contiguous() on its parameters"
+                )
             slots.append(_Slot(name, parameter, Assignment(True, 0.0), noise.shard_offset(parameter, name)))
         return slots
 
@@ -210,6 +215,12 @@ class ProximalScore(torch.optim.Optimizer):
             else:  # the whole tensor: this shard's piece of it
                 shard.copy_(values.reshape(-1)[slot.start : slot.start + len(shard)])
         return state
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch, during construction only: the prior is assigned to all parameters at once."""
+        if hasattr(self, "_slots"):
+            raise ValueError("parameters cannot be added later: build a new optimizer with all of them")
+        super().add_param_group(param_group)
 
     def sampled(self) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         """(name, parameter, state) of every parameter that is random under the posterior."""

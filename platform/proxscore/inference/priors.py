@@ -11,7 +11,7 @@ from torch import Tensor
 
 Treatment = Literal["informative", "flat", "point"]
 
-# What wrappers (torch.compile, activation checkpointing, DistributedDataParallel) insert into parameter names.
+# What wrappers (torch.compile, activation checkpointing) insert into parameter names.
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 
 

@@ -128,12 +128,13 @@ class Posterior:
         parameters = {canonical(name): parameter for name, parameter in module.named_parameters()}
         self._check(parameters)
         buffers = {canonical(name): buffer for name, buffer in module.named_buffers()}
+        for name, value in self.buffers.items():
+            if name not in buffers or buffers[name].shape != value.shape:
+                raise ConfigError(f"posterior of another architecture: buffer {name} does not fit the model")
         with torch.no_grad():
             for name, value in self.mean.items():
                 parameters[name].copy_(value)
             for name, value in self.buffers.items():
-                if name not in buffers or buffers[name].shape != value.shape:
-                    raise ConfigError(f"posterior of another architecture: buffer {name} does not fit the model")
                 buffers[name].copy_(value)
         return module
 
