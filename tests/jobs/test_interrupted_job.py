@@ -83,6 +83,7 @@ def test_an_interrupted_job_is_killed_and_its_name_continues_it(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("number", "group"), [(signal.SIGINT, True), (signal.SIGTERM, False)], ids=["Ctrl-C", "SIGTERM"]
 )

@@ -19,6 +19,7 @@ import ray
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.execution import context as execution_context
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from proxscore import config as configuration
@@ -134,6 +135,8 @@ def train_on_ray(
 
 def _worker(payload: dict[str, Any]) -> dict[str, Any]:
     """What each worker runs."""
+    # Ray Train prints every report in full; this logger goes by its file's name, which the configured level does not reach.
+    logging.getLogger(execution_context.__file__).setLevel(logging.WARNING)
     config = configuration.parse(payload["config"])
     method = config.baseline if payload["baseline"] else config.method
     assert method is not None
