@@ -20,6 +20,9 @@ TINY = (
 )
 
 
+pytestmark = pytest.mark.slow  # a head, two submissions and their workers: minutes on two cores
+
+
 def submit(repository: Path, head: RayHead, *entrypoint: str) -> subprocess.CompletedProcess[str]:
     command = [
         "ray",
