@@ -202,7 +202,7 @@ class TrackingConfig(Section):
 
     uri: str | None = None
     experiment: str = "proxscore"
-    every: int = Field(10, ge=1)  # steps between reports to the driver; each step's values are recorded
+    interval: float = Field(2, ge=0)  # seconds between reports to the driver; each step's values are recorded
     system_metrics: bool = False
 
 

@@ -38,7 +38,7 @@ def tree(folder: Path, uri: str, name: str, **changes: Any) -> Config:
                 "storage": str(folder / "runs"),
             },
             "evaluation": {"draws": 4, "validation_draws": 2},
-            "tracking": {"uri": uri, "experiment": "recorded", "every": 3},
+            "tracking": {"uri": uri, "experiment": "recorded", "interval": 0},
         }
         | changes
     )

@@ -43,7 +43,7 @@ def tree(method: str = "proximal_score", model: dict[str, Any] = VIT, **training
             "method": METHODS[method],
             "training": {"epochs": 3, "batch_size": 120, "workers": 0, "device": "cpu"} | training,
             "evaluation": {"draws": 2, "validation_draws": 1},
-            "tracking": {"every": 1},
+            "tracking": {"interval": 0},
         }
     )
 
@@ -192,6 +192,7 @@ SWITCHES: list[tuple[dict[str, Any], float]] = [
     ({"precision": "bf16"}, 4e-3),
     ({"activation_checkpointing": True, "precision": "bf16", "accumulate": 2}, 4e-3),
 ]
+LOOSEST = max(tolerance for _, tolerance in SWITCHES)
 ONLY_TRAIN = {"validate_every": 100, "checkpoint_every": 100}
 NO_DROPOUT = {**VIT, "kwargs": {**VIT["kwargs"], "proj_drop_rate": 0.0}}  # masks depend on the cut into micro-batches
 
@@ -216,7 +217,7 @@ def test_a_switch_leaves_the_loss_curve_where_it_was(
     run = Run(tmp_path, tree(method, NO_DROPOUT, **ONLY_TRAIN, **switch))
     run.go()
     assert run.nll == pytest.approx(plain_curves[method], rel=tolerance, abs=0)
-    assert max(run.nll) / min(run.nll) > 1.015  # the curve moves by more than the tolerance: equality says something
+    assert max(run.nll) / min(run.nll) > 1 + 2 * LOOSEST  # the curve moves by more: equality says something
 
 
 @pytest.mark.slow

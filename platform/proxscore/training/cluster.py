@@ -39,6 +39,8 @@ def connected(config: Config) -> Iterator[None]:
     Raises:
         ConfigError: the cluster can never place the workers.
     """
+    # The controller takes one report of each worker whenever it polls them; at Ray's default of 2 s, workers wait for it.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     ours = not ray.is_initialized()
     if ours:
         ray.init(logging_level=logging.WARNING)

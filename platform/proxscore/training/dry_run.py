@@ -44,7 +44,7 @@ def dry_run(config: Config) -> str:
     seconds = 0.0
     for step, (micro_batches, size) in zip(range(2), _repeat(data), strict=False):
         started = time.perf_counter()
-        nll = train_step(module, method, task, micro_batches, size, config, context, step)["train/nll"]
+        nll = train_step(module, method, task, micro_batches, size, config, context, step)[0]["train/nll"]
         seconds = time.perf_counter() - started
     return _describe(config, task, module, method, horizon, nll, seconds)  # type: ignore[arg-type]
 

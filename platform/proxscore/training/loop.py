@@ -52,23 +52,25 @@ def train(
     validate_at = milestones(config.training.validate_every, horizon)
     save_at = milestones(config.training.checkpoint_every, horizon)
     records: list[dict[str, float]] = []
-    started = time.perf_counter() - progress["seconds"]
+    reported = time.perf_counter()
+    started = reported - progress["seconds"]
     for micro_batches, size in batches(data, progress["step"], horizon):
         step = progress["step"]
         method.monitor = True
         before = time.perf_counter()
         module.train()
-        record = train_step(module, method, task, micro_batches, size, config, context, step)
+        due = before - reported >= config.tracking.interval
+        record, due = train_step(module, method, task, micro_batches, size, config, context, step, due)
         record["train/rows_per_second"] = size * method.evaluations_per_step / (time.perf_counter() - before)
         records.append({"step": step + 1} | record)
         progress |= {"step": step + 1, "seconds": time.perf_counter() - started}
         last = step + 1 == horizon.total_steps
         validate, save = step + 1 in validate_at or last, step + 1 in save_at and not last
-        if validate or save or len(records) >= config.tracking.every:
+        if validate or save or due:
             metrics = evaluate("validation", config.evaluation.validation_draws)[0] if validate else {}
             payload = report_of(progress, horizon, records, metrics)
             context.report(payload, partial(checkpoint.save, snapshot=snapshot) if save else None)
-            records = []
+            records, reported = [], time.perf_counter()
 
     described = evaluation.description(config, method_config, task, horizon)
     return finish(module, method, described, config, context, snapshot, horizon, evaluate)
@@ -83,11 +85,17 @@ def train_step(
     config: Config,
     context: Context,
     step: int,
-) -> dict[str, float]:
+    due: bool = False,
+) -> tuple[dict[str, float], bool]:
     """One step of any method: its gradient evaluations, one all-reduce of the loss, its update.
 
+    Args:
+        due: whether this rank's clock says that it is time to report. Clocks differ, and all ranks must report together:
+            what they agree on travels with the loss.
+
     Returns:
-        What to record: ``train/nll`` (nats per row, mean over the draws, all ranks' rows) and the method's statistics.
+        What to record: ``train/nll`` (nats per row, mean over the draws, all ranks' rows) and the method's statistics;
+        and whether a report is due on any rank.
     """
     nll = torch.zeros((), device=context.device)
     low = config.training.precision == "bf16" and context.mesh is None  # a sharded module casts by FSDP's policy
@@ -102,13 +110,14 @@ def train_step(
             loss = task.likelihood.nll(outputs, targets.to(context.device, non_blocking=True)).sum()
             (loss * (context.world / size)).backward()  # FSDP averages over ranks; the score is the global batch's mean
             nll += loss.detach()
-    common = torch.stack([nll / (size * method.evaluations_per_step), method.nonfinite.to(nll)])
+    common = torch.stack([nll / (size * method.evaluations_per_step), method.nonfinite.to(nll), nll.new_tensor(due)])
     if context.world > 1:
         dist.all_reduce(common)
     method.found_inf = common[1] > 0
     method.step()
+    mean_nll, _, due_anywhere = common.tolist()
     skipped = float(method.param_groups[0]["skipped"])
-    return {"train/nll": common[0].item(), "train/skipped_steps": skipped} | method.statistics
+    return {"train/nll": mean_nll, "train/skipped_steps": skipped} | method.statistics, due_anywhere > 0
 
 
 def training_data(config: Config, task: VisionTask, context: Context) -> TrainingData | RayTrainingData:
