@@ -17,6 +17,7 @@ from proxscore import config as configuration
 from proxscore.config import Config, ConfigError
 from proxscore.methods import Horizon
 from proxscore.posterior import Posterior
+from proxscore.training import checkpoint
 from proxscore.training.context import LocalContext
 from proxscore.training.loop import milestones, train
 from proxscore.vision.images import ImageDataset
@@ -138,6 +139,16 @@ def test_a_checkpoint_of_another_architecture_or_method_is_refused_in_one_line(o
     with pytest.raises(ConfigError, match=r"checkpoint .*step-000000004 does not fit this model and method") as refusal:
         Run(tmp_path, other).go()
     assert "\n" not in str(refusal.value)
+
+
+def test_an_interrupt_while_a_checkpoint_is_written_is_an_interrupt(tmp_path: Path) -> None:
+    class Interrupted(checkpoint.Snapshot):
+        def state_dict(self) -> dict[str, Any]:
+            raise KeyboardInterrupt
+
+    module = torch.nn.Linear(1, 1)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(tmp_path, Interrupted(module, torch.optim.SGD(module.parameters()), {}))
 
 
 class OneBadRow(Dataset[tuple[Tensor, int]]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,8 @@ class Snapshot:
 
 def save(folder: Path, snapshot: Snapshot) -> None:
     """Write this rank's part of a checkpoint into a folder (of its own or shared by the ranks)."""
-    dcp.save({"run": snapshot}, checkpoint_id=folder)
+    with _interrupts():
+        dcp.save({"run": snapshot}, checkpoint_id=folder)
 
 
 def load(folder: Path, snapshot: Snapshot) -> None:
@@ -43,8 +46,20 @@ def load(folder: Path, snapshot: Snapshot) -> None:
         ConfigError: the checkpoint is of another architecture or method, or is damaged; names what does not fit.
     """
     try:
-        dcp.load({"run": snapshot}, checkpoint_id=folder)
+        with _interrupts():
+            dcp.load({"run": snapshot}, checkpoint_id=folder)
     except (CheckpointException, RuntimeError, ValueError, KeyError, OSError) as error:
         cause = next(iter(getattr(error, "failures", {}).values()), (error,))
         reason = " ".join(str(cause[0]).split())[:300]
         raise ConfigError(f"checkpoint {folder} does not fit this model and method: {reason}") from error
+
+
+@contextmanager
+def _interrupts() -> Iterator[None]:
+    """Within the context, Ctrl-C is Ctrl-C: DCP wraps all that is raised within it in an error of its own."""
+    try:
+        yield
+    except CheckpointException as error:
+        if any(isinstance(failure, KeyboardInterrupt) for failure, _ in error.failures.values()):
+            raise KeyboardInterrupt from error
+        raise
