@@ -18,7 +18,8 @@ Source: M. Kim, arXiv 2602.05873.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import fnmatch
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +30,10 @@ from torch.distributed.tensor import DTensor
 from torch.optim.adam import adam
 
 from proxscore.inference import noise
-from proxscore.inference.families import MeanField
+from proxscore.inference.blocks import Block, GradientSolver, Member
+from proxscore.inference.families import ClosedForm, Family, MeanField
 from proxscore.inference.families.mean_field import Bucket, split
-from proxscore.inference.penalties import ForwardKL
+from proxscore.inference.penalties import ForwardKL, Penalty
 from proxscore.inference.priors import Assignment, Prior, canonical
 
 # Elements that one pass of in-place operations covers; three temporaries of that size live at once. On the CPU large
@@ -41,13 +43,15 @@ _BUCKET_ACCELERATOR = 1 << 22
 
 
 @dataclass
-class _Slot:
-    """A trained parameter, what the prior says of it, and where its shard lies in the flattened whole."""
+class _Slot(Member):
+    """A trained parameter of this optimizer; its block, if it is not on the fast path."""
 
-    name: str
-    parameter: Tensor
-    prior: Assignment
-    start: int
+    block: Block | None = None
+
+    @property
+    def fast(self) -> bool:
+        """Sampled from a mean-field Gaussian and updated in closed form, in place on its shard."""
+        return self.prior.sampled and self.block is None
 
 
 @dataclass
@@ -68,7 +72,7 @@ class _Shard:
 
 
 class ProximalScore(torch.optim.Optimizer):
-    """Proximal score matching with a mean-field Gaussian over the parameters.
+    """Proximal score matching, with a mean-field Gaussian over the parameters or other families for some of them.
 
     The loss that the user differentiates is the *average* negative log-likelihood over the data points of a batch
     (micro-batches: their sums divided by the size of the whole batch). The optimizer supplies data size, temperature
@@ -76,7 +80,8 @@ class ProximalScore(torch.optim.Optimizer):
 
     State per sampled parameter, with the parameter's own sharding: ``mean``, ``precision``, ``score`` (running mean of
     the gradient), and ``curvature`` if ``draws`` > 1. With weights and gradient that is 5 P (6 P) numbers. All of it,
-    and the noise (a function of ``seed`` and the step counter), is in ``state_dict``.
+    and the noise (a function of ``seed`` and the step counter), is in ``state_dict``. Families other than the mean
+    field, and the gradient solver, hold the parameters of a group together (:mod:`proxscore.inference.blocks`).
 
     Args:
         params: ``model.named_parameters()``, or groups (dicts) of named parameters; a group may set its own ``lr``,
@@ -85,6 +90,11 @@ class ProximalScore(torch.optim.Optimizer):
             posterior, and eases training on small data: 100,000 trained networks on 1,258 and 10,000 images.
         prior: Gaussian prior and selection of the sampled parameters.
         penalty: proximal penalty with its weights and their schedules (in steps).
+        family: variational family of the sampled parameters (default: mean-field).
+        families: glob pattern of parameter names -> family, for parts of the network, each described jointly; the last
+            match counts.
+        solver: none takes the closed-form step for families that have one, and a :class:`GradientSolver` with its
+            defaults for the others; given, it serves them all.
         lr: factor on the mean's proximal step, for torch's learning-rate schedulers.
         initial_precision: the initial precision of every sampled parameter, divided by data_size / temperature. What
             matters is the noise it makes: 1 / sqrt(precision) about 0.01 trained CNNs and Vision Transformers alike.
@@ -111,7 +121,10 @@ class ProximalScore(torch.optim.Optimizer):
         data_size: float,
         *,
         prior: Prior | None = None,
-        penalty: ForwardKL | None = None,
+        penalty: Penalty | None = None,
+        family: Family | None = None,
+        families: Mapping[str, Family] | None = None,
+        solver: GradientSolver | None = None,
         lr: float = 1.0,
         initial_precision: float = 0.1,
         paired: bool = True,
@@ -132,7 +145,12 @@ class ProximalScore(torch.optim.Optimizer):
                 raise ValueError(f"{setting} is {value}; it must be positive")
         self.prior = prior or Prior()
         self.penalty = penalty or ForwardKL()
-        self.family = MeanField()
+        if max_log_precision_step is None and not self.penalty.positive:
+            raise ValueError(
+                f"max_log_precision_step is None; penalty {type(self.penalty).__name__} needs it: precisions can turn negative"
+            )
+        self.family, self.families, self.solver = family or MeanField(), dict(families or {}), solver
+        self._fast = MeanField()  # of the parameters that are in no block
         self.paired, self.draws_per_step = paired, draws
         self.max_log_precision_step, self.max_mean_step = max_log_precision_step, max_mean_step
         self.scale = data_size / temperature
@@ -153,6 +171,7 @@ class ProximalScore(torch.optim.Optimizer):
         super().__init__(_named(params), defaults | counters)
         self._slots = [self._slots_of(group) for group in self.param_groups]
         self._assign_prior()
+        self._blocks = [self._blocks_of(*pair) for pair in zip(self.param_groups, self._slots, strict=True)]
 
     # ------------------------------------------------------------ set-up
 
@@ -187,11 +206,58 @@ class ProximalScore(torch.optim.Optimizer):
         for group, members in zip(self.param_groups, self._slots, strict=True):
             for slot in members:
                 slot.prior = assignments[slot.name]
-                self.state[slot.parameter] = self._initial_state(slot, group["initial_precision"])
+                if not (slot.prior.sampled and self._in_block(slot)):
+                    self.state[slot.parameter] = self._initial_state(slot, group["initial_precision"])
+
+    def _family_of(self, slot: _Slot) -> Family:
+        matches = [family for pattern, family in self.families.items() if fnmatch.fnmatchcase(slot.name, pattern)]
+        return matches[-1] if matches else self.family
+
+    def _in_block(self, slot: _Slot) -> bool:
+        return self.solver is not None or not isinstance(self._family_of(slot), MeanField)
+
+    def _blocks_of(self, group: dict[str, Any], slots: list[_Slot]) -> list[Block]:
+        for pattern in self.families:
+            if not any(fnmatch.fnmatchcase(slot.name, pattern) for members in self._slots for slot in members):
+                raise ValueError(
+                    f"families: the pattern {pattern!r} matches no parameter, for example {slots[0].name!r}"
+                )
+        blocks: list[Block] = []
+        together: dict[int, list[_Slot]] = {}
+        for slot in (slot for slot in slots if slot.prior.sampled and self._in_block(slot)):
+            family = self._family_of(slot)
+            together.setdefault(id(slot) if family.per_parameter else id(family), []).append(slot)
+        for members in together.values():
+            family = self._family_of(members[0])
+            solver = self.solver or (None if isinstance(family, ClosedForm) else GradientSolver())
+            for slot in members:
+                slot.prior_mean = self._prior_mean(slot)
+                self.state[slot.parameter] = {}
+            precision = [group["initial_precision"] * self.scale + slot.prior.precision for slot in members]
+            block = Block(family, list(members), precision, noise.key(group["seed"], "initial"), solver, self.penalty)
+            for slot in members:
+                slot.block = block
+            blocks.append(block)
+        return blocks
+
+    def _prior_mean(self, slot: _Slot) -> Tensor | None:
+        """The whole tensor of a parameter's prior mean, if it has one that counts.
+
+        Raises:
+            ValueError: it is of another shape.
+        """
+        mean = self.prior.mean.get(slot.name)
+        if mean is None or not slot.prior.precision > 0:
+            return None
+        if mean.shape != slot.parameter.shape:
+            raise ValueError(
+                f"prior.mean of {slot.name} has shape {tuple(mean.shape)}; it must be {tuple(slot.parameter.shape)}"
+            )
+        return (mean.full_tensor() if isinstance(mean, DTensor) else mean).detach()
 
     def _initial_state(self, slot: _Slot, initial_precision: float) -> dict[str, Any]:
         parameter = slot.parameter.detach()
-        prior_mean = self.prior.mean.get(slot.name)
+        prior_mean = self._prior_mean(slot)
         state: dict[str, Any] = {}
         if slot.prior.sampled:
             precision = initial_precision * self.scale + slot.prior.precision
@@ -202,18 +268,10 @@ class ProximalScore(torch.optim.Optimizer):
         else:
             state = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
             state["step"] = torch.zeros(())
-        if prior_mean is not None and slot.prior.precision > 0:
-            if prior_mean.shape != parameter.shape:
-                raise ValueError(
-                    f"prior.mean of {slot.name} has shape {tuple(prior_mean.shape)}; "
-                    f"it must be {tuple(parameter.shape)}"
-                )
+        if prior_mean is not None:
             state["prior_mean"] = torch.zeros_like(parameter)
-            shard, values = noise.local(state["prior_mean"]), prior_mean.detach()
-            if isinstance(values, DTensor):  # sharded as the parameter is
-                shard.copy_(noise.local(values))
-            else:  # the whole tensor: this shard's piece of it
-                shard.copy_(values.reshape(-1)[slot.start : slot.start + len(shard)])
+            shard = noise.local(state["prior_mean"])
+            shard.copy_(prior_mean.reshape(-1)[slot.start : slot.start + len(shard)])
         return state
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -223,10 +281,15 @@ class ProximalScore(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def sampled(self) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
-        """(name, parameter, state) of every parameter that is random under the posterior."""
+        """(name, parameter, state) of every parameter with a mean-field posterior on the fast path."""
         for slot in (slot for group in self._slots for slot in group):
-            if slot.prior.sampled:
+            if slot.fast:
                 yield slot.name, slot.parameter, self.state[slot.parameter]
+
+    def blocks(self) -> Iterator[Block]:
+        """The parameters that a family describes together."""
+        for blocks in self._blocks:
+            yield from blocks
 
     @property
     def evaluations_per_step(self) -> int:
@@ -254,7 +317,7 @@ class ProximalScore(torch.optim.Optimizer):
         slots = [[s for s in group if s.parameter.requires_grad] for group in self._slots]
         for slot in (slot for group in slots for slot in group):
             slot.parameter.grad = None
-        self._shards = [[self._shard(slot) for slot in group if slot.prior.sampled] for group in slots]
+        self._shards = [[self._shard(slot) for slot in group if slot.fast] for group in slots]
         for shards in filter(None, self._shards):
             torch._foreach_copy_([s.mean for s in shards], [s.weights for s in shards])
         try:
@@ -281,17 +344,23 @@ class ProximalScore(torch.optim.Optimizer):
         return _Shard(slot, noise.local(slot.parameter), mean, precision, score, curvature, prior_mean)
 
     def _sample(self, index: int) -> None:
-        for group, shards in zip(self.param_groups, self._shards, strict=True):
+        for group, shards, members, blocks in zip(
+            self.param_groups, self._shards, self._slots, self._blocks, strict=True
+        ):
             seed = noise.key(group["seed"], "draw", group["step"], index)
+            for slot in members:
+                if slot.prior.sampled:  # the gradients of the others are summed over the draws
+                    slot.parameter.grad = None
+            for block in blocks:
+                block.sample(1.0, seed)
             for shard in shards:
                 slot, weights, mean, precision = shard.slot, shard.weights, shard.mean, shard.precision
                 stream, count, total = self._stream(weights), weights.numel(), slot.parameter.numel()
                 for piece, values in stream.pieces(noise.key(seed, slot.name), slot.start, count, total):
                     if values.numel() == count:
-                        self.family.sample_(weights, mean, precision, values)
+                        self._fast.sample_(weights, mean, precision, values)
                     else:
-                        self.family.sample_(weights[piece], mean[piece], precision[piece], values)
-                slot.parameter.grad = None
+                        self._fast.sample_(weights[piece], mean[piece], precision[piece], values)
         torch.clear_autocast_cache()  # an enclosing autocast would go on using its cast of the previous weights
 
     def _take_first(self, slots: list[list[_Slot]], index: int) -> list[Tensor | None]:
@@ -307,9 +376,19 @@ class ProximalScore(torch.optim.Optimizer):
                 torch._foreach_mul_(bucket.score, decay)
                 torch._foreach_add_(bucket.score, bucket.statistic, alpha=weight)
                 torch._foreach_neg_(bucket.statistic)
-                self.family.reflect_(bucket)
+                self._fast.reflect_(bucket)
+        self._take_blocks(1.0, index)
+        for group, blocks in zip(self.param_groups, self._blocks, strict=True):
+            for block in blocks:
+                block.sample(-1.0, noise.key(group["seed"], "draw", group["step"], index))
         torch.clear_autocast_cache()
         return [slot.parameter.grad for group in slots for slot in group]
+
+    def _take_blocks(self, sign: float, index: int) -> None:
+        for group, blocks in zip(self.param_groups, self._blocks, strict=True):
+            seed = noise.key(group["seed"], "draw", group["step"], index)
+            for block in blocks:
+                block.take(sign, self.paired, self.scale, group["momentum"], self.draws_per_step, seed)
 
     def _check_pair(self, slots: list[list[_Slot]], first: list[Tensor | None]) -> None:
         after = [slot.parameter.grad for group in slots for slot in group]
@@ -329,7 +408,8 @@ class ProximalScore(torch.optim.Optimizer):
                 else:
                     torch._foreach_mul_(bucket.score, decay)
                     torch._foreach_add_(bucket.score, bucket.statistic, alpha=weight)
-                self.family.curvature_(bucket, scale, self.paired)
+                self._fast.curvature_(bucket, scale, self.paired)
+        self._take_blocks(-1.0 if self.paired else 1.0, index)
         if self.draws_per_step > 1:
             for shard in (shard for shards in self._shards for shard in shards):
                 assert shard.curvature is not None
@@ -354,7 +434,7 @@ class ProximalScore(torch.optim.Optimizer):
     def _detect(self, slots: list[list[_Slot]]) -> None:
         """Note (on the device) whether any gradient is not finite."""
         gradients = [s.gradient for shards in self._shards for s in shards if s.gradient is not None]
-        points = (s.parameter.grad for group in slots for s in group if not s.prior.sampled)
+        points = (s.parameter.grad for group in slots for s in group if not s.fast)
         gradients += [noise.local(gradient) for gradient in points if gradient is not None]
         # The 2-norm is the fastest reduction that any nan or inf passes through (beyond 1e19 it overflows: no loss).
         bad = ~torch.stack([norm.float() for norm in torch._foreach_norm(gradients, 2)]).isfinite().all()
@@ -370,12 +450,22 @@ class ProximalScore(torch.optim.Optimizer):
     def _restore(self) -> None:
         for shards in filter(None, self._shards):
             torch._foreach_copy_([s.weights for s in shards], [s.mean for s in shards])
+        for block in self.blocks():
+            block.restore()
         torch.clear_autocast_cache()
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch."""
+        for block in self.blocks():
+            block.export(self.state)
+        return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch; scores that no step took are forgotten: they belong to the state that is replaced."""
         super().load_state_dict(state_dict)
         self._scored, self._shards = False, []
+        for block in self.blocks():
+            block.load(self.state)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch, but nothing happens between the start of ``draws()`` and ``step()``."""
@@ -444,6 +534,8 @@ class ProximalScore(torch.optim.Optimizer):
         """Start the running means anew: a part of a loop, or something that is not finite, may have been folded in."""
         for group in self.param_groups:
             group["momentum_steps"] = 0
+        for block in self.blocks():
+            block.forget(momentum=True)
         for _, _, state in self.sampled():
             for statistic in ("score", "curvature"):
                 if statistic in state:
@@ -461,11 +553,18 @@ class ProximalScore(torch.optim.Optimizer):
             max_mean_step = None if self.max_mean_step is None else self.max_mean_step * self.penalty.mean / weights[1]
             score_scale = -self.scale / (1 - group["momentum"] ** group["momentum_steps"])
             for bucket in buckets:
-                ratio = self.family.update_(
+                ratio = self._fast.update_(
                     bucket, self.penalty, weights, score_scale, self.max_log_precision_step, max_mean_step
                 )
                 if monitor is not None:
                     monitor.add(bucket.precision, ratio)
+        for group, blocks in zip(self.param_groups, self._blocks, strict=True):
+            for block in blocks:
+                factor = group["lr"] * self.penalty.mean / mean_weight
+                max_mean_step = None if self.max_mean_step is None else self.max_mean_step * factor
+                score_scale = -self.scale / (1 - group["momentum"] ** group["momentum_steps"])
+                weights = precision_weight, self.penalty.mean / factor if factor > 0 else float("inf")
+                block.step(self.penalty, weights, score_scale, self.max_log_precision_step, max_mean_step, factor)
         for group, members in zip(self.param_groups, slots, strict=True):
             self._update_points([s for s in members if not s.prior.sampled], group, mean_weight)
         torch.clear_autocast_cache()

@@ -17,13 +17,14 @@ estimators.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from proxscore.inference.penalties import ForwardKL
+from proxscore.inference.families.base import Family, State, Total
+from proxscore.inference.penalties import Penalty
 
 
 @dataclass
@@ -64,8 +65,47 @@ def split(shards: Sequence[tuple[tuple[Tensor | None, ...], float]], size: int) 
         yield Bucket(*columns)
 
 
-class MeanField:
-    """Mean-field Gaussian family. Stateless: mean and precision are the optimizer's per-parameter state."""
+class MeanField(Family):
+    """Mean-field Gaussian family. State: ``mean`` (D,), ``precision`` (D,).
+
+    Besides the interface of a family, which the gradient solver uses, it has its closed-form step over buckets.
+    """
+
+    kind = "mean_field"
+    shardable = True
+
+    def initial(self, mean: Tensor, precision: Tensor, shape: torch.Size, noise: Callable[[int], Tensor]) -> State:
+        return {"mean": mean.clone(), "precision": precision.clone()}
+
+    def draw(self, state: State, noise: Tensor, extra: Tensor, sign: float = 1.0) -> Tensor:
+        return state["mean"] + sign * noise * state["precision"].rsqrt()
+
+    def mean(self, state: State) -> Tensor:
+        return state["mean"]
+
+    def score(self, state: State, weights: Tensor, total: Total) -> Tensor:
+        return (state["mean"] - weights) * state["precision"]
+
+    def log_prob(self, state: State, weights: Tensor, total: Total) -> Tensor:
+        precision = state["precision"]
+        white = precision.log() - precision * (weights - state["mean"]).square() - math.log(2 * math.pi)
+        return total(0.5 * white.sum())
+
+    def norm(self, state: State, vector: Tensor, total: Total) -> Tensor:
+        return total((vector.square() / state["precision"]).sum())
+
+    def parameters(self, anchor: State) -> State:
+        """Steps of the mean in standard deviations, and of the log-precision."""
+        return {name: torch.zeros_like(anchor["mean"]) for name in ("step", "log_ratio")}
+
+    def candidate(self, anchor: State, parameters: Mapping[str, Tensor]) -> State:
+        mean = anchor["mean"] + parameters["step"] * anchor["precision"].rsqrt()
+        return {"mean": mean, "precision": anchor["precision"] * parameters["log_ratio"].exp()}
+
+    def kl(self, p: State, q: State, total: Total) -> tuple[Tensor, Tensor]:
+        ratio = q["precision"] / p["precision"]
+        offset = (p["mean"] - q["mean"]).square() * q["precision"]
+        return total(0.5 * (ratio - 1 - ratio.log()).sum()), total(0.5 * offset.sum())
 
     def sample_(self, weights: Tensor, mean: Tensor, precision: Tensor, noise: Tensor) -> None:
         """weights <- mean + noise / sqrt(precision)."""
@@ -97,7 +137,7 @@ class MeanField:
     def update_(
         self,
         bucket: Bucket,
-        penalty: ForwardKL,
+        penalty: Penalty,
         weights: tuple[float, float],
         score_scale: float,
         max_log_ratio: float | None,

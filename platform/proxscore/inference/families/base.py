@@ -1,0 +1,127 @@
+"""The interface of a variational family, for the solvers that work on whole blocks of parameters.
+
+A block is a set of parameters that one distribution describes, flattened to a vector of D numbers. A family is
+stateless: what it describes is a dictionary of tensors. To add one: a file here with a class, and a line in
+``families/__init__.py``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from proxscore.inference.penalties import Penalty
+
+State = dict[str, Tensor]
+
+#: Sums a tensor over the shards of a block (differentiably); the identity where the block is whole.
+Total = Callable[[Tensor], Tensor]
+
+
+class Family(ABC):
+    """A variational family q(theta; state) over a vector of D numbers.
+
+    Attributes:
+        kind: its name in configurations and saved posteriors.
+        shardable: it works on shards: the first dimension of every tensor of its state runs over the D numbers, and sums
+            over them go through ``total``. The others are gathered: every rank holds and computes the whole block.
+        per_parameter: each parameter is a block of its own (of its shape) instead of all of them together.
+        antithetic: ``draw`` with sign -1 is the mirror image of the draw with sign +1.
+        extra: standard normal numbers that a draw takes besides D.
+    """
+
+    kind: ClassVar[str]
+    shardable: ClassVar[bool] = False
+    per_parameter: ClassVar[bool] = False
+    antithetic: ClassVar[bool] = True
+    extra: int = 0
+
+    def check(self, name: str, shape: torch.Size, size: int) -> None:
+        """Refuse a block that the family cannot describe.
+
+        Args:
+            name: of its first parameter.
+            shape: of its first parameter.
+            size: D.
+
+        Raises:
+            ValueError: names the parameter or the setting, and what would be right.
+        """
+        return
+
+    @abstractmethod
+    def initial(self, mean: Tensor, precision: Tensor, shape: torch.Size, noise: Callable[[int], Tensor]) -> State:
+        """A state about ``mean`` (D,) with variances about 1 / ``precision`` (D,); ``noise(j)`` is (D,), seeded."""
+
+    @abstractmethod
+    def draw(self, state: State, noise: Tensor, extra: Tensor, sign: float = 1.0) -> Tensor:
+        """theta (D,) from standard normal ``noise`` (D,) and ``extra``; ``sign`` -1: its mirror image."""
+
+    @abstractmethod
+    def mean(self, state: State) -> Tensor:
+        """E theta, (D,)."""
+
+    @abstractmethod
+    def score(self, state: State, weights: Tensor, total: Total) -> Tensor:
+        """grad_theta log q(theta) at ``weights`` (D,), differentiable in the state."""
+
+    @abstractmethod
+    def log_prob(self, state: State, weights: Tensor, total: Total) -> Tensor:
+        """log q(theta), a scalar, differentiable in the state."""
+
+    @abstractmethod
+    def norm(self, state: State, vector: Tensor, total: Total) -> Tensor:
+        """The squared norm in which scores are matched, x^T Sigma x for a Gaussian: a scalar."""
+
+    @abstractmethod
+    def parameters(self, anchor: State) -> State:
+        """What the gradient solver optimizes: free numbers of order one; their values here give the anchor itself."""
+
+    @abstractmethod
+    def candidate(self, anchor: State, parameters: Mapping[str, Tensor]) -> State:
+        """The state that ``parameters`` describe relative to an anchor, differentiable in them."""
+
+    def kl(self, p: State, q: State, total: Total) -> tuple[Tensor, Tensor] | None:
+        """KL(p || q) as its precision part and its mean part, or none where there is no closed form."""
+        return None
+
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments, as JSON values: what it takes to build the family again."""
+        return {}
+
+
+class ClosedForm(ABC):
+    """A family with a closed-form proximal step, in whitened coordinates eps = C^-1 (theta - m), Sigma = C C^T."""
+
+    @abstractmethod
+    def curvature(self, state: State, noise: Tensor, scores: list[Tensor], prior_precision: Tensor) -> Tensor:
+        """The curvature statistic of a draw (one score: of the likelihood alone) or a pair (two: of the whole target)."""
+
+    @abstractmethod
+    def step(
+        self,
+        state: State,
+        score: Tensor,
+        curvature: Tensor,
+        penalty: Penalty,
+        weights: tuple[float, float],
+        max_log_ratio: float | None,
+        max_mean_step: float | None,
+    ) -> Tensor:
+        """The proximal step, in place; returns the precision ratios r.
+
+        Args:
+            score: mean statistic in weight units, E s-hat, (D,).
+            curvature: mean of the draws' curvature statistics.
+            weights: proximal weights (precision, mean).
+            max_log_ratio, max_mean_step: trust region, as in :class:`proxscore.inference.ProximalScore`.
+        """
+
+
+def whole(value: Tensor) -> Tensor:
+    """The :data:`Total` of a block that is not sharded."""
+    return value

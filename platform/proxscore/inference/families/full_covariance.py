@@ -1,0 +1,119 @@
+"""The Gaussian with a full covariance: for a last layer, or a small network.
+
+    q(theta) = N(m, Sigma),    Sigma = C C^T,    eps = C^-1 (theta - m),    u = C^T s-hat
+
+The candidate is R = C^T Lambda C, and the score-matching loss ||R - K||_F^2 / 2 + ||d - u||^2 / 2 with the curvature
+statistic K = -sym E[u eps^T]. The penalty is a function of R's eigenvalues, so the step is the mean-field one in the
+eigenbasis of K:
+
+    K = V diag(k) V^T,   r = penalty(k),   m <- m + C V (step of V^T u given r),   C <- C V diag(r)^(-1/2)
+
+Source: M. Kim, arXiv 2602.05873; for the exact matching without a penalty, GSM (2307.07849) and BaM (2402.14758).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from proxscore.inference.families.base import ClosedForm, Family, State, Total
+from proxscore.inference.penalties import Penalty
+
+LARGEST = 20_000  # numbers: a covariance of 1.6 GB
+
+
+class FullCovariance(Family, ClosedForm):
+    """Gaussian with full covariance. State: ``mean`` (D,), ``factor`` C (D, D) with Sigma = C C^T."""
+
+    kind = "full_covariance"
+
+    def check(self, name: str, shape: torch.Size, size: int) -> None:
+        if size > LARGEST:
+            raise ValueError(
+                f"family full_covariance: {size:,} numbers ({name} and others) need a {size:,} x {size:,} covariance; "
+                f"use at most {LARGEST:,}, for example the last layer only, or low_rank"
+            )
+
+    def initial(self, mean: Tensor, precision: Tensor, shape: torch.Size, noise: Callable[[int], Tensor]) -> State:
+        return {"mean": mean.clone(), "factor": precision.rsqrt().diag()}
+
+    def draw(self, state: State, noise: Tensor, extra: Tensor, sign: float = 1.0) -> Tensor:
+        return state["mean"] + sign * (state["factor"] @ noise)
+
+    def mean(self, state: State) -> Tensor:
+        return state["mean"]
+
+    def score(self, state: State, weights: Tensor, total: Total) -> Tensor:
+        white = torch.linalg.solve(state["factor"], weights - state["mean"])
+        return -torch.linalg.solve(state["factor"].mT, white)
+
+    def log_prob(self, state: State, weights: Tensor, total: Total) -> Tensor:
+        white = torch.linalg.solve(state["factor"], weights - state["mean"])
+        return -0.5 * (white.square().sum() + len(white) * math.log(2 * math.pi)) - _log_det(state["factor"])
+
+    def norm(self, state: State, vector: Tensor, total: Total) -> Tensor:
+        return (state["factor"].mT @ vector).square().sum()
+
+    def parameters(self, anchor: State) -> State:
+        """Whitened mean step, and the Cholesky factor of R (logarithms on the diagonal)."""
+        return {"step": torch.zeros_like(anchor["mean"]), "cholesky": torch.zeros_like(anchor["factor"])}
+
+    def candidate(self, anchor: State, parameters: Mapping[str, Tensor]) -> State:
+        # Sigma = C R^-1 C^T = (C L^-T) (C L^-T)^T with R = L L^T
+        factor = torch.linalg.solve_triangular(lower(parameters["cholesky"]), anchor["factor"].mT, upper=False).mT
+        return {"mean": anchor["mean"] + anchor["factor"] @ parameters["step"], "factor": factor}
+
+    def kl(self, p: State, q: State, total: Total) -> tuple[Tensor, Tensor]:
+        ratio = torch.linalg.solve(q["factor"], p["factor"])
+        precision = 0.5 * (ratio.square().sum() - len(ratio)) - _log_det(ratio)
+        return precision, 0.5 * torch.linalg.solve(q["factor"], p["mean"] - q["mean"]).square().sum()
+
+    def curvature(self, state: State, noise: Tensor, scores: list[Tensor], prior_precision: Tensor) -> Tensor:
+        """K of a draw or a pair, (D, D). A pair's is I + sym(-u eps^T) - eps eps^T, u of half the scores' difference:
+        without noise at the optimum of a quadratic target. A single draw's prior part is exact instead of sampled."""
+        factor = state["factor"]
+        half = scores[0] if len(scores) == 1 else (scores[0] - scores[1]) / 2
+        outer = torch.outer(factor.mT @ half, noise)
+        result = -(outer + outer.mT) / 2
+        if len(scores) == 1:
+            return result + factor.mT @ (prior_precision[:, None] * factor)
+        result -= torch.outer(noise, noise)
+        result.diagonal().add_(1.0)
+        return result
+
+    def step(
+        self,
+        state: State,
+        score: Tensor,
+        curvature: Tensor,
+        penalty: Penalty,
+        weights: tuple[float, float],
+        max_log_ratio: float | None,
+        max_mean_step: float | None,
+    ) -> Tensor:
+        # In double precision: the factor is a product over all steps.
+        factor = state["factor"].double()
+        eigenvalues, vectors = torch.linalg.eigh(curvature.double())
+        ratio = penalty.precision_ratio_([eigenvalues], weights[0])[0]
+        if max_log_ratio is not None:
+            ratio = ratio.clamp(math.exp(-max_log_ratio), math.exp(max_log_ratio))
+        white = penalty.mean_step_([vectors.mT @ (factor.mT @ score.double())], [ratio], weights[1])[0]
+        if max_mean_step is not None:  # the ball around the box of the mean-field family: no axis is special here
+            radius = max_mean_step * math.sqrt(len(white))
+            white = white * min(1.0, radius / max(white.norm().item(), 1e-300))
+        rotated = factor @ vectors
+        state["mean"] += (rotated @ white).to(state["mean"])
+        state["factor"].copy_(rotated * ratio.rsqrt())
+        return ratio
+
+
+def lower(raw: Tensor) -> Tensor:
+    """A Cholesky factor from free numbers: the lower triangle, with exponentials on the diagonal."""
+    return raw.tril(-1) + raw.diagonal(dim1=-2, dim2=-1).exp().diag_embed()
+
+
+def _log_det(factor: Tensor) -> Tensor:
+    return torch.linalg.slogdet(factor).logabsdet
