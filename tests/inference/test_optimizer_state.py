@@ -10,7 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from proxscore.inference import Categorical, ForwardKL, Prior, ProximalScore, Schedule
+from proxscore.inference import (
+    Categorical,
+    ForwardKL,
+    FullCovariance,
+    GradientSolver,
+    Kronecker,
+    LowRank,
+    Mixture,
+    Prior,
+    ProximalScore,
+    Schedule,
+)
 
 N = 40
 
@@ -52,7 +63,15 @@ def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
         assert torch.equal(first[name], second[name]), name
 
 
-@pytest.mark.parametrize("settings", [{}, {"paired": False}, {"draws": 2}], ids=str)
+OTHER_FAMILIES: list[dict[str, Any]] = [
+    {"families": {"3.*": FullCovariance()}},
+    {"families": {"0.*": LowRank(2), "3.*": Mixture(2)}, "paired": False},
+    {"families": {"0.weight": Kronecker()}, "solver": GradientSolver(3)},  # step 4 lies within an anchor's inner steps
+    {"solver": GradientSolver(2, torch.optim.SGD, 1e-3, {"momentum": 0.9}), "draws": 2},
+]
+
+
+@pytest.mark.parametrize("settings", [{}, {"paired": False}, {"draws": 2}, *OTHER_FAMILIES], ids=str)
 def test_a_state_dict_through_a_file_continues_bit_for_bit(settings: dict[str, Any], tmp_path: Path) -> None:
     module, optimizer = build(0, **settings)
     train(module, optimizer, 0, 4)

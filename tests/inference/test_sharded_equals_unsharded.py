@@ -24,15 +24,41 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-from proxscore.inference import Categorical, ForwardKL, Prior, ProximalScore
+from proxscore.inference import (
+    Categorical,
+    ForwardKL,
+    FullCovariance,
+    GradientSolver,
+    Kronecker,
+    LowRank,
+    Mixture,
+    Prior,
+    ProximalScore,
+    Quadratic,
+)
 from proxscore.posterior import Posterior, predict
 
 pytestmark = pytest.mark.timeout(600)  # four processes, on a machine that may be busy
 
 RANKS, ROWS, STEPS = 4, 14, 3  # 14 rows: ranks have unequal parts of a batch
-MODES = {"paired": {}, "unpaired": {"paired": False}, "two draws": {"draws": 2}}
+MODES: dict[str, dict[str, Any]] = {
+    "paired": {},
+    "unpaired": {"paired": False},
+    "two draws": {"draws": 2},
+    "full covariance": {"families": {"head.*": FullCovariance()}},
+    # On shards; the rest of the network is mean-field, in closed form.
+    "low rank": {"families": {"blocks.*": LowRank(3)}, "solver": None},
+    "mixture": {"families": {"blocks.0.*": Mixture(2), "head.*": Mixture(3)}, "paired": False},
+    "kronecker": {"families": {"head.weight": Kronecker()}},
+    "gradient solver": {"solver": GradientSolver(inner_steps=2), "penalty": Quadratic(20.0, 2.0)},
+}
 # The last layout: shards of two with replicas. Not every mode on every layout: the processes share few cores.
-LAYOUTS = {"1 rank": ["paired"], "2 ranks": ["paired", "unpaired"], "4 ranks": [*MODES], "2 x 2 ranks": ["paired"]}
+LAYOUTS = {
+    "1 rank": ["paired"],
+    "2 ranks": ["paired", "unpaired", "low rank"],
+    "4 ranks": [*MODES],
+    "2 x 2 ranks": ["paired"],
+}
 # First dimensions that four does not divide: 10 classes, 17 positions, one class token (three ranks hold none of it).
 SETTINGS = dict(img_size=8, patch_size=2, in_chans=1, num_classes=10, embed_dim=32, depth=2, num_heads=2)
 Trained = tuple[nn.Module, torch.optim.Optimizer]
@@ -51,8 +77,8 @@ def network(mesh: DeviceMesh | None = None) -> nn.Module:
 def proximal(model: nn.Module, **settings: Any) -> ProximalScore:
     """Sampled, flat and point-estimated parameters, and a prior mean that is not zero."""
     prior = Prior(norms="flat", biases="point", mean={"head.weight": torch.linspace(-0.1, 0.1, 320).view(10, 32)})
-    penalty = ForwardKL(precision=20.0, mean=2.0)
-    return ProximalScore(model.named_parameters(), 500, prior=prior, penalty=penalty, initial_precision=0.2, **settings)
+    settings = {"penalty": ForwardKL(precision=20.0, mean=2.0), "initial_precision": 0.2} | settings
+    return ProximalScore(model.named_parameters(), 500, prior=prior, **settings)
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
@@ -81,6 +107,7 @@ def whole(tensor: Tensor) -> Tensor:
 def numbers(model: nn.Module, optimizer: ProximalScore) -> dict[str, Tensor]:
     """Weights and all of the optimizer's state, gathered."""
     result = {}
+    optimizer.state_dict()  # blocks write their state when it is asked for
     for name, parameter in model.named_parameters():
         result[name] = whole(parameter)
         result |= {f"{name}.{key}": whole(value) for key, value in optimizer.state[parameter].items()}

@@ -118,6 +118,15 @@ class Layout:
             flat = local.detach().view(-1, *columns)
             flat.copy_(piece if self.local else piece[start : start + len(flat)])
 
+    def gather(self, vector: Tensor) -> Tensor:
+        """The whole of a tensor whose first dimension runs over this rank's part of the vector; every rank must call it."""
+        if not self.local or vector.ndim == 0:
+            return vector
+        tensors = [_empty(parameter, vector.shape[1:]) for _, parameter, _ in self.members]
+        self.put(vector, tensors)
+        whole_tensors = [t.full_tensor() if isinstance(t, DTensor) else t for t in tensors]
+        return torch.cat([t.reshape(-1, *vector.shape[1:]) for t in whole_tensors])
+
     def normal(self, *words: int | str) -> Tensor:
         """Standard normal numbers for the vector: those of a run that is sharded otherwise, or not at all."""
         tensors = [tensor for _, tensor, _ in self.members]

@@ -18,6 +18,8 @@ from torch.distributed.tensor import DTensor
 
 from proxscore.config import ConfigError
 from proxscore.inference import MeanField, ProximalScore, noise
+from proxscore.inference.blocks import Layout
+from proxscore.inference.families import FAMILIES, State
 from proxscore.inference.priors import canonical
 
 WEIGHTS_FILE = "posterior.safetensors"
@@ -25,15 +27,39 @@ DESCRIPTION_FILE = "posterior.json"
 
 
 @dataclass
+class Joint:
+    """Parameters that one family describes together.
+
+    Attributes:
+        layout: their names, and how a vector of the family is cut into them.
+        state: of the family.
+    """
+
+    layout: Layout
+    state: State
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _, _ in self.layout.members]
+
+    def draw_(self, targets: Mapping[str, Tensor], index: int, seed: int) -> None:
+        """Write draw ``index`` into the tensors of these names."""
+        with torch.no_grad():
+            vector = self.layout.draw(self.state, 1.0, noise.key(seed, "posterior", index))
+            self.layout.put(vector, (targets[name] for name in self.names))
+
+
+@dataclass
 class Posterior:
-    """Mean-field Gaussian over named weights; without ``precision``, a point estimate.
+    """Mean-field Gaussian over named weights, other families for some of them; with neither, a point estimate.
 
     Tensors may be sharded (DTensors of a model under FSDP2): draws are then made shard by shard, without communication,
     and are the same draws as those of the gathered posterior.
 
     Args:
         mean: posterior mean by parameter name; of point-estimated parameters, their value.
-        precision: 1 / variance by parameter name, for the parameters that are random.
+        precision: 1 / variance by parameter name, for the parameters with a mean-field posterior.
+        joint: parameters with other families.
         buffers: the module's persistent buffers (running statistics) by name.
         description: what it takes to use it (architecture, data, prior, schedules, versions); plain JSON values.
     """
@@ -42,6 +68,7 @@ class Posterior:
     precision: dict[str, Tensor] = field(default_factory=dict)
     buffers: dict[str, Tensor] = field(default_factory=dict)
     description: dict[str, Any] = field(default_factory=dict)
+    joint: list[Joint] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -55,6 +82,7 @@ class Posterior:
         With an optimizer that is no :class:`ProximalScore` (or none), it is the point estimate in the weights.
         """
         sampled = list(optimizer.sampled()) if isinstance(optimizer, ProximalScore) else []
+        blocks = optimizer.blocks() if isinstance(optimizer, ProximalScore) else ()
         buffers = {canonical(name): value for name, value in module.state_dict().items()}
         mean = {canonical(name): parameter.detach() for name, parameter in module.named_parameters()}
         for name in mean:
@@ -62,12 +90,18 @@ class Posterior:
         tied = {canonical(n) for n, _ in module.named_parameters(remove_duplicate=False)} - set(mean)
         buffers = {name: value for name, value in buffers.items() if name not in tied}
         precision = {name: state["precision"] for name, _, state in sampled}
-        return cls(mean, precision, buffers, dict(description or {}))
+        return cls(mean, precision, buffers, dict(description or {}), [Joint(b.layout, b.state) for b in blocks])
+
+    @property
+    def random(self) -> bool:
+        """Whether anything is: draws of a point estimate are all the same."""
+        return bool(self.precision or self.joint)
 
     @property
     def family(self) -> str:
-        """``mean_field``, or ``point`` where nothing is random."""
-        return "mean_field" if self.precision else "point"
+        """The kinds of families, joined by ``+``: ``mean_field``, ``mean_field+low_rank``; ``point`` where there is none."""
+        kinds = {"mean_field": bool(self.precision)} | {joint.layout.family.kind: True for joint in self.joint}
+        return "+".join(kind for kind, present in kinds.items() if present) or "point"
 
     def draw(self, index: int, seed: int = 0) -> dict[str, Tensor]:
         """Weights of one draw: the same for the same (seed, index), wherever and however sharded it is made.
@@ -78,6 +112,9 @@ class Posterior:
         for name in self.precision:
             weights[name] = torch.empty_like(self.mean[name])
             self._sample_(name, weights[name], noise.local(self.mean[name]), index, seed)
+        for joint in self.joint:
+            weights |= {name: torch.empty_like(self.mean[name]) for name in joint.names}
+            joint.draw_(weights, index, seed)
         return weights
 
     def _sample_(self, name: str, target: Tensor, mean: Tensor, index: int, seed: int) -> None:
@@ -110,6 +147,9 @@ class Posterior:
                         self._sample_(name, parameter, mean.to(weights.device), index, seed)
                     else:
                         weights.copy_(mean)
+                if index is not None:
+                    for joint in self.joint:
+                        joint.draw_(parameters, index, seed)
             torch.clear_autocast_cache()
             yield module
         finally:
@@ -160,10 +200,27 @@ class Posterior:
                 result[name] = full.detach().to("cpu", copy=True) if keep else torch.empty(0)
             return result
 
-        return Posterior(whole(self.mean), whole(self.precision), whole(self.buffers), self.description)
+        states = [
+            whole({name: joint.layout.gather(value) for name, value in joint.state.items()}) for joint in self.joint
+        ]
+        mean = whole(self.mean)
+        joint = [
+            Joint(Layout(old.layout.family, [(name, mean[name], 0) for name in old.names]), state)
+            for old, state in zip(self.joint, states, strict=True)
+        ]
+        return Posterior(mean, whole(self.precision), whole(self.buffers), self.description, joint)
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``posterior.safetensors`` and ``posterior.json`` (readable, no pickle) into a folder; returns it."""
+        """Write ``posterior.safetensors`` and ``posterior.json`` (readable, no pickle) into a folder; returns it.
+
+        Raises:
+            ConfigError: a family that holds code instead of settings.
+        """
+        for joint in self.joint:
+            if joint.layout.family.kind not in FAMILIES:
+                raise ConfigError(
+                    f"family {joint.layout.family.kind} holds code and cannot be saved; those that can: {', '.join(FAMILIES)}"
+                )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         groups = {"mean": self.mean, "precision": self.precision, "buffer": self.buffers}
@@ -171,7 +228,14 @@ class Posterior:
             f"{group}.{name}": t.detach().cpu().contiguous() for group, ts in groups.items() for name, t in ts.items()
         }
         save_file(tensors, folder / WEIGHTS_FILE)
-        text = json.dumps({"format": 1, "family": self.family, **self.description}, indent=2)
+        for number, joint in enumerate(self.joint):
+            tensors |= {f"joint.{number}.{name}": t.detach().cpu().contiguous() for name, t in joint.state.items()}
+        described = [
+            {"kind": joint.layout.family.kind, "parameters": joint.names, **joint.layout.family.settings()}
+            for joint in self.joint
+        ]
+        header = {"format": 1, "family": self.family} | ({"joint": described} if described else {})
+        text = json.dumps(header | self.description, indent=2)
         (folder / DESCRIPTION_FILE).write_text(text + "\n")
         return folder
 
@@ -194,13 +258,38 @@ class Posterior:
         if not isinstance(description, dict) or description.pop("format", None) != 1:
             raise ConfigError(f"{folder / DESCRIPTION_FILE}: not a posterior of format 1")
         description.pop("family", None)
-        parts: dict[str, dict[str, Tensor]] = {"mean": {}, "precision": {}, "buffer": {}}
+        described = description.pop("joint", [])
+        parts: dict[str, dict[str, Tensor]] = {"mean": {}, "precision": {}, "buffer": {}, "joint": {}}
         for key, tensor in tensors.items():
             group, _, name = key.partition(".")
             if group not in parts:
                 raise ConfigError(f"{folder / WEIGHTS_FILE}: not the tensors of a posterior ({key})")
             parts[group][name] = tensor
-        return cls(parts["mean"], parts["precision"], parts["buffer"], description)
+        joint = [_joint(folder, settings, parts, number) for number, settings in enumerate(described)]
+        return cls(parts["mean"], parts["precision"], parts["buffer"], description, joint)
+
+
+def _joint(folder: Path, settings: Mapping[str, Any], parts: Mapping[str, dict[str, Tensor]], number: int) -> Joint:
+    """A block of a saved posterior.
+
+    Raises:
+        ConfigError: what the description says of it does not fit the tensors.
+    """
+    arguments = {name: value for name, value in settings.items() if name not in ("kind", "parameters")}
+    prefix = f"{number}."
+    state = {name.removeprefix(prefix): t for name, t in parts["joint"].items() if name.startswith(prefix)}
+    try:
+        family = FAMILIES[settings["kind"]](**arguments)
+        members = [(name, parts["mean"][name], 0) for name in settings["parameters"]]
+        joint = Joint(Layout(family, members), state)
+        size = sum(tensor.numel() for _, tensor, _ in members)
+        if family.mean(state).shape != (size,):
+            raise ValueError(f"{tuple(family.mean(state).shape)} numbers for {size}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{folder}: damaged posterior: block {number} ({settings.get('kind')}): {type(error).__name__}: {error}"
+        ) from None
+    return joint
 
 
 def _reshard(module: nn.Module) -> None:

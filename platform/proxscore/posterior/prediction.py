@@ -65,9 +65,7 @@ def predict(
             stay what training left.
         autocast: compute dtype of the forward passes.
     """
-    indices: list[int | None] = (
-        list(range(draws)) if posterior is not None and draws and posterior.precision else [None]
-    )
+    indices: list[int | None] = list(range(draws)) if posterior is not None and draws and posterior.random else [None]
     device = next(module.parameters()).device
     modes = {layer: layer.training for layer in module.modules()}  # layers may differ: frozen ones stay in evaluation
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}

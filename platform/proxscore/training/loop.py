@@ -189,7 +189,7 @@ def finish(
 ) -> dict[str, Any]:
     """Test metrics and figures of every variant, the posterior, and the last checkpoint, which holds them all."""
     posterior = Posterior.of(module, method, described)  # type: ignore[arg-type]
-    variants = {"posterior": config.evaluation.draws, "mean": 0} if posterior.precision else {"point": 0}
+    variants = {"posterior": config.evaluation.draws, "mean": 0} if posterior.random else {"point": 0}
     tested = {name: evaluate("test", draws) for name, draws in variants.items()}
     results = {
         "test": {name: metrics for name, (metrics, _) in tested.items()},

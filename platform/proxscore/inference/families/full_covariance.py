@@ -6,7 +6,9 @@ The candidate is R = C^T Lambda C, and the score-matching loss ||R - K||_F^2 / 2
 statistic K = -sym E[u eps^T]. The penalty is a function of R's eigenvalues, so the step is the mean-field one in the
 eigenbasis of K:
 
-    K = V diag(k) V^T,   r = penalty(k),   m <- m + C V (step of V^T u given r),   C <- C V diag(r)^(-1/2)
+    K = V diag(k) V^T,   r = penalty(k),   m <- m + C V (step of V^T u given r),   C <- C R^(-1/2)
+
+The root is the symmetric one: eigenvectors are free in sign and order, and draws must not depend on rounding.
 
 Source: M. Kim, arXiv 2602.05873; for the exact matching without a penalty, GSM (2307.07849) and BaM (2402.14758).
 """
@@ -106,7 +108,7 @@ class FullCovariance(Family, ClosedForm):
             white = white * min(1.0, radius / max(white.norm().item(), 1e-300))
         rotated = factor @ vectors
         state["mean"] += (rotated @ white).to(state["mean"])
-        state["factor"].copy_(rotated * ratio.rsqrt())
+        state["factor"].copy_(rotated * ratio.rsqrt() @ vectors.mT)
         return ratio
 
 
