@@ -2,5 +2,6 @@
 
 from proxscore.tracking.recorder import Recorder, say
 from proxscore.tracking.runs import TrackedRun, tracking_uri
+from proxscore.tracking.study import Study, study
 
-__all__ = ["Recorder", "TrackedRun", "say", "tracking_uri"]
+__all__ = ["Recorder", "Study", "TrackedRun", "say", "study", "tracking_uri"]
