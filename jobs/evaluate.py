@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--split", choices=("train", "validation", "test"), default="test")
     parser.add_argument("--draws", type=int, default=16, help="posterior draws; 0: the mean weights")
     parser.add_argument("--output", type=Path, default=Path("evaluation"), help="folder for metrics and figure")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
         if options.draws < 0:
             raise ConfigError(f"--draws is {options.draws}; it must be zero (mean weights) or positive")

@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--dry-run", action="store_true", help="one step in this process, costs and estimates, and stop"
     )
     parser.add_argument("--result", type=Path, metavar="FILE.json", help="write the results there, too")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
         config = configuration.load(options.config, options.overrides)
         if options.print_config:

@@ -115,6 +115,7 @@ class ScheduleConfig(Section):
 class PenaltyConfig(Section):
     """Proximal weights. ``precision: null`` takes the number of steps of the run; see ``inference.penalties``."""
 
+    kind: Literal["forward_kl", "reverse_kl", "quadratic", "none"] = "forward_kl"
     precision: float | None = Field(None, gt=0)
     precision_schedule: ScheduleConfig = ScheduleConfig()
     mean: float = Field(2.0, gt=0)
@@ -132,12 +133,64 @@ class PriorConfig(Section):
     select: str | list[str] = "all"  # all, last_layer, or glob patterns: which parameters are sampled
 
 
+class MeanFieldConfig(Section):
+    """Independent Gaussians."""
+
+    kind: Literal["mean_field"] = "mean_field"
+
+
+class FullCovarianceConfig(Section):
+    """A Gaussian with full covariance, for a last layer or a small network."""
+
+    kind: Literal["full_covariance"]
+
+
+class LowRankConfig(Section):
+    """A Gaussian with low-rank plus diagonal covariance; see ``inference.families.low_rank``."""
+
+    kind: Literal["low_rank"]
+    rank: int = Field(8, ge=1)
+    spread: float = Field(0.1, gt=0)
+
+
+class KroneckerConfig(Section):
+    """A Kronecker-factored Gaussian for each matrix-shaped parameter."""
+
+    kind: Literal["kronecker"]
+
+
+class MixtureConfig(Section):
+    """A mixture of mean-field Gaussians with uniform weights; see ``inference.families.mixture``."""
+
+    kind: Literal["mixture"]
+    components: int = Field(2, ge=1)
+    spread: float = Field(1.0, gt=0)
+
+
+FamilyConfig = Annotated[
+    MeanFieldConfig | FullCovarianceConfig | LowRankConfig | KroneckerConfig | MixtureConfig,
+    Field(discriminator="kind"),
+]
+
+
+class SolverConfig(Section):
+    """The gradient solver; see ``inference.blocks``. ``optimizer`` is a name of ``torch.optim``."""
+
+    inner_steps: int = Field(10, ge=2)
+    optimizer: str = "Adam"
+    lr: float = Field(0.01, gt=0)
+    options: dict[str, Any] = {}
+
+
 class ProximalScoreConfig(Section):
     """Proximal score matching; see ``inference.optimizer``."""
 
     kind: Literal["proximal_score"] = "proximal_score"
     prior: PriorConfig = PriorConfig()
     penalty: PenaltyConfig = PenaltyConfig()
+    family: FamilyConfig = MeanFieldConfig()
+    families: dict[str, FamilyConfig] = {}  # glob pattern of parameter names -> family of these; the last match counts
+    solver: SolverConfig | None = None  # null: the closed form for families that have one
     initial_precision: float = Field(0.1, gt=0)  # per data point
     paired: bool = True
     draws: int = Field(1, ge=1)  # pairs (or single draws) per step
@@ -265,7 +318,8 @@ def flatten(section: Section) -> dict[str, Any]:
     """A resolved section as ``{"training.epochs": 10, ...}``, for tracking."""
 
     def walk(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-        if isinstance(value, dict) and value:
+        # Patterns of parameter names as keys would be no names for MLflow's parameters: such a dictionary is one value.
+        if isinstance(value, dict) and value and all(str(key).isidentifier() for key in value):
             for key, inner in value.items():
                 yield from walk(f"{prefix}.{key}" if prefix else str(key), inner)
         else:

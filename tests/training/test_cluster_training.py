@@ -34,11 +34,24 @@ VIT = {
 DIGITS: dict[str, Any] = {"kind": "digits", "limit": 400}
 
 
-def tree(folder: Path, name: str, *, data: dict[str, Any] = DIGITS, baseline: bool = False, **training: Any) -> Config:
+# A family that is gathered and one that works on shards, beside the mean field.
+FAMILIES: dict[str, Any] = {"head.*": {"kind": "full_covariance"}, "blocks.1.*": {"kind": "mixture"}}
+
+
+def tree(
+    folder: Path,
+    name: str,
+    *,
+    data: dict[str, Any] = DIGITS,
+    baseline: bool = False,
+    families: dict[str, Any] | None = None,
+    **training: Any,
+) -> Config:
     return configuration.parse(
         {
             "name": name,
             "task": {"model": VIT, "data": data},
+            "method": {"families": families or {}},
             "baseline": {"kind": "adamw"} if baseline else None,
             "training": {
                 "epochs": 2,
@@ -71,11 +84,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> list[launch.Outcome]:
     """AdamW and the posterior in one plain process."""
-    return launch.run(tree(folder, "alone", baseline=True, workers=0))
+    return launch.run(tree(folder, "alone", baseline=True, families=FAMILIES, workers=0))
 
 
 def test_two_workers_give_the_losses_and_metrics_of_one_process(folder: Path, alone: list[launch.Outcome]) -> None:
-    config = tree(folder, "pair", baseline=True, workers=2)
+    config = tree(folder, "pair", baseline=True, families=FAMILIES, workers=2)
     outcomes = launch.run(config)
     assert [outcome.kind for outcome in outcomes] == ["adamw", "proximal_score"]
     for ours, theirs in zip(outcomes, alone, strict=True):

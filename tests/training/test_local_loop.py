@@ -31,6 +31,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "proximal_score": {"kind": "proximal_score"},
     "adamw": {"kind": "adamw", "lr": 5e-3},
 }
+# A head and a block with families of their own, in closed form and by the gradient solver.
+FAMILIES: dict[str, Any] = {
+    "kind": "proximal_score",
+    "families": {"head.*": {"kind": "full_covariance"}, "blocks.0.*": {"kind": "low_rank", "rank": 2}},
+}
 STEPS_PER_EPOCH = 4
 Records = list[dict[str, float]]
 
@@ -41,7 +46,7 @@ def tree(method: str = "proximal_score", model: dict[str, Any] = VIT, **training
         {
             "name": "small",
             "task": {"model": model, "data": {"kind": "digits", "limit": 400}},
-            "method": METHODS[method],
+            "method": (METHODS | {"families": FAMILIES})[method],
             "training": {"epochs": 3, "batch_size": 120, "workers": 0, "device": "cpu"} | training,
             "evaluation": {"draws": 2, "validation_draws": 1},
             "tracking": {"interval": 0},
@@ -79,7 +84,7 @@ class Run:
         return Posterior.load(self.checkpoints()[-1] / "posterior")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "families"])
 def test_a_run_that_died_and_was_resumed_is_bit_for_bit_the_run_that_did_not(method: str, tmp_path: Path) -> None:
     whole, broken = Run(tmp_path / "whole", tree(method)), Run(tmp_path / "broken", tree(method))
     results = whole.go()
@@ -96,7 +101,13 @@ def test_a_run_that_died_and_was_resumed_is_bit_for_bit_the_run_that_did_not(met
     ours, theirs = broken.posterior(), whole.posterior()
     assert ours.mean.keys() == theirs.mean.keys()
     assert ours.precision.keys() == theirs.precision.keys()
-    assert bool(ours.precision) == (method == "proximal_score")
+    assert bool(ours.precision) == (method != "adamw")
+    assert [joint.names[0] for joint in ours.joint] == (
+        ["blocks.0.norm1.weight", "head.weight"] if method == "families" else []
+    )
+    for one, other in zip(ours.joint, theirs.joint, strict=True):
+        for name, tensor in one.state.items():
+            assert torch.equal(tensor, other.state[name]), name
     for group in ("mean", "precision", "buffers"):
         for name, tensor in getattr(ours, group).items():
             assert torch.equal(tensor, getattr(theirs, group)[name]), name

@@ -570,6 +570,10 @@ class ProximalScore(torch.optim.Optimizer):
         torch.clear_autocast_cache()
         if monitor is not None:
             self.statistics = monitor.result() | {"kappa_precision": precision_weight, "kappa_mean": mean_weight}
+            solved = [block for block in self.blocks() if block.solver is not None]
+            if solved:  # the gradient solver's objective without its penalty, per number
+                numbers = sum(member.parameter.numel() for block in solved for member in block.members)
+                self.statistics["score_loss"] = sum(block.loss for block in solved) / numbers
 
     def _update_points(self, slots: list[_Slot], group: dict[str, Any], mean_weight: float) -> None:
         """Adam on the parameters that are not sampled, on the mean gradient over the draws plus the prior's."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import difflib
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
-from proxscore.config import ConfigError, ProximalScoreConfig, ScheduleConfig
-from proxscore.inference import ForwardKL, Prior, ProximalScore, Schedule
+from proxscore.config import ConfigError, PenaltyConfig, ProximalScoreConfig, ScheduleConfig, Section, SolverConfig
+from proxscore.inference import GradientSolver, Prior, ProximalScore, Schedule
+from proxscore.inference.families import FAMILIES, Family
+from proxscore.inference.penalties import PENALTIES, Penalty
 from proxscore.inference.priors import canonical
 
 if TYPE_CHECKING:
@@ -23,18 +27,15 @@ def build(config: ProximalScoreConfig, module: nn.Module, horizon: Horizon, seed
     Raises:
         ConfigError: a setting that the method refuses; names it.
     """
-    penalty = config.penalty
     try:
         return ProximalScore(
             module.named_parameters(),
             config.effective_data_size or max(horizon.data_size, SMALLEST_DATA_SIZE),
             prior=_prior(config, module),
-            penalty=ForwardKL(
-                precision=penalty.precision or float(horizon.total_steps),
-                mean=penalty.mean,
-                precision_schedule=_schedule(penalty.precision_schedule),
-                mean_schedule=_schedule(penalty.mean_schedule),
-            ).resolve(horizon.total_steps, horizon.steps_per_epoch),
+            penalty=_penalty(config.penalty, horizon),
+            family=_family(config.family),
+            families={pattern: _family(family) for pattern, family in config.families.items()},
+            solver=None if config.solver is None else _solver(config.solver),
             initial_precision=config.initial_precision,
             paired=config.paired,
             draws=config.draws,
@@ -48,6 +49,36 @@ def build(config: ProximalScoreConfig, module: nn.Module, horizon: Horizon, seed
         )
     except ValueError as error:
         raise ConfigError(f"method: {error}") from error
+
+
+def _penalty(config: PenaltyConfig, horizon: Horizon) -> Penalty:
+    penalty = PENALTIES[config.kind](
+        precision=config.precision or float(horizon.total_steps),
+        mean=config.mean,
+        precision_schedule=_schedule(config.precision_schedule),
+        mean_schedule=_schedule(config.mean_schedule),
+    )
+    return penalty.resolve(horizon.total_steps, horizon.steps_per_epoch)
+
+
+def _family(config: Section) -> Family:
+    settings = config.model_dump()
+    return FAMILIES[settings.pop("kind")](**settings)
+
+
+def _solver(config: SolverConfig) -> GradientSolver:
+    optimizer: Any = getattr(torch.optim, config.optimizer, None)
+    known = isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)
+    if not known:
+        names = [name for name, value in vars(torch.optim).items() if isinstance(value, type)]
+        near = difflib.get_close_matches(config.optimizer, names, n=1, cutoff=0.3)
+        hint = f"did you mean {near[0]!r}?" if near else "for example 'Adam'"
+        raise ValueError(f"solver.optimizer is {config.optimizer!r}, no optimizer of torch.optim; {hint}")
+    try:
+        optimizer([torch.zeros(1)], lr=config.lr, **config.options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"solver.options {config.options}: torch.optim.{config.optimizer}: {error}") from None
+    return GradientSolver(config.inner_steps, optimizer, config.lr, config.options)
 
 
 def _schedule(config: ScheduleConfig) -> Schedule:

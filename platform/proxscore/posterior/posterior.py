@@ -227,9 +227,9 @@ class Posterior:
         tensors = {
             f"{group}.{name}": t.detach().cpu().contiguous() for group, ts in groups.items() for name, t in ts.items()
         }
-        save_file(tensors, folder / WEIGHTS_FILE)
         for number, joint in enumerate(self.joint):
             tensors |= {f"joint.{number}.{name}": t.detach().cpu().contiguous() for name, t in joint.state.items()}
+        save_file(tensors, folder / WEIGHTS_FILE)
         described = [
             {"kind": joint.layout.family.kind, "parameters": joint.names, **joint.layout.family.settings()}
             for joint in self.joint

@@ -67,6 +67,7 @@ def _describe(
 ) -> str:
     parameters = sum(parameter.numel() for parameter in module.parameters())
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    optimizer.state_dict()  # what some families hold is written into the state when it is asked for
     tensors = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor) and v.ndim]
     state = sum(noise.local(tensor).numel() for tensor in tensors)
     workers = max(config.training.workers, 1)

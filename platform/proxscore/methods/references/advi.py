@@ -2,7 +2,7 @@
 
     ELBO(m, L) = E log p(theta) + sum_i log L_ii + const,     theta = m + L eps,   eps ~ N(0, I)
 
-    d/dm = E s(theta)          d/dL = tril(E s(theta) eps^T) + diag(1 / L_ii)
+    d/dm = E s(theta)          d/dL = tril(E s(theta) eps^T) + diag(1 / L_ii)          d/d log L_ii = L_ii d/dL_ii
 
 L is lower triangular (full-rank) or diagonal (mean-field). The gradient needs the score s = grad log p only, and is
 unbiased when the score is: mini-batches do no harm besides their noise. The optimizer is Adam, over m, log L_ii and the
@@ -28,15 +28,16 @@ from proxscore.methods.references.gaussian import (
 )
 
 
-def elbo_gradient(factor: Tensor, noise: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Unbiased estimate of (dELBO/dm, dELBO/dL), (D,) and (D, D) lower triangular.
+def elbo_gradient(factor: Tensor, noise: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Unbiased estimate of the ELBO's derivatives by m (D,), by log L_ii (D,) and by the entries of L below the diagonal
+    (D, D).
 
     Args:
         factor: L, (D, D) lower triangular.
         noise, scores: eps and s(m + L eps), (S, D) both.
     """
     outer = scores.mT @ noise / len(noise)
-    return scores.mean(0), outer.tril() + factor.diagonal().reciprocal().diag()
+    return scores.mean(0), outer.diagonal() * factor.diagonal() + 1, outer.tril(-1)
 
 
 def fit(
@@ -79,9 +80,7 @@ def fit(
         optimizer.param_groups[0]["lr"] = rate_at(learning_rate, step)
         noise = torch.randn(draws, len(mean), generator=generator, dtype=mean.dtype, device=mean.device)
         scores = evaluate(score, mean + noise @ factor.mT, generator, step)
-        mean.grad, gradient = elbo_gradient(factor, noise, scores)
-        log_diagonal.grad = gradient.diagonal() * factor.diagonal()
-        below.grad = gradient.tril(-1)
+        mean.grad, log_diagonal.grad, below.grad = elbo_gradient(factor, noise, scores)
         optimizer.step()
         factor = below + log_diagonal.exp().diag()
         if not (mean.isfinite().all() and factor.isfinite().all()):

@@ -101,7 +101,8 @@ def fit(
         steps: updates.
         draws: S, score evaluations per step.
         generator: of the draws; also passed to ``score``. On the device of the mean.
-        learning_rate: lambda, a number or a function of the step. None is the paper's S D / (step + 1).
+        learning_rate: lambda, a number or a function of the step. None is the paper's S D / (step + 1); with fewer draws
+            than dimensions it may fall before the mean has arrived, and a constant one (about 1) is safer.
         trace: called with (steps done, evaluations done, mean, covariance) at the start and after every step.
 
     Raises:
