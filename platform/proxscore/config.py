@@ -191,7 +191,7 @@ class ProximalScoreConfig(Section):
     family: FamilyConfig = MeanFieldConfig()
     families: dict[str, FamilyConfig] = {}  # glob pattern of parameter names -> family of these; the last match counts
     solver: SolverConfig | None = None  # null: the closed form for families that have one
-    initial_precision: float = Field(0.1, gt=0)  # per data point
+    initial_precision: float | None = Field(0.1, gt=0)  # per data point; null: estimated from data, tensor by tensor
     paired: bool = True
     draws: int = Field(1, ge=1)  # pairs (or single draws) per step
     momentum: float = Field(0.9, ge=0, lt=1)

@@ -51,7 +51,7 @@ def tree(
         {
             "name": name,
             "task": {"model": VIT, "data": data},
-            "method": {"families": families or {}},
+            "method": {"families": families or {}, "initial_precision": None if families else 0.1},
             "baseline": {"kind": "adamw"} if baseline else None,
             "training": {
                 "epochs": 2,

@@ -64,7 +64,7 @@ def build(config: Config, context: Rank) -> tuple[VisionTask, nn.Module, Any]:
 def counted_step(config: Config, context: Rank) -> Counter[str]:
     """Collectives of a later step of the loop."""
     task, module, data = build(config, context)
-    method = build_method(config.method, module, horizon_of(data.steps_per_epoch, 1, task), seed=0)
+    method = build_method(config.method, module, horizon_of(data.steps_per_epoch, 1, task), 0, lambda: iter(()))
     method.monitor = True
     for step, (micro_batches, size) in enumerate(data.epoch(0)):
         counts = CommDebugMode()

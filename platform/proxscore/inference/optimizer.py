@@ -96,8 +96,9 @@ class ProximalScore(torch.optim.Optimizer):
         solver: none takes the closed-form step for families that have one, and a :class:`GradientSolver` with its
             defaults for the others; given, it serves them all.
         lr: factor on the mean's proximal step, for torch's learning-rate schedulers.
-        initial_precision: the initial precision of every sampled parameter, divided by data_size / temperature. What
-            matters is the noise it makes: 1 / sqrt(precision) about 0.01 trained CNNs and Vision Transformers alike.
+        initial_precision: the initial precision of every sampled parameter, divided by data_size / temperature; or by
+            parameter name (:mod:`proxscore.inference.curvature` estimates it from data). What matters is the noise it
+            makes: 1 / sqrt(precision) about 0.01 trained CNNs and Vision Transformers alike.
         paired: score each draw m + e together with m - e on the same batch (two evaluations).
         draws: draws, or pairs, per step.
         momentum: decay of the running mean of the score (bias-corrected), in [0, 1).
@@ -126,7 +127,7 @@ class ProximalScore(torch.optim.Optimizer):
         families: Mapping[str, Family] | None = None,
         solver: GradientSolver | None = None,
         lr: float = 1.0,
-        initial_precision: float = 0.1,
+        initial_precision: float | Mapping[str, float] = 0.1,
         paired: bool = True,
         draws: int = 1,
         momentum: float = 0.9,
@@ -166,7 +167,12 @@ class ProximalScore(torch.optim.Optimizer):
         self._shards: list[list[_Shard]] = []
         self._nonfinite: Tensor | None = None
         self._streams: dict[tuple[torch.device, torch.dtype], noise.NormalStream] = {}
-        defaults = dict(lr=lr, momentum=momentum, initial_precision=initial_precision)
+        self._initial = dict(initial_precision) if isinstance(initial_precision, Mapping) else {}
+        for name, value in self._initial.items():
+            if not value > 0:
+                raise ValueError(f"initial_precision of {name} is {value}; it must be positive")
+        everywhere = 0.1 if isinstance(initial_precision, Mapping) else initial_precision
+        defaults = dict(lr=lr, momentum=momentum, initial_precision=everywhere)
         counters = dict(step=0, momentum_steps=0, skipped=0, skipped_in_a_row=0, seed=seed)
         super().__init__(_named(params), defaults | counters)
         self._slots = [self._slots_of(group) for group in self.param_groups]
@@ -200,14 +206,15 @@ class ProximalScore(torch.optim.Optimizer):
     def _assign_prior(self) -> None:
         slots = [slot for group in self._slots for slot in group]
         assignments = self.prior.assign([(slot.name, slot.parameter) for slot in slots])
-        unknown = set(self.prior.mean) - set(assignments)
-        if unknown:
-            raise ValueError(f"prior.mean names {sorted(unknown)[0]!r}, which is no trained parameter")
+        for setting, named in (("prior.mean", self.prior.mean), ("initial_precision", self._initial)):
+            unknown = set(named) - set(assignments)
+            if unknown:
+                raise ValueError(f"{setting} names {sorted(unknown)[0]!r}, which is no trained parameter")
         for group, members in zip(self.param_groups, self._slots, strict=True):
             for slot in members:
                 slot.prior = assignments[slot.name]
                 if not (slot.prior.sampled and self._in_block(slot)):
-                    self.state[slot.parameter] = self._initial_state(slot, group["initial_precision"])
+                    self.state[slot.parameter] = self._initial_state(slot, group)
 
     def _family_of(self, slot: _Slot) -> Family:
         matches = [family for pattern, family in self.families.items() if fnmatch.fnmatchcase(slot.name, pattern)]
@@ -233,7 +240,7 @@ class ProximalScore(torch.optim.Optimizer):
             for slot in members:
                 slot.prior_mean = self._prior_mean(slot)
                 self.state[slot.parameter] = {}
-            precision = [group["initial_precision"] * self.scale + slot.prior.precision for slot in members]
+            precision = [self._initial_precision(slot, group) for slot in members]
             block = Block(family, list(members), precision, noise.key(group["seed"], "initial"), solver, self.penalty)
             for slot in members:
                 slot.block = block
@@ -255,13 +262,16 @@ class ProximalScore(torch.optim.Optimizer):
             )
         return (mean.full_tensor() if isinstance(mean, DTensor) else mean).detach()
 
-    def _initial_state(self, slot: _Slot, initial_precision: float) -> dict[str, Any]:
+    def _initial_precision(self, slot: _Slot, group: dict[str, Any]) -> float:
+        return self._initial.get(slot.name, group["initial_precision"]) * self.scale + slot.prior.precision
+
+    def _initial_state(self, slot: _Slot, group: dict[str, Any]) -> dict[str, Any]:
         parameter = slot.parameter.detach()
         prior_mean = self._prior_mean(slot)
         state: dict[str, Any] = {}
         if slot.prior.sampled:
-            precision = initial_precision * self.scale + slot.prior.precision
-            state = {"mean": parameter.clone(), "precision": torch.full_like(parameter, precision)}
+            precision = torch.full_like(parameter, self._initial_precision(slot, group))
+            state = {"mean": parameter.clone(), "precision": precision}
             state["score"] = torch.zeros_like(parameter)
             if self.draws_per_step > 1:
                 state["curvature"] = torch.zeros_like(parameter)

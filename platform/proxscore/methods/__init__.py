@@ -51,9 +51,16 @@ class Horizon:
 METHODS: dict[str, Callable[..., Any]] = {"adamw": adamw.build, "proximal_score": proximal_score.build}
 
 
-def build_method(config: Any, module: nn.Module, horizon: Horizon, seed: int) -> Method:
-    """The method that a configuration section describes, for the parameters of a module."""
-    return METHODS[config.kind](config, module, horizon, seed)
+def build_method(
+    config: Any, module: nn.Module, horizon: Horizon, seed: int, losses: Callable[[], Iterator[tuple[Tensor, int]]]
+) -> Method:
+    """The method that a configuration section describes, for the parameters of a module.
+
+    Args:
+        losses: for a method that looks at data first: average losses of a few training batches, and their rows; see
+            :func:`proxscore.inference.curvature.squared_gradients`.
+    """
+    return METHODS[config.kind](config, module, horizon, seed, losses)
 
 
 def evaluations_per_step(config: Any) -> int:

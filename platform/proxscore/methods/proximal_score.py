@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from proxscore.config import ConfigError, PenaltyConfig, ProximalScoreConfig, ScheduleConfig, Section, SolverConfig
 from proxscore.inference import GradientSolver, Prior, ProximalScore, Schedule
+from proxscore.inference.curvature import initial_precision, squared_gradients
 from proxscore.inference.families import FAMILIES, Family
 from proxscore.inference.penalties import PENALTIES, Penalty
 from proxscore.inference.priors import canonical
@@ -21,7 +23,13 @@ if TYPE_CHECKING:
 SMALLEST_DATA_SIZE = 100_000
 
 
-def build(config: ProximalScoreConfig, module: nn.Module, horizon: Horizon, seed: int) -> ProximalScore:
+def build(
+    config: ProximalScoreConfig,
+    module: nn.Module,
+    horizon: Horizon,
+    seed: int,
+    losses: Callable[[], Iterable[tuple[Tensor, int]]],
+) -> ProximalScore:
     """The optimizer, with schedules and the default precision weight filled in from the length of the run.
 
     Raises:
@@ -36,7 +44,7 @@ def build(config: ProximalScoreConfig, module: nn.Module, horizon: Horizon, seed
             family=_family(config.family),
             families={pattern: _family(family) for pattern, family in config.families.items()},
             solver=None if config.solver is None else _solver(config.solver),
-            initial_precision=config.initial_precision,
+            initial_precision=config.initial_precision or initial_precision(squared_gradients(module, losses())),
             paired=config.paired,
             draws=config.draws,
             momentum=config.momentum,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from proxscore.inference import noise
 from proxscore.methods import Horizon, build_method
 from proxscore.training.context import Context, pick_device
 from proxscore.training.ingest import TrainingData
-from proxscore.training.loop import horizon_of, train_step
+from proxscore.training.loop import first_losses, horizon_of, train_step
 from proxscore.training.parallelize import parallelize
 from proxscore.vision.task import VisionTask
 
@@ -40,7 +41,8 @@ def dry_run(config: Config) -> str:
     module = parallelize(task.build_model().to(context.device), config.training, None)
     data = TrainingData(task.data.train, config.training.batch_size, 0, 1, config.seed, config.training.accumulate)
     horizon = horizon_of(data.steps_per_epoch, config.training.epochs, task)
-    method = build_method(config.method, module, horizon, config.seed)
+    losses = partial(first_losses, module, task, config, context, data)
+    method = build_method(config.method, module, horizon, config.seed, losses)
     seconds = 0.0
     for step, (micro_batches, size) in zip(range(2), _repeat(data), strict=False):
         started = time.perf_counter()

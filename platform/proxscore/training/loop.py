@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -41,7 +42,8 @@ def train(
     module = parallelize(task.build_model().to(context.device), config.training, context.mesh)
     data = training_data(config, task, context)
     horizon = horizon_of(data.steps_per_epoch, epochs, task)
-    method = build_method(method_config, module, horizon, config.seed)
+    losses = partial(first_losses, module, task, config, context, data)
+    method = build_method(method_config, module, horizon, config.seed, losses)
     progress: dict[str, Any] = {"step": 0, "seconds": 0.0}
     with context.latest_checkpoint() as folder:
         if folder is not None:
@@ -118,6 +120,25 @@ def train_step(
     mean_nll, _, due_anywhere = common.tolist()
     skipped = float(method.param_groups[0]["skipped"])
     return {"train/nll": mean_nll, "train/skipped_steps": skipped} | method.statistics, due_anywhere > 0
+
+
+FIRST_BATCHES = 10
+
+
+def first_losses(
+    module: nn.Module, task: VisionTask, config: Config, context: Context, data: TrainingData | RayTrainingData
+) -> Iterator[tuple[torch.Tensor, int]]:
+    """Average losses of this rank's part of the first batches, in training mode, for a method that looks at data first."""
+    module.train()
+    low = config.training.precision == "bf16" and context.mesh is None
+    for micro_batches, size in itertools.islice(data.epoch(0), FIRST_BATCHES):
+        if context.mesh is not None:
+            module.set_requires_gradient_sync(True)  # type: ignore[operator]
+        inputs, targets = (torch.cat(parts) for parts in zip(*micro_batches, strict=True))
+        with torch.autocast(context.device.type, torch.bfloat16, enabled=low):
+            outputs = module(inputs.to(context.device, non_blocking=True))
+        loss = task.likelihood.nll(outputs, targets.to(context.device, non_blocking=True)).sum()
+        yield loss * (context.world / size), size
 
 
 def training_data(config: Config, task: VisionTask, context: Context) -> TrainingData | RayTrainingData:
