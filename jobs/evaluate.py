@@ -3,6 +3,7 @@
 python jobs/evaluate.py runs/digits/posterior --draws 64
 python jobs/evaluate.py runs:/<MLflow run id> --split validation task.data.split_seed=1
 python jobs/evaluate.py runs/f/posterior --output scores task.data.kind=idx task.data.path=/data/mnist
+python jobs/evaluate.py runs/digits/posterior --diagnose 100
 """
 
 from __future__ import annotations
@@ -12,13 +13,21 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from proxscore.posterior import Posterior
+    from proxscore.posterior.diagnostics import Gaps
+    from proxscore.vision.task import VisionTask
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,18 +36,30 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the task it was trained on")
     parser.add_argument("--split", choices=("train", "validation", "test"), default="test")
     parser.add_argument("--draws", type=int, default=16, help="posterior draws; 0: the mean weights")
+    parser.add_argument(
+        "--diagnose",
+        type=int,
+        default=0,
+        metavar="DRAWS",
+        help="also tell how far the posterior is from its target, from so many draws: a forward and backward pass over "
+        "the training data for each (Pareto k-hat needs 100)",
+    )
     parser.add_argument("--output", type=Path, default=Path("evaluation"), help="folder for metrics and figure")
     options = parser.parse_intermixed_args(arguments)
     try:
         if options.draws < 0:
             raise ConfigError(f"--draws is {options.draws}; it must be zero (mean weights) or positive")
-        return evaluate(options.posterior, options.overrides, options.split, options.draws, options.output)
+        if options.diagnose < 0 or options.diagnose == 1:
+            raise ConfigError(f"--diagnose is {options.diagnose}; it must be at least 2 draws")
+        return evaluate(
+            options.posterior, options.overrides, options.split, options.draws, options.output, options.diagnose
+        )
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def evaluate(source: str, overrides: list[str], split: str, draws: int, output: Path) -> int:
+def evaluate(source: str, overrides: list[str], split: str, draws: int, output: Path, diagnose: int = 0) -> int:
     from proxscore.posterior import Posterior
     from proxscore.training.context import LocalContext, pick_device
     from proxscore.training.evaluation import evaluate as score
@@ -49,7 +70,9 @@ def evaluate(source: str, overrides: list[str], split: str, draws: int, output: 
     config = _config(posterior.description, overrides)
     task = VisionTask(config.task)
     device = pick_device(config.training.device)
-    module = posterior.load_into(task.build_model()).to(device)
+    built = task.build_model()
+    distances = diagnosis(built, task, posterior, config, device, diagnose) if diagnose else None
+    module = posterior.load_into(built).to(device)
     context = LocalContext(output, device, lambda payloads: None, keep=1)
     training = config.training  # BatchNorm statistics of each draw come from training batches, as in training
     data = TrainingData(task.data.train, training.batch_size, rank=0, world=1, seed=config.seed)
@@ -58,6 +81,8 @@ def evaluate(source: str, overrides: list[str], split: str, draws: int, output: 
     stem = f"{config.task.data.kind}_{split}_{draws}_draws"
     figure.savefig(output / f"{stem}.png", dpi=150)
     record = {"posterior": source, "split": split, "draws": draws, "data": task.describe(), "metrics": metrics}
+    if distances is not None:
+        record["diagnosis"] = {"draws": diagnose, **distances.metrics()}
     (output / f"{stem}.json").write_text(json.dumps(record, indent=2) + "\n")
     table = Table(
         "metric", "value", title=f"{config.task.data.kind}, {split} split, {draws} draws", title_justify="left"
@@ -65,8 +90,39 @@ def evaluate(source: str, overrides: list[str], split: str, draws: int, output: 
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}")
     Console(width=100).print(table)
+    for line in distances.lines() if distances is not None else ():
+        print(f"diagnosis  {line}")
     print(f"metrics  {output / stem}.json\nfigure   {output / stem}.png")
     return 0
+
+
+def diagnosis(
+    module: nn.Module, task: VisionTask, posterior: Posterior, config: Config, device: torch.device, draws: int
+) -> Gaps:
+    """Distances of the posterior from the target that it was trained for.
+
+    Args:
+        module: as it was before training; gets the posterior's buffers and mean.
+    """
+    from proxscore.config import ProximalScoreConfig
+    from proxscore.methods import proximal_score
+    from proxscore.posterior.diagnostics import gaps
+    from proxscore.training.ingest import evaluation_batches
+
+    if "method" not in posterior.description or posterior.description["method"]["kind"] != "proximal_score":
+        raise ConfigError("--diagnose: the posterior was not trained by proximal_score: its target is not known")
+    method = ProximalScoreConfig.model_validate(posterior.description["method"])
+    prior, rows = proximal_score.prior(method, module), task.data.train
+    return gaps(
+        posterior.load_into(module).to(device),
+        task.likelihood,
+        lambda: evaluation_batches(rows, config.evaluation.batch_size, 0, 1),
+        posterior,
+        data_size=proximal_score.data_size(method, len(rows)),
+        prior=prior,
+        temperature=method.temperature,
+        draws=draws,
+    )
 
 
 def _folder(source: str, overrides: list[str]) -> Path:

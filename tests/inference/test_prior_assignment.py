@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from proxscore.inference import Prior
+from proxscore.inference import Gaussian, Prior
 
 
 def network() -> nn.Module:
@@ -69,3 +69,9 @@ def test_bad_prior_settings_are_named_in_one_line(settings: dict[str, Any], mess
     with pytest.raises(ValueError, match=message) as error:
         assigned(**settings)
     assert "\n" not in str(error.value)
+
+
+def test_the_last_layer_is_the_networks_and_not_the_likelihoods_noise() -> None:
+    model, likelihood = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)), Gaussian(1.0, learned=True)
+    found = Prior(select="last_layer").assign([*model.named_parameters(), *likelihood.named_parameters()])
+    assert [name for name, assignment in found.items() if assignment.sampled] == ["1.weight", "1.bias"]

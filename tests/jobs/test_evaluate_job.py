@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
+from torch.distributions import Normal
 
 from proxscore import config as configuration
 from proxscore.posterior import Posterior, predict
@@ -138,3 +140,43 @@ def test_data_with_another_number_of_classes_are_refused(
     error = capsys.readouterr().err
     assert error.startswith("error: posterior of another architecture: head.bias is (10,) there, (3,) in the model")
     assert error.count("\n") == 1
+
+
+def test_a_diagnosis_is_that_of_the_posterior_and_its_target(
+    score,  # type: ignore[no-untyped-def]
+    trained: Trained,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """At the very draws, by hand: the log joint minus the log density of the mean-field Gaussian."""
+    place = folder(trained, "proximal_score")
+    found = score(place, "--diagnose", "2")["diagnosis"]
+    assert found["draws"] == 2
+    assert "ELBO" in capsys.readouterr().out
+    posterior, ratios = Posterior.load(place), []
+    task = VisionTask(configuration.parse(trained.result["config"]).task)
+    images, labels = task.data.train.__getitems__(list(range(len(task.data.train))))
+    module = task.build_model().eval()
+    posterior.load_into(module)
+    for index in range(2):
+        with posterior.use(module, index), torch.no_grad():
+            ratio = -task.likelihood.nll(module(images), labels).double().mean() * 100_000
+        for name, weights in posterior.draw(index).items():
+            q = Normal(posterior.mean[name], posterior.precision[name].rsqrt())
+            ratio += (Normal(0.0, 0.1).log_prob(weights) - q.log_prob(weights)).double().sum()
+        ratios.append(ratio.item())
+    assert found["elbo"] == pytest.approx(sum(ratios) / 2, rel=1e-4)
+
+
+def test_a_point_estimate_or_a_single_draw_has_no_diagnosis(
+    evaluate: Main,
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert evaluate([folder(trained, "adamw"), "--diagnose", "4"]) == 2
+    assert evaluate([folder(trained, "proximal_score"), "--diagnose", "1"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[-2].startswith("error: --diagnose: the posterior was not trained by proximal_score")
+    assert errors[-1] == "error: --diagnose is 1; it must be at least 2 draws"

@@ -131,3 +131,15 @@ def test_a_run_in_a_process_of_its_own_shows_progress_a_table_and_where_to_look(
     ):
         metrics = found[name].data.metrics
         assert row[1:5] == [f"{metrics[f'{prefix}/{key}']:.4f}" for key in ("accuracy", "nll", "ece", "brier")]
+
+
+@pytest.mark.parametrize(("precision", "warned"), [("1e6", True), ("null", False)])
+def test_a_posterior_that_the_penalty_held_still_comes_with_advice(
+    precision: str, warned: bool, train: Main, small: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert train([*small, f"method.penalty.precision={precision}", "name=held"]) == 0
+    advice = [line for line in capsys.readouterr().out.splitlines() if line.startswith("advice ")]
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("proxscore").experiment_id])
+    assert ("advice" in run.data.tags) == bool(advice) == warned
+    assert all("is still at its initial precision" in line and "penalty.precision" in line for line in advice)

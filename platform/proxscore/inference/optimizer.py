@@ -296,6 +296,11 @@ class ProximalScore(torch.optim.Optimizer):
             if slot.fast:
                 yield slot.name, slot.parameter, self.state[slot.parameter]
 
+    def initial_precisions(self) -> dict[str, float]:
+        """The precision that each sampled parameter started with, by name: of the data and the prior."""
+        groups = zip(self.param_groups, self._slots, strict=True)
+        return {s.name: self._initial_precision(s, g) for g, slots in groups for s in slots if s.prior.sampled}
+
     def blocks(self) -> Iterator[Block]:
         """The parameters that a family describes together."""
         for blocks in self._blocks:

@@ -43,7 +43,8 @@ class Prior:
         norms: the same for the scales and shifts of normalisation layers (modules whose ``weight`` has one dimension,
             and other vectors that are no biases, such as layer scales).
         mean: prior mean by parameter name, for example pretrained weights; zero where none is given.
-        select: ``all``, ``last_layer`` (the module of the last parameter), or glob patterns: what may be sampled.
+        select: ``all``, ``last_layer`` (the module of the last parameter that is not ``point``), or glob patterns: what may
+            be sampled.
         point: glob patterns of parameters that are never sampled.
 
     Raises:
@@ -78,9 +79,12 @@ class Prior:
 
     def _assign(self, name: str, kind: str, selected: bool) -> Assignment:
         treatment = {"bias": self.biases, "norm": self.norms}.get(kind, "informative")
-        if not selected or treatment == "point" or any(fnmatch.fnmatchcase(name, p) for p in self.point):
+        if not selected or treatment == "point" or self._never(name):
             return Assignment(sampled=False, precision=self._precision(name) if treatment == "informative" else 0.0)
         return Assignment(sampled=True, precision=0.0 if treatment == "flat" else self._precision(name))
+
+    def _never(self, name: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.point)
 
     def _precision(self, name: str) -> float:
         matches = [scale for pattern, scale in self.scales.items() if fnmatch.fnmatchcase(name, pattern)]
@@ -90,7 +94,7 @@ class Prior:
         if self.select == "all":
             return set(names)
         if self.select == "last_layer":
-            layer, _, _ = names[-1].rpartition(".")
+            layer, _, _ = [name for name in names if not self._never(name)][-1].rpartition(".")
             return {name for name in names if name.rpartition(".")[0] == layer}
         chosen: set[str] = set()
         for pattern in [self.select] if isinstance(self.select, str) else self.select:

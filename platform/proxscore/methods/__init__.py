@@ -19,7 +19,9 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from proxscore.inference import ProximalScore
 from proxscore.methods import adamw, proximal_score
+from proxscore.posterior.diagnostics import stuck
 
 
 class Method(Protocol):
@@ -61,6 +63,11 @@ def build_method(
             :func:`proxscore.inference.curvature.squared_gradients`.
     """
     return METHODS[config.kind](config, module, horizon, seed, losses)
+
+
+def advice(method: Method) -> list[str]:
+    """What a user should know of the posterior that training left, in lines with advice; see ``posterior.diagnostics``."""
+    return stuck(method) if isinstance(method, ProximalScore) else []
 
 
 def evaluations_per_step(config: Any) -> int:

@@ -38,8 +38,8 @@ def build(
     try:
         return ProximalScore(
             module.named_parameters(),
-            config.effective_data_size or max(horizon.data_size, SMALLEST_DATA_SIZE),
-            prior=_prior(config, module),
+            data_size(config, horizon.data_size),
+            prior=prior(config, module),
             penalty=_penalty(config.penalty, horizon),
             family=_family(config.family),
             families={pattern: _family(family) for pattern, family in config.families.items()},
@@ -93,7 +93,13 @@ def _schedule(config: ScheduleConfig) -> Schedule:
     return Schedule(**config.model_dump())
 
 
-def _prior(config: ProximalScoreConfig, module: nn.Module) -> Prior:
+def data_size(config: ProximalScoreConfig, rows: int) -> float:
+    """Data points that the posterior stands for, of so many training rows."""
+    return config.effective_data_size or max(rows, SMALLEST_DATA_SIZE)
+
+
+def prior(config: ProximalScoreConfig, module: nn.Module) -> Prior:
+    """The prior; with ``mean: initial``, its mean is the module's weights as they are."""
     settings = config.prior.model_dump(exclude={"mean"})
     mean: dict[str, Tensor] = {}
     if config.prior.mean == "initial":

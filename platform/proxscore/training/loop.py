@@ -15,7 +15,7 @@ from torch import nn
 
 from proxscore.config import Config, MethodConfig, ParquetConfig
 from proxscore.inference import noise
-from proxscore.methods import Horizon, Method, build_method
+from proxscore.methods import Horizon, Method, advice, build_method
 from proxscore.posterior import Posterior
 from proxscore.training import checkpoint, evaluation
 from proxscore.training.context import Context
@@ -218,6 +218,7 @@ def finish(
         "evaluations": horizon.total_steps * method.evaluations_per_step,
         "seconds": snapshot.progress["seconds"],
         "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        "advice": advice(method),
     }
     gathered = posterior.gather()
 
