@@ -174,7 +174,7 @@ FamilyConfig = Annotated[
 
 
 class SolverConfig(Section):
-    """The gradient solver; see ``inference.blocks``. ``optimizer`` is a name of ``torch.optim``."""
+    """The gradient solver; see ``inference.solver``. ``optimizer`` is a name of ``torch.optim``."""
 
     inner_steps: int = Field(10, ge=2)
     optimizer: str = "Adam"

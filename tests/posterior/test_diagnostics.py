@@ -37,8 +37,8 @@ from proxscore.inference import (
     ProximalScore,
     Schedule,
 )
-from proxscore.inference.blocks import Layout
 from proxscore.inference.families import Family
+from proxscore.inference.layout import Layout
 from proxscore.posterior import Posterior
 from proxscore.posterior.diagnostics import Drift, Gaps, drift, gaps, pareto_k, stuck
 from proxscore.posterior.diagnostics.pareto import fit_generalized_pareto

@@ -30,11 +30,13 @@ from torch.distributed.tensor import DTensor
 from torch.optim.adam import adam
 
 from proxscore.inference import noise
-from proxscore.inference.blocks import Block, GradientSolver, Member
+from proxscore.inference.blocks import Block, Member
 from proxscore.inference.families import ClosedForm, Family, MeanField
 from proxscore.inference.families.mean_field import Bucket, split
+from proxscore.inference.monitor import Monitor
 from proxscore.inference.penalties import ForwardKL, Penalty
 from proxscore.inference.priors import Assignment, Prior, canonical
+from proxscore.inference.solver import GradientSolver
 
 # Elements that one pass of in-place operations covers; three temporaries of that size live at once. On the CPU large
 # enough that the calls cost less than the arithmetic, small enough for the cache; elsewhere a kernel's worth of work.
@@ -559,7 +561,7 @@ class ProximalScore(torch.optim.Optimizer):
     def _update(self) -> None:
         step = self.param_groups[0]["step"]
         precision_weight, mean_weight = self.penalty.weights(step)
-        monitor = _Monitor() if self.monitor else None
+        monitor = Monitor() if self.monitor else None
         slots = [[s for s in group if s.parameter.requires_grad] for group in self._slots]
         for group, buckets in self._buckets("curvature" if self.draws_per_step > 1 else "gradient"):
             factor = group["lr"]
@@ -636,37 +638,6 @@ class ProximalScore(torch.optim.Optimizer):
         if place not in self._streams:
             self._streams[place] = noise.NormalStream(*place)
         return self._streams[place]
-
-
-class _Monitor:
-    """Running mean and extremes of log-precision and of the precision ratio r over the local shards."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.rows: list[Tensor] = []
-
-    def add(self, precision: list[Tensor], ratio: Iterable[Tensor]) -> None:
-        for p, r in zip(precision, ratio, strict=True):
-            if p.numel():
-                low, high = torch.aminmax(p)
-                r_low, r_high = torch.aminmax(r)
-                self.rows.append(torch.stack([p.log().sum(), low, high, r.sum(), r_low, r_high]))
-                self.count += p.numel()
-
-    def result(self) -> dict[str, float]:
-        if not self.rows:
-            return {"count": 0}
-        rows = torch.stack([row.cpu() for row in self.rows])
-        log_sum, ratio_sum = rows[:, 0].double().sum() / self.count, rows[:, 3].double().sum() / self.count
-        return {
-            "count": self.count,
-            "log_precision_mean": log_sum.item(),
-            "log_precision_min": rows[:, 1].min().log().item(),
-            "log_precision_max": rows[:, 2].max().log().item(),
-            "ratio_mean": ratio_sum.item(),
-            "ratio_min": rows[:, 4].min().item(),
-            "ratio_max": rows[:, 5].max().item(),
-        }
 
 
 def _named(params: Iterable[Any]) -> list[Any]:

@@ -18,8 +18,8 @@ from torch.distributed.tensor import DTensor
 
 from proxscore.config import ConfigError
 from proxscore.inference import MeanField, ProximalScore, noise
-from proxscore.inference.blocks import Layout
 from proxscore.inference.families import FAMILIES, State
+from proxscore.inference.layout import Layout
 from proxscore.inference.priors import canonical
 
 WEIGHTS_FILE = "posterior.safetensors"
@@ -265,29 +265,36 @@ class Posterior:
             if group not in parts:
                 raise ConfigError(f"{folder / WEIGHTS_FILE}: not the tensors of a posterior ({key})")
             parts[group][name] = tensor
-        joint = [_joint(folder, settings, parts, number) for number, settings in enumerate(described)]
+        joint = _joint(folder, described, parts)
         return cls(parts["mean"], parts["precision"], parts["buffer"], description, joint)
 
 
-def _joint(folder: Path, settings: Mapping[str, Any], parts: Mapping[str, dict[str, Tensor]], number: int) -> Joint:
-    """A block of a saved posterior.
+def _joint(folder: Path, described: Any, parts: Mapping[str, dict[str, Tensor]]) -> list[Joint]:
+    """The blocks of a saved posterior.
 
     Raises:
-        ConfigError: what the description says of it does not fit the tensors.
+        ConfigError: what the description says of them does not fit the tensors; names the block.
     """
-    arguments = {name: value for name, value in settings.items() if name not in ("kind", "parameters")}
-    prefix = f"{number}."
-    state = {name.removeprefix(prefix): t for name, t in parts["joint"].items() if name.startswith(prefix)}
+    left, joint, number = dict(parts["joint"]), [], 0
     try:
-        family = FAMILIES[settings["kind"]](**arguments)
-        members = [(name, parts["mean"][name], 0) for name in settings["parameters"]]
-        joint = Joint(Layout(family, members), state)
-        size = sum(tensor.numel() for _, tensor, _ in members)
-        if family.mean(state).shape != (size,):
-            raise ValueError(f"{tuple(family.mean(state).shape)} numbers for {size}")
-    except (KeyError, TypeError, ValueError) as error:
+        if not isinstance(described, list):
+            raise TypeError(f"blocks are a list, not {type(described).__name__}")
+        for number, settings in enumerate(described):
+            arguments = {name: value for name, value in settings.items() if name not in ("kind", "parameters")}
+            family = FAMILIES[settings["kind"]](**arguments)
+            layout = Layout(family, [(name, parts["mean"][name], 0) for name in settings["parameters"]])
+            zeros = torch.zeros(layout.size)
+            expected = family.initial(zeros, zeros + 1, layout.shape, lambda _, zeros=zeros: zeros)  # type: ignore[misc]
+            state = {name: left.pop(f"{number}.{name}") for name in expected}
+            for name, tensor in state.items():
+                if tensor.shape != expected[name].shape:
+                    raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}")
+            joint.append(Joint(layout, state))
+        if left:
+            raise ValueError(f"the tensor joint.{next(iter(left))} belongs to no block")
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"{folder}: damaged posterior: block {number} ({settings.get('kind')}): {type(error).__name__}: {error}"
+            f"{folder}: damaged posterior: block {number}: {type(error).__name__}: {' '.join(str(error).split())}"
         ) from None
     return joint
 

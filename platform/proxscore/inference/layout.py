@@ -1,0 +1,135 @@
+"""How a block of parameters is cut out of, and put into, one vector: of this rank's shards, or of the whole.
+
+Over FSDP2 shards, a shardable family's vector is this rank's part, and sums go over the ranks; any other family is
+gathered: every rank holds the whole vector and computes the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_reduce
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import zeros as distributed_zeros
+
+from proxscore.inference import noise
+from proxscore.inference.families import Family, State
+from proxscore.inference.families.base import whole
+
+
+class Layout:
+    """Flattened views of a few parameters: of this rank's shards, or of the whole.
+
+    Args:
+        family: of the block.
+        members: (name, parameter, index of its local shard's first element).
+    """
+
+    def __init__(self, family: Family, members: Iterable[tuple[str, Tensor, int]]) -> None:
+        self.family = family
+        self.members = list(members)
+        tensors = [tensor for _, tensor, _ in self.members]
+        sharded = [t for t in tensors if isinstance(t, DTensor) and _shards(t) > 1]
+        #: Whether vectors hold this rank's shards only.
+        self.local = family.shardable and bool(sharded)
+        if self.local and len({id(t.device_mesh) for t in sharded if isinstance(t, DTensor)}) > 1:
+            raise ValueError(f"family {family.kind}: {self.members[0][0]} and others lie on different device meshes")
+        self._group = _group(sharded[0]) if self.local else None
+        self.sizes = [noise.local(t).numel() if self.local else t.numel() for t in tensors]
+        self.shape, self.size = tensors[0].shape, sum(self.sizes)
+        self._streams: dict[tuple[torch.device, torch.dtype], noise.NormalStream] = {}
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over the shards, differentiable."""
+        return all_reduce(value, group=self._group) if self.local else whole(value)
+
+    @property
+    def ranks(self) -> int:
+        """How many shards there are: a loss that every rank holds counts so often in a backward pass."""
+        return dist.get_world_size(self._group) if self.local else 1
+
+    def vector(self, tensors: Iterable[Tensor]) -> Tensor:
+        """Tensors shaped and placed as the parameters, flattened; a trailing dimension more stays a column."""
+        pieces = []
+        for (_, parameter, _), tensor in zip(self.members, tensors, strict=True):
+            columns = tensor.shape[parameter.ndim :]
+            if isinstance(tensor, DTensor):
+                tensor = tensor.to_local() if self.local else tensor.full_tensor()
+            pieces.append(tensor.detach().reshape(-1, *columns))
+        return torch.cat(pieces)
+
+    @torch.no_grad()
+    def put(self, vector: Tensor, tensors: Iterable[Tensor]) -> None:
+        """Write a vector into tensors shaped and placed as the parameters."""
+        rows = vector.split(self.sizes)
+        for (_, parameter, start), tensor, piece in zip(self.members, tensors, rows, strict=True):
+            columns = tensor.shape[parameter.ndim :]
+            local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            flat = local.detach().view(-1, *columns)
+            flat.copy_(piece if self.local else piece[start : start + len(flat)])
+
+    def gather(self, vector: Tensor) -> Tensor:
+        """The whole of a tensor whose first dimension runs over this rank's part of the vector; every rank must call it."""
+        if not self.local or vector.ndim == 0:
+            return vector
+        tensors = [empty(parameter, vector.shape[1:]) for _, parameter, _ in self.members]
+        self.put(vector, tensors)
+        whole_tensors = [t.full_tensor() if isinstance(t, DTensor) else t for t in tensors]
+        return torch.cat([t.reshape(-1, *vector.shape[1:]) for t in whole_tensors])
+
+    def normal(self, *words: int | str) -> Tensor:
+        """Standard normal numbers for the vector: those of a run that is sharded otherwise, or not at all."""
+        tensors = [tensor for _, tensor, _ in self.members]
+        result = torch.empty(self.size, device=tensors[0].device, dtype=tensors[0].dtype)
+        stream = self._stream(result)
+        for (name, parameter, start), piece in zip(self.members, result.split(self.sizes), strict=True):
+            first = start if self.local else 0
+            for part, values in stream.pieces(noise.key(*words, name), first, len(piece), parameter.numel()):
+                piece[part] = values
+        return result
+
+    def extra(self, *words: int | str) -> Tensor:
+        """The standard normal numbers of a draw that all ranks share."""
+        like = self.members[0][1]
+        result = torch.empty(self.family.extra, device=like.device, dtype=like.dtype)
+        for part, values in self._stream(result).pieces(
+            noise.key(*words, "extra", self.members[0][0]), 0, len(result), len(result)
+        ):
+            result[part] = values
+        return result
+
+    def draw(self, state: State, sign: float, *words: int | str) -> Tensor:
+        """A draw of the family, as a vector; the same for the same words."""
+        return self.family.draw(state, self.normal(*words), self.extra(*words), sign)
+
+    def _stream(self, like: Tensor) -> noise.NormalStream:
+        place = like.device, like.dtype
+        if place not in self._streams:
+            self._streams[place] = noise.NormalStream(*place)
+        return self._streams[place]
+
+
+def _shards(tensor: DTensor) -> int:
+    """Over how many ranks a tensor is cut."""
+    sizes = [tensor.device_mesh.size(d) for d, place in enumerate(tensor.placements) if isinstance(place, Shard)]
+    return max(sizes, default=1)
+
+
+def _group(tensor: DTensor) -> Any:
+    """The process group of the ranks that hold a tensor's shards."""
+    (dimension,) = (d for d, place in enumerate(tensor.placements) if isinstance(place, Shard))
+    return tensor.device_mesh.get_group(dimension)
+
+
+def empty(parameter: Tensor, columns: torch.Size) -> Tensor:
+    """Zeros of the parameter's shape, with trailing dimensions, placed as it is."""
+    shape = (*parameter.shape, *columns)
+    if isinstance(parameter, DTensor):
+        return distributed_zeros(
+            *shape, dtype=parameter.dtype, device_mesh=parameter.device_mesh, placements=parameter.placements
+        )
+    return parameter.detach().new_zeros(shape)

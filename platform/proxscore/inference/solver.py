@@ -1,0 +1,96 @@
+"""The gradient solver: the proximal step of families without a closed form, by stochastic gradient steps.
+
+For a fixed anchor q_t, ``inner_steps`` steps of any torch optimizer on the candidate's parameters for
+
+    1/2 E_{theta ~ q_t} || grad log q(theta) - s-hat(theta) ||^2_{Sigma_t}  +  P(q_t, q)
+
+with fresh draws from q_t and a fresh mini-batch each; then the anchor moves. With one inner step the gradient of the
+penalty, taken at the anchor, is zero: it would do nothing. Source: M. Kim, arXiv 2602.05873.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from proxscore.inference.families import Family, State
+from proxscore.inference.families.base import Total
+from proxscore.inference.penalties import ForwardKL, NoPenalty, Penalty, Quadratic, ReverseKL
+
+
+@dataclass(frozen=True)
+class GradientSolver:
+    """Settings of the gradient solver.
+
+    Args:
+        inner_steps: optimizer steps for each anchor; more than one, or the penalty does nothing.
+        optimizer: a torch optimizer, called as ``optimizer(tensors, lr=lr, **options)``.
+        lr: its learning rate, in the families' whitened parameters (all of order one); times the mean's schedule.
+        options: its other settings.
+    """
+
+    inner_steps: int = 10
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam
+    lr: float = 0.01
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.inner_steps < 2:
+            raise ValueError(f"solver.inner_steps is {self.inner_steps}; it must be at least 2: the penalty needs it")
+        if not self.lr > 0:
+            raise ValueError(f"solver.lr is {self.lr}; it must be positive")
+
+
+def penalty_value(
+    penalty: Penalty,
+    family: Family,
+    anchor: State,
+    parameters: Mapping[str, Tensor],
+    weights: tuple[float, float],
+    draws: Sequence[Tensor],
+    total: Total,
+) -> Tensor | None:
+    """P(anchor, candidate) for the gradient solver, differentiable in the candidate's parameters; none: no penalty.
+
+    Args:
+        weights: proximal weights (precision, mean).
+        draws: two, mirrored, from the anchor.
+        total: sums over the shards.
+
+    Where a weight is infinite it is taken as 1e6: the candidate then stays where it is but for rounding.
+
+        forward, reverse    2 kappa_Lambda KL_precision + 2 kappa_m KL_mean; without a closed form (forward only)
+                            -2 kappa_Lambda log q(theta) at two mirrored draws from the anchor
+        quadratic           kappa_Lambda / 2 E || s - s_t ||^2 of half the difference of mirrored draws (= (R - I) eps),
+                            kappa_m E || s - s_t ||^2 of their average (= d)
+    """
+    if isinstance(penalty, NoPenalty):
+        return None
+    precision, mean = (min(weight, 1e6) for weight in weights)
+    candidate = family.candidate(anchor, parameters)
+    if isinstance(penalty, Quadratic):
+        with torch.no_grad():
+            before = [family.score(anchor, draw, total).detach() for draw in draws]
+        one, two = (family.score(candidate, draw, total) - score for draw, score in zip(draws, before, strict=True))
+        curvature = family.norm(anchor, (one - two) / 2, total)
+        return precision / 2 * curvature + mean * family.norm(anchor, (one + two) / 2, total)
+    parts = family.kl(anchor, candidate, total)
+    if isinstance(penalty, ReverseKL):
+        parts = family.kl(candidate, anchor, total)
+    if parts is not None:
+        return 2 * precision * parts[0] + 2 * mean * parts[1]
+    density = [family.log_prob(candidate, draw, total) for draw in draws]
+    return -precision * (density[0] + density[1])
+
+
+def check_penalty(penalty: Penalty, family: Family) -> None:
+    if isinstance(penalty, ReverseKL) and type(family).kl is Family.kl:
+        raise ValueError(
+            f"penalty reverse_kl: family {family.kind} has no divergence in closed form; use forward_kl or quadratic"
+        )
+    if not isinstance(penalty, (ForwardKL, ReverseKL, Quadratic, NoPenalty)):
+        raise ValueError(f"penalty {type(penalty).__name__} has no form for the gradient solver")
