@@ -64,7 +64,8 @@ def penalty_value(
     Where a weight is infinite it is taken as 1e6: the candidate then stays where it is but for rounding.
 
         forward, reverse    2 kappa_Lambda KL_precision + 2 kappa_m KL_mean; without a closed form (forward only)
-                            -2 kappa_Lambda log q(theta) at two mirrored draws from the anchor
+                            -2 kappa_Lambda log q(theta), averaged over two mirrored draws from the anchor: the
+                            precision's weight then holds the means, too
         quadratic           kappa_Lambda / 2 E || s - s_t ||^2 of half the difference of mirrored draws (= (R - I) eps),
                             kappa_m E || s - s_t ||^2 of their average (= d)
     """

@@ -36,7 +36,7 @@ class Mixture(Family):
         if not spread > 0:
             raise ValueError(f"family mixture: spread is {spread}; it must be positive")
         values = [1.0] * components if weights is None else [float(weight) for weight in weights]
-        if len(values) != components or not min(values) > 0:
+        if len(values) != components or not all(0 < value < math.inf for value in values):
             raise ValueError(f"family mixture: weights is {weights}; it must be {components} positive numbers")
         self.components, self.spread = components, spread
         self.weights = [value / sum(values) for value in values]
