@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import statistics
 import sys
@@ -52,6 +53,7 @@ DRAWS, BATCH_SIZE, TRAINING_IMAGES, VALIDATION_IMAGES = 16, 100, 10_000, 2_000
 METRICS = ("accuracy", "nll", "ece")
 #: Prior scales sqrt(2 / fan-in) of the hidden layers, sqrt(1 / fan-in) of the last.
 FAN_IN = {"conv1.*": (2 / 9) ** 0.5, "conv2.*": (2 / 144) ** 0.5, "fc.*": (2 / 1568) ** 0.5, "head.*": (1 / 48) ** 0.5}
+DIVERGED = {"k": None, "levels": [None, None], "train_nll": None, "validation": {"nll": math.inf}}
 KEPT = "kept"  # precision weight: the number of steps, which keeps the precision near its start
 
 
@@ -110,11 +112,13 @@ def arms() -> list[Arm]:
         "mixture of 2": ("*", Mixture(components=2), Prior(scale=0.3)),
     }
     for name, (pattern, family, prior) in families.items():
-        found.append(Arm(name, name, prior=prior, families={pattern: family}, solver=SOLVER, point_lr=4e-3))
+        for lr in (0.02, 0.1):
+            solver = GradientSolver(inner_steps=5, lr=lr)
+            arm = Arm(name, f"{name}, lr {lr:g}", prior=prior, families={pattern: family}, solver=solver, point_lr=4e-3)
+            found.append(arm)
     return found
 
 
-SOLVER = GradientSolver(inner_steps=5, lr=0.1)
 LONGER = ("last layer", "mean field", "cold, kept near its start (default)")
 REFIT_STEPS, REFIT_BATCH = 300, 2_000
 
@@ -290,15 +294,20 @@ class Runs:
             base = self.chosen("last layer") if arm.refit else arm
             if arm.refit:
                 self.run(base, seed)
+            posterior: Posterior | None
             module, started = self.problem.module(seed), time.process_time()
             if arm.refit:
                 Posterior.load(self._posterior(base, seed)).load_into(module)
                 posterior, values = refit(arm.refit, base.prior.scale, module, self.problem, seed)
             else:
-                posterior, values = train(arm, module, self.problem, seed, stretch)
+                try:
+                    posterior, values = train(arm, module, self.problem, seed, stretch)
+                except FloatingPointError as error:  # an arm that diverges is a result
+                    posterior, values = None, DIVERGED | {"failure": str(error)}
             values["seconds"] = time.process_time() - started
-            values["validation"] = self.problem.evaluate(module, posterior, "validation")
-            if stretch == 1:
+            if posterior is not None:
+                values["validation"] = self.problem.evaluate(module, posterior, "validation")
+            if posterior is not None and stretch == 1:
                 posterior.save(self._posterior(arm, seed))
             self._keep(key, values)
         return self.held["runs"][key]
@@ -312,6 +321,8 @@ class Runs:
     def test(self, arm: Arm, seed: int) -> dict[str, float]:
         """Test metrics of a run."""
         values = self.run(arm, seed)
+        if "failure" in values:
+            return dict.fromkeys(METRICS, math.inf)
         if "test" not in values:
             posterior = Posterior.load(self._posterior(arm, seed))
             values["test"] = self.problem.evaluate(self.problem.module(seed), posterior, "test")
@@ -414,7 +425,8 @@ def report(runs: Runs, seeds: int, longer: tuple[int, ...], record: Study) -> No
         counted = [seed for seed in range(seeds) if runs.counts(group, seed)]
         tested = [runs.test(arm, seed) for seed in counted]
         name = re.sub(r"\W+", "_", group)
-        record.metrics({f"test/{m}/{name}": statistics.mean(run[m] for run in tested) for m in METRICS})
+        if math.isfinite(sum(run["nll"] for run in tested)):
+            record.metrics({f"test/{m}/{name}": statistics.mean(run[m] for run in tested) for m in METRICS})
         k = statistics.mean(runs.run(arm, seed)["k"] or 0 for seed in counted) or None
         rows.append([group, arm.name, number(k, 2), *(spread([run[metric] for run in tested]) for metric in METRICS)])
     record.table("test", ["group", "arm", "k", "accuracy", "NLL", "ECE"], rows)
@@ -429,7 +441,9 @@ def report(runs: Runs, seeds: int, longer: tuple[int, ...], record: Study) -> No
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+    if value is None:
+        return ""
+    return f"{value:.{digits}f}" if math.isfinite(value) else "diverged"
 
 
 def drift(values: dict[str, Any]) -> str:
@@ -439,6 +453,8 @@ def drift(values: dict[str, Any]) -> str:
 
 def spread(values: list[float]) -> str:
     """Mean and standard deviation."""
+    if not all(map(math.isfinite, values)):
+        return "diverged"
     deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.4f}{deviation}"
 

@@ -77,6 +77,32 @@ def test_an_interrupt_or_a_termination_ends_a_run_as_killed(uri: str, number: si
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_that_is_lost_in_a_destructor_arrives_later(uri: str, number: signal.Signals) -> None:
+    """What a destructor raises is ignored: the second delivery, a second later, ends the run."""
+
+    class Deaf:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), number)
+            time.sleep(0.1)  # the handler runs here
+
+    run = new(uri)
+
+    def interrupted() -> None:
+        with run.running():
+            Deaf()
+            lost.append(True)
+            time.sleep(20)
+
+    lost: list[bool] = []
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert lost
+    assert time.monotonic() - started < 15
+    assert status(run) == "KILLED"
+
+
 def test_a_run_that_exits_is_killed(uri: str) -> None:
     run = new(uri)
     with pytest.raises(SystemExit), run.running():

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -75,10 +76,11 @@ class TrackedRun:
     def running(self) -> Iterator[TrackedRun]:
         """RUNNING within the context; then FINISHED, FAILED (tag ``failure`` says why) or KILLED (Ctrl-C, SIGTERM)."""
         self.client.update_run(self.run_id, status="RUNNING")
-        with _terminate_as_interrupt():
+        with _interrupts() as arrived:
             try:
                 yield self
             except (KeyboardInterrupt, SystemExit):
+                arrived()
                 self.client.set_terminated(self.run_id, status="KILLED")
                 raise
             except BaseException as error:
@@ -113,20 +115,41 @@ class TrackedRun:
 
 
 @contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """Within the context, SIGTERM (``ray job stop``, a scheduler's eviction) raises KeyboardInterrupt."""
+def _interrupts() -> Iterator[Callable[[], None]]:
+    """Within the context, SIGTERM (``ray job stop``, a scheduler's eviction) raises KeyboardInterrupt as Ctrl-C does.
+
+    Either is sent again every second until it has arrived: one that is raised within a destructor or a weak reference's
+    callback is lost. Yields what to call when it has.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
+    again: list[threading.Timer] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        timer = threading.Timer(1.0, os.kill, (os.getpid(), number))
+        timer.daemon = True
+        timer.start()
+        again.append(timer)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    def arrived() -> None:
+        for timer in again:
+            timer.cancel()
+
+    def unraisable(args: Any) -> None:
+        if not isinstance(args.exc_value, KeyboardInterrupt):  # that comes again: no need to tell
+            hook(args)
+
+    hook, sys.unraisablehook = sys.unraisablehook, unraisable
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield arrived
     finally:
-        signal.signal(signal.SIGTERM, before)
+        arrived()
+        sys.unraisablehook = hook
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def git_tags() -> dict[str, str]:

@@ -62,6 +62,7 @@ class LocalContext(Context):
         self.folder, self.device, self.sink, self.keep = folder / "checkpoints", device, sink, keep
 
     def report(self, payload: dict[str, Any], write: Write | None = None) -> None:
+        self.sink([payload])  # before the checkpoint: a run that dies in between repeats steps, and loses none
         if write is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             partial = Path(tempfile.mkdtemp(dir=self.folder, prefix="partial-"))
@@ -72,7 +73,6 @@ class LocalContext(Context):
             partial.rename(final)
             for old in self.checkpoints()[: -self.keep]:
                 shutil.rmtree(old)
-        self.sink([payload])
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
