@@ -146,7 +146,7 @@ def arms(epochs: int) -> list[Arm]:
         Arm("solvers", "closed form, forward KL", base),
         Arm("solvers", "gradient, forward KL", solver, {"inner_steps": (2, 5, 10, 20), **rates}),
         Arm("solvers", "gradient, no penalty", replace(solver, penalty="none"), {"inner_steps": (2, 10), **rates}),
-        Arm("solvers", "gradient, forward KL, 5 inner steps, weight tuned", solver, {"weight": (0.03, 0.3, 3.0)}),
+        Arm("solvers", "gradient, forward KL, 5 inner steps, weight tuned", solver, {"weight": (0.03, 0.3, 1.0, 3.0)}),
     ]
     return rows
 
@@ -376,13 +376,13 @@ def tuning(rows: list[Arm], runs: Mapping[str, dict[str, Any]]) -> list[list[str
 
 
 def _spread(values: list[float], digits: int) -> str:
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite:
+    """Mean and standard deviation; a dash if a value is no number."""
+    if not all(math.isfinite(value) for value in values):
         return "-"
-    if statistics.mean(finite) > 100:  # a run that diverged
-        return f"{statistics.mean(finite):.0e}"
-    spread = f" ± {statistics.stdev(finite):.{digits}f}" if len(finite) > 1 else ""
-    return f"{statistics.mean(finite):.{digits}f}{spread}"
+    if statistics.mean(values) > 100:  # runs that diverged
+        return f"{statistics.mean(values):.0e}"
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
 # ------------------------------------------------------------ figures
