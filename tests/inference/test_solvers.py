@@ -179,11 +179,11 @@ class Bowl(nn.Module):
 
 
 class Decaying(torch.optim.SGD):
-    """SGD with the learning rate lr / (1 + t / horizon), whatever the solver sets, on the first ``only`` tensors."""
+    """SGD with the learning rate lr / (1 + t / horizon) in step t, whatever the solver sets, on the first ``only`` tensors."""
 
     def __init__(self, tensors: list[Tensor], lr: float, only: int | None = None, horizon: float = 20) -> None:
         super().__init__(tensors[:only], lr=lr)
-        self.taken, self.horizon = 0, horizon
+        self.taken, self.horizon = 1, horizon
 
     def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
@@ -280,9 +280,13 @@ def test_the_gradient_solvers_penalty_is_the_closed_forms(family: Family, penalt
 
 
 def test_without_a_divergence_the_penalty_is_the_forward_one_but_for_a_constant() -> None:
-    """A mixture of one component has the mean-field's penalty: differences between two candidates, averaged over 2,000
-    pairs, within 5 standard errors."""
-    mixture, gaussian, size = Mixture(1), MeanField(), torch.Size((D,))
+    """As the mean-field's, its divergence withheld: differences between two candidates, averaged over 2,000 pairs, within
+    5 standard errors."""
+
+    class Withheld(Mixture):
+        kl = Family.kl
+
+    mixture, gaussian, size = Withheld(1), MeanField(), torch.Size((D,))
     mean, precision = normal(D, seed=0), normal(D, seed=1).exp()
     anchor = mixture.initial(mean, precision, size, lambda j: normal(D, seed=j))
     plain = gaussian.initial(mean, precision, size, lambda j: normal(D, seed=j))
@@ -506,9 +510,8 @@ def test_a_mean_field_body_moves_bit_for_bit_alike_whatever_family_the_head_has(
 def test_the_mean_of_every_family_goes_to_the_posterior_mean(kind: str, settings: dict[str, Any]) -> None:
     """Of a linear regression (unit noise, unit prior), in 60 steps at least half of the way."""
     solver = None if kind == "full_covariance" else GradientSolver(5, lr=0.05)
-    kappa = 1.0 if kind == "mixture" else 100.0  # without a divergence, the precision's weight holds the mean as well
     module, optimizer = mixed(
-        kind, penalty=ForwardKL(kappa, 1.0), prior=Prior(1.0), solver=solver, initial_precision=0.5, **settings
+        kind, penalty=ForwardKL(100.0, 1.0), prior=Prior(1.0), solver=solver, initial_precision=0.5, **settings
     )
     x, y = data()
     design = torch.cat([x, torch.ones(20, 1, dtype=torch.float64)], 1)
@@ -597,7 +600,7 @@ def test_leaving_the_draw_loop_restores_the_mean_of_every_family(kind: str, eval
     for _, _, state in untouched.sampled():
         state["score"].zero_()
     for block in untouched.blocks():
-        block.forget(momentum=True)
+        block.forget()
     train(module, optimizer, 2, first=3)
     train(other, untouched, 2, first=3)
     assert same(states(optimizer), states(untouched))
@@ -618,6 +621,74 @@ def test_a_run_resumed_from_its_state_goes_on_bit_for_bit(kind: str, steps: int)
     train(other, resumed, 4, first=steps)
     assert same(states(optimizer), states(resumed))
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("steps", [0, 4])
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [(torch.optim.NAdam, {}), (torch.optim.Rprop, {}), (torch.optim.SGD, {"momentum": 0.9})],
+)
+def test_any_inner_optimizer_resumes_bit_for_bit(
+    steps: int, optimizer: Callable[..., torch.optim.Optimizer], options: dict[str, Any]
+) -> None:
+    """Its state does not begin at zero for all of them; a state from before the first step is one, too."""
+    solver = GradientSolver(3, optimizer, 1e-4 if optimizer is torch.optim.SGD else 0.01, options)
+    module, training = mixed("low_rank", solver=solver)
+    train(module, training, steps)
+    weights, saved = {n: p.clone() for n, p in module.state_dict().items()}, training.state_dict()
+    saved = torch.utils._pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, saved)
+    train(module, training, 5, first=steps)
+    other, resumed = mixed("low_rank", solver=solver)
+    train(other, resumed, 2)  # what it did before is forgotten
+    other.load_state_dict(weights)
+    resumed.load_state_dict(saved)
+    train(other, resumed, 5, first=steps)
+    assert same(states(training), states(resumed))
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_weights_that_are_loaded_before_the_first_step_are_its_mean(kind: str) -> None:
+    """As if the optimizer had been built after they were."""
+    (one, late), (two, _) = mixed(kind), mixed(kind)
+    with torch.no_grad():
+        for each in (one, two):
+            for index, parameter in enumerate(each.parameters()):
+                parameter.add_(0.1 * normal(*parameter.shape, seed=index))
+    early = ProximalScore(two.named_parameters(), 20, families=HEADS[kind]())
+    train(one, late, 3)
+    train(two, early, 3)
+    assert same(states(late), states(early))
+
+
+def test_a_parameter_of_a_block_cannot_be_frozen_later() -> None:
+    module, optimizer = mixed("full_covariance")
+    module.head.bias.requires_grad_(False)
+    with pytest.raises(RuntimeError, match=r"head\.bias was frozen after .* family full_covariance"):
+        next(optimizer.draws())
+
+
+@pytest.mark.parametrize("evaluation", [0, 1])
+def test_an_abort_names_the_parameter_of_a_block(evaluation: int) -> None:
+    module, optimizer = mixed("low_rank", max_skipped_steps=2)
+
+    def broken() -> None:
+        for index in optimizer.draws():
+            loss = evaluate(module)
+            (loss + float("nan") * module.head.bias.sum() if index == evaluation else loss).backward()
+        optimizer.step()
+
+    broken()
+    with pytest.raises(FloatingPointError, match=r"2 steps in a row .*first parameter: head\.bias"):
+        broken()
+
+
+def test_no_penalty_needs_no_trust_region_where_the_gradient_solver_serves_all() -> None:
+    module, optimizer = mixed(
+        "low_rank", solver=GradientSolver(2), penalty=NoPenalty(), max_log_precision_step=None, max_mean_step=None
+    )
+    train(module, optimizer, 2)
+    with pytest.raises(ValueError, match="max_log_precision_step is None"):  # the body has a closed form
+        mixed("low_rank", penalty=NoPenalty(), max_log_precision_step=None)
 
 
 def test_the_likelihood_of_the_package_trains_a_joint_head() -> None:

@@ -20,57 +20,23 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.optim.adam import adam
 
 from proxscore.inference import noise
-from proxscore.inference.blocks import Block, Member
-from proxscore.inference.families import ClosedForm, Family, MeanField
-from proxscore.inference.families.mean_field import Bucket, split
+from proxscore.inference.blocks import Block, SolvedBlock, block
+from proxscore.inference.families import Family, MeanField
 from proxscore.inference.monitor import Monitor
+from proxscore.inference.parts import Draw, Member, Part, ProximalStep
 from proxscore.inference.penalties import ForwardKL, Penalty
+from proxscore.inference.points import Points
 from proxscore.inference.priors import Assignment, Prior, canonical
+from proxscore.inference.shards import Shards
 from proxscore.inference.solver import GradientSolver
-
-# Elements that one pass of in-place operations covers; three temporaries of that size live at once. On the CPU large
-# enough that the calls cost less than the arithmetic, small enough for the cache; elsewhere a kernel's worth of work.
-_BUCKET = {"cpu": 1 << 17}
-_BUCKET_ACCELERATOR = 1 << 22
-
-
-@dataclass
-class _Slot(Member):
-    """A trained parameter of this optimizer; its block, if it is not on the fast path."""
-
-    block: Block | None = None
-
-    @property
-    def fast(self) -> bool:
-        """Sampled from a mean-field Gaussian and updated in closed form, in place on its shard."""
-        return self.prior.sampled and self.block is None
-
-
-@dataclass
-class _Shard:
-    """Flat local views of a sampled parameter and its state, from the start of a draw loop to the step after it.
-
-    Making them for every pass over the parameters would cost more than the arithmetic on small tensors.
-    """
-
-    slot: _Slot
-    weights: Tensor
-    mean: Tensor
-    precision: Tensor
-    score: Tensor
-    curvature: Tensor | None
-    prior_mean: Tensor | None
-    gradient: Tensor | None = None
 
 
 class ProximalScore(torch.optim.Optimizer):
@@ -148,12 +114,7 @@ class ProximalScore(torch.optim.Optimizer):
                 raise ValueError(f"{setting} is {value}; it must be positive")
         self.prior = prior or Prior()
         self.penalty = penalty or ForwardKL()
-        if max_log_precision_step is None and not self.penalty.positive:
-            raise ValueError(
-                f"max_log_precision_step is None; penalty {type(self.penalty).__name__} needs it: precisions can turn negative"
-            )
         self.family, self.families, self.solver = family or MeanField(), dict(families or {}), solver
-        self._fast = MeanField()  # of the parameters that are in no block
         self.paired, self.draws_per_step = paired, draws
         self.max_log_precision_step, self.max_mean_step = max_log_precision_step, max_mean_step
         self.scale = data_size / temperature
@@ -166,147 +127,122 @@ class ProximalScore(torch.optim.Optimizer):
         self.monitor = False
         self.statistics: dict[str, float] = {}
         self._drawing = self._scored = False
-        self._shards: list[list[_Shard]] = []
-        self._nonfinite: Tensor | None = None
-        self._streams: dict[tuple[torch.device, torch.dtype], noise.NormalStream] = {}
+        self._finite: Tensor | None = None  # by parameter, of this draw loop
+        by_name = isinstance(initial_precision, Mapping)
         self._initial = dict(initial_precision) if isinstance(initial_precision, Mapping) else {}
-        for name, value in self._initial.items():
-            if not value > 0:
-                raise ValueError(f"initial_precision of {name} is {value}; it must be positive")
-        everywhere = 0.1 if isinstance(initial_precision, Mapping) else initial_precision
-        defaults = dict(lr=lr, momentum=momentum, initial_precision=everywhere)
+        for name, precision in self._initial.items():
+            if not precision > 0:
+                raise ValueError(f"initial_precision of {name} is {precision}; it must be positive")
+        defaults = dict(lr=lr, momentum=momentum, initial_precision=0.1 if by_name else initial_precision)
         counters = dict(step=0, momentum_steps=0, skipped=0, skipped_in_a_row=0, seed=seed)
         super().__init__(_named(params), defaults | counters)
-        self._slots = [self._slots_of(group) for group in self.param_groups]
-        self._assign_prior()
-        self._blocks = [self._blocks_of(*pair) for pair in zip(self.param_groups, self._slots, strict=True)]
+        self._members = self._assigned()
+        self._parts = [self._parts_of(*pair) for pair in zip(self.param_groups, self._members, strict=True)]
+        if max_log_precision_step is None and not self.penalty.positive and not self._solved_throughout():
+            raise ValueError(
+                f"max_log_precision_step is None; penalty {type(self.penalty).__name__} needs it: precisions can turn negative"
+            )
 
     # ------------------------------------------------------------ set-up
 
-    def _slots_of(self, group: dict[str, Any]) -> list[_Slot]:
-        for setting, low in (("lr", True), ("initial_precision", False)):
-            if not (group[setting] >= 0 if low else group[setting] > 0):
-                raise ValueError(f"{setting} is {group[setting]}; it must be positive")
-        if not 0 <= group["momentum"] < 1:
-            raise ValueError(f"momentum is {group['momentum']}; it must lie in [0, 1)")
-        slots = []
-        for name, parameter in zip(group["param_names"], group["params"], strict=True):
-            name = canonical(name)
-            if parameter.dtype not in (torch.float32, torch.float64):
-                raise ValueError(
-                    f"parameter {name} is {parameter.dtype}: keep parameters in float32 and use autocast or FSDP's "
-                    "MixedPrecisionPolicy for low-precision compute"
-                )
-            if not (parameter.to_local() if isinstance(parameter, DTensor) else parameter).is_contiguous():
-                raise ValueError(
-                    f"parameter {name} is not contiguous (channels_last?): convert inputs instead of the module, or call "
-                    ".contiguous() on its parameters"
-                )
-            slots.append(_Slot(name, parameter, Assignment(True, 0.0), noise.shard_offset(parameter, name)))
-        return slots
-
-    def _assign_prior(self) -> None:
-        slots = [slot for group in self._slots for slot in group]
-        assignments = self.prior.assign([(slot.name, slot.parameter) for slot in slots])
-        for setting, named in (("prior.mean", self.prior.mean), ("initial_precision", self._initial)):
-            unknown = set(named) - set(assignments)
-            if unknown:
-                raise ValueError(f"{setting} names {sorted(unknown)[0]!r}, which is no trained parameter")
-        for group, members in zip(self.param_groups, self._slots, strict=True):
-            for slot in members:
-                slot.prior = assignments[slot.name]
-                if not (slot.prior.sampled and self._in_block(slot)):
-                    self.state[slot.parameter] = self._initial_state(slot, group)
-
-    def _family_of(self, slot: _Slot) -> Family:
-        matches = [family for pattern, family in self.families.items() if fnmatch.fnmatchcase(slot.name, pattern)]
-        return matches[-1] if matches else self.family
-
-    def _in_block(self, slot: _Slot) -> bool:
-        return self.solver is not None or not isinstance(self._family_of(slot), MeanField)
-
-    def _blocks_of(self, group: dict[str, Any], slots: list[_Slot]) -> list[Block]:
-        for pattern in self.families:
-            if not any(fnmatch.fnmatchcase(slot.name, pattern) for members in self._slots for slot in members):
-                raise ValueError(
-                    f"families: the pattern {pattern!r} matches no parameter, for example {slots[0].name!r}"
-                )
-        blocks: list[Block] = []
-        together: dict[int, list[_Slot]] = {}
-        for slot in (slot for slot in slots if slot.prior.sampled and self._in_block(slot)):
-            family = self._family_of(slot)
-            together.setdefault(id(slot) if family.per_parameter else id(family), []).append(slot)
-        for members in together.values():
-            family = self._family_of(members[0])
-            solver = self.solver or (None if isinstance(family, ClosedForm) else GradientSolver())
-            for slot in members:
-                slot.prior_mean = self._prior_mean(slot)
-                self.state[slot.parameter] = {}
-            precision = [self._initial_precision(slot, group) for slot in members]
-            block = Block(family, list(members), precision, noise.key(group["seed"], "initial"), solver, self.penalty)
-            for slot in members:
-                slot.block = block
-            blocks.append(block)
-        return blocks
-
-    def _prior_mean(self, slot: _Slot) -> Tensor | None:
-        """The whole tensor of a parameter's prior mean, if it has one that counts.
+    def _assigned(self) -> list[list[Member]]:
+        """The trained parameters of each group, with what the prior says of them.
 
         Raises:
-            ValueError: it is of another shape.
+            ValueError: a setting of a group, or a parameter that cannot be trained like this.
         """
-        mean = self.prior.mean.get(slot.name)
-        if mean is None or not slot.prior.precision > 0:
-            return None
-        if mean.shape != slot.parameter.shape:
-            raise ValueError(
-                f"prior.mean of {slot.name} has shape {tuple(mean.shape)}; it must be {tuple(slot.parameter.shape)}"
-            )
-        return (mean.full_tensor() if isinstance(mean, DTensor) else mean).detach()
+        named = [
+            (canonical(n), p) for g in self.param_groups for n, p in zip(g["param_names"], g["params"], strict=True)
+        ]
+        for name, parameter in named:
+            _check(name, parameter)
+        for pattern in self.families:
+            if not any(fnmatch.fnmatchcase(name, pattern) for name, _ in named):
+                raise ValueError(f"families: the pattern {pattern!r} matches no parameter, for example {named[0][0]!r}")
+        assignments = self.prior.assign(named)
+        for setting, given in (("prior.mean", self.prior.mean), ("initial_precision", self._initial)):
+            unknown = set(given) - set(assignments)
+            if unknown:
+                raise ValueError(f"{setting} names {sorted(unknown)[0]!r}, which is no trained parameter")
+        groups = []
+        for group in self.param_groups:
+            for setting, least in (("lr", True), ("initial_precision", False)):
+                if not (group[setting] >= 0 if least else group[setting] > 0):
+                    raise ValueError(f"{setting} is {group[setting]}; it must be positive")
+            if not 0 <= group["momentum"] < 1:
+                raise ValueError(f"momentum is {group['momentum']}; it must lie in [0, 1)")
+            pairs = zip(map(canonical, group["param_names"]), group["params"], strict=True)
+            groups.append([self._member(name, p, assignments[name], group["initial_precision"]) for name, p in pairs])
+        return groups
 
-    def _initial_precision(self, slot: _Slot, group: dict[str, Any]) -> float:
-        return self._initial.get(slot.name, group["initial_precision"]) * self.scale + slot.prior.precision
+    def _member(self, name: str, parameter: Tensor, prior: Assignment, initial_precision: float) -> Member:
+        mean = self.prior.mean.get(name) if prior.precision > 0 else None
+        if mean is not None and mean.shape != parameter.shape:
+            raise ValueError(f"prior.mean of {name} has shape {tuple(mean.shape)}; it must be {tuple(parameter.shape)}")
+        if mean is not None:
+            mean = (mean.full_tensor() if isinstance(mean, DTensor) else mean).detach()
+        precision = self._initial.get(name, initial_precision) * self.scale + prior.precision
+        return Member(name, parameter, prior, noise.shard_offset(parameter, name), precision, mean)
 
-    def _initial_state(self, slot: _Slot, group: dict[str, Any]) -> dict[str, Any]:
-        parameter = slot.parameter.detach()
-        prior_mean = self._prior_mean(slot)
-        state: dict[str, Any] = {}
-        if slot.prior.sampled:
-            precision = torch.full_like(parameter, self._initial_precision(slot, group))
-            state = {"mean": parameter.clone(), "precision": precision}
-            state["score"] = torch.zeros_like(parameter)
-            if self.draws_per_step > 1:
-                state["curvature"] = torch.zeros_like(parameter)
-        else:
-            state = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
-            state["step"] = torch.zeros(())
-        if prior_mean is not None:
-            state["prior_mean"] = torch.zeros_like(parameter)
-            shard = noise.local(state["prior_mean"])
-            shard.copy_(prior_mean.reshape(-1)[slot.start : slot.start + len(shard)])
-        return state
+    def _parts_of(self, group: dict[str, Any], members: list[Member]) -> list[Part]:
+        points: list[Member] = []
+        shards: list[Member] = []
+        together: dict[int, list[Member]] = {}
+        for member in members:
+            family = self._family_of(member)
+            if not member.prior.sampled:
+                points.append(member)
+            elif self.solver is None and isinstance(family, MeanField):
+                shards.append(member)
+            else:
+                together.setdefault(id(member) if family.per_parameter else id(family), []).append(member)
+        parts: list[Part] = []
+        if shards:
+            parts.append(Shards(shards, self.state, self.draws_per_step))
+        seed = noise.key(group["seed"], "initial")
+        for joined in together.values():
+            for member in joined:
+                self.state[member.parameter] = {}
+            parts.append(block(self._family_of(joined[0]), joined, seed, self.solver, self.penalty))
+        if points:
+            parts.append(Points(points, self.state, self.point_lr, self.scale, self.evaluations_per_step))
+        for member in members:
+            member.prior_mean = None  # the parts hold their piece of it
+        return parts
+
+    def _family_of(self, member: Member) -> Family:
+        matches = [family for pattern, family in self.families.items() if fnmatch.fnmatchcase(member.name, pattern)]
+        return matches[-1] if matches else self.family
+
+    def _solved_throughout(self) -> bool:
+        return all(isinstance(part, (SolvedBlock, Points)) for part in self._all_parts())
+
+    def _all_parts(self) -> Iterator[Part]:
+        for parts in self._parts:
+            yield from parts
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch, during construction only: the prior is assigned to all parameters at once."""
-        if hasattr(self, "_slots"):
+        if hasattr(self, "_parts"):
             raise ValueError("parameters cannot be added later: build a new optimizer with all of them")
         super().add_param_group(param_group)
 
     def sampled(self) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
-        """(name, parameter, state) of every parameter with a mean-field posterior on the fast path."""
-        for slot in (slot for group in self._slots for slot in group):
-            if slot.fast:
-                yield slot.name, slot.parameter, self.state[slot.parameter]
-
-    def initial_precisions(self) -> dict[str, float]:
-        """The precision that each sampled parameter started with, by name: of the data and the prior."""
-        groups = zip(self.param_groups, self._slots, strict=True)
-        return {s.name: self._initial_precision(s, g) for g, slots in groups for s in slots if s.prior.sampled}
+        """(name, parameter, state) of every parameter with a mean-field posterior in closed form."""
+        for part in self._all_parts():
+            if isinstance(part, Shards):
+                for member in part.all_members:
+                    yield member.name, member.parameter, self.state[member.parameter]
 
     def blocks(self) -> Iterator[Block]:
         """The parameters that a family describes together."""
-        for blocks in self._blocks:
-            yield from blocks
+        for part in self._all_parts():
+            if isinstance(part, Block):
+                yield part
+
+    def initial_precisions(self) -> dict[str, float]:
+        """The precision that each sampled parameter started with, by name: of the data and the prior."""
+        return {m.name: m.initial_precision for members in self._members for m in members if m.prior.sampled}
 
     @property
     def evaluations_per_step(self) -> int:
@@ -329,160 +265,87 @@ class ProximalScore(torch.optim.Optimizer):
         if self._drawing:
             raise RuntimeError("draws() within draws(): finish the first loop before starting another")
         if self._scored:  # the last loop's scores are in the running mean, but no step counted them
-            self._forget_scores()
-        self._drawing, self._scored, self._nonfinite = True, False, None
-        slots = [[s for s in group if s.parameter.requires_grad] for group in self._slots]
-        for slot in (slot for group in slots for slot in group):
-            slot.parameter.grad = None
-        self._shards = [[self._shard(slot) for slot in group if slot.fast] for group in slots]
-        for shards in filter(None, self._shards):
-            torch._foreach_copy_([s.mean for s in shards], [s.weights for s in shards])
+            self._forget()
+        self._drawing, self._scored, self._finite = True, False, None
+        for parameter in self._parameters():
+            parameter.grad = None
+        for part in self._all_parts():
+            part.begin(self.state)
         try:
             for index in range(self.draws_per_step):
-                self._sample(index)
+                self._sample(index, 1.0)
                 yield index * (1 + self.paired)
+                self._take(index, 1.0)
                 if self.paired:
-                    first = self._take_first(slots, index)
+                    first = [parameter.grad for parameter in self._parameters()]
+                    self._sample(index, -1.0)
                     yield index * 2 + 1
-                    self._check_pair(slots, first)
-                self._take(slots, index)
+                    if any(a is not p.grad for a, p in zip(first, self._parameters(), strict=True)):
+                        raise RuntimeError(
+                            "gradients were cleared between the two draws of a pair; leave them to the optimizer"
+                        )
+                    self._take(index, -1.0)
             self._scored = True
         finally:
-            self._restore()
+            for part in self._all_parts():
+                part.restore()
+            torch.clear_autocast_cache()
             self._drawing = False
             if not self._scored:
-                self._forget_scores()
-                self._shards = []
+                self._forget()
 
-    def _shard(self, slot: _Slot) -> _Shard:
-        state = self.state[slot.parameter]
-        mean, precision, score = (noise.local(state[name]) for name in ("mean", "precision", "score"))
-        curvature, prior_mean = (noise.local(state[n]) if n in state else None for n in ("curvature", "prior_mean"))
-        return _Shard(slot, noise.local(slot.parameter), mean, precision, score, curvature, prior_mean)
+    def _parameters(self) -> Iterator[Tensor]:
+        for group in self.param_groups:
+            yield from group["params"]
 
-    def _sample(self, index: int) -> None:
-        for group, shards, members, blocks in zip(
-            self.param_groups, self._shards, self._slots, self._blocks, strict=True
-        ):
-            seed = noise.key(group["seed"], "draw", group["step"], index)
-            for slot in members:
-                if slot.prior.sampled:  # the gradients of the others are summed over the draws
-                    slot.parameter.grad = None
-            for block in blocks:
-                block.sample(1.0, seed)
-            for shard in shards:
-                slot, weights, mean, precision = shard.slot, shard.weights, shard.mean, shard.precision
-                stream, count, total = self._stream(weights), weights.numel(), slot.parameter.numel()
-                for piece, values in stream.pieces(noise.key(seed, slot.name), slot.start, count, total):
-                    if values.numel() == count:
-                        self._fast.sample_(weights, mean, precision, values)
-                    else:
-                        self._fast.sample_(weights[piece], mean[piece], precision[piece], values)
+    def _draw(self, group: dict[str, Any], index: int, sign: float) -> Draw:
+        seed = noise.key(group["seed"], "draw", group["step"], index)
+        return Draw(index, sign, self.paired, self.draws_per_step, self.scale, group["momentum"], seed)
+
+    def _sample(self, index: int, sign: float) -> None:
+        for group, parts in zip(self.param_groups, self._parts, strict=True):
+            for part in parts:
+                part.sample(self._draw(group, index, sign))
         torch.clear_autocast_cache()  # an enclosing autocast would go on using its cast of the previous weights
 
-    def _take_first(self, slots: list[list[_Slot]], index: int) -> list[Tensor | None]:
-        """Between the draws of a pair: fold the first gradient into the running score, reflect the weights.
-
-        The gradient is left negated, so that the second backward accumulates g_minus - g_plus without a buffer.
-        """
-        self._fill_gradients(slots)
-        self._detect(slots)
-        for group, buckets in self._buckets():
-            decay, weight = self._decay(group, index)
-            for bucket in buckets:
-                torch._foreach_mul_(bucket.score, decay)
-                torch._foreach_add_(bucket.score, bucket.statistic, alpha=weight)
-                torch._foreach_neg_(bucket.statistic)
-                self._fast.reflect_(bucket)
-        self._take_blocks(1.0, index)
-        for group, blocks in zip(self.param_groups, self._blocks, strict=True):
-            for block in blocks:
-                block.sample(-1.0, noise.key(group["seed"], "draw", group["step"], index))
-        torch.clear_autocast_cache()
-        return [slot.parameter.grad for group in slots for slot in group]
-
-    def _take_blocks(self, sign: float, index: int) -> None:
-        for group, blocks in zip(self.param_groups, self._blocks, strict=True):
-            seed = noise.key(group["seed"], "draw", group["step"], index)
-            for block in blocks:
-                block.take(sign, self.paired, self.scale, group["momentum"], self.draws_per_step, seed)
-
-    def _check_pair(self, slots: list[list[_Slot]], first: list[Tensor | None]) -> None:
-        after = [slot.parameter.grad for group in slots for slot in group]
-        if any(a is not b for a, b in zip(first, after, strict=True)):
-            raise RuntimeError("gradients were cleared between the two draws of a pair; leave them to the optimizer")
-
-    def _take(self, slots: list[list[_Slot]], index: int) -> None:
-        """After a draw or pair: complete the running score, and turn the gradient into the curvature statistic."""
-        self._fill_gradients(slots)
-        self._detect(slots)
-        scale = self.scale / 2 if self.paired else self.scale
-        for group, buckets in self._buckets():
-            decay, weight = self._decay(group, index)
-            for bucket in buckets:
-                if self.paired:  # the score holds g_plus already: g_plus + (g_minus - g_plus) / 2 is the pair's mean
-                    torch._foreach_add_(bucket.score, bucket.statistic, alpha=weight / 2)
-                else:
-                    torch._foreach_mul_(bucket.score, decay)
-                    torch._foreach_add_(bucket.score, bucket.statistic, alpha=weight)
-                self._fast.curvature_(bucket, scale, self.paired)
-        self._take_blocks(-1.0 if self.paired else 1.0, index)
-        if self.draws_per_step > 1:
-            for shard in (shard for shards in self._shards for shard in shards):
-                assert shard.curvature is not None
-                assert shard.gradient is not None
-                shard.curvature.mul_(index > 0).add_(shard.gradient, alpha=1 / self.draws_per_step)
-
-    def _decay(self, group: dict[str, Any], index: int) -> tuple[float, float]:
-        """Factors on the running score and on a new gradient; the average over a step's draws is one update."""
-        return (group["momentum"] if index == 0 else 1.0), (1 - group["momentum"]) / self.draws_per_step
-
-    def _fill_gradients(self, slots: list[list[_Slot]]) -> None:
-        parameters = [slot.parameter for group in slots for slot in group]
-        if all(parameter.grad is None for parameter in parameters):
+    def _take(self, index: int, sign: float) -> None:
+        if all(parameter.grad is None for parameter in self._parameters()):
             raise RuntimeError("no gradients after a draw: call backward() inside the draws() loop")
-        for parameter in parameters:
-            if parameter.grad is None:  # not part of this forward: its likelihood is flat, the prior still counts
-                parameter.grad = torch.zeros_like(parameter)
-        for shard in (shard for shards in self._shards for shard in shards):
-            assert shard.slot.parameter.grad is not None
-            shard.gradient = noise.local(shard.slot.parameter.grad)
-
-    def _detect(self, slots: list[list[_Slot]]) -> None:
-        """Note (on the device) whether any gradient is not finite."""
-        gradients = [s.gradient for shards in self._shards for s in shards if s.gradient is not None]
-        points = (s.parameter.grad for group in slots for s in group if not s.fast)
-        gradients += [noise.local(gradient) for gradient in points if gradient is not None]
+        gradients = [[part.gradients() for part in parts] for parts in self._parts]
         # The 2-norm is the fastest reduction that any nan or inf passes through (beyond 1e19 it overflows: no loss).
-        bad = ~torch.stack([norm.float() for norm in torch._foreach_norm(gradients, 2)]).isfinite().all()
-        self._nonfinite = bad if self._nonfinite is None else self._nonfinite | bad
+        norms = torch._foreach_norm([g for parts in gradients for part in parts for g in part], 2)
+        finite = torch.stack([norm.float() for norm in norms]).isfinite()
+        self._finite = finite if self._finite is None else self._finite & finite
+        for group, parts, found in zip(self.param_groups, self._parts, gradients, strict=True):
+            for part, each in zip(parts, found, strict=True):
+                part.take(self._draw(group, index, sign), each)
 
     @property
     def nonfinite(self) -> Tensor:
         """Whether this rank saw a gradient that is not finite in the last draw loop (0 or 1, on the device)."""
-        if self._nonfinite is None:
+        if self._finite is None:
             raise RuntimeError("no scores yet: run the draws() loop first")
-        return self._nonfinite.float()
+        return (~self._finite.all()).float()
 
-    def _restore(self) -> None:
-        for shards in filter(None, self._shards):
-            torch._foreach_copy_([s.weights for s in shards], [s.mean for s in shards])
-        for block in self.blocks():
-            block.restore()
-        torch.clear_autocast_cache()
+    def _forget(self) -> None:
+        """Start the running means anew: a part of a loop, or something that is not finite, may have been folded in."""
+        for group in self.param_groups:
+            group["momentum_steps"] = 0
+        for part in self._all_parts():
+            part.forget()
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch."""
-        for block in self.blocks():
-            block.export(self.state)
+        for each in self.blocks():
+            each.export(self.state)
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch; scores that no step took are forgotten: they belong to the state that is replaced."""
         super().load_state_dict(state_dict)
-        self._scored, self._shards = False, []
-        for block in self.blocks():
-            block.load(self.state)
+        self._scored = False
+        for each in self.blocks():
+            each.load(self.state)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch, but nothing happens between the start of ``draws()`` and ``step()``."""
@@ -523,14 +386,13 @@ class ProximalScore(torch.optim.Optimizer):
             group["step"] += 1
             for parameter in group["params"]:
                 parameter.grad = None  # it holds statistics, no gradient
-        self._shards = []
         return loss
 
     def _skip(self) -> bool:
         found, self.found_inf = self.found_inf, None
         if found is None:
             found = self.nonfinite
-            if dist.is_initialized() and any(isinstance(s.parameter, DTensor) for g in self._slots for s in g):
+            if dist.is_initialized() and any(isinstance(parameter, DTensor) for parameter in self._parameters()):
                 dist.all_reduce(found, op=dist.ReduceOp.MAX)
         return bool(found)
 
@@ -538,106 +400,50 @@ class ProximalScore(torch.optim.Optimizer):
         for group in self.param_groups:
             group["skipped"] += 1
             group["skipped_in_a_row"] += 1
-        self._forget_scores()
+        self._forget()
         if self.param_groups[0]["skipped_in_a_row"] >= self.max_skipped_steps:
-            named = ((s.name, s.parameter.grad) for group in self._slots for s in group)
-            bad = next((name for name, g in named if g is not None and not noise.local(g).isfinite().all()), "unknown")
+            names = [member.name for part in self._all_parts() for member in part.members]
+            assert self._finite is not None
+            bad = [name for name, finite in zip(names, self._finite.tolist(), strict=True) if not finite]
             raise FloatingPointError(
-                f"{self.max_skipped_steps} steps in a row had scores that are not finite (first parameter: {bad}); "
-                "look for bad inputs, or use a larger initial_precision or penalty.mean"
+                f"{self.max_skipped_steps} steps in a row had scores that are not finite (first parameter: "
+                f"{bad[0] if bad else 'on another rank'}); look for bad inputs, or use a larger initial_precision or "
+                "penalty.mean"
             )
 
-    def _forget_scores(self) -> None:
-        """Start the running means anew: a part of a loop, or something that is not finite, may have been folded in."""
-        for group in self.param_groups:
-            group["momentum_steps"] = 0
-        for block in self.blocks():
-            block.forget(momentum=True)
-        for _, _, state in self.sampled():
-            for statistic in ("score", "curvature"):
-                if statistic in state:
-                    noise.local(state[statistic]).zero_()
-
     def _update(self) -> None:
-        step = self.param_groups[0]["step"]
-        precision_weight, mean_weight = self.penalty.weights(step)
+        precision_weight, mean_weight = self.penalty.weights(self.param_groups[0]["step"])
         monitor = Monitor() if self.monitor else None
-        slots = [[s for s in group if s.parameter.requires_grad] for group in self._slots]
-        for group, buckets in self._buckets("curvature" if self.draws_per_step > 1 else "gradient"):
-            factor = group["lr"]
-            weights = precision_weight, (mean_weight / factor if factor > 0 else float("inf"))
+        for group, parts in zip(self.param_groups, self._parts, strict=True):
+            lr = group["lr"]
+            weights = precision_weight, (mean_weight / lr if lr > 0 else float("inf"))
+            factor = self.penalty.mean / weights[1]
             # The trust region of the mean follows its schedule: otherwise a step that it binds would never shrink.
-            max_mean_step = None if self.max_mean_step is None else self.max_mean_step * self.penalty.mean / weights[1]
+            max_mean_step = None if self.max_mean_step is None else self.max_mean_step * factor
             score_scale = -self.scale / (1 - group["momentum"] ** group["momentum_steps"])
-            for bucket in buckets:
-                ratio = self._fast.update_(
-                    bucket, self.penalty, weights, score_scale, self.max_log_precision_step, max_mean_step
-                )
-                if monitor is not None:
-                    monitor.add(bucket.precision, ratio)
-        for group, blocks in zip(self.param_groups, self._blocks, strict=True):
-            for block in blocks:
-                factor = group["lr"] * self.penalty.mean / mean_weight
-                max_mean_step = None if self.max_mean_step is None else self.max_mean_step * factor
-                score_scale = -self.scale / (1 - group["momentum"] ** group["momentum_steps"])
-                weights = precision_weight, self.penalty.mean / factor if factor > 0 else float("inf")
-                block.step(self.penalty, weights, score_scale, self.max_log_precision_step, max_mean_step, factor)
-        for group, members in zip(self.param_groups, slots, strict=True):
-            self._update_points([s for s in members if not s.prior.sampled], group, mean_weight)
+            step = ProximalStep(self.penalty, weights, score_scale, self.max_log_precision_step, max_mean_step, factor)
+            for part in parts:
+                part.step(step, monitor)
         torch.clear_autocast_cache()
         if monitor is not None:
             self.statistics = monitor.result() | {"kappa_precision": precision_weight, "kappa_mean": mean_weight}
-            solved = [block for block in self.blocks() if block.solver is not None]
+            solved = [part for part in self._all_parts() if isinstance(part, SolvedBlock)]
             if solved:  # the gradient solver's objective without its penalty, per number
-                numbers = sum(member.parameter.numel() for block in solved for member in block.members)
-                self.statistics["score_loss"] = sum(block.loss for block in solved) / numbers
+                numbers = sum(member.parameter.numel() for each in solved for member in each.members)
+                self.statistics["score_loss"] = sum(each.loss for each in solved) / numbers
 
-    def _update_points(self, slots: list[_Slot], group: dict[str, Any], mean_weight: float) -> None:
-        """Adam on the parameters that are not sampled, on the mean gradient over the draws plus the prior's."""
-        if not slots:
-            return
-        gradients = []
-        for slot in slots:
-            assert slot.parameter.grad is not None
-            gradient = noise.local(slot.parameter.grad).div_(self.evaluations_per_step)
-            if slot.prior.precision > 0:
-                weights, prior_mean = noise.local(slot.parameter), self.state[slot.parameter].get("prior_mean")
-                pull = weights if prior_mean is None else weights - noise.local(prior_mean)
-                gradient.add_(pull, alpha=slot.prior.precision / self.scale)
-            gradients.append(gradient)
-        states = [self.state[slot.parameter] for slot in slots]
-        adam(
-            [noise.local(slot.parameter) for slot in slots],
-            gradients,
-            [noise.local(state["exp_avg"]) for state in states],
-            [noise.local(state["exp_avg_sq"]) for state in states],
-            [],
-            [state["step"] for state in states],
-            amsgrad=False,
-            beta1=0.9,
-            beta2=0.999,
-            lr=self.point_lr * group["lr"] * self.penalty.mean / mean_weight,
-            weight_decay=0.0,
-            eps=1e-8,
-            maximize=False,
+
+def _check(name: str, parameter: Tensor) -> None:
+    if parameter.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"parameter {name} is {parameter.dtype}: keep parameters in float32 and use autocast or FSDP's "
+            "MixedPrecisionPolicy for low-precision compute"
         )
-
-    # ------------------------------------------------------------ views of the state
-
-    def _buckets(self, statistic: str = "gradient") -> Iterator[tuple[dict[str, Any], Iterator[Bucket]]]:
-        """The sampled parameters of each group, cut into buckets."""
-        for group, shards in zip(self.param_groups, self._shards, strict=True):
-            if shards:
-                size = _BUCKET.get(shards[0].weights.device.type, _BUCKET_ACCELERATOR)
-                columns = ("weights", "mean", "precision", "score", statistic, "prior_mean")
-                rows = [(tuple(getattr(s, name) for name in columns), s.slot.prior.precision) for s in shards]
-                yield group, split(rows, size)
-
-    def _stream(self, like: Tensor) -> noise.NormalStream:
-        place = like.device, like.dtype
-        if place not in self._streams:
-            self._streams[place] = noise.NormalStream(*place)
-        return self._streams[place]
+    if not (parameter.to_local() if isinstance(parameter, DTensor) else parameter).is_contiguous():
+        raise ValueError(
+            f"parameter {name} is not contiguous (channels_last?): convert inputs instead of the module, or call "
+            ".contiguous() on its parameters"
+        )
 
 
 def _named(params: Iterable[Any]) -> list[Any]:

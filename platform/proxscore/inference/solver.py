@@ -10,7 +10,8 @@ penalty, taken at the anchor, is zero: it would do nothing. Source: M. Kim, arXi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +44,27 @@ class GradientSolver:
             raise ValueError(f"solver.inner_steps is {self.inner_steps}; it must be at least 2: the penalty needs it")
         if not self.lr > 0:
             raise ValueError(f"solver.lr is {self.lr}; it must be positive")
+        closure = inspect.signature(getattr(self.optimizer, "step", lambda closure=None: None)).parameters.get(
+            "closure"
+        )
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            name = getattr(self.optimizer, "__name__", "optimizer")
+            raise ValueError(
+                f"solver.optimizer {name} evaluates the loss itself, by a closure, which a stochastic loss cannot serve; "
+                "use for example Adam"
+            )
+
+    def build(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        """The inner optimizer of some tensors.
+
+        Raises:
+            ValueError: the optimizer refuses its settings, or these tensors.
+        """
+        try:
+            return self.optimizer(list(parameters), lr=self.lr, **self.options)
+        except (TypeError, ValueError) as error:
+            name = getattr(self.optimizer, "__name__", "optimizer")
+            raise ValueError(f"solver.options {dict(self.options)}: {name}: {error}") from None
 
 
 def penalty_value(

@@ -82,11 +82,9 @@ def _solver(config: SolverConfig) -> GradientSolver:
         near = difflib.get_close_matches(config.optimizer, names, n=1, cutoff=0.3)
         hint = f"did you mean {near[0]!r}?" if near else "for example 'Adam'"
         raise ValueError(f"solver.optimizer is {config.optimizer!r}, no optimizer of torch.optim; {hint}")
-    try:
-        optimizer([torch.zeros(1)], lr=config.lr, **config.options)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"solver.options {config.options}: torch.optim.{config.optimizer}: {error}") from None
-    return GradientSolver(config.inner_steps, optimizer, config.lr, config.options)
+    solver = GradientSolver(config.inner_steps, optimizer, config.lr, config.options)
+    solver.build([torch.zeros(1)])
+    return solver
 
 
 def _schedule(config: ScheduleConfig) -> Schedule:

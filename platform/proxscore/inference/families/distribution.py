@@ -42,6 +42,8 @@ class Distribution(Family):
         found = self.build(self.initial_parameters).sample().shape
         if found != (size,):
             raise ValueError(f"family distribution: samples have shape {tuple(found)}; {name} and others are ({size},)")
+        if not self.mean(self.initial_parameters).isfinite().all():
+            raise ValueError("family distribution: it has no finite mean, which the weights take between steps")
 
     def initial(self, mean: Tensor, precision: Tensor, shape: torch.Size, noise: Callable[[int], Tensor]) -> State:
         return {name: value.detach().to(mean).clone() for name, value in self.initial_parameters.items()}
@@ -53,7 +55,7 @@ class Distribution(Family):
             torch.manual_seed(int(torch.special.ndtr(extra[0 if sign > 0 else 1].double()).item() * 2**62))
             return self.build(state).sample().detach()
 
-    def mean(self, state: State) -> Tensor:
+    def mean(self, state: Mapping[str, Tensor]) -> Tensor:
         """The distribution's own mean where it has one, else that of 1,000 seeded samples."""
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(0)

@@ -79,6 +79,17 @@ class Mixture(Family):
         within = (1 / state["precisions"]) @ self._weights(state)
         return total((within * vector.square()).sum())
 
+    def kl(self, p: State, q: State, total: Total) -> tuple[Tensor, Tensor]:
+        """The divergence of the joint distributions of component and theta, sum_k w_k KL(p_k || q_k): an upper bound.
+
+        That of the mixtures themselves has no closed form; by the chain rule it is no larger.
+        """
+        ratio = q["precisions"] / p["precisions"]
+        offset = (p["means"] - q["means"]).square() * q["precisions"]
+        precision, mean = 0.5 * (ratio - 1 - ratio.log()), 0.5 * offset
+        weights = self._weights(p)
+        return total((precision @ weights).sum()), total((mean @ weights).sum())
+
     def parameters(self, anchor: State) -> State:
         """Steps of the means in their own standard deviations, and of the log-precisions."""
         return {name: torch.zeros_like(anchor["means"]) for name in ("steps", "log_ratios")}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from proxscore.inference import ProximalScore, noise
-from proxscore.inference.blocks import Block
+from proxscore.inference.blocks import Block, SolvedBlock
 from proxscore.inference.priors import canonical
 
 #: A number has moved when its precision changed by more than this factor.
@@ -121,7 +121,7 @@ def _precisions(optimizer: ProximalScore) -> Iterator[tuple[str, Tensor, bool]]:
         precision = _marginal_precision(block)
         if precision is not None:
             for member, piece in zip(block.members, precision.split(block.layout.sizes), strict=True):
-                yield member.name, piece, block.solver is not None
+                yield member.name, piece, isinstance(block, SolvedBlock)
 
 
 def _marginal_precision(block: Block) -> Tensor | None:

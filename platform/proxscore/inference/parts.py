@@ -1,0 +1,148 @@
+"""The parts of an optimizer: sets of parameters that are drawn, scored and moved in one way.
+
+A parameter group has up to three kinds: the mean-field Gaussian in place on shards (:mod:`proxscore.inference.shards`),
+families over blocks of parameters (:mod:`proxscore.inference.blocks`), and point estimates
+(:mod:`proxscore.inference.points`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from proxscore.inference import noise
+from proxscore.inference.monitor import Monitor
+from proxscore.inference.penalties import Penalty
+from proxscore.inference.priors import Assignment
+
+#: A parameter's optimizer state, by parameter.
+States = Mapping[Tensor, dict[str, Any]]
+
+
+@dataclass
+class Member:
+    """A trained parameter: its name, its prior, and where its local shard starts in the flattened whole.
+
+    Args:
+        initial_precision: of a sampled parameter: that of the data and the prior.
+        prior_mean: the whole tensor, where there is one that counts.
+    """
+
+    name: str
+    parameter: Tensor
+    prior: Assignment
+    start: int
+    initial_precision: float
+    prior_mean: Tensor | None
+
+    def prior_mean_shard(self) -> Tensor:
+        """The prior mean, placed as the parameter is."""
+        assert self.prior_mean is not None
+        placed = torch.zeros_like(self.parameter.detach())
+        shard = noise.local(placed)
+        shard.copy_(self.prior_mean.reshape(-1)[self.start : self.start + len(shard)])
+        return placed
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One draw of a step: what its weights are made of, and how its gradients count.
+
+    Args:
+        index: of the draw, or pair, within the step.
+        sign: 1 for a single draw and the first of a pair, -1 for the second.
+        paired: it belongs to a pair.
+        draws: or pairs, of the step.
+        scale: data size / temperature.
+        momentum: decay of the running score.
+        seed: of the noise; the same for both of a pair.
+    """
+
+    index: int
+    sign: float
+    paired: bool
+    draws: int
+    scale: float
+    momentum: float
+    seed: int
+
+    @property
+    def last(self) -> bool:
+        """A single draw, or the second of a pair."""
+        return not (self.paired and self.sign > 0)
+
+    @property
+    def decay(self) -> float:
+        """Factor on the running score before this draw or pair: the draws of a step are one update of it, together."""
+        return self.momentum if self.index == 0 else 1.0
+
+    @property
+    def weight(self) -> float:
+        """Factor on the draw's or pair's mean gradient in the running score."""
+        return (1 - self.momentum) / self.draws
+
+
+@dataclass(frozen=True)
+class ProximalStep:
+    """The settings of one proximal step.
+
+    Args:
+        weights: proximal weights (precision, mean) in force.
+        score_scale: what the running gradient is multiplied with to be the likelihood's part of the score.
+        max_log_precision_step, max_mean_step: trust region; none: unlimited.
+        factor: of the learning rate and the mean's schedule.
+    """
+
+    penalty: Penalty
+    weights: tuple[float, float]
+    score_scale: float
+    max_log_precision_step: float | None
+    max_mean_step: float | None
+    factor: float
+
+
+class Part(ABC):
+    """Parameters that are drawn, scored and moved in one way; ``members`` are those that take part in a draw loop."""
+
+    members: list[Member]
+
+    @abstractmethod
+    def begin(self, state: States) -> None:
+        """Before the first draw of a step: the weights are the mean, and count as such."""
+
+    @abstractmethod
+    def sample(self, draw: Draw) -> None:
+        """Put a draw into the weights; at the first of a pair, or a single one, drop the gradients."""
+
+    def gradients(self) -> list[Tensor]:
+        """The local gradients of ``members``, flat; zero where the loss does not depend on a parameter."""
+        for member in self.members:
+            if member.parameter.grad is None:  # its likelihood is flat, the prior still counts
+                member.parameter.grad = torch.zeros_like(member.parameter)
+        return [noise.local(member.parameter.grad) for member in self.members if member.parameter.grad is not None]
+
+    @abstractmethod
+    def take(self, draw: Draw, gradients: list[Tensor]) -> None:
+        """Take the gradients of the mean negative log-likelihood at the draw that is in the weights."""
+
+    @abstractmethod
+    def restore(self) -> None:
+        """Put the mean into the weights."""
+
+    @abstractmethod
+    def step(self, step: ProximalStep, monitor: Monitor | None) -> None:
+        """The proximal step, from what was taken; the weights are the new mean."""
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Drop what was taken since the last step, and the running score with it."""
+
+
+def trained(members: list[Member]) -> list[Member]:
+    """Those that nobody froze since the optimizer was built."""
+    return [member for member in members if member.parameter.requires_grad]

@@ -1,0 +1,153 @@
+"""The mean-field Gaussian over any number of parameters, in closed form and in place on their local shards.
+
+Nothing is flattened or gathered: every pass is elementwise over *buckets* of local shards, so that sharding needs no
+communication, and the state is the optimizer's, with the parameters' own placements. The arithmetic is that of
+:mod:`proxscore.inference.families.mean_field`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from proxscore.inference import noise
+from proxscore.inference.families.mean_field import Bucket, MeanField, split
+from proxscore.inference.monitor import Monitor
+from proxscore.inference.parts import Draw, Member, Part, ProximalStep, States, trained
+
+# Elements that one pass of in-place operations covers; three temporaries of that size live at once. On the CPU large
+# enough that the calls cost less than the arithmetic, small enough for the cache; elsewhere a kernel's worth of work.
+_BUCKET = {"cpu": 1 << 17}
+_BUCKET_ACCELERATOR = 1 << 22
+
+
+@dataclass
+class _Shard:
+    """Flat local views of a parameter and its state, from the start of a draw loop to the step after it.
+
+    Making them for every pass over the parameters would cost more than the arithmetic on small tensors.
+    """
+
+    member: Member
+    weights: Tensor
+    mean: Tensor
+    precision: Tensor
+    score: Tensor
+    curvature: Tensor | None
+    prior_mean: Tensor | None
+    gradient: Tensor | None = None
+
+
+class Shards(Part):
+    """Parameters with a mean-field Gaussian. State of each: ``mean``, ``precision``, ``score`` (running mean of the
+    gradient), ``curvature`` if a step has several draws, and ``prior_mean`` if there is one.
+
+    Args:
+        state: the optimizer's; gets the initial values.
+        draws: or pairs, of a step.
+    """
+
+    def __init__(self, members: list[Member], state: States, draws: int) -> None:
+        self.all_members, self.members, self._draws = members, members, draws
+        self._family = MeanField()
+        self._shards: list[_Shard] = []
+        self._streams: dict[tuple[torch.device, torch.dtype], noise.NormalStream] = {}
+        for member in members:
+            parameter, held = member.parameter.detach(), state[member.parameter]
+            held["mean"] = parameter.clone()
+            held["precision"] = torch.full_like(parameter, member.initial_precision)
+            held["score"] = torch.zeros_like(parameter)
+            if draws > 1:
+                held["curvature"] = torch.zeros_like(parameter)
+            if member.prior_mean is not None:
+                held["prior_mean"] = member.prior_mean_shard()
+
+    def begin(self, state: States) -> None:
+        self.members = trained(self.all_members)
+        self._shards = [self._shard(member, state) for member in self.members]
+        if self._shards:
+            torch._foreach_copy_([s.mean for s in self._shards], [s.weights for s in self._shards])
+
+    def _shard(self, member: Member, state: States) -> _Shard:
+        held = state[member.parameter]
+        mean, precision, score = (noise.local(held[name]) for name in ("mean", "precision", "score"))
+        curvature, prior_mean = (noise.local(held[n]) if n in held else None for n in ("curvature", "prior_mean"))
+        return _Shard(member, noise.local(member.parameter), mean, precision, score, curvature, prior_mean)
+
+    def sample(self, draw: Draw) -> None:
+        if draw.sign < 0:
+            for bucket in self._buckets():
+                self._family.reflect_(bucket)
+            return
+        for shard in self._shards:
+            shard.member.parameter.grad = None
+            weights, mean, precision = shard.weights, shard.mean, shard.precision
+            stream, count, total = self._stream(weights), weights.numel(), shard.member.parameter.numel()
+            for piece, values in stream.pieces(
+                noise.key(draw.seed, shard.member.name), shard.member.start, count, total
+            ):
+                if values.numel() == count:
+                    self._family.sample_(weights, mean, precision, values)
+                else:
+                    self._family.sample_(weights[piece], mean[piece], precision[piece], values)
+
+    def take(self, draw: Draw, gradients: list[Tensor]) -> None:
+        """Fold the gradient into the running score; after a draw or pair, turn it into the curvature statistic.
+
+        After the first draw of a pair the gradient is left negated, so that the second backward pass accumulates
+        g_minus - g_plus without a buffer. The score holds g_plus then, and (g_minus - g_plus) / 2 makes it the mean.
+        """
+        for shard, gradient in zip(self._shards, gradients, strict=True):
+            shard.gradient = gradient
+        second = draw.paired and draw.last
+        for bucket in self._buckets():
+            if second:
+                torch._foreach_add_(bucket.score, bucket.statistic, alpha=draw.weight / 2)
+            else:
+                torch._foreach_mul_(bucket.score, draw.decay)
+                torch._foreach_add_(bucket.score, bucket.statistic, alpha=draw.weight)
+            if draw.last:
+                self._family.curvature_(bucket, draw.scale / 2 if draw.paired else draw.scale, draw.paired)
+            else:
+                torch._foreach_neg_(bucket.statistic)
+        if draw.last and self._draws > 1:
+            for shard in self._shards:
+                assert shard.curvature is not None
+                assert shard.gradient is not None
+                shard.curvature.mul_(draw.index > 0).add_(shard.gradient, alpha=1 / self._draws)
+
+    def restore(self) -> None:
+        if self._shards:
+            torch._foreach_copy_([s.weights for s in self._shards], [s.mean for s in self._shards])
+
+    def step(self, step: ProximalStep, monitor: Monitor | None) -> None:
+        for bucket in self._buckets("curvature" if self._draws > 1 else "gradient"):
+            ratio = self._family.update_(
+                bucket, step.penalty, step.weights, step.score_scale, step.max_log_precision_step, step.max_mean_step
+            )
+            if monitor is not None:
+                monitor.add(bucket.precision, ratio)
+        self._shards = []
+
+    def forget(self) -> None:
+        for shard in self._shards:
+            shard.score.zero_()
+            if shard.curvature is not None:
+                shard.curvature.zero_()
+        self._shards = []
+
+    def _buckets(self, statistic: str = "gradient") -> Iterator[Bucket]:
+        if self._shards:
+            size = _BUCKET.get(self._shards[0].weights.device.type, _BUCKET_ACCELERATOR)
+            columns = ("weights", "mean", "precision", "score", statistic, "prior_mean")
+            rows = [(tuple(getattr(s, name) for name in columns), s.member.prior.precision) for s in self._shards]
+            yield from split(rows, size)
+
+    def _stream(self, like: Tensor) -> noise.NormalStream:
+        place = like.device, like.dtype
+        if place not in self._streams:
+            self._streams[place] = noise.NormalStream(*place)
+        return self._streams[place]
