@@ -160,11 +160,12 @@ class KroneckerConfig(Section):
 
 
 class MixtureConfig(Section):
-    """A mixture of mean-field Gaussians with uniform weights; see ``inference.families.mixture``."""
+    """A mixture of mean-field Gaussians; see ``inference.families.mixture``, and ``posterior.stacking`` for its weights."""
 
     kind: Literal["mixture"]
     components: int = Field(2, ge=1)
     spread: float = Field(1.0, gt=0)
+    weights: list[float] | Literal["uniform", "stacked"] = "uniform"  # stacked: on validation data, after training
 
 
 FamilyConfig = Annotated[

@@ -13,7 +13,7 @@ from torch import nn
 
 from proxscore.config import Config, MethodConfig
 from proxscore.methods import Horizon, Method
-from proxscore.posterior import Posterior, predict
+from proxscore.posterior import CategoricalPredictive, Posterior, predict
 from proxscore.training.context import Context
 from proxscore.training.ingest import Batch, RayTrainingData, TrainingData, evaluation_batches
 from proxscore.vision.task import VisionTask
@@ -42,25 +42,41 @@ def evaluate(
         data: training batches, to set BatchNorm statistics for each draw from.
     """
     settings = config.evaluation
-    rows = getattr(task.data, split)
-    norm = None
-    if data is not None and settings.norm_batches and _has_batch_norm(module):
-        norm = list(_first_micro_batches(data, settings.norm_batches))
-    predictive = predict(
-        module,
-        lambda: evaluation_batches(rows, settings.batch_size, context.rank, context.world),
-        posterior or Posterior.of(module, method),  # type: ignore[arg-type]
-        draws=draws,
-        seed=settings.seed,
-        refresh=None if norm is None else lambda: norm,
-        autocast=torch.bfloat16 if config.training.precision == "bf16" and context.mesh is None else None,
-    )
+    source = posterior or Posterior.of(module, method)  # type: ignore[arg-type]
+    predictive = predictive_of(source, module, task, config, context, split, draws, data)
     metrics = task.metrics(settings.bins).to(context.device)
     if len(predictive.targets):
         metrics.update(predictive.log_probabilities, predictive.expected_entropy, predictive.targets)
     values = metrics.compute()
     label = f"{draws} draws" if draws and (posterior or method) else "mean weights"
     return values, metrics.reliability_diagram(title=f"{config.name}: {split} split, {label}")
+
+
+def predictive_of(
+    posterior: Posterior,
+    module: nn.Module,
+    task: VisionTask,
+    config: Config,
+    context: Context,
+    split: str,
+    draws: int,
+    data: TrainingData | RayTrainingData | None,
+) -> CategoricalPredictive:
+    """The predictive distribution for this rank's rows of a split; arguments as of :func:`evaluate`."""
+    settings = config.evaluation
+    rows = getattr(task.data, split)
+    norm = None
+    if data is not None and settings.norm_batches and _has_batch_norm(module):
+        norm = list(_first_micro_batches(data, settings.norm_batches))
+    return predict(
+        module,
+        lambda: evaluation_batches(rows, settings.batch_size, context.rank, context.world),
+        posterior,
+        draws=draws,
+        seed=settings.seed,
+        refresh=None if norm is None else lambda: norm,
+        autocast=torch.bfloat16 if config.training.precision == "bf16" and context.mesh is None else None,
+    )
 
 
 def _has_batch_norm(module: nn.Module) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from torch import nn
 from proxscore.config import Config, MethodConfig, ParquetConfig
 from proxscore.inference import noise
 from proxscore.methods import Horizon, Method, advice, build_method
-from proxscore.posterior import Posterior
+from proxscore.posterior import CategoricalPredictive, Posterior
+from proxscore.posterior.stacking import stack, wants_stacking
 from proxscore.training import checkpoint, evaluation
 from proxscore.training.context import Context
 from proxscore.training.ingest import Batch, RayTrainingData, TrainingData
@@ -75,7 +76,17 @@ def train(
             records, reported = [], time.perf_counter()
 
     described = evaluation.description(config, method_config, task, horizon)
-    return finish(module, method, described, config, context, snapshot, horizon, evaluate)
+    predictive = partial(
+        evaluation.predictive_of,
+        module=module,
+        task=task,
+        config=config,
+        context=context,
+        split="validation",
+        draws=config.evaluation.draws,
+        data=data,
+    )
+    return finish(module, method, described, config, context, snapshot, horizon, evaluate, predictive)
 
 
 def train_step(
@@ -207,12 +218,16 @@ def finish(
     snapshot: checkpoint.Snapshot,
     horizon: Horizon,
     evaluate: Any,
+    validation_predictive: Callable[[Posterior], CategoricalPredictive],
 ) -> dict[str, Any]:
     """Test metrics and figures of every variant, the posterior, and the last checkpoint, which holds them all."""
     posterior = Posterior.of(module, method, described)  # type: ignore[arg-type]
+    results: dict[str, Any] = {}
+    if wants_stacking(posterior):
+        posterior, results["mixture_weights"] = stack(posterior, validation_predictive)
     variants = {"posterior": config.evaluation.draws, "mean": 0} if posterior.random else {"point": 0}
-    tested = {name: evaluate("test", draws) for name, draws in variants.items()}
-    results = {
+    tested = {name: evaluate("test", draws, posterior=posterior) for name, draws in variants.items()}
+    results |= {
         "test": {name: metrics for name, (metrics, _) in tested.items()},
         "steps": horizon.total_steps,
         "evaluations": horizon.total_steps * method.evaluations_per_step,

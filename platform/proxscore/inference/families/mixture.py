@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,21 +23,31 @@ class Mixture(Family):
     Args:
         components: K, at least 1.
         spread: distance of the components' first means from the network's weights, in standard deviations.
-        weights: w, K positive numbers that are normalised to sum to one; none: uniform.
+        weights: ``uniform``; or w, K positive numbers that are normalised to sum to one; or ``stacked``: uniform in
+            training, and set afterwards by :func:`proxscore.posterior.stacking.stack`.
     """
 
     kind = "mixture"
     shardable = True
     extra = 1
 
-    def __init__(self, components: int = 2, spread: float = 1.0, weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        components: int = 2,
+        spread: float = 1.0,
+        weights: Sequence[float] | Literal["uniform", "stacked"] = "uniform",
+    ) -> None:
         if components < 1:
             raise ValueError(f"family mixture: components is {components}; it must be at least 1")
         if not spread > 0:
             raise ValueError(f"family mixture: spread is {spread}; it must be positive")
-        values = [1.0] * components if weights is None else [float(weight) for weight in weights]
+        self.stacked = weights == "stacked"
+        equal = weights in ("uniform", "stacked")
+        values = [1.0] * components if equal else [float(weight) for weight in weights if not isinstance(weight, str)]
         if len(values) != components or not all(0 < value < math.inf for value in values):
-            raise ValueError(f"family mixture: weights is {weights}; it must be {components} positive numbers")
+            raise ValueError(
+                f"family mixture: weights is {weights}; it must be 'uniform', 'stacked' or {components} positive numbers"
+            )
         self.components, self.spread = components, spread
         self.weights = [value / sum(values) for value in values]
 
