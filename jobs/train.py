@@ -75,6 +75,8 @@ def train(config: Config, result: Path | None) -> int:
         table.add_row(name, *values, f"{outcome.results['seconds']:.1f}", str(outcome.results["evaluations"]))
     Console(width=100).print(table)
     for outcome in outcomes:
+        if "mixture_weights" in outcome.results:
+            print(f"weights    {' '.join(f'{w:.3f}' for w in outcome.results['mixture_weights'])} (stacked mixture)")
         for line in outcome.results["advice"]:
             print(f"advice     {line}")
         for figure in sorted((outcome.folder / "figures").glob("*.png")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -34,8 +35,9 @@ VIT = {
 DIGITS: dict[str, Any] = {"kind": "digits", "limit": 400}
 
 
-# A family that is gathered and one that works on shards, beside the mean field.
-FAMILIES: dict[str, Any] = {"head.*": {"kind": "full_covariance"}, "blocks.1.*": {"kind": "mixture"}}
+# A family that is gathered and one that works on shards, beside the mean field; the mixture's weights are stacked.
+MIXTURE = {"kind": "mixture", "spread": 8.0, "weights": "stacked"}
+FAMILIES: dict[str, Any] = {"head.*": {"kind": "full_covariance"}, "blocks.1.*": MIXTURE}
 
 
 def tree(
@@ -104,6 +106,11 @@ def test_two_workers_give_the_losses_and_metrics_of_one_process(folder: Path, al
         for group in ("mean", "precision"):
             for name, tensor in getattr(one, group).items():
                 np.testing.assert_allclose(tensor, getattr(other, group)[name], rtol=1e-3, atol=1e-4, err_msg=name)
+    weights, expected_weights = (o[1].results["mixture_weights"] for o in (outcomes, alone))
+    assert weights == pytest.approx(expected_weights, abs=1e-3)
+    assert weights != pytest.approx([0.5, 0.5], abs=0.01)
+    tags = MlflowClient(config.tracking.uri).get_run(outcomes[1].run_id).data.tags
+    assert json.loads(tags["mixture.weights"]) == weights
     for key in ("log_precision_mean", "log_precision_min", "log_precision_max", "ratio_mean", "ratio_min", "ratio_max"):
         ours_key, theirs_key = (curve(config, o[1].run_id, f"posterior/{key}") for o in (outcomes, alone))
         assert list(ours_key) == list(theirs_key) != []

@@ -109,6 +109,8 @@ def _run_method(
         for variant, metrics in results["test"].items():
             prefix = "test" if variant in ("posterior", "point") else f"test_{variant}"
             tracked.metrics({f"{prefix}/{name}": value for name, value in metrics.items()})
+        if "mixture_weights" in results:
+            tracked.describe({}, {"mixture.weights": json.dumps(results["mixture_weights"])})
         if results["advice"]:
             tracked.describe({}, {"advice": " | ".join(results["advice"])})
         tracked.metrics({"parameters": results["parameters"], "gradient_evaluations": results["evaluations"]})
