@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from proxscore.inference.priors import canonical
 
 SAFETY = 100.0
-LEAST, MOST = 0.02, 10.0
+LEAST, MOST = 0.1, 10.0
 
 
 def squared_gradients(module: nn.Module, losses: Iterable[tuple[Tensor, int]]) -> dict[str, float]:

@@ -70,8 +70,8 @@ class ProximalScore(torch.optim.Optimizer):
         paired: score each draw m + e together with m - e on the same batch (two evaluations).
         draws: draws, or pairs, per step.
         momentum: decay of the running mean of the score (bias-corrected), in [0, 1).
-        max_log_precision_step: trust region c: largest change of a log-precision in a step (of a full covariance of D
-            numbers: norm of the change of the matrix's logarithm, c sqrt(2 / D)); none: unlimited.
+        max_log_precision_step: trust region: largest change of a log-precision in a step (of a full covariance: norm of
+            the change of the matrix's logarithm, less beyond 32 numbers); none: unlimited.
         max_mean_step: trust region: largest change of a mean in a step, in posterior standard deviations; times the
             mean's schedule. The gradient solver reads no trust region: its learning rate limits the step.
         temperature: the likelihood is raised to the power 1 / temperature.
