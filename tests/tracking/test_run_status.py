@@ -7,10 +7,13 @@ import signal
 import sqlite3
 import time
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
+import sqlalchemy
 from mlflow import MlflowClient
+from mlflow.entities import Metric
 
 from proxscore.config import ConfigError, TrackingConfig
 from proxscore.tracking import TrackedRun, tracking_uri
@@ -101,6 +104,35 @@ def test_an_interrupt_that_is_lost_in_a_destructor_arrives_later(uri: str, numbe
     assert lost
     assert time.monotonic() - started < 15
     assert status(run) == "KILLED"
+
+
+@pytest.mark.parametrize("moment", ["before_cursor_execute", "after_cursor_execute"])
+@pytest.mark.parametrize("statement", [1, 3, 5])
+def test_an_interrupt_in_the_middle_of_a_write_ends_the_run_as_killed(
+    uri: str, moment: str, statement: int, request: pytest.FixtureRequest
+) -> None:
+    """At each of several SQL statements about metrics: the points are all there or none, and the database is not locked."""
+    run = new(uri)
+    met: list[str] = []
+
+    def interrupt(connection: Any, cursor: Any, sql: str, *_: Any) -> None:
+        if "metrics" in sql:
+            met.append(sql)
+            if len(met) == statement:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    def interrupted() -> None:
+        with run.running():
+            run.client.log_batch(run.run_id, metrics=[Metric(f"metric {n}", n, 0, 1) for n in range(300)])
+            time.sleep(5)
+
+    sqlalchemy.event.listen(sqlalchemy.engine.Engine, moment, interrupt)
+    request.addfinalizer(lambda: sqlalchemy.event.remove(sqlalchemy.engine.Engine, moment, interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert len(met) >= statement
+    assert status(run) == "KILLED"
+    assert len(MlflowClient(uri).get_run(run.run_id).data.metrics) in (0, 300)
 
 
 def test_a_run_that_exits_is_killed(uri: str) -> None:

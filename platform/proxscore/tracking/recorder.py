@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mlflow import MlflowClient
 from mlflow.entities import Metric
+
+from proxscore.tracking.client import Client
 
 LIMIT = 1000  # metrics that MLflow takes in one batch
 
@@ -32,7 +33,7 @@ class Recorder:
 
     def __init__(self, uri: str, run_id: str, label: str, show: Callable[[str], None] | None = say) -> None:
         self.uri, self.run_id, self.label, self.show = uri, run_id, label, show
-        self._client: MlflowClient | None = None
+        self._client: Client | None = None
         self._recorded = self._validated = -1
         self._validation = ""
         self._shown = 0.0
@@ -40,7 +41,7 @@ class Recorder:
     def __call__(self, payloads: Sequence[dict[str, Any]]) -> None:
         """One report: ``payloads[r]`` is rank r's."""
         if self._client is None:  # here, not in __init__: the recorder travels to the process that uses it
-            self._client = MlflowClient(tracking_uri=self.uri)
+            self._client = Client(self.uri)
             self._recorded = self._last_step("train/nll")
             self._validated = self._last_step("validation/nll")
         first = payloads[0]

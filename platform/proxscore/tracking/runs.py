@@ -14,12 +14,12 @@ from types import FrameType
 from typing import Any
 
 from matplotlib.figure import Figure
-from mlflow import MlflowClient
 from mlflow.entities import Param, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from proxscore.config import ConfigError, TrackingConfig
+from proxscore.tracking.client import Client
 
 
 def tracking_uri(config: TrackingConfig) -> str:
@@ -43,7 +43,7 @@ class TrackedRun:
     def __init__(self, uri: str, experiment: str, name: str, run_id: str | None = None) -> None:
         self.uri = uri
         try:
-            self.client = MlflowClient(tracking_uri=uri)
+            self.client = Client(uri)
             self.experiment_id = self._experiment(experiment)
             if run_id is not None and not self._exists(run_id):
                 run_id = None
@@ -75,10 +75,13 @@ class TrackedRun:
     @contextmanager
     def running(self) -> Iterator[TrackedRun]:
         """RUNNING within the context; then FINISHED, FAILED (tag ``failure`` says why) or KILLED (Ctrl-C, SIGTERM)."""
-        self.client.update_run(self.run_id, status="RUNNING")
         with _interrupts() as arrived:
             try:
+                self.client.update_run(self.run_id, status="RUNNING")
                 yield self
+                if "failure" in self.client.get_run(self.run_id).data.tags:  # of an attempt that this one mended
+                    self.client.delete_tag(self.run_id, "failure")
+                self.client.set_terminated(self.run_id, status="FINISHED")
             except (KeyboardInterrupt, SystemExit):
                 arrived()
                 self.client.set_terminated(self.run_id, status="KILLED")
@@ -88,9 +91,6 @@ class TrackedRun:
                 self.client.set_tag(self.run_id, "failure", reason[:5000])
                 self.client.set_terminated(self.run_id, status="FAILED")
                 raise
-        if "failure" in self.client.get_run(self.run_id).data.tags:  # of an attempt that this one mended
-            self.client.delete_tag(self.run_id, "failure")
-        self.client.set_terminated(self.run_id, status="FINISHED")
 
     def describe(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """Record the resolved configuration as params (once: a continued run keeps its own) and facts as tags."""
