@@ -1,4 +1,4 @@
-"""The same small Vision Transformer whole in one process and under FSDP2 on 1, 2 and 4 gloo ranks.
+"""The same small Vision Transformer whole in one process, under FSDP2 on 1, 2 and 4 gloo ranks, and in draw groups.
 
 Four processes run everything: as one group of four, as two groups of two that do the same, and as four groups of one.
 The noise is keyed by global index, so that everything agrees to rounding in float64.
@@ -52,12 +52,26 @@ MODES: dict[str, dict[str, Any]] = {
     "kronecker": {"families": {"head.weight": Kronecker()}},
     "gradient solver": {"solver": GradientSolver(inner_steps=2), "penalty": Quadratic(20.0, 2.0)},
 }
-# The last layout: shards of two with replicas. Not every mode on every layout: the processes share few cores.
+DRAWS: dict[str, dict[str, Any]] = {  # modes that draw groups divide between them
+    "two pairs": {"draws": 2},
+    "four draws": {"draws": 4, "paired": False},
+    "two pairs, full covariance": {"draws": 2, "families": {"head.*": FullCovariance()}},
+    "two pairs, gradient solver": {
+        "draws": 2,
+        "families": {"blocks.*": LowRank(3), "head.weight": Kronecker(), "norm.*": Mixture(2)},
+        "solver": GradientSolver(inner_steps=2),
+        "penalty": ForwardKL(20.0, 2.0),  # sampled, for the mixture
+    },
+}
+MODES |= DRAWS
+# Two by two: shards of two, with replicas, or with two groups that score different draws. Not every mode on every layout: the processes share few cores.
 LAYOUTS = {
     "1 rank": ["paired"],
     "2 ranks": ["paired", "unpaired", "low rank"],
-    "4 ranks": [*MODES],
+    "4 ranks": [mode for mode in MODES if mode not in DRAWS],
     "2 x 2 ranks": ["paired"],
+    "2 draw groups of 2 ranks": [*DRAWS],
+    "4 draw groups": ["four draws"],
 }
 # First dimensions that four does not divide: 10 classes, 17 positions, one class token (three ranks hold none of it).
 SETTINGS = dict(img_size=8, patch_size=2, in_chans=1, num_classes=10, embed_dim=32, depth=2, num_heads=2)
@@ -201,6 +215,18 @@ def collectives(mesh: DeviceMesh, rank: int) -> dict[str, Counter[str]]:
     return result
 
 
+def draw_collectives(groups: DeviceMesh, settings: dict[str, Any]) -> Counter[str]:
+    """Collectives of a step of a draw group, beside those of its forward and backward passes."""
+    model = network(groups["shard"])
+    optimizer = proximal(model, **settings)
+    for _ in optimizer.draws():
+        backward(model, 0, groups["shard"].get_local_rank(), 2)
+    optimizer.found_inf = False
+    with CommDebugMode() as mode:
+        optimizer.step()
+    return Counter({str(kind): count for kind, count in mode.get_comm_counts().items() if count})
+
+
 def skipped_by_one_rank(mesh: DeviceMesh, rank: int) -> dict[str, Any]:
     """A number that is not finite turns up in the shard of the last rank alone."""
     model = network(mesh)
@@ -248,11 +274,24 @@ def worker(rank: int, folder: str) -> None:
         local = rank if mesh.ndim == 2 else mesh.get_local_rank()
         for mode in LAYOUTS[layout]:
             results[f"{layout}, {mode}"] = run(mesh, MODES[mode], local, mesh.size())
+    groups = init_device_mesh("cpu", (2, 2), mesh_dim_names=("draw", "shard"))
+    for mode in DRAWS:
+        settings = MODES[mode] | {"draw_mesh": groups["draw"]}
+        results[f"2 draw groups of 2 ranks, {mode}"] = run(groups["shard"], settings, groups["shard"].get_local_rank(), 2)
+    alone = init_device_mesh("cpu", (RANKS,), mesh_dim_names=("draw",))
+    results["4 draw groups, four draws"] = run(None, MODES["four draws"] | {"draw_mesh": alone})
+    results["collectives of draw groups"] = {
+        mode: draw_collectives(groups, MODES[mode] | {"draw_mesh": groups["draw"]}) for mode in DRAWS
+    }
     four = found["4 ranks"]
     results["collectives"] = collectives(four, rank)
     results["skipped"] = skipped_by_one_rank(four, rank)
     results["checkpoint"] = checkpoint(four, rank)
     results["refusal"] = refusal(four)
+    try:
+        ProximalScore(nn.Linear(2, 2).named_parameters(), 10, draws=3, draw_mesh=groups["draw"])
+    except ValueError as error:
+        results["uneven draws"] = str(error)
     torch.save(results, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -309,6 +348,18 @@ def test_a_step_costs_the_collectives_of_plain_training(ranks: list[dict[str, An
         assert counts["paired decided"] == {kind: 2 * count for kind, count in plain.items()}
         assert counts["unpaired"] - plain == {"c10d.allreduce_": 1}
         assert counts["unpaired"].total() == counts["adamw clipped"].total()
+
+
+@pytest.mark.parametrize("mode", ["two pairs", "four draws"])
+def test_draw_groups_agree_by_one_message_in_a_step(ranks: list[dict[str, Any]], mode: str) -> None:
+    """Scores and curvatures of all parameters travel together: one all-reduce of the local shards."""
+    for results in ranks:
+        assert results["collectives of draw groups"][mode] == {"c10d.allreduce_": 1}
+
+
+def test_draws_that_the_groups_cannot_share_equally_are_refused(ranks: list[dict[str, Any]]) -> None:
+    expected = "draws is 3; it must be a multiple of the number of draw groups, 2"
+    assert all(results["uneven draws"] == expected for results in ranks)
 
 
 def test_all_ranks_skip_a_step_that_one_finds_not_finite(ranks: list[dict[str, Any]]) -> None:

@@ -158,7 +158,11 @@ class ClosedFormBlock(Block):
             scores = self._target_scores(gradients, weights, draw.scale)
         curvature = self.family.curvature(self.anchor, self.layout.normal(draw.seed), scores, self._prior_precision)
         curvature /= draw.draws
-        self._curvature = curvature if draw.index == 0 or self._curvature is None else self._curvature + curvature
+        self._curvature = curvature if draw.first or self._curvature is None else self._curvature + curvature
+
+    def taken(self) -> list[Tensor]:
+        assert self._curvature is not None
+        return [self._score, self._curvature]
 
     def step(self, step: ProximalStep, monitor: Monitor | None) -> None:
         assert isinstance(self.family, ClosedForm)
@@ -206,9 +210,8 @@ class SolvedBlock(Block):
         check_penalty(penalty, family)
         self.solver = solver
         #: Score-matching loss at the last step's draws.
-        self.loss = 0.0
+        self.loss = torch.zeros(())
         self._steps = torch.zeros((), dtype=torch.int64)
-        self._seed_of_draw = 0
         self._leaves = {name: v.requires_grad_() for name, v in family.parameters(self.anchor).items()}
         self._optimizer = solver.build(self._leaves.values())
 
@@ -233,15 +236,17 @@ class SolvedBlock(Block):
         for target, at in zip(self._target_scores(gradients, weights, draw.scale), weights, strict=True):
             losses.append(0.5 * self.family.norm(self.anchor, self.family.score(candidate, at, total) - target, total))
         loss = torch.stack(losses).mean() / draw.draws
-        self.loss = loss.item() if draw.index == 0 else self.loss + loss.item()
-        self._seed_of_draw = draw.seed
+        self.loss = loss.detach().clone() if draw.first else self.loss + loss.detach()
         (loss / self.layout.ranks).backward()
+
+    def taken(self) -> list[Tensor]:
+        return [leaf.grad for leaf in self._leaves.values() if leaf.grad is not None] + [self.loss]
 
     def step(self, step: ProximalStep, monitor: Monitor | None) -> None:
         """An inner step on the candidate; after the last one the anchor follows."""
         if self._inner > 0:  # at the anchor itself, the penalty's gradient is zero
             with torch.enable_grad():
-                mirrored = [self._weights(self._seed_of_draw, sign) for sign in (1.0, -1.0)]
+                mirrored = [self._weights(step.seed, sign) for sign in (1.0, -1.0)]
                 penalty = penalty_value(
                     step.penalty, self.family, self.anchor, self._leaves, step.weights, mirrored, self.layout.total
                 )

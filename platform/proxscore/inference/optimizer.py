@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from proxscore.inference import noise
@@ -32,6 +33,7 @@ from proxscore.inference.blocks import Block, SolvedBlock, block
 from proxscore.inference.families import Family, MeanField
 from proxscore.inference.monitor import Monitor
 from proxscore.inference.parts import Draw, Member, Part, ProximalStep
+from proxscore.inference.groups import all_reduce_together
 from proxscore.inference.penalties import ForwardKL, Penalty
 from proxscore.inference.points import Points
 from proxscore.inference.priors import Assignment, Prior, canonical
@@ -68,7 +70,10 @@ class ProximalScore(torch.optim.Optimizer):
             parameter name (:mod:`proxscore.inference.curvature` estimates it from data). What matters is the noise it
             makes: 1 / sqrt(precision) about 0.01 trained CNNs and Vision Transformers alike.
         paired: score each draw m + e together with m - e on the same batch (two evaluations).
-        draws: draws, or pairs, per step.
+        draws: draws, or pairs, per step, over all draw groups.
+        draw_mesh: one-dimensional mesh over draw groups: processes that hold the same parameters (or the same shards of
+            them) and score different draws of a step on the same batch, each ``draws`` / its size. Their scores and
+            curvatures are summed before the step, which is that of one process with all the draws.
         momentum: decay of the running mean of the score (bias-corrected), in [0, 1).
         max_log_precision_step: trust region: largest change of a log-precision in a step (of a full covariance: norm of
             the change of the matrix's logarithm, less beyond 32 numbers); none: unlimited.
@@ -99,6 +104,7 @@ class ProximalScore(torch.optim.Optimizer):
         initial_precision: float | Mapping[str, float] = 0.1,
         paired: bool = True,
         draws: int = 1,
+        draw_mesh: DeviceMesh | None = None,
         momentum: float = 0.9,
         max_log_precision_step: float | None = 1.0,
         max_mean_step: float | None = 0.1,
@@ -116,7 +122,9 @@ class ProximalScore(torch.optim.Optimizer):
         self.prior = prior or Prior()
         self.penalty = penalty or ForwardKL()
         self.family, self.families, self.solver = family or MeanField(), dict(families or {}), solver
-        self.paired, self.draws_per_step = paired, draws
+        self.paired, self.draws_per_step, self._draw_mesh = paired, draws, draw_mesh
+        if draws % self._groups:
+            raise ValueError(f"draws is {draws}; it must be a multiple of the number of draw groups, {self._groups}")
         self.max_log_precision_step, self.max_mean_step = max_log_precision_step, max_mean_step
         self.scale = data_size / temperature
         self.data_size, self.temperature = data_size, temperature
@@ -247,8 +255,18 @@ class ProximalScore(torch.optim.Optimizer):
 
     @property
     def evaluations_per_step(self) -> int:
-        """Gradient evaluations (forward and backward passes over the batch) that one step takes."""
+        """Gradient evaluations (forward and backward passes over the batch) that one step takes, over all draw groups."""
         return self.draws_per_step * (2 if self.paired else 1)
+
+    @property
+    def _groups(self) -> int:
+        return 1 if self._draw_mesh is None else self._draw_mesh.size()
+
+    @property
+    def _own_draws(self) -> range:
+        """Indices of the draws, or pairs, that this process scores."""
+        first = 0 if self._draw_mesh is None else self._draw_mesh.get_local_rank()
+        return range(first, self.draws_per_step, self._groups)
 
     # ------------------------------------------------------------ the draw loop
 
@@ -273,7 +291,7 @@ class ProximalScore(torch.optim.Optimizer):
         for part in self._all_parts():
             part.begin(self.state)
         try:
-            for index in range(self.draws_per_step):
+            for index in self._own_draws:
                 self._sample(index, 1.0)
                 yield index * (1 + self.paired)
                 self._take(index, 1.0)
@@ -300,8 +318,18 @@ class ProximalScore(torch.optim.Optimizer):
             yield from group["params"]
 
     def _draw(self, group: dict[str, Any], index: int, sign: float) -> Draw:
-        seed = noise.key(group["seed"], "draw", group["step"], index)
-        return Draw(index, sign, self.paired, self.draws_per_step, self.scale, group["momentum"], seed)
+        first = index == self._own_draws[0]
+        return Draw(
+            index=index,
+            first=first,
+            sign=sign,
+            paired=self.paired,
+            draws=self.draws_per_step,
+            groups=self._groups,
+            scale=self.scale,
+            momentum=group["momentum"],
+            seed=_seed(group, index),
+        )
 
     def _sample(self, index: int, sign: float) -> None:
         for group, parts in zip(self.param_groups, self._parts, strict=True):
@@ -382,6 +410,7 @@ class ProximalScore(torch.optim.Optimizer):
             for group in self.param_groups:
                 group["skipped_in_a_row"] = 0
                 group["momentum_steps"] += 1
+            self._combine()
             self._update()
         for group in self.param_groups:
             group["step"] += 1
@@ -393,7 +422,8 @@ class ProximalScore(torch.optim.Optimizer):
         found, self.found_inf = self.found_inf, None
         if found is None:
             found = self.nonfinite
-            if dist.is_initialized() and any(isinstance(parameter, DTensor) for parameter in self._parameters()):
+            sharded = any(isinstance(parameter, DTensor) for parameter in self._parameters())
+            if dist.is_initialized() and (sharded or self._draw_mesh is not None):
                 dist.all_reduce(found, op=dist.ReduceOp.MAX)
         return bool(found)
 
@@ -412,6 +442,12 @@ class ProximalScore(torch.optim.Optimizer):
                 "penalty.mean"
             )
 
+    def _combine(self) -> None:
+        """Sum what the draw groups took."""
+        if self._draw_mesh is not None:
+            tensors = [tensor for part in self._all_parts() for tensor in part.taken()]
+            all_reduce_together(tensors, self._draw_mesh.get_group())
+
     def _update(self) -> None:
         precision_weight, mean_weight = self.penalty.weights(self.param_groups[0]["step"])
         monitor = Monitor() if self.monitor else None
@@ -422,7 +458,15 @@ class ProximalScore(torch.optim.Optimizer):
             # The trust region of the mean follows its schedule: otherwise a step that it binds would never shrink.
             max_mean_step = None if self.max_mean_step is None else self.max_mean_step * factor
             score_scale = -self.scale / (1 - group["momentum"] ** group["momentum_steps"])
-            step = ProximalStep(self.penalty, weights, score_scale, self.max_log_precision_step, max_mean_step, factor)
+            step = ProximalStep(
+                penalty=self.penalty,
+                weights=weights,
+                score_scale=score_scale,
+                max_log_precision_step=self.max_log_precision_step,
+                max_mean_step=max_mean_step,
+                factor=factor,
+                seed=_seed(group, self.draws_per_step - 1),
+            )
             for part in parts:
                 part.step(step, monitor)
         torch.clear_autocast_cache()
@@ -431,7 +475,12 @@ class ProximalScore(torch.optim.Optimizer):
             solved = [part for part in self._all_parts() if isinstance(part, SolvedBlock)]
             if solved:  # the gradient solver's objective without its penalty, per number
                 numbers = sum(member.parameter.numel() for each in solved for member in each.members)
-                self.statistics["score_loss"] = sum(each.loss for each in solved) / numbers
+                self.statistics["score_loss"] = sum(each.loss.item() for each in solved) / numbers
+
+
+def _seed(group: dict[str, Any], index: int) -> int:
+    """Of a draw's noise in the current step."""
+    return noise.key(group["seed"], "draw", group["step"], index)
 
 
 def _check(name: str, parameter: Tensor) -> None:

@@ -55,18 +55,22 @@ class Draw:
 
     Args:
         index: of the draw, or pair, within the step.
+        first: it is the first that this process scores in the step.
         sign: 1 for a single draw and the first of a pair, -1 for the second.
         paired: it belongs to a pair.
         draws: or pairs, of the step.
+        groups: of processes that score different draws of the step.
         scale: data size / temperature.
         momentum: decay of the running score.
         seed: of the noise; the same for both of a pair.
     """
 
     index: int
+    first: bool
     sign: float
     paired: bool
     draws: int
+    groups: int
     scale: float
     momentum: float
     seed: int
@@ -78,8 +82,11 @@ class Draw:
 
     @property
     def decay(self) -> float:
-        """Factor on the running score before this draw or pair: the draws of a step are one update of it, together."""
-        return self.momentum if self.index == 0 else 1.0
+        """Factor on the running score before this draw or pair: the draws of a step are one update of it, together.
+
+        Every draw group begins with its share of the running score, so that the sum over the groups is the update.
+        """
+        return self.momentum / self.groups if self.first else 1.0
 
     @property
     def weight(self) -> float:
@@ -96,6 +103,7 @@ class ProximalStep:
         score_scale: what the running gradient is multiplied with to be the likelihood's part of the score.
         max_log_precision_step, max_mean_step: trust region; none: unlimited.
         factor: of the learning rate and the mean's schedule.
+        seed: of the noise that a penalty without a closed form is estimated with: that of the step's last draw.
     """
 
     penalty: Penalty
@@ -104,6 +112,7 @@ class ProximalStep:
     max_log_precision_step: float | None
     max_mean_step: float | None
     factor: float
+    seed: int
 
 
 class Part(ABC):
@@ -129,6 +138,10 @@ class Part(ABC):
     @abstractmethod
     def take(self, draw: Draw, gradients: list[Tensor]) -> None:
         """Take the gradients of the mean negative log-likelihood at the draw that is in the weights."""
+
+    @abstractmethod
+    def taken(self) -> list[Tensor]:
+        """What was taken in this step, as local tensors: sums over its draws, which draw groups add up in place."""
 
     @abstractmethod
     def restore(self) -> None:

@@ -117,7 +117,10 @@ class Shards(Part):
             for shard in self._shards:
                 assert shard.curvature is not None
                 assert shard.gradient is not None
-                shard.curvature.mul_(draw.index > 0).add_(shard.gradient, alpha=1 / self._draws)
+                shard.curvature.mul_(not draw.first).add_(shard.gradient, alpha=1 / self._draws)
+
+    def taken(self) -> list[Tensor]:
+        return [s.score for s in self._shards] + [s.curvature for s in self._shards if s.curvature is not None]
 
     def restore(self) -> None:
         if self._shards:
