@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         return train(config, options.result)
     except (ConfigError, FloatingPointError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not (isinstance(error, ConfigError) and int(os.environ.get("RANK", 0)) > 0):  # torchrun: all find the same
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, SystemExit):
         print(
@@ -58,6 +60,8 @@ def train(config: Config, result: Path | None) -> int:
         raise ConfigError(f"--result {result}: the folder {result.parent} does not exist")
     config = launch.absolute(config)
     outcomes = launch.run(config, lambda line: print(line, flush=True))
+    if not outcomes:  # torchrun: the first process has them
+        return 0
     rows = [(outcome, variant, metrics) for outcome in outcomes for variant, metrics in outcome.results["test"].items()]
     order = {"point": 0, "mean": 1, "posterior": 2}
     rows.sort(key=lambda row: order[row[1]])

@@ -227,6 +227,8 @@ class TrainingConfig(Section):
     batch_size: int = Field(100, gt=0)  # global: over all workers
     accumulate: int = Field(1, ge=1)  # micro-batches per step
     workers: int = Field(2, ge=0)
+    replicate: int = Field(1, ge=1)  # copies of the sharded weights and state; each takes its part of a batch (HSDP)
+    draw_groups: int = Field(1, ge=1)  # groups of workers that score different draws of a step on the same batch
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cpus_per_worker: float = Field(1, gt=0)
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -64,7 +64,8 @@ DRAWS: dict[str, dict[str, Any]] = {  # modes that draw groups divide between th
     },
 }
 MODES |= DRAWS
-# Two by two: shards of two, with replicas, or with two groups that score different draws. Not every mode on every layout: the processes share few cores.
+# Two by two: shards of two, with replicas, or with two groups that score different draws. Not every mode on every layout:
+# the processes share few cores.
 LAYOUTS = {
     "1 rank": ["paired"],
     "2 ranks": ["paired", "unpaired", "low rank"],
@@ -277,7 +278,9 @@ def worker(rank: int, folder: str) -> None:
     groups = init_device_mesh("cpu", (2, 2), mesh_dim_names=("draw", "shard"))
     for mode in DRAWS:
         settings = MODES[mode] | {"draw_mesh": groups["draw"]}
-        results[f"2 draw groups of 2 ranks, {mode}"] = run(groups["shard"], settings, groups["shard"].get_local_rank(), 2)
+        results[f"2 draw groups of 2 ranks, {mode}"] = run(
+            groups["shard"], settings, groups["shard"].get_local_rank(), 2
+        )
     alone = init_device_mesh("cpu", (RANKS,), mesh_dim_names=("draw",))
     results["4 draw groups, four draws"] = run(None, MODES["four draws"] | {"draw_mesh": alone})
     results["collectives of draw groups"] = {

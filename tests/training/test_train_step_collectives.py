@@ -21,6 +21,7 @@ from proxscore.config import Config
 from proxscore.methods import build_method
 from proxscore.training.context import Context
 from proxscore.training.loop import horizon_of, train_step, training_data
+from proxscore.training.meshes import Meshes
 from proxscore.training.parallelize import parallelize
 from proxscore.vision.task import VisionTask
 
@@ -44,7 +45,8 @@ TREE: dict[str, Any] = {
 
 class Rank(Context):
     def __init__(self, rank: int, mesh: DeviceMesh) -> None:
-        self.rank, self.world, self.mesh, self.device = rank, mesh.size(), mesh, torch.device("cpu")
+        self.rank, self.world, self.device = rank, mesh.size(), torch.device("cpu")
+        self.meshes = Meshes(mesh, None)
 
     def report(self, payload: object, write: object = None) -> None:
         raise AssertionError("a step reports nothing")

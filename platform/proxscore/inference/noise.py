@@ -63,7 +63,8 @@ class NormalStream:
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.block = BLOCK.get(device.type, BLOCK_ACCELERATOR)
-        self._generator = torch.Generator(device=device)
+        self._meta = device.type == "meta"  # tensors without numbers: only sizes are asked for
+        self._generator = torch.Generator() if self._meta else torch.Generator(device=device)
         self._buffer = torch.empty(self.block, device=device, dtype=dtype)
 
     def pieces(self, seed: int, start: int, count: int, total: int) -> Iterator[tuple[slice, Tensor]]:
@@ -71,6 +72,8 @@ class NormalStream:
 
         Yields (slice into the local shard, noise for it), block by block; the noise is valid until the next one.
         """
+        if self._meta:
+            return
         for index in range(start // self.block, -(-(start + count) // self.block) if count else 0):
             first = index * self.block
             # A block is always drawn whole: its content must not depend on who asks for which part of it.

@@ -31,9 +31,9 @@ from torch.distributed.tensor import DTensor
 from proxscore.inference import noise
 from proxscore.inference.blocks import Block, SolvedBlock, block
 from proxscore.inference.families import Family, MeanField
+from proxscore.inference.groups import all_reduce_together
 from proxscore.inference.monitor import Monitor
 from proxscore.inference.parts import Draw, Member, Part, ProximalStep
-from proxscore.inference.groups import all_reduce_together
 from proxscore.inference.penalties import ForwardKL, Penalty
 from proxscore.inference.points import Points
 from proxscore.inference.priors import Assignment, Prior, canonical

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from proxscore.inference import ProximalScore
 from proxscore.methods import adamw, proximal_score
@@ -54,15 +55,21 @@ METHODS: dict[str, Callable[..., Any]] = {"adamw": adamw.build, "proximal_score"
 
 
 def build_method(
-    config: Any, module: nn.Module, horizon: Horizon, seed: int, losses: Callable[[], Iterator[tuple[Tensor, int]]]
+    config: Any,
+    module: nn.Module,
+    horizon: Horizon,
+    seed: int,
+    losses: Callable[[], Iterator[tuple[Tensor, int]]],
+    draw_mesh: DeviceMesh | None = None,
 ) -> Method:
     """The method that a configuration section describes, for the parameters of a module.
 
     Args:
         losses: for a method that looks at data first: average losses of a few training batches, and their rows; see
             :func:`proxscore.inference.curvature.squared_gradients`.
+        draw_mesh: for a method that makes draws: the groups of processes that score different ones.
     """
-    return METHODS[config.kind](config, module, horizon, seed, losses)
+    return METHODS[config.kind](config, module, horizon, seed, losses, draw_mesh)
 
 
 def advice(method: Method) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from proxscore.config import ConfigError, PenaltyConfig, ProximalScoreConfig, ScheduleConfig, Section, SolverConfig
 from proxscore.inference import GradientSolver, Prior, ProximalScore, Schedule
@@ -29,6 +30,7 @@ def build(
     horizon: Horizon,
     seed: int,
     losses: Callable[[], Iterable[tuple[Tensor, int]]],
+    draw_mesh: DeviceMesh | None = None,
 ) -> ProximalScore:
     """The optimizer, with schedules and the default precision weight filled in from the length of the run.
 
@@ -47,6 +49,7 @@ def build(
             initial_precision=config.initial_precision or initial_precision(squared_gradients(module, losses())),
             paired=config.paired,
             draws=config.draws,
+            draw_mesh=draw_mesh,
             momentum=config.momentum,
             max_log_precision_step=config.max_log_precision_step,
             max_mean_step=config.max_mean_step,

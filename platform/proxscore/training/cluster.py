@@ -142,7 +142,7 @@ def _worker(payload: dict[str, Any]) -> dict[str, Any]:
     config = configuration.parse(payload["config"])
     method = config.baseline if payload["baseline"] else config.method
     assert method is not None
-    return train(config, method, payload["epochs"], VisionTask(config.task, verify=False), RayContext())
+    return train(config, method, payload["epochs"], VisionTask(config.task, verify=False), RayContext(config, method))
 
 
 def _streams(config: Config, task: VisionTask) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where a loop runs: one plain process, or a worker of Ray Train. The loop sees the same few functions."""
+"""Where a loop runs: one plain process, a process of torchrun's, or a worker of Ray Train. The loop sees the same."""
 
 from __future__ import annotations
 
@@ -11,18 +11,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from proxscore.config import Config, MethodConfig
+from proxscore.training import meshes
 
 Write = Callable[[Path], None]
 
 
 class Context(ABC):
-    """Rank, device and mesh of this process, and its line to the driver."""
+    """Rank, device and meshes of this process, and its line to the driver."""
 
     rank: int = 0
     world: int = 1
     device: torch.device
-    mesh: DeviceMesh | None = None
+    meshes: meshes.Meshes | None = None
+
+    @property
+    def mesh(self) -> DeviceMesh | None:
+        """What FSDP2 shards over; none: the module stays whole."""
+        return None if self.meshes is None else self.meshes.fsdp
+
+    @property
+    def draw_mesh(self) -> DeviceMesh | None:
+        """Processes that score different draws of a step; none: all score the same."""
+        return None if self.meshes is None else self.meshes.draw
+
+    @property
+    def data_rank(self) -> int:
+        """Whose part of a training batch this process takes."""
+        return 0 if self.meshes is None else self.meshes.data_rank
+
+    @property
+    def data_world(self) -> int:
+        """Processes that share a training batch."""
+        return 1 if self.meshes is None else self.meshes.data_world
 
     @abstractmethod
     def report(self, payload: dict[str, Any], write: Write | None = None) -> None:
@@ -48,31 +72,62 @@ def pick_device(setting: str) -> torch.device:
 
 
 class LocalContext(Context):
-    """One plain process. Checkpoints are folders ``checkpoints/step-...`` that appear whole or not at all.
+    """One plain process, or one of several that torchrun started and that see the same folder.
+
+    Checkpoints are folders ``checkpoints/step-...`` that appear whole or not at all.
 
     Args:
         folder: of the run.
-        sink: receives a list with the payload of each report.
+        sink: receives a list with the payloads of each report, by rank; called in the first process alone.
         keep: number of checkpoints kept.
+        meshes: of the process group, if there is one.
     """
 
     def __init__(
-        self, folder: Path, device: torch.device, sink: Callable[[list[dict[str, Any]]], None], keep: int
+        self,
+        folder: Path,
+        device: torch.device,
+        sink: Callable[[list[dict[str, Any]]], None],
+        keep: int,
+        meshes: meshes.Meshes | None = None,
     ) -> None:
-        self.folder, self.device, self.sink, self.keep = folder / "checkpoints", device, sink, keep
+        self.folder, self.device, self.sink, self.keep, self.meshes = folder / "checkpoints", device, sink, keep, meshes
+        if meshes is not None:
+            self.rank, self.world = dist.get_rank(), dist.get_world_size()
 
     def report(self, payload: dict[str, Any], write: Write | None = None) -> None:
-        self.sink([payload])  # before the checkpoint: a run that dies in between repeats steps, and loses none
+        payloads = self._gathered(payload)
+        if self.rank == 0:
+            self.sink(payloads)  # before the checkpoint: a run that dies in between repeats steps, and loses none
         if write is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(dir=self.folder, prefix="partial-"))
+            partial = self.folder / f"partial-{payload['step']:09d}"
+            if self.rank == 0:
+                shutil.rmtree(partial, ignore_errors=True)  # of an earlier attempt
+                partial.mkdir(parents=True)
+            self._barrier()
             write(partial)
-            final = self.folder / f"step-{payload['step']:09d}"
-            if final.exists():  # the same step of an earlier attempt
-                shutil.rmtree(final)
-            partial.rename(final)
-            for old in self.checkpoints()[: -self.keep]:
-                shutil.rmtree(old)
+            self._barrier()
+            if self.rank == 0:
+                self._keep(partial, self.folder / f"step-{payload['step']:09d}")
+            self._barrier()
+
+    def _keep(self, partial: Path, final: Path) -> None:
+        if final.exists():  # the same step of an earlier attempt
+            shutil.rmtree(final)
+        partial.rename(final)
+        for old in self.checkpoints()[: -self.keep]:
+            shutil.rmtree(old)
+
+    def _gathered(self, payload: dict[str, Any]) -> list[dict[str, Any]]:
+        if self.world == 1:
+            return [payload]
+        payloads: list[Any] = [None] * self.world
+        dist.gather_object(payload, payloads if self.rank == 0 else None)
+        return payloads
+
+    def _barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier()
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
@@ -87,13 +142,13 @@ class LocalContext(Context):
 class RayContext(Context):
     """A worker of Ray Train: a rank of the process group, with storage and reports by Ray."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: Config, method: MethodConfig) -> None:
         import ray.train.torch
 
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
-        self.mesh = init_device_mesh(self.device.type, (self.world,), mesh_dim_names=("shard",))
+        self.meshes = meshes.build(config, method, self.device.type)
 
     def report(self, payload: dict[str, Any], write: Write | None = None) -> None:
         import ray.train

@@ -80,7 +80,7 @@ class TrainingData:
             dataset,
             batch_sampler=self._batches,
             num_workers=processes,
-            collate_fn=lambda batch: batch,
+            collate_fn=_as_it_is,
             pin_memory=torch.cuda.is_available(),
         )
         self.accumulate = accumulate
@@ -129,6 +129,11 @@ def evaluation_batches(dataset: Dataset, batch_size: int, rank: int, world: int)
     for indices in GlobalBatches(len(dataset), batch_size, rank, world):  # type: ignore[arg-type]
         inputs, targets = dataset.__getitems__(indices or [0])  # type: ignore[attr-defined]
         yield inputs, targets[: len(indices)]
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    """A batch that the data set has stacked. Loader processes are sent this function, so it has a name."""
+    return batch
 
 
 def _micro(inputs: Tensor, targets: Tensor, count: int) -> list[Batch]:

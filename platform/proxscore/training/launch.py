@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from proxscore.config import Config, ConfigError, MethodConfig
 from proxscore.methods import evaluations_per_step
 from proxscore.tracking import Recorder, TrackedRun, say, tracking_uri
 from proxscore.tracking.runs import git_tags
-from proxscore.training import cluster
+from proxscore.training import cluster, meshes, processes
 from proxscore.training.context import LocalContext, pick_device
 from proxscore.training.evaluation import versions
 from proxscore.training.loop import train
@@ -46,22 +46,32 @@ class Outcome:
 def run(config: Config, show: Callable[[str], None] = say) -> list[Outcome]:
     """Train the baseline, if there is one, and the method; each is one run under the configured experiment.
 
+    In a process that torchrun started, together with the others; only the first one records and shows, and returns
+    outcomes.
+
     The baseline takes as many gradient evaluations as the method: more epochs, where the method scores several draws per
     step. A name that was used before continues its runs from their last checkpoints.
 
     Raises:
         ConfigError: a setting or file at fault, before anything is trained.
     """
-    config = absolute(config)
+    config = processes.counted(absolute(config))
     task = VisionTask(config.task)
     task.build_model()
+    meshes.shape(config, config.method)
     plan = [(config.method, config.training.epochs)]
-    if config.training.workers == 0 and "://" in config.training.storage:
-        raise ConfigError(f"training.storage {config.training.storage}: without workers it must be a local folder")
+    if (config.training.workers == 0 or processes.launched()) and "://" in config.training.storage:
+        raise ConfigError(f"training.storage {config.training.storage}: without Ray's workers it must be a local folder")
     if config.baseline is not None:
         plan.insert(0, (config.baseline, config.training.epochs * evaluations_per_step(config.method)))
-    with cluster.connected(config) if config.training.workers else nullcontext():
-        return [_run_method(config, method, epochs, task, show) for method, epochs in plan]
+    if processes.launched():
+        place: AbstractContextManager[None] = processes.group(config)
+    else:
+        place = cluster.connected(config) if config.training.workers else nullcontext()
+    with place:
+        config = processes.named(config)
+        outcomes = [_run_method(config, method, epochs, task, show) for method, epochs in plan]
+    return [outcome for outcome in outcomes if outcome is not None]
 
 
 def absolute(config: Config) -> Config:
@@ -84,8 +94,11 @@ def absolute(config: Config) -> Config:
 
 def _run_method(
     config: Config, method: MethodConfig, epochs: float, task: VisionTask, show: Callable[[str], None]
-) -> Outcome:
+) -> Outcome | None:
     label = f"{config.name}-{method.kind}"
+    if processes.rank() > 0:
+        _train_here(config, method, epochs, task, label, lambda payloads: None)
+        return None
     uri = config.tracking.uri
     assert uri is not None
     memory = RunMemory(config.training.storage, label)
@@ -101,7 +114,7 @@ def _run_method(
         tracked.describe(params, tags)
         recorder = Recorder(uri, tracked.run_id, label, show)
         started = time.perf_counter()
-        if config.training.workers == 0:
+        if config.training.workers == 0 or processes.launched():
             results, final = _train_here(config, method, epochs, task, label, recorder)
         else:
             results, final = cluster.train_on_ray(config, method, epochs, task, label, recorder)
@@ -121,10 +134,18 @@ def _run_method(
 
 
 def _train_here(
-    config: Config, method: MethodConfig, epochs: float, task: VisionTask, label: str, recorder: Recorder
+    config: Config,
+    method: MethodConfig,
+    epochs: float,
+    task: VisionTask,
+    label: str,
+    sink: Callable[[list[dict[str, Any]]], None],
 ) -> tuple[dict[str, Any], Path]:
-    folder = Path(config.training.storage) / label
-    context = LocalContext(folder, pick_device(config.training.device), recorder, config.training.keep_checkpoints)
+    folder, device, arrangement = Path(config.training.storage) / label, pick_device(config.training.device), None
+    if processes.launched():
+        device = processes.device(device)
+        arrangement = meshes.build(config, method, device.type)
+    context = LocalContext(folder, device, sink, config.training.keep_checkpoints, arrangement)
     results = train(config, method, epochs, task, context)
     return results, context.checkpoints()[-1]
 

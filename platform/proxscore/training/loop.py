@@ -44,7 +44,7 @@ def train(
     data = training_data(config, task, context)
     horizon = horizon_of(data.steps_per_epoch, epochs, task)
     losses = partial(first_losses, module, task, config, context, data)
-    method = build_method(method_config, module, horizon, config.seed, losses)
+    method = build_method(method_config, module, horizon, config.seed, losses, context.draw_mesh)
     progress: dict[str, Any] = {"step": 0, "seconds": 0.0}
     with context.latest_checkpoint() as folder:
         if folder is not None:
@@ -114,14 +114,16 @@ def train_step(
     low = config.training.precision == "bf16" and context.mesh is None  # a sharded module casts by FSDP's policy
     for _ in method.draws():
         # The draws of a pair see the same dropout masks: noise that they share cancels in their difference.
-        torch.manual_seed(noise.key(config.seed, "dropout", step, context.rank) >> 1)
+        torch.manual_seed(noise.key(config.seed, "dropout", step, context.data_rank) >> 1)
         for number, (inputs, targets) in enumerate(micro_batches):
             if context.mesh is not None:
                 module.set_requires_gradient_sync(number == len(micro_batches) - 1)  # type: ignore[operator]
             with torch.autocast(context.device.type, torch.bfloat16, enabled=low):
                 outputs = module(inputs.to(context.device, non_blocking=True))
             loss = task.likelihood.nll(outputs, targets.to(context.device, non_blocking=True)).sum()
-            (loss * (context.world / size)).backward()  # FSDP averages over ranks; the score is the global batch's mean
+            (
+                loss * (context.data_world / size)
+            ).backward()  # FSDP averages over ranks; the score is the global batch's mean
             nll += loss.detach()
     common = torch.stack([nll / (size * method.evaluations_per_step), method.nonfinite.to(nll), nll.new_tensor(due)])
     if context.world > 1:
@@ -149,20 +151,20 @@ def first_losses(
         with torch.autocast(context.device.type, torch.bfloat16, enabled=low):
             outputs = module(inputs.to(context.device, non_blocking=True))
         loss = task.likelihood.nll(outputs, targets.to(context.device, non_blocking=True)).sum()
-        yield loss * (context.world / size), size
+        yield loss * (context.data_world / size), size
 
 
 def training_data(config: Config, task: VisionTask, context: Context) -> TrainingData | RayTrainingData:
     """The training batches of this rank: from Ray Data where the cluster streams them, else from the task's data set."""
     training, rows = config.training, len(task.data.train)
-    if isinstance(config.task.data, ParquetConfig) and context.mesh is not None:
-        shard = context.shard("train")
-        return RayTrainingData(shard, rows, training.batch_size, context.world, config.seed, training.accumulate)
+    shard = context.shard("train") if isinstance(config.task.data, ParquetConfig) else None
+    if shard is not None:
+        return RayTrainingData(shard, rows, training.batch_size, context.data_world, config.seed, training.accumulate)
     return TrainingData(
         task.data.train,
         training.batch_size,
-        context.rank,
-        context.world,
+        context.data_rank,
+        context.data_world,
         config.seed,
         training.accumulate,
         training.loader_processes,

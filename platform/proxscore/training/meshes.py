@@ -1,0 +1,80 @@
+"""How workers are arranged: draw groups, replicas, and the shards of one copy of weights and state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from proxscore.config import Config, ConfigError, MethodConfig, ParquetConfig, ProximalScoreConfig
+
+
+@dataclass(frozen=True)
+class Meshes:
+    """What a worker is part of.
+
+    Attributes:
+        fsdp: shards of one copy, or (replicas, shards): what FSDP2 shards over.
+        draw: draw groups: workers with the same shards that score different draws; none: there is one group.
+    """
+
+    fsdp: DeviceMesh
+    draw: DeviceMesh | None
+
+    @property
+    def data_rank(self) -> int:
+        """Whose part of a batch this worker takes, within its draw group."""
+        coordinate = self.fsdp.get_coordinate()
+        assert coordinate is not None
+        return coordinate[0] if self.fsdp.ndim == 1 else coordinate[0] * self.fsdp.size(1) + coordinate[1]
+
+    @property
+    def data_world(self) -> int:
+        """Workers that share a batch."""
+        return self.fsdp.size()
+
+
+def shape(config: Config, method: MethodConfig) -> tuple[int, int, int]:
+    """(draw groups, replicas, shards) of a method's workers.
+
+    A method that makes no draws has no use for draw groups: its workers are replicas instead.
+
+    Raises:
+        ConfigError: the workers, or the method's draws, cannot be divided like that; names the setting.
+    """
+    training = config.training
+    copies = training.draw_groups * training.replicate
+    workers = max(training.workers, 1)
+    if workers % copies:
+        raise ConfigError(
+            f"training.workers={training.workers} cannot be divided into training.draw_groups={training.draw_groups} x "
+            f"training.replicate={training.replicate} groups: it must be a multiple of {copies}"
+        )
+    if not isinstance(method, ProximalScoreConfig):
+        return 1, copies, workers // copies
+    if method.draws % training.draw_groups:
+        raise ConfigError(
+            f"method.draws={method.draws} cannot be shared by training.draw_groups={training.draw_groups}: it must be a "
+            "multiple of them"
+        )
+    if training.draw_groups > 1 and isinstance(config.task.data, ParquetConfig):
+        raise ConfigError(
+            f"training.draw_groups={training.draw_groups}: Parquet is streamed, each row to one worker, but draw groups "
+            "need the same rows; use training.replicate"
+        )
+    return training.draw_groups, training.replicate, workers // copies
+
+
+def build(config: Config, method: MethodConfig, device: str) -> Meshes:
+    """The meshes of this process, one of a process group of ``training.workers``.
+
+    Shards of a copy are neighbours, which are likely on one machine; draw groups lie farthest apart, as they talk least.
+    """
+    draws, replicas, shards = shape(config, method)
+    dimensions = {"draw": draws, "replicate": replicas, "shard": shards}
+    kept = {name: size for name, size in dimensions.items() if size > 1 or name == "shard"}
+    whole = init_device_mesh(device, tuple(kept.values()), mesh_dim_names=tuple(kept))
+    return Meshes(
+        whole["replicate", "shard"] if replicas > 1 else whole["shard"],
+        whole["draw"] if draws > 1 else None,
+    )

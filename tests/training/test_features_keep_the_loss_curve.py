@@ -1,0 +1,139 @@
+"""Every feature of the engine, switched on alone and all together, on four gloo ranks: the loss curve stays where it was.
+
+The reference is the same loop in one plain process without any of them.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from proxscore import config as configuration
+from proxscore.config import Config, ConfigError
+from proxscore.training import meshes
+from proxscore.training.context import LocalContext
+from proxscore.training.loop import train
+from proxscore.vision.task import VisionTask
+
+pytestmark = pytest.mark.timeout(600)
+
+RANKS = 4
+EXACT, ROUNDED = 5e-5, 0.1  # nats, at any step: float32 in another order; bfloat16 has three digits, and the steps add up
+FEATURES: dict[str, tuple[dict[str, Any], float]] = {
+    "shards": ({}, EXACT),
+    "replicas of shards": ({"replicate": 2}, EXACT),
+    "draw groups of shards": ({"draw_groups": 2}, EXACT),
+    "accumulation": ({"accumulate": 3}, EXACT),
+    "activation checkpointing": ({"activation_checkpointing": True}, EXACT),
+    "compilation": ({"compile": True}, EXACT),
+    "prefetching": ({"loader_processes": 1}, EXACT),
+    "bfloat16": ({"precision": "bf16"}, ROUNDED),
+    "everything": (
+        {
+            "draw_groups": 2,
+            "accumulate": 2,
+            "activation_checkpointing": True,
+            "compile": True,
+            "loader_processes": 1,
+            "precision": "bf16",
+        },
+        ROUNDED,
+    ),
+}
+
+
+def tree(folder: Path, **training: Any) -> Config:
+    return configuration.parse(
+        {
+            "task": {
+                "model": {
+                    "name": "vit_tiny_patch16_224",
+                    "kwargs": {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
+                },
+                "data": {"kind": "digits", "limit": 300},
+            },
+            "method": {"kind": "proximal_score", "draws": 2, "max_mean_step": 0.5, "initial_precision": 0.03},
+            "training": {"epochs": 2, "batch_size": 30, "device": "cpu", "storage": str(folder), "validate_every": 2}
+            | training,
+            "evaluation": {"draws": 2, "validation_draws": 1},
+        }
+    )
+
+
+def curve(config: Config, folder: Path, arrangement: meshes.Meshes | None) -> list[float]:
+    """Training NLL by step, then validation NLL; of the first rank."""
+    reports: list[dict[str, Any]] = []
+    context = LocalContext(folder, torch.device("cpu"), lambda payloads: reports.append(payloads[0]), 1, arrangement)
+    train(config, config.method, config.training.epochs, VisionTask(config.task), context)
+    losses = [record["train/nll"] for report in reports for record in report["records"]]
+    return losses + [report["metrics"]["validation/nll"] for report in reports if report["metrics"]]
+
+
+def worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS, timeout=timedelta(seconds=300)
+    )
+    curves = {}
+    for name, (training, _) in FEATURES.items():
+        config = tree(Path(folder), workers=RANKS, **training)
+        arrangement = meshes.build(config, config.method, "cpu")
+        curves[name] = curve(config, Path(folder) / name.replace(" ", "_"), arrangement)
+    if rank == 0:
+        torch.save(curves, f"{folder}/curves.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
+    folder = tmp_path_factory.mktemp("features")
+    multiprocessing.set_forkserver_preload(["proxscore.training.loop"])
+    mp.start_processes(worker, args=(str(folder),), nprocs=RANKS, start_method="forkserver")
+    return torch.load(folder / "curves.pt")
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    folder = tmp_path_factory.mktemp("reference")
+    return curve(tree(folder, workers=0), folder, None)
+
+
+@pytest.mark.parametrize("feature", list(FEATURES))
+def test_a_feature_leaves_the_loss_curve_where_it_was(
+    feature: str, curves: dict[str, list[float]], reference: list[float]
+) -> None:
+    assert reference[0] - reference[-2] > 0.05  # it trains
+    tolerance = FEATURES[feature][1]
+    assert curves[feature] == pytest.approx(reference, abs=tolerance)
+    assert statistics.mean(curves[feature]) == pytest.approx(statistics.mean(reference), abs=tolerance / 5)
+
+
+@pytest.mark.parametrize(
+    ("training", "method", "message"),
+    [
+        ({"workers": 3, "replicate": 2}, {}, "training.workers=3 cannot be divided"),
+        ({"workers": 4, "draw_groups": 2}, {"draws": 1}, "method.draws=1 cannot be shared by training.draw_groups=2"),
+        ({"workers": 0, "draw_groups": 2}, {}, "training.workers=0 cannot be divided"),
+    ],
+)
+def test_workers_that_cannot_be_arranged_are_refused(
+    training: dict[str, Any], method: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    config = tree(tmp_path, **training)
+    with pytest.raises(ConfigError, match=message):
+        meshes.shape(config, config.method.model_copy(update=method))
+
+
+def test_a_method_without_draws_takes_draw_groups_as_replicas(tmp_path: Path) -> None:
+    config = tree(tmp_path, workers=8, draw_groups=2, replicate=2)
+    assert meshes.shape(config, config.method) == (2, 2, 2)
+    assert meshes.shape(config, configuration.AdamWConfig()) == (1, 4, 2)
