@@ -31,7 +31,7 @@ VIT = {"name": "vit_tiny_patch16_224", "kwargs": {"patch_size": 4, "embed_dim": 
 DEEPER = {"name": "vit_tiny_patch16_224", "kwargs": {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4}}
 RESNET = {
     "name": "resnet18",
-    "kwargs": {"norm_layer": "groupnorm", "layers": [1, 1, 1, 1], "channels": [32, 32, 64, 64]},
+    "kwargs": {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 64], "output_stride": 8},  # 28 x 28 pixels end as 4 x 4
 }
 CNN = {"name": "small_cnn"}
 
@@ -39,8 +39,8 @@ CNN = {"name": "small_cnn"}
 MODELS: dict[str, tuple[dict[str, Any], str, float, int]] = {
     "CNN, Fashion-MNIST": (CNN, "fashion", 3, 100),
     "ViT of 4 blocks, Fashion-MNIST": (DEEPER, "fashion", 4, 100),
+    "ResNet of 4 blocks, Fashion-MNIST": (RESNET, "fashion", 4, 100),
     "ViT of 2 blocks, digits": (VIT, "digits", 20, 64),
-    "ResNet (GroupNorm), digits": (RESNET, "digits", 20, 64),
     "CNN, digits": (CNN, "digits", 20, 64),
 }
 RULES: dict[str, dict[str, Any]] = {

@@ -118,7 +118,7 @@ class PenaltyConfig(Section):
     kind: Literal["forward_kl", "reverse_kl", "quadratic", "none"] = "forward_kl"
     precision: float | None = Field(None, gt=0)
     precision_schedule: ScheduleConfig = ScheduleConfig()
-    mean: float = Field(2.0, gt=0)
+    mean: float = Field(0.5, gt=0)
     mean_schedule: ScheduleConfig = ScheduleConfig(kind="cosine", unit="epochs", warmup=0.5)
 
 

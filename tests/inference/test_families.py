@@ -250,6 +250,34 @@ def test_the_parameters_do_not_share_memory_with_the_anchor(family: Family) -> N
     assert all(torch.equal(anchor[name], value) for name, value in before.items())
 
 
+WHITENED: list[Family] = [MeanField(), FullCovariance(), Kronecker()]
+
+
+@pytest.mark.parametrize("family", WHITENED, ids=kinds(WHITENED))
+def test_a_candidate_relates_to_any_anchor_as_to_the_standard_normal(family: Family) -> None:
+    """In the coordinates theta = m + C eps of the anchor's draws, to rounding; the mean's step is eps itself."""
+    anchor, rows = moved(family), torch.eye(D, dtype=torch.float64)
+    unit = family.initial(torch.zeros(D, dtype=torch.float64), rows.diagonal(), SHAPE, lambda j: normal(D, seed=j))
+    parameters = {n: 0.4 * normal(*v.shape, seed=30 + i) for i, (n, v) in enumerate(family.parameters(anchor).items())}
+    there, here = family.candidate(anchor, parameters), family.candidate(unit, parameters)
+    root = torch.stack([family.draw(anchor, noise, noise[:0]) - family.mean(anchor) for noise in rows], 1)
+    torch.testing.assert_close(family.mean(here), parameters["step"])
+    torch.testing.assert_close(family.mean(there), family.mean(anchor) + root @ parameters["step"])
+    torch.testing.assert_close(covariance(family, there), root @ covariance(family, here) @ root.mT)
+
+
+def test_the_means_of_low_rank_and_mixture_candidates_move_in_marginal_standard_deviations() -> None:
+    """A mixture's in those of the component."""
+    family = LowRank(2, 0.7)
+    anchor = moved(family)
+    parameters = family.parameters(anchor) | {"step": normal(D, seed=30)}
+    expected = family.mean(anchor) + covariance(family, anchor).diagonal().sqrt() * parameters["step"]
+    torch.testing.assert_close(family.mean(family.candidate(anchor, parameters)), expected)
+    anchor, steps = moved(MIXTURE), normal(D, 3, seed=30)
+    candidate = MIXTURE.candidate(anchor, MIXTURE.parameters(anchor) | {"steps": steps})
+    torch.testing.assert_close(candidate["means"], anchor["means"] + steps / anchor["precisions"].sqrt())
+
+
 @pytest.mark.parametrize("family", [MeanField(), FullCovariance()], ids=["mean_field", "full_covariance"])
 def test_the_first_state_has_exactly_the_mean_and_variances_asked_for(family: Family) -> None:
     mean, precision = normal(D, seed=0), normal(D, seed=1).exp()
@@ -343,6 +371,12 @@ def test_any_distribution_has_the_density_the_score_and_the_moments_of_its_torch
     assert (offsets.mean(0).abs() < 5 * offsets.std(0) / count**0.5).all()
     squared = offsets.square()
     assert ((squared.mean(0) - built.variance).abs() < 5 * squared.std(0) / count**0.5).all()
+
+
+def test_scores_of_any_distribution_are_matched_as_a_mean_fields_of_its_typical_deviation() -> None:
+    family, vector = Distribution(student, STUDENT.initial_parameters, scale=0.5), normal(D, seed=5)
+    typical = {"mean": torch.zeros(D), "precision": torch.full((D,), 0.5**-2, dtype=torch.float64)}
+    torch.testing.assert_close(family.norm({}, vector, whole), MeanField().norm(typical, vector, whole))
 
 
 def test_draws_of_any_distribution_depend_on_the_seed_alone_and_leave_torchs_generator_alone() -> None:

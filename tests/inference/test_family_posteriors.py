@@ -19,6 +19,7 @@ from proxscore.inference.families import Family, FullCovariance, Kronecker, LowR
 from proxscore.inference.solver import GradientSolver
 
 N, D, BATCH, NOISE = 1000, 8, 100, 2.0
+PRIOR = 4.0  # precision, beside one of the data of 125 or more in most directions
 Moments = tuple[Tensor, Tensor]
 
 torch.set_num_threads(1)
@@ -75,9 +76,22 @@ def penalty(kappa: float, mean: float, steps: int, precision_schedule: Schedule 
     return ForwardKL(kappa, mean, precision_schedule or cosine, cosine)
 
 
+def prior_mean(size: int) -> Tensor:
+    """Of all parameters, one after the other: so far from zero that a posterior without it is another one."""
+    return normal(size, seed=9)
+
+
+def prior(model: nn.Module) -> Prior:
+    """N(prior mean, 1 / 4)."""
+    named = dict(model.named_parameters())
+    pieces = prior_mean(sum(p.numel() for p in named.values())).split([p.numel() for p in named.values()])
+    means = {name: piece.view_as(p) for (name, p), piece in zip(named.items(), pieces, strict=True)}
+    return Prior(scale=PRIOR**-0.5, mean=means)
+
+
 def regress(model: nn.Module, x: Tensor, y: Tensor, steps: int, **settings: Any) -> ProximalScore:
-    """Mini-batches of 100 from 1,000 rows; prior N(0, 1)."""
-    optimizer = ProximalScore(model.named_parameters(), N, prior=Prior(scale=1.0), **settings)
+    """Mini-batches of 100 from 1,000 rows."""
+    optimizer = ProximalScore(model.named_parameters(), N, prior=prior(model), **settings)
     likelihood, generator = Gaussian(NOISE), torch.Generator().manual_seed(1)
     for _ in range(steps * BATCH // N):
         for rows in torch.randperm(N, generator=generator).split(BATCH):
@@ -91,12 +105,13 @@ def correlated() -> tuple[Tensor, Tensor, Moments]:
     """A design whose columns all correlate by one half; rows, targets, exact posterior."""
     x = normal(N, D) * 0.5**0.5 + normal(N, 1, seed=1) * 0.5**0.5
     y = x @ normal(D, seed=2) / 10 + NOISE * normal(N, seed=3)
-    return x, y, posterior(x, y)
+    return x, y, posterior(x, y, prior_mean(D))
 
 
-def posterior(x: Tensor, y: Tensor) -> Moments:
-    sigma = torch.linalg.inv(x.T @ x / NOISE**2 + torch.eye(x.shape[1], dtype=torch.float64))
-    return sigma @ (x.T @ y) / NOISE**2, sigma
+def posterior(x: Tensor, y: Tensor, center: Tensor) -> Moments:
+    """Under a prior of that mean."""
+    sigma = torch.linalg.inv(x.T @ x / NOISE**2 + PRIOR * torch.eye(x.shape[1], dtype=torch.float64))
+    return sigma @ (x.T @ y / NOISE**2 + PRIOR * center), sigma
 
 
 def linear(inputs: int = D, outputs: int = 1) -> nn.Linear:
@@ -154,21 +169,21 @@ def rows_of(exact: Moments) -> tuple[Tensor, Tensor]:
     """A regression whose posterior is a given one: X^T X and X^T y are what its mean and precision ask for."""
     mean, sigma = exact
     precision = torch.linalg.inv(sigma)
-    gram = NOISE**2 * (precision - torch.eye(len(mean), dtype=torch.float64))
+    gram = NOISE**2 * (precision - PRIOR * torch.eye(len(mean), dtype=torch.float64))
     basis = torch.linalg.qr(normal(N, len(mean), seed=4))[0]
     x = basis @ torch.linalg.cholesky(gram).mT
-    target = NOISE**2 * precision @ mean  # X^T y
+    target = NOISE**2 * (precision @ mean - PRIOR * prior_mean(len(mean)))  # X^T y
     residual = NOISE * normal(N, seed=5)
     return x, x @ torch.linalg.solve(gram, target) + residual - basis @ (basis.T @ residual)
 
 
 def test_a_kronecker_family_reaches_the_matrix_normal_posterior_of_a_shared_design() -> None:
-    """Three outputs with the same inputs and noise: the covariance is I (x) (X^T X / noise^2 + I)^-1, rows (outputs)
+    """Three outputs with the same inputs and noise: the covariance is I (x) (X^T X / noise^2 + 4 I)^-1, rows (outputs)
     first. KL below 0.05 nats of 24 numbers; the best mean-field Gaussian has more than 4."""
     x, _, _ = correlated()
     outputs = 3
     targets = x @ normal(D, outputs, seed=6) / 10 + NOISE * normal(N, outputs, seed=7)
-    parts = [posterior(x, targets[:, output]) for output in range(outputs)]
+    parts = [posterior(x, *each) for each in zip(targets.T, prior_mean(outputs * D).split(D), strict=True)]
     exact = torch.cat([mean for mean, _ in parts]), torch.block_diag(*(sigma for _, sigma in parts))
     model = linear(D, outputs)
     optimizer = regress(model, x, targets, 1000, family=Kronecker(), **by_gradient(1000))
@@ -238,12 +253,14 @@ class Free(nn.Module):
 
 
 def descend(negative_log_density: Callable[[Tensor], Tensor], size: int, steps: int, **settings: Any) -> ProximalScore:
-    """With a prior that is flat to rounding: its precision is 1e-12."""
-    model = Free(size)
-    optimizer = ProximalScore(model.named_parameters(), 1, prior=Prior(scale=1e6), **settings)
+    """The target is a prior N(prior mean, 5) times what is left of the density, which counts as the likelihood."""
+    model, precision, center = Free(size), 0.2, prior_mean(size)
+    known = Prior(scale=precision**-0.5, mean={"theta": center[None]})
+    optimizer = ProximalScore(model.named_parameters(), 1, prior=known, **settings)
     for _ in range(steps):
         for _ in optimizer.draws():
-            negative_log_density(model.theta[0]).backward()
+            log_prior = -0.5 * precision * (model.theta[0] - center).square().sum()
+            (negative_log_density(model.theta[0]) + log_prior).backward()
         optimizer.step()
     return optimizer
 

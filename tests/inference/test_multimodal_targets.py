@@ -13,7 +13,7 @@ from torch.distributions import Independent, Normal, StudentT, Transform, Transf
 
 from proxscore.inference import ForwardKL, Prior, ProximalScore, Schedule
 from proxscore.inference.blocks import Block
-from proxscore.inference.families import Distribution, Family, FullCovariance, MeanField, Mixture
+from proxscore.inference.families import Distribution, Family, FullCovariance, MeanField, Mixture, State
 from proxscore.inference.families.base import whole
 from proxscore.inference.solver import GradientSolver
 from proxscore.methods.references import advi
@@ -82,27 +82,37 @@ def two_modes(theta: Tensor, size: int) -> Tensor:
     return Normal(means, deviations).log_prob(theta.unsqueeze(-2)).sum(-1).logsumexp(-1) - math.log(2)
 
 
+class Apart(Mixture):
+    """Two components that start on either side, halfway to the modes: where both start at random, one run in some ends
+    with both at the same mode."""
+
+    def initial(self, mean: Tensor, precision: Tensor, shape: torch.Size, noise: Callable[[int], Tensor]) -> State:
+        return super().initial(mean, precision, shape, noise) | {"means": modes(len(mean))[0].T / 2}
+
+
 @pytest.mark.parametrize("size", [2, 10])
 def test_a_mixture_covers_both_modes_where_the_elbo_collapses_to_one(size: int) -> None:
-    """Each component of the mixture within 0.2 of a mode of its own and with its standard deviations to 25 %; from
-    the same wide start, 3 standard deviations in each coordinate. ADVI (mean-field) from there: its mean within 0.3 of
-    one mode, so that its density at the other is below exp(-50)."""
+    """Each component of the mixture within 0.01 standard deviations of a mode of its own and with its standard
+    deviations to 10 %; over seeds: up to 0.001, and 1 to 5 % too wide in 10 dimensions. ADVI (mean-field) from a start
+    as wide, 2 in each coordinate: its mean within 0.15 of one mode (up to 0.06 over seeds), so that its density at the other
+    is below exp(-50)."""
     means, deviations = modes(size)
-    block = fit(lambda theta: two_modes(theta, size), size, Mixture(2), initial_precision=0.1)
+    block = fit(lambda theta: two_modes(theta, size), size, Apart(2), initial_precision=0.25)
     order = block.state["means"][0].argsort(descending=True)
-    assert (block.state["means"][:, order].T - means).abs().max() < 0.2
-    assert (block.state["precisions"][:, order].rsqrt().T / deviations).log().abs().max() < math.log(1.25)
+    assert ((block.state["means"][:, order].T - means) / deviations).abs().max() < 0.01
+    assert (block.state["precisions"][:, order].rsqrt().T / deviations).log().abs().max() < math.log(1.1)
 
     def score(thetas: Tensor, generator: torch.Generator) -> Tensor:
         thetas = thetas.detach().requires_grad_()
         with torch.enable_grad():
             return torch.autograd.grad(two_modes(thetas, size).sum(), thetas)[0]
 
-    start = torch.zeros(size, dtype=torch.float64), 10 * torch.eye(size, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    elbo = advi.fit(score, *start, steps=1500, draws=4, learning_rate=0.03, full_rank=False, generator=generator)
+    start = torch.zeros(size, dtype=torch.float64), 4 * torch.eye(size, dtype=torch.float64)
+    generator, cosine = torch.Generator().manual_seed(0), Schedule("cosine", length=1500)
+    settings: dict[str, Any] = dict(learning_rate=lambda step: 0.1 * cosine.factor(step), generator=generator)
+    elbo = advi.fit(score, *start, steps=1500, draws=4, full_rank=False, **settings)
     distances = (elbo.mean - means).norm(dim=1)
-    assert distances.min() < 0.3
+    assert distances.min() < 0.15
     other = means[distances.argmax()]
     assert Normal(elbo.mean, elbo.covariance.diagonal().sqrt()).log_prob(other).sum() < -50
 
@@ -167,12 +177,13 @@ def divergences(block: Block) -> tuple[float, float]:
 
 
 def test_a_flow_is_closer_to_a_banana_than_a_full_covariance_and_that_closer_than_a_mean_field() -> None:
-    """In both directions, each at least by a factor of 1.5. The flow, which has the target in its family, comes
-    within 0.25 nats of it in KL(q || p); full covariance 0.4, mean field 0.8."""
+    """In both directions, each at least by a factor of 1.5; over seeds it is 1.8 or more. The flow, which has the target
+    in its family, comes within 0.1 nats of it in KL(q || p), 0.007 to 0.044 over seeds; full covariance 0.4, mean field
+    0.8."""
     zeros = torch.zeros(2, dtype=torch.float64)
     flow = Distribution(Flow, {"offset": zeros, "log_scale": zeros, "bend": zeros})
     fits = [
-        fit(banana, 2, flow, 400, lr=0.1),
+        fit(banana, 2, flow, 600, lr=0.03),
         fit(banana, 2, FullCovariance(), 400, initial_precision=1.0),
         fit(banana, 2, MeanField(), 400, initial_precision=1.0),
     ]
@@ -180,11 +191,12 @@ def test_a_flow_is_closer_to_a_banana_than_a_full_covariance_and_that_closer_tha
     for near, far in ((0, 1), (1, 2)):
         assert 1.5 * forward[near] < forward[far], forward
         assert 1.5 * reverse[near] < reverse[far], reverse
-    assert reverse[0] < 0.25, reverse
+    assert reverse[0] < 0.1, reverse
 
 
 def test_a_student_family_finds_a_student_target() -> None:
-    """Three coordinates with 5 degrees of freedom: locations within 0.25 of their scales, scales within 20 %."""
+    """Three coordinates with 5 degrees of freedom: locations within 0.15 of their scales, scales within 20 %; over seeds
+    the largest errors are 0.03 to 0.06 and 3 to 10 %."""
     location, scale = torch.tensor([[1.0, -2.0, 0.5], [0.5, 1.0, 1.5]], dtype=torch.float64)
 
     def build(parameters: Mapping[str, Tensor]) -> StudentT:
@@ -195,5 +207,5 @@ def test_a_student_family_finds_a_student_target() -> None:
     block = fit(
         lambda theta: StudentT(5.0, location, scale).log_prob(theta).sum(), 3, family, 300, (0.01, 0.01), lr=0.2
     )
-    assert ((block.state["location"] - location) / scale).abs().max() < 0.25
+    assert ((block.state["location"] - location) / scale).abs().max() < 0.15
     assert (block.state["log_scale"] - scale.log()).abs().max() < math.log(1.2)

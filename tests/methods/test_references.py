@@ -142,6 +142,13 @@ def test_with_mini_batch_scores_advi_stays_at_the_exact_posterior() -> None:
     assert 0.8 < variance_ratio(advi.fit, mini_batch, draws=8, learning_rate=cosine(0.03, 400)) < 1.25
 
 
+def test_the_default_rate_of_bam_is_the_papers() -> None:
+    """S D / (step + 1), under scores whose noise makes the rate matter."""
+    default = run(bam.fit, mini_batch, steps=4, draws=3)
+    given = run(bam.fit, mini_batch, steps=4, draws=3, learning_rate=lambda step: 3 * D / (step + 1))
+    torch.testing.assert_close((default.mean, default.covariance), (given.mean, given.covariance), rtol=0, atol=0)
+
+
 @every_algorithm
 def test_the_trace_shows_the_start_and_every_step_with_its_score_evaluations(name: str) -> None:
     seen, scored = [], [0]

@@ -533,4 +533,39 @@ def test_reach_is_what_a_precision_without_curvature_falls_by(schedule: str, ste
 def test_other_families_are_stuck_by_their_marginal_precisions(settings: dict[str, Any]) -> None:
     (message,) = stuck(fit(10_000.0, 20, **settings))
     assert message.startswith("posterior of first.weight, second.weight is still at its initial precision (100 %")
+    assert ("lets a precision fall by at most" in message) == ("solver" not in settings)
     assert stuck(fit(20.0, 100, family=FullCovariance())) == []
+
+
+@pytest.mark.parametrize("family", [MeanField(), FullCovariance(), LowRank(2), Kronecker()], ids=lambda each: each.kind)
+def test_rows_of_other_families_are_of_their_marginal_precisions(family: Family) -> None:
+    """Of states in general position, against the diagonals of their covariances, to rounding."""
+    generator = torch.Generator().manual_seed(1)
+    optimizer = fit(20.0, 0, family=family, solver=None if family.kind == "full_covariance" else GradientSolver())
+    expected: list[float] = []
+    for block in optimizer.blocks():
+        state = block.state
+        for value in state.values():
+            value += 0.3 * torch.rand(value.shape, generator=generator, dtype=value.dtype)
+        covariance = {
+            "mean_field": lambda s: (1 / s["precision"]).diag(),
+            "full_covariance": lambda s: s["factor"] @ s["factor"].T,
+            "low_rank": lambda s: s["variance"].diag() + s["factor"] @ s["factor"].T,
+            "kronecker": lambda s: torch.kron(s["rows"] @ s["rows"].T, s["columns"] @ s["columns"].T),
+        }[family.kind](state)
+        ratios = 0.5**2 / covariance.diagonal()  # to the prior's precision
+        expected += [piece.log().mean().item() for piece in ratios.split(3)]
+    rows = drift(optimizer)
+    assert [row.from_prior for row in rows] == pytest.approx(expected, rel=1e-12)
+    assert [row.reach for row in rows] == [0.0 if family.kind == "full_covariance" else None] * 2
+
+
+def test_skipped_steps_count_for_nothing() -> None:
+    optimizer = fit(10_000.0, 20)
+    before = drift(optimizer), stuck(optimizer)
+    for _ in range(3):
+        for _ in optimizer.draws():
+            sum(math.nan * parameter.sum() for parameter in optimizer.param_groups[0]["params"]).backward()
+        optimizer.step()
+    assert optimizer.param_groups[0]["skipped"] == 3
+    assert (drift(optimizer), stuck(optimizer)) == before

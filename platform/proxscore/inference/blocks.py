@@ -226,7 +226,7 @@ class SolvedBlock(Block):
         if self._inner == 0:
             return self.anchor
         with torch.no_grad():
-            return self.family.candidate(self.anchor, self._leaves)
+            return self.family.candidate(self.anchor, {name: leaf.detach() for name, leaf in self._leaves.items()})
 
     @torch.enable_grad()
     def _take(self, draw: Draw, gradients: list[Tensor], weights: list[Tensor]) -> None:
