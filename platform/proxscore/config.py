@@ -195,6 +195,7 @@ class ProximalScoreConfig(Section):
     initial_precision: float | None = Field(0.1, gt=0)  # per data point; null: estimated from data, tensor by tensor
     paired: bool = True
     draws: int = Field(1, ge=1)  # pairs (or single draws) per step
+    keep_mean: bool = True  # false: four numbers per parameter instead of five, and more time for the noise
     momentum: float = Field(0.9, ge=0, lt=1)
     max_log_precision_step: float | None = Field(1.0, gt=0)
     max_mean_step: float | None = Field(0.1, gt=0)  # posterior standard deviations
@@ -234,6 +235,7 @@ class TrainingConfig(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     activation_checkpointing: bool = False
+    meta_init: bool = False  # initial weights are made shard by shard: no worker ever holds the whole model
     loader_processes: int = Field(0, ge=0)
     validate_every: float = Field(1, gt=0)  # epochs
     checkpoint_every: float = Field(1, gt=0)  # epochs

@@ -45,6 +45,7 @@ MODES: dict[str, dict[str, Any]] = {
     "paired": {},
     "unpaired": {"paired": False},
     "two draws": {"draws": 2},
+    "no separate mean": {"keep_mean": False},
     "full covariance": {"families": {"head.*": FullCovariance()}},
     # On shards; the rest of the network is mean-field, in closed form.
     "low rank": {"families": {"blocks.*": LowRank(3)}, "solver": None},

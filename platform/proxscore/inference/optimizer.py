@@ -37,7 +37,7 @@ from proxscore.inference.parts import Draw, Member, Part, ProximalStep
 from proxscore.inference.penalties import ForwardKL, Penalty
 from proxscore.inference.points import Points
 from proxscore.inference.priors import Assignment, Prior, canonical
-from proxscore.inference.shards import Shards
+from proxscore.inference.shards import MeanlessShards, Shards
 from proxscore.inference.solver import GradientSolver
 
 
@@ -74,6 +74,7 @@ class ProximalScore(torch.optim.Optimizer):
         draw_mesh: one-dimensional mesh over draw groups: processes that hold the same parameters (or the same shards of
             them) and score different draws of a step on the same batch, each ``draws`` / its size. Their scores and
             curvatures are summed before the step, which is that of one process with all the draws.
+        keep_mean: false spares the mean-field state a copy of the mean: 4 P numbers, and more time for the noise.
         momentum: decay of the running mean of the score (bias-corrected), in [0, 1).
         max_log_precision_step: trust region: largest change of a log-precision in a step (of a full covariance: norm of
             the change of the matrix's logarithm, less beyond 32 numbers); none: unlimited.
@@ -105,6 +106,7 @@ class ProximalScore(torch.optim.Optimizer):
         paired: bool = True,
         draws: int = 1,
         draw_mesh: DeviceMesh | None = None,
+        keep_mean: bool = True,
         momentum: float = 0.9,
         max_log_precision_step: float | None = 1.0,
         max_mean_step: float | None = 0.1,
@@ -123,6 +125,7 @@ class ProximalScore(torch.optim.Optimizer):
         self.penalty = penalty or ForwardKL()
         self.family, self.families, self.solver = family or MeanField(), dict(families or {}), solver
         self.paired, self.draws_per_step, self._draw_mesh = paired, draws, draw_mesh
+        self.keep_mean = keep_mean
         if draws % self._groups:
             raise ValueError(f"draws is {draws}; it must be a multiple of the number of draw groups, {self._groups}")
         self.max_log_precision_step, self.max_mean_step = max_log_precision_step, max_mean_step
@@ -207,7 +210,8 @@ class ProximalScore(torch.optim.Optimizer):
                 together.setdefault(id(member) if family.per_parameter else id(family), []).append(member)
         parts: list[Part] = []
         if shards:
-            parts.append(Shards(shards, self.state, self.draws_per_step))
+            kind = Shards if self.keep_mean else MeanlessShards
+            parts.append(kind(shards, self.state, self.draws_per_step))
         seed = noise.key(group["seed"], "initial")
         for joined in together.values():
             for member in joined:

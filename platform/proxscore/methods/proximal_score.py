@@ -50,6 +50,7 @@ def build(
             paired=config.paired,
             draws=config.draws,
             draw_mesh=draw_mesh,
+            keep_mean=config.keep_mean,
             momentum=config.momentum,
             max_log_precision_step=config.max_log_precision_step,
             max_mean_step=config.max_mean_step,

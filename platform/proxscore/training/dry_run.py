@@ -1,20 +1,21 @@
-"""What a job would do: one real step in this process, and the arithmetic of memory and time."""
+"""What a job would do: the arithmetic of memory, and the time of one real step where this machine can hold it."""
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from functools import partial
 
+import psutil
 import torch
-from torch import Tensor, nn
 
 from proxscore.config import Config
-from proxscore.inference import noise
-from proxscore.methods import Horizon, build_method
+from proxscore.methods import Horizon, build_method, evaluations_per_step
 from proxscore.training.context import Context, pick_device
 from proxscore.training.ingest import TrainingData
-from proxscore.training.loop import first_losses, horizon_of, train_step
-from proxscore.training.parallelize import parallelize
+from proxscore.training.loop import first_losses, horizon_of, initial_module, train_step
+from proxscore.training.memory import Memory, memory
 from proxscore.vision.task import VisionTask
 
 
@@ -30,61 +31,87 @@ class _Alone(Context):
 
 
 def dry_run(config: Config) -> str:
-    """Build task and model, take one warm-up and one timed step of the configured method, and describe the job.
+    """Describe the job: parameters, memory per worker, work; and time, from one step of the configured method.
 
-    Memory counts weights, gradients and the optimizer's state, as each worker holds them (fully sharded), in MiB of
-    2^20 bytes; activations and data are not in it.
+    The memory is counted without allocating any of it. A step is taken, after a warm-up, if this process can hold what
+    all workers together would hold.
     """
     task = VisionTask(config.task)
+    steps_per_epoch = math.ceil(len(task.data.train) / config.training.batch_size)
+    horizon = horizon_of(steps_per_epoch, config.training.epochs, task)
+    counted = memory(config, task, horizon)
+    lines = [*_work(config, task, horizon, counted), *_memory(config, counted)]
+    whole = memory(config.model_copy(update={"training": _one_worker(config)}), task, horizon).total
+    free = _free(pick_device(config.training.device))
+    if whole > 0.7 * free:
+        lines.append(
+            f"one step here    not taken: it needs {_size(whole)} and room for activations, this machine has {_size(free)}"
+        )
+        return "\n".join(lines)
+    nll, seconds = _step(config, task, horizon)
+    minutes, workers = horizon.total_steps * seconds / 60, max(config.training.workers, 1)
+    return "\n".join(
+        [
+            *lines,
+            f"one step here    {seconds:.3f} s, training NLL {nll:.3f}",
+            f"estimate         {minutes:.1f} min in one process here; about {minutes / workers:.1f} min on {workers} worker(s) "
+            "as quick as this process, evaluation not counted",
+        ]
+    )
+
+
+def _one_worker(config: Config) -> object:
+    return config.training.model_copy(update={"workers": 1, "draw_groups": 1, "replicate": 1})
+
+
+def _free(device: torch.device) -> float:
+    """Bytes that a process may still take on a device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def _step(config: Config, task: VisionTask, horizon: Horizon) -> tuple[float, float]:
+    """Training NLL and seconds of a step that is not the first."""
     context = _Alone(pick_device(config.training.device))
     torch.manual_seed(config.seed)
-    module = parallelize(task.build_model().to(context.device), config.training, None)
+    module = initial_module(config, task, context)
     data = TrainingData(task.data.train, config.training.batch_size, 0, 1, config.seed, config.training.accumulate)
-    horizon = horizon_of(data.steps_per_epoch, config.training.epochs, task)
-    losses = partial(first_losses, module, task, config, context, data)
-    method = build_method(config.method, module, horizon, config.seed, losses)
-    seconds = 0.0
-    for step, (micro_batches, size) in zip(range(2), _repeat(data), strict=False):
+    method = build_method(
+        config.method, module, horizon, config.seed, partial(first_losses, module, task, config, context, data)
+    )
+    nll = seconds = 0.0
+    batches = itertools.chain.from_iterable(data.epoch(epoch) for epoch in itertools.count())
+    for step, (micro_batches, size) in enumerate(itertools.islice(batches, 2)):
         started = time.perf_counter()
         nll = train_step(module, method, task, micro_batches, size, config, context, step)[0]["train/nll"]
         seconds = time.perf_counter() - started
-    return _describe(config, task, module, method, horizon, nll, seconds)  # type: ignore[arg-type]
+    return nll, seconds
 
 
-def _repeat(data: TrainingData):  # type: ignore[no-untyped-def]
-    epoch = 0
-    while True:
-        yield from data.epoch(epoch)
-        epoch += 1
-
-
-def _describe(
-    config: Config,
-    task: VisionTask,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    horizon: Horizon,
-    nll: float,
-    seconds: float,
-) -> str:
-    parameters = sum(parameter.numel() for parameter in module.parameters())
-    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    optimizer.state_dict()  # what some families hold is written into the state when it is asked for
-    tensors = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor) and v.ndim]
-    state = sum(noise.local(tensor).numel() for tensor in tensors)
-    workers = max(config.training.workers, 1)
-    evaluations = horizon.total_steps * optimizer.evaluations_per_step  # type: ignore[attr-defined]
-    minutes = horizon.total_steps * seconds / 60
-    lines = [
-        f"model            {config.task.model.name}: {parameters:,} parameters, {trained:,} trained",
+def _work(config: Config, task: VisionTask, horizon: Horizon, counted: Memory) -> list[str]:
+    evaluations = horizon.total_steps * evaluations_per_step(config.method)
+    return [
+        f"model            {config.task.model.name}: {counted.parameters:,} parameters, {counted.trained:,} trained",
         f"data             {config.task.data.kind}: {task.data.splits['counts']}, {task.classes} classes",
-        f"method           {config.method.kind}: state {(state + trained + parameters) / parameters:.2f} numbers per "
-        "parameter (weights and gradients included)",
-        f"memory           {4 * (state + trained + parameters) / workers / 2**20:.1f} MiB per worker on {workers} worker(s) "
-        "for weights, gradients and state",
         f"work             {horizon.total_steps} steps, {evaluations} gradient evaluations of {config.training.batch_size} rows",
-        f"one step here    {seconds:.3f} s, training NLL {nll:.3f}",
-        f"estimate         {minutes:.1f} min in one process here; about {minutes / workers:.1f} min on {workers} worker(s) "
-        "as quick as this process, evaluation not counted",
     ]
-    return "\n".join(lines)
+
+
+def _memory(config: Config, counted: Memory) -> list[str]:
+    """The table of what each worker holds."""
+    workers = max(config.training.workers, 1)
+    lines = [
+        f"method           {config.method.kind}: state {counted.copies:.2f} numbers per parameter (weights and gradients "
+        "included)",
+        f"memory           {_size(sum(counted.held.values()))} per worker on {workers} worker(s), {counted.shards} to a copy, "
+        f"for weights, gradients and state; AdamW: {_size(counted.adamw)}",
+    ]
+    lines += [f"                 {_size(size):>12}  {name}" for name, size in counted.held.items()]
+    if counted.gathered:
+        lines.append(
+            f"                 {_size(counted.gathered):>12}  blocks gathered for a moment, and gradients of one"
+        )
+    return [*lines, f"                 {_size(counted.total):>12}  all together, without activations and data"]
+
+
+def _size(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -131,7 +131,7 @@ def evaluation_batches(dataset: Dataset, batch_size: int, rank: int, world: int)
         yield inputs, targets[: len(indices)]
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     """A batch that the data set has stacked. Loader processes are sent this function, so it has a name."""
     return batch
 

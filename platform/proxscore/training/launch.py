@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pyarrow.fs import FileSystem, FileType
 
 from proxscore import config as configuration
@@ -57,11 +58,13 @@ def run(config: Config, show: Callable[[str], None] = say) -> list[Outcome]:
     """
     config = processes.counted(absolute(config))
     task = VisionTask(config.task)
-    task.build_model()
+    task.build_model(torch.device("meta") if config.training.meta_init else None)
     meshes.shape(config, config.method)
     plan = [(config.method, config.training.epochs)]
     if (config.training.workers == 0 or processes.launched()) and "://" in config.training.storage:
-        raise ConfigError(f"training.storage {config.training.storage}: without Ray's workers it must be a local folder")
+        raise ConfigError(
+            f"training.storage {config.training.storage}: without Ray's workers it must be a local folder"
+        )
     if config.baseline is not None:
         plan.insert(0, (config.baseline, config.training.epochs * evaluations_per_step(config.method)))
     if processes.launched():

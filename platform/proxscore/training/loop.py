@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from proxscore.config import Config, MethodConfig, ParquetConfig
+from proxscore.config import Config, ConfigError, MethodConfig, ParquetConfig
 from proxscore.inference import noise
 from proxscore.methods import Horizon, Method, advice, build_method
 from proxscore.posterior import CategoricalPredictive, Posterior
@@ -21,6 +21,7 @@ from proxscore.posterior.stacking import stack, wants_stacking
 from proxscore.training import checkpoint, evaluation
 from proxscore.training.context import Context
 from proxscore.training.ingest import Batch, RayTrainingData, TrainingData
+from proxscore.training.materialize import materialize
 from proxscore.training.parallelize import parallelize
 from proxscore.vision.task import VisionTask
 
@@ -40,7 +41,7 @@ def train(
         ``{"test": {variant: metrics}, "steps": ..., "seconds": ...}``; the last checkpoint holds posterior and figures.
     """
     torch.manual_seed(config.seed)
-    module = parallelize(task.build_model().to(context.device), config.training, context.mesh)
+    module = initial_module(config, task, context)
     data = training_data(config, task, context)
     horizon = horizon_of(data.steps_per_epoch, epochs, task)
     losses = partial(first_losses, module, task, config, context, data)
@@ -87,6 +88,21 @@ def train(
         data=data,
     )
     return finish(module, method, described, config, context, snapshot, horizon, evaluate, predictive)
+
+
+def initial_module(config: Config, task: VisionTask, context: Context) -> nn.Module:
+    """The task's network on this process's device, sharded as configured, with its initial weights.
+
+    Raises:
+        ConfigError: ``training.meta_init`` for a network that cannot be initialised shard by shard.
+    """
+    if not config.training.meta_init:
+        return parallelize(task.build_model().to(context.device), config.training, context.mesh)
+    if config.task.model.weights is not None:
+        raise ConfigError("training.meta_init makes initial weights and task.model.weights reads them: choose one")
+    module = parallelize(task.build_model(torch.device("meta")), config.training, context.mesh)
+    materialize(module, context.device, config.seed)
+    return module
 
 
 def train_step(

@@ -8,12 +8,12 @@ they are sharded.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from proxscore.config import ConfigError
 from proxscore.inference import noise
@@ -60,7 +60,7 @@ def _call(module: nn.Module, method: str) -> None:
         ) from error
 
 
-class _Keyed(TorchFunctionMode):
+class _Keyed(TorchDispatchMode):
     """Within the context, ``normal_`` and ``uniform_`` fill shards with numbers keyed by seed, call and global index."""
 
     def __init__(self, seed: int) -> None:
@@ -68,16 +68,16 @@ class _Keyed(TorchFunctionMode):
         self._seed, self._calls = seed, 0
         self._streams: dict[tuple[torch.device, torch.dtype], noise.NormalStream] = {}
 
-    def __torch_function__(
+    def __torch_dispatch__(
         self,
-        function: Callable[..., Any],
-        types: Sequence[type],
+        function: Any,
+        types: Any,
         arguments: Sequence[Any] = (),
         named: Mapping[str, Any] | None = None,
     ) -> Any:
-        if function is torch.Tensor.normal_:
+        if function is torch.ops.aten.normal_.default:
             return self._normal(*arguments, **(named or {}))
-        if function is torch.Tensor.uniform_:
+        if function is torch.ops.aten.uniform_.default:
             return self._uniform(*arguments, **(named or {}))
         return function(*arguments, **(named or {}))
 
@@ -88,17 +88,18 @@ class _Keyed(TorchFunctionMode):
 
     def _uniform(self, tensor: Tensor, low: float = 0.0, high: float = 1.0, *, generator: object = None) -> Tensor:
         for piece, values in self._pieces(tensor):
-            piece.copy_(torch.special.ndtr(values)).mul_(high - low).add_(low)
+            ends = torch.tensor([low, high], dtype=piece.dtype)
+            inner = torch.nextafter(ends, ends.flip(0))  # an end itself is infinity where a quantile is taken of it
+            piece.copy_(torch.special.ndtr(values)).mul_(high - low).add_(low).clamp_(*inner.tolist())
         return tensor
 
-    def _pieces(self, tensor: Tensor):  # type: ignore[no-untyped-def]
+    def _pieces(self, tensor: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """(piece of the local shard, its standard normal numbers)."""
-        with torch._C.DisableTorchFunction():
-            shard, start = noise.local(tensor), noise.shard_offset(tensor)
-            place = shard.device, shard.dtype
-            if place not in self._streams:
-                self._streams[place] = noise.NormalStream(*place)
-            self._calls += 1
-            key = noise.key(self._seed, "initial weights", self._calls)
-            for part, values in self._streams[place].pieces(key, start, shard.numel(), tensor.numel()):
-                yield shard[part], values
+        shard, start = noise.local(tensor), noise.shard_offset(tensor)
+        place = shard.device, shard.dtype
+        if place not in self._streams:
+            self._streams[place] = noise.NormalStream(*place)
+        self._calls += 1
+        key = noise.key(self._seed, "initial weights", self._calls)
+        for part, values in self._streams[place].pieces(key, start, shard.numel(), tensor.numel()):
+            yield shard[part], values

@@ -37,7 +37,7 @@ def build_model(config: ModelConfig, *, classes: int, shape: tuple[int, int, int
             raise ConfigError(f"task.model.kwargs.{key} is {kwargs[key]}; the data have {value}: leave it out")
     model = _create(config.name, kwargs, shape[1:])
     _check_forward(model, config.name, classes, shape)
-    if config.weights is not None:
+    if config.weights is not None and not next(model.parameters()).is_meta:
         load_weights(model, config.weights)
     return model
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import nn
 
 from proxscore.calibration import ClassificationMetrics
@@ -35,9 +37,14 @@ class VisionTask:
         self.likelihood = Categorical()
         self.classes = len(self.data.classes)
 
-    def build_model(self) -> nn.Module:
-        """The network for these images and classes; see :func:`proxscore.vision.models.build_model`."""
-        return build_model(self.config.model, classes=self.classes, shape=self.data.shape)
+    def build_model(self, device: torch.device | None = None) -> nn.Module:
+        """The network for these images and classes; see :func:`proxscore.vision.models.build_model`.
+
+        Args:
+            device: the meta device leaves out the numbers, and the configured weights.
+        """
+        with device or nullcontext():
+            return build_model(self.config.model, classes=self.classes, shape=self.data.shape)
 
     def metrics(self, bins: int = 15) -> ClassificationMetrics:
         """Fresh metrics of predictions over these classes; calibration errors use ``bins`` bins of confidence."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -38,21 +38,22 @@ class Bucket:
     statistic: list[Tensor]  # the gradient during the draws; the curvature statistic k before the step
     prior_precision: list[float]
     prior_mean: list[Tensor | None]
+    displacement: list[Tensor | None] = field(default_factory=list)  # weights - mean, where the mean is not held
 
 
 def split(shards: Sequence[tuple[tuple[Tensor | None, ...], float]], size: int) -> Iterator[Bucket]:
     """Cut aligned flat shards into buckets of about ``size`` elements.
 
     Args:
-        shards: (weights, mean, precision, score, statistic, prior mean) and prior precision, per parameter.
+        shards: (weights, mean, precision, score, statistic, prior mean, displacement) and prior precision, per parameter.
     """
     columns: list[list] = [[] for _ in fields(Bucket)]
     held = 0
-    for (weights, *tensors, prior_mean), prior_precision in shards:
+    for (weights, *tensors, prior_mean, displacement), prior_precision in shards:
         assert weights is not None
         count = weights.numel()
         for low in range(0, count, size):
-            row = (weights, *tensors, prior_precision, prior_mean)
+            row = (weights, *tensors, prior_precision, prior_mean, displacement)
             if count > size:  # slicing costs as much as a pass over a small tensor
                 row = tuple(value[low : low + size] if isinstance(value, Tensor) else value for value in row)
             for column, value in zip(columns, row, strict=True):
@@ -121,7 +122,9 @@ class MeanField(Family):
         For a pair the gradient is g_minus - g_plus and the weights are the second draw, so that e = -(theta_plus - m)
         and ``scale`` = c / 2; for a single draw it is g, and ``scale`` = c.
         """
-        displacement = torch._foreach_sub(bucket.weights, bucket.mean)
+        displacement = [d for d in bucket.displacement if d is not None]
+        if not displacement:
+            displacement = list(torch._foreach_sub(bucket.weights, bucket.mean))
         if paired:
             torch._foreach_mul_(bucket.statistic, scale)
             excess = torch._foreach_sub(bucket.precision, bucket.prior_precision)

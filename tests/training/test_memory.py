@@ -1,0 +1,134 @@
+"""What workers hold: counted on the meta device, against tensors that are there, and against arithmetic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import Tensor
+
+from proxscore import config as configuration
+from proxscore.config import Config, ConfigError
+from proxscore.methods import Horizon, build_method
+from proxscore.training.dry_run import dry_run
+from proxscore.training.materialize import materialize
+from proxscore.training.memory import memory
+from proxscore.vision.task import VisionTask
+
+HORIZON = Horizon(total_steps=10, steps_per_epoch=5, data_size=100)
+VIT = {"name": "vit_tiny_patch16_224", "kwargs": {"patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2}}
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of three-channel images, enough to be split."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for label in ("cat", "dog"):
+        (folder / label).mkdir()
+        for number in range(10):
+            pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{number}.png")
+    return folder
+
+
+def tree(model: dict[str, Any], data: dict[str, Any] | None = None, method: Any = None, **training: Any) -> Config:
+    return configuration.parse(
+        {
+            "task": {"model": model, "data": data or {"kind": "digits", "limit": 100}},
+            "method": method or {"kind": "proximal_score"},
+            "training": {"device": "cpu", "workers": 1, "batch_size": 20} | training,
+        }
+    )
+
+
+@pytest.mark.parametrize("name", ["vit_large_patch32_224", "vit_huge_patch14_224"])
+@pytest.mark.parametrize("workers", [1, 8])
+def test_a_large_network_is_counted_without_being_held(name: str, workers: int, photographs: Path) -> None:
+    """Five numbers per parameter, divided by the workers; AdamW four. ViT-H/14 alone would fill 2.5 GB."""
+    config = tree({"name": name}, {"kind": "image_folder", "path": str(photographs)}, workers=workers)
+    task = VisionTask(config.task)
+    process = psutil.Process()
+    before = process.memory_info().rss
+    counted = memory(config, task, HORIZON)
+    assert process.memory_info().rss - before < 200e6
+    with torch.device("meta"):
+        expected = sum(p.numel() for p in timm.create_model(name, num_classes=2).parameters())
+    assert counted.parameters == expected > 300e6
+    assert sum(counted.held.values()) == pytest.approx(4 * 5 * expected / workers)
+    assert counted.adamw == pytest.approx(4 * 4 * expected / workers)
+    assert (counted.gathered == 0) == (workers == 1)
+    assert counted.gathered < 0.25 * 4 * expected  # three of 24 or 32 blocks, and the root
+
+
+def test_a_dry_run_of_what_this_machine_cannot_hold_prints_the_table_and_takes_no_step(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tree({"name": "vit_large_patch32_224"}, {"kind": "image_folder", "path": str(photographs)}, workers=8)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**30}))
+    text = dry_run(config)
+    needed = 5 * 4 * memory(config, VisionTask(config.task), HORIZON).parameters / 2**30
+    assert f"not taken: it needs {needed:.2f} GiB and room for activations, this machine has 1.00 GiB" in text
+    assert f"{1024 * needed / 8:.1f} MiB per worker on 8 worker(s), 8 to a copy" in text
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"kind": "adamw"},
+        {"kind": "proximal_score"},
+        {"kind": "proximal_score", "keep_mean": False},
+        {"kind": "proximal_score", "draws": 2, "prior": {"biases": "point", "norms": "flat"}},
+        {
+            "kind": "proximal_score",
+            "families": {"head.*": {"kind": "full_covariance"}, "blocks.*": {"kind": "low_rank"}},
+        },
+        {"kind": "proximal_score", "family": {"kind": "mixture", "components": 2}},
+    ],
+    ids=["adamw", "mean field", "no separate mean", "two pairs and points", "several families", "mixture"],
+)
+def test_what_is_counted_is_what_a_process_holds(method: dict[str, Any]) -> None:
+    config = tree(VIT, method=method)
+    task = VisionTask(config.task)
+    module = task.build_model()
+    built = build_method(config.method, module, HORIZON, 0, lambda: iter(()))
+    assert isinstance(built, torch.optim.Optimizer)
+    inputs, targets = task.data.train.__getitems__(list(range(20)))
+    for _ in built.draws():
+        task.likelihood.nll(module(inputs), targets).mean().backward()
+    built.step()
+    built.state_dict()
+    state = [value for held in built.state.values() for value in held.values()]
+    numbers = sum(value.numel() for value in state if isinstance(value, Tensor) and value.ndim)
+    parameters = sum(p.numel() for p in module.parameters())
+    assert sum(memory(config, task, HORIZON).held.values()) == 4 * (numbers + 2 * parameters)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18", "small_cnn"])
+def test_initial_weights_from_the_meta_device_are_distributed_as_the_networks_own(name: str) -> None:
+    """Mean and spread of every tensor of 1,000 numbers or more, to four standard errors; constants, to the bit."""
+    torch.manual_seed(0)
+    ordinary = timm.create_model(name)
+    with torch.device("meta"):
+        module = timm.create_model(name)
+    materialize(module, torch.device("cpu"), seed=3)
+    for (key, ours), theirs in zip(module.state_dict().items(), ordinary.state_dict().values(), strict=True):
+        if not ours.is_floating_point() or theirs.numel() < 2 or theirs.std() == 0:
+            assert torch.equal(ours, theirs), key
+        elif theirs.numel() >= 1000:
+            error = theirs.std() / theirs.numel() ** 0.5
+            assert abs(ours.mean() - theirs.mean()) < 4 * 2**0.5 * error, key
+            assert abs(ours.std() / theirs.std() - 1) < 4 / theirs.numel() ** 0.5, key
+            assert not torch.equal(ours, theirs)
+
+
+def test_a_network_with_a_parameter_that_nothing_sets_is_refused_by_name() -> None:
+    with torch.device("meta"):
+        module = timm.create_model("convnext_atto")
+    with pytest.raises(ConfigError, match=r"nothing sets stages.0.blocks.0.gamma.*training.meta_init=false"):
+        materialize(module, torch.device("cpu"), seed=0)
