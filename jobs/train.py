@@ -29,10 +29,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--dry-run", action="store_true", help="one step in this process, costs and estimates, and stop"
     )
+    parser.add_argument("--profile", action="store_true", help="leave a trace of a few steps in MLflow")
     parser.add_argument("--result", type=Path, metavar="FILE.json", help="write the results there, too")
     options = parser.parse_intermixed_args(arguments)
     try:
-        config = configuration.load(options.config, options.overrides)
+        profile = ["training.profile=true"] if options.profile else []
+        config = configuration.load(options.config, [*options.overrides, *profile])
         if options.print_config:
             print(configuration.dump(config), end="")
             return 0

@@ -240,6 +240,7 @@ class TrainingConfig(Section):
     validate_every: float = Field(1, gt=0)  # epochs
     checkpoint_every: float = Field(1, gt=0)  # epochs
     keep_checkpoints: int = Field(2, ge=1)
+    profile: bool = False  # leave a trace of a few early steps in MLflow (profile/rank-0.json.gz)
     max_failures: int = Field(3, ge=-1)
     storage: str = "runs"  # a folder, or a URI that pyarrow reads (s3://..., gs://...)
 

@@ -60,11 +60,22 @@ def test_a_proximal_weight_that_holds_the_iterate_still_is_left_out_and_a_loss_t
     assert merged.keys() == {"train/nll", "posterior/kappa_precision"}
 
 
+RESOURCES = {"seconds_data": 0.1, "seconds_forward_backward": 0.3, "rows_per_second": 50.0, "peak_memory_gb": 1.5}
+
+
 def payload(steps: range, validation: float | None = None, rank: int = 0) -> dict[str, Any]:
     metrics = {} if validation is None else {"validation/nll": validation, "validation/ece": 0.1}
     records = [{"step": step, "train/nll": float(step), "count": 1, "ratio_max": float(rank)} for step in steps]
     last = steps[-1]
-    return {"step": last, "total_steps": 10, "epoch": last / 4, "seconds": 1.0, "records": records, "metrics": metrics}
+    return {
+        "step": last,
+        "total_steps": 10,
+        "epoch": last / 4,
+        "seconds": 1.0,
+        "records": records,
+        "metrics": metrics,
+        "resources": RESOURCES,
+    }
 
 
 def points(run: TrackedRun, key: str) -> list[tuple[int, float]]:
@@ -87,6 +98,10 @@ def test_steps_that_a_resumed_run_repeats_are_recorded_once(uri: str) -> None:
     assert points(run, "posterior/ratio_max")[:6] == [(step, 1.0) for step in range(1, 7)]
     assert points(run, "validation/nll") == [(6, 0.5), (9, 0.4)]
     assert points(run, "epoch") == [(6, 1.5), (9, 2.25)]
+    # What a report says of the time since the last one stands at its step: of both ranks, and once.
+    assert points(run, "train/rows_per_second") == [(3, 100.0), (6, 100.0), (7, 50.0), (9, 50.0)]
+    assert points(run, "rank_1/rows_per_second") == [(3, 50.0), (6, 50.0)]
+    assert points(run, "time/data") == [(step, 0.1) for step in (3, 6, 7, 9)]
 
 
 def test_the_progress_says_how_far_how_fast_and_how_good(uri: str) -> None:
@@ -96,6 +111,7 @@ def test_the_progress_says_how_far_how_fast_and_how_good(uri: str) -> None:
     recorder([payload(range(1, 3), 0.5) | {"seconds": 4.0}])
     assert lines == [
         "digits-adamw · step 2/10 (epoch 0.5) · 0.5 steps/s · 16 s left · NLL 2.000 · validation NLL 0.500 ECE 0.100"
+        " · data 25% forward+backward 75% · 1.5 GB"
     ]
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Metric
@@ -34,7 +36,7 @@ class Recorder:
     def __init__(self, uri: str, run_id: str, label: str, show: Callable[[str], None] | None = say) -> None:
         self.uri, self.run_id, self.label, self.show = uri, run_id, label, show
         self._client: Client | None = None
-        self._recorded = self._validated = -1
+        self._recorded = self._validated = self._measured = -1
         self._validation = ""
         self._shown = 0.0
 
@@ -44,6 +46,7 @@ class Recorder:
             self._client = Client(self.uri)
             self._recorded = self._last_step("train/nll")
             self._validated = self._last_step("validation/nll")
+            self._measured = self._last_step("rank_0/rows_per_second")
         first = payloads[0]
         now = int(time.time() * 1000)
         metrics = []
@@ -52,17 +55,30 @@ class Recorder:
             if step > self._recorded:
                 metrics += [Metric(key, value, now, step) for key, value in combine(records).items() if key != "step"]
                 self._recorded = step
+        if first["step"] > self._measured:
+            metrics += [Metric(key, value, now, first["step"]) for key, value in resources(payloads).items()]
+            self._measured = first["step"]
         if first["metrics"] and first["step"] > self._validated:
             metrics += [Metric(key, value, now, first["step"]) for key, value in first["metrics"].items()]
             metrics.append(Metric("epoch", first["epoch"], now, first["step"]))
             self._validated = first["step"]
         for start in range(0, len(metrics), LIMIT):
             self._client.log_batch(self.run_id, metrics=metrics[start : start + LIMIT])
+        for rank, payload in enumerate(payloads):
+            if "trace" in payload["resources"]:
+                self._trace(rank, payload["resources"]["trace"])
         self._progress(payloads)
 
     def _last_step(self, key: str) -> int:
         assert self._client is not None
         return max((point.step for point in self._client.get_metric_history(self.run_id, key)), default=-1)
+
+    def _trace(self, rank: int, trace: bytes) -> None:
+        assert self._client is not None
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"rank-{rank}.json.gz"
+            path.write_bytes(trace)
+            self._client.log_artifact(self.run_id, str(path), "profile")
 
     def _progress(self, payloads: Sequence[dict[str, Any]]) -> None:
         first = payloads[0]
@@ -73,11 +89,12 @@ class Recorder:
         if self.show is None or not first["records"] or quiet:
             return
         self._shown = time.monotonic()
+        costs = _costs(first["resources"])
         rate = first["step"] / max(first["seconds"], 1e-9)
         left = (first["total_steps"] - first["step"]) / max(rate, 1e-9)
         self.show(
             f"{self.label} · step {first['step']}/{first['total_steps']} (epoch {first['epoch']:.1f}) · {rate:.1f} steps/s · "
-            f"{_duration(left)} left · NLL {first['records'][-1]['train/nll']:.3f}{self._validation}"
+            f"{_duration(left)} left · NLL {first['records'][-1]['train/nll']:.3f}{self._validation}{costs}"
         )
 
 
@@ -98,6 +115,31 @@ def combine(records: Sequence[dict[str, float]]) -> dict[str, float]:
         else:  # the same on all ranks
             merged[key] = values[0]
     return {_name(key): value for key, value in merged.items() if math.isfinite(value) or not key.startswith("kappa")}
+
+
+def resources(payloads: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Seconds per step by part (the slowest rank's), and throughput and memory of every rank."""
+    found: dict[str, float] = {}
+    for rank, payload in enumerate(payloads):
+        for key, value in payload["resources"].items():
+            if key.startswith("seconds_"):
+                name = f"time/{key.removeprefix('seconds_')}"
+                found[name] = max(found.get(name, 0.0), value)
+            elif key != "trace":
+                found[f"rank_{rank}/{key}"] = value
+    if found:
+        found["train/rows_per_second"] = sum(payload["resources"]["rows_per_second"] for payload in payloads)
+    return found
+
+
+def _costs(own: dict[str, Any]) -> str:
+    """What a step's time goes into, and memory, for the line of progress."""
+    parts = {key.removeprefix("seconds_"): value for key, value in own.items() if key.startswith("seconds_")}
+    total = sum(parts.values())
+    if not total:
+        return ""
+    shares = " ".join(f"{part.replace('_', '+')} {100 * value / total:.0f}%" for part, value in parts.items())
+    return f" · {shares} · {own['peak_memory_gb']:.1f} GB"
 
 
 def _name(key: str) -> str:

@@ -22,6 +22,7 @@ from proxscore.training import checkpoint, evaluation
 from proxscore.training.context import Context
 from proxscore.training.ingest import Batch, RayTrainingData, TrainingData
 from proxscore.training.materialize import materialize
+from proxscore.training.observe import Observer
 from proxscore.training.parallelize import parallelize
 from proxscore.vision.task import VisionTask
 
@@ -58,22 +59,22 @@ def train(
     records: list[dict[str, float]] = []
     reported = time.perf_counter()
     started = reported - progress["seconds"]
-    for micro_batches, size in batches(data, progress["step"], horizon):
+    observer = Observer(context.device, config.training.profile)
+    for micro_batches, size in observer.timed_iterator(batches(data, progress["step"], horizon)):
         step = progress["step"]
         method.monitor = True
-        before = time.perf_counter()
         module.train()
-        due = before - reported >= config.tracking.interval
-        record, due = train_step(module, method, task, micro_batches, size, config, context, step, due)
-        record["train/rows_per_second"] = size * method.evaluations_per_step / (time.perf_counter() - before)
+        due = time.perf_counter() - reported >= config.tracking.interval
+        record, due = train_step(module, method, task, micro_batches, size, config, context, step, due, observer)
         records.append({"step": step + 1} | record)
         progress |= {"step": step + 1, "seconds": time.perf_counter() - started}
         last = step + 1 == horizon.total_steps
         validate, save = step + 1 in validate_at or last, step + 1 in save_at and not last
         if validate or save or due:
             metrics = evaluate("validation", config.evaluation.validation_draws)[0] if validate else {}
-            payload = report_of(progress, horizon, records, metrics)
-            context.report(payload, partial(checkpoint.save, snapshot=snapshot) if save else None)
+            payload = report_of(progress, horizon, records, metrics) | {"resources": observer.summary()}
+            with observer.timed("checkpoint" if save else "report"):
+                context.report(payload, partial(checkpoint.save, snapshot=snapshot) if save else None)
             records, reported = [], time.perf_counter()
 
     described = evaluation.description(config, method_config, task, horizon)
@@ -115,40 +116,60 @@ def train_step(
     context: Context,
     step: int,
     due: bool = False,
+    observer: Observer | None = None,
 ) -> tuple[dict[str, float], bool]:
     """One step of any method: its gradient evaluations, one all-reduce of the loss, its update.
 
     Args:
         due: whether this rank's clock says that it is time to report. Clocks differ, and all ranks must report together:
             what they agree on travels with the loss.
+        observer: of the time that the parts of the step take.
 
     Returns:
         What to record: ``train/nll`` (nats per row, mean over the draws, all ranks' rows) and the method's statistics;
         and whether a report is due on any rank.
     """
+    observer = observer or Observer(context.device)
+    nll = torch.zeros((), device=context.device)
+    with observer.step():
+        with observer.timed("forward_backward"):
+            for _ in method.draws():
+                # The draws of a pair see the same dropout masks: noise that they share cancels in their difference.
+                torch.manual_seed(noise.key(config.seed, "dropout", step, context.data_rank) >> 1)
+                nll += score(module, task, micro_batches, size, config, context)
+                observer.count(sum(len(targets) for _, targets in micro_batches))
+        with observer.timed("update"):
+            mean_nll = nll / (size * method.evaluations_per_step)
+            common = torch.stack([mean_nll, method.nonfinite.to(nll), nll.new_tensor(due)])
+            if context.world > 1:
+                dist.all_reduce(common)
+            method.found_inf = common[1] > 0
+            method.step()
+    average, _, due_anywhere = common.tolist()
+    skipped = float(method.param_groups[0]["skipped"])
+    return {"train/nll": average, "train/skipped_steps": skipped} | method.statistics, due_anywhere > 0
+
+
+def score(
+    module: nn.Module, task: VisionTask, micro_batches: list[Batch], size: int, config: Config, context: Context
+) -> torch.Tensor:
+    """Forward and backward passes over this rank's part of a batch, at the weights as they are.
+
+    Returns:
+        The sum of its negative log-likelihoods (nats).
+    """
     nll = torch.zeros((), device=context.device)
     low = config.training.precision == "bf16" and context.mesh is None  # a sharded module casts by FSDP's policy
-    for _ in method.draws():
-        # The draws of a pair see the same dropout masks: noise that they share cancels in their difference.
-        torch.manual_seed(noise.key(config.seed, "dropout", step, context.data_rank) >> 1)
-        for number, (inputs, targets) in enumerate(micro_batches):
-            if context.mesh is not None:
-                module.set_requires_gradient_sync(number == len(micro_batches) - 1)  # type: ignore[operator]
-            with torch.autocast(context.device.type, torch.bfloat16, enabled=low):
-                outputs = module(inputs.to(context.device, non_blocking=True))
-            loss = task.likelihood.nll(outputs, targets.to(context.device, non_blocking=True)).sum()
-            (
-                loss * (context.data_world / size)
-            ).backward()  # FSDP averages over ranks; the score is the global batch's mean
-            nll += loss.detach()
-    common = torch.stack([nll / (size * method.evaluations_per_step), method.nonfinite.to(nll), nll.new_tensor(due)])
-    if context.world > 1:
-        dist.all_reduce(common)
-    method.found_inf = common[1] > 0
-    method.step()
-    mean_nll, _, due_anywhere = common.tolist()
-    skipped = float(method.param_groups[0]["skipped"])
-    return {"train/nll": mean_nll, "train/skipped_steps": skipped} | method.statistics, due_anywhere > 0
+    for number, (inputs, targets) in enumerate(micro_batches):
+        if context.mesh is not None:
+            module.set_requires_gradient_sync(number == len(micro_batches) - 1)  # type: ignore[operator]
+        with torch.autocast(context.device.type, torch.bfloat16, enabled=low):
+            outputs = module(inputs.to(context.device, non_blocking=True))
+        loss = task.likelihood.nll(outputs, targets.to(context.device, non_blocking=True)).sum()
+        # FSDP averages over ranks; the score is the global batch's mean.
+        (loss * (context.data_world / size)).backward()
+        nll += loss.detach()
+    return nll
 
 
 FIRST_BATCHES = 10
@@ -223,6 +244,7 @@ def report_of(
         "epoch": progress["step"] / horizon.steps_per_epoch,
         "seconds": progress["seconds"],
         "records": records,
+        "resources": {},
         "metrics": {f"validation/{name}": value for name, value in metrics.items()},
     }
 
