@@ -262,7 +262,6 @@ class TrackingConfig(Section):
     uri: str | None = None
     experiment: str = "proxscore"
     interval: float = Field(2, ge=0)  # seconds between reports to the driver; each step's values are recorded
-    system_metrics: bool = False
 
 
 class Config(Section):

@@ -75,6 +75,7 @@ def payload(steps: range, validation: float | None = None, rank: int = 0) -> dic
         "records": records,
         "metrics": metrics,
         "resources": RESOURCES,
+        "checkpoint": True,  # so that a call returns when its points are recorded
     }
 
 

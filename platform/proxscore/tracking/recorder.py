@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Metric
+from proxscore.tracking.delivery import Delivery, Parcel
 
-from proxscore.tracking.client import Client
-
-LIMIT = 1000  # metrics that MLflow takes in one batch
+CHECKPOINT_PATIENCE = 2.0  # seconds: a server that is there takes milliseconds
 
 
 def say(line: str) -> None:
@@ -22,63 +18,63 @@ def say(line: str) -> None:
 
 
 class Recorder:
-    """Receives the payloads of all ranks, report by report.
+    """Receives the payloads of all ranks, report by report, and has them delivered.
 
-    Steps that were recorded before (a resumed run repeats those since its checkpoint) are not recorded again.
+    Steps that were recorded before (a resumed run repeats those since its checkpoint) are not recorded again. A server that
+    is away stops nothing: points wait for it.
 
     Args:
         uri: of the tracking server.
         run_id: of the run.
         label: what progress lines begin with.
         show: receives progress lines; none: silent.
+        kept: file or URI for points that wait for the server when a checkpoint is made; none: they wait in memory.
+        patience: seconds to wait for the server when the run ends.
     """
 
-    def __init__(self, uri: str, run_id: str, label: str, show: Callable[[str], None] | None = say) -> None:
+    def __init__(
+        self,
+        uri: str,
+        run_id: str,
+        label: str,
+        show: Callable[[str], None] | None = say,
+        kept: str | None = None,
+        patience: float = 600.0,
+    ) -> None:
         self.uri, self.run_id, self.label, self.show = uri, run_id, label, show
-        self._client: Client | None = None
-        self._recorded = self._validated = self._measured = -1
+        self.kept, self.patience = kept, patience
+        self._delivery: Delivery | None = None
         self._validation = ""
         self._shown = 0.0
 
     def __call__(self, payloads: Sequence[dict[str, Any]]) -> None:
-        """One report: ``payloads[r]`` is rank r's."""
-        if self._client is None:  # here, not in __init__: the recorder travels to the process that uses it
-            self._client = Client(self.uri)
-            self._recorded = self._last_step("train/nll")
-            self._validated = self._last_step("validation/nll")
-            self._measured = self._last_step("rank_0/rows_per_second")
-        first = payloads[0]
-        now = int(time.time() * 1000)
-        metrics = []
-        for records in zip(*(payload["records"] for payload in payloads), strict=True):
-            step = int(records[0]["step"])
-            if step > self._recorded:
-                metrics += [Metric(key, value, now, step) for key, value in combine(records).items() if key != "step"]
-                self._recorded = step
-        if first["step"] > self._measured:
-            metrics += [Metric(key, value, now, first["step"]) for key, value in resources(payloads).items()]
-            self._measured = first["step"]
-        if first["metrics"] and first["step"] > self._validated:
-            metrics += [Metric(key, value, now, first["step"]) for key, value in first["metrics"].items()]
-            metrics.append(Metric("epoch", first["epoch"], now, first["step"]))
-            self._validated = first["step"]
-        for start in range(0, len(metrics), LIMIT):
-            self._client.log_batch(self.run_id, metrics=metrics[start : start + LIMIT])
-        for rank, payload in enumerate(payloads):
-            if "trace" in payload["resources"]:
-                self._trace(rank, payload["resources"]["trace"])
+        """One report: ``payloads[r]`` is rank r's.
+
+        Raises:
+            RuntimeError: the server refuses the points, or did not come back in time at the end of the run.
+        """
+        if self._delivery is None:  # here, not in __init__: the recorder travels to the process that uses it
+            self._delivery = Delivery(self.uri, self.run_id, self.kept)
+        self._delivery.send(parcel(payloads))
         self._progress(payloads)
+        first = payloads[0]
+        if first["step"] == first["total_steps"]:
+            self._finish(self._delivery)
+        elif first["checkpoint"]:  # a run that resumes from it does not repeat these steps
+            self._delivery.wait(CHECKPOINT_PATIENCE)
 
-    def _last_step(self, key: str) -> int:
-        assert self._client is not None
-        return max((point.step for point in self._client.get_metric_history(self.run_id, key)), default=-1)
-
-    def _trace(self, rank: int, trace: bytes) -> None:
-        assert self._client is not None
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"rank-{rank}.json.gz"
-            path.write_bytes(trace)
-            self._client.log_artifact(self.run_id, str(path), "profile")
+    def _finish(self, delivery: Delivery) -> None:
+        if delivery.wait(CHECKPOINT_PATIENCE):
+            return
+        if self.show is not None:
+            self.show(
+                f"{self.label} · the tracking server {self.uri} is away: waiting up to {_duration(self.patience)} for it"
+            )
+        if not delivery.wait(self.patience):
+            raise RuntimeError(
+                f"the tracking server {self.uri} is away: {delivery.waiting} reports wait in {self.kept}; the same name "
+                "delivers them"
+            )
 
     def _progress(self, payloads: Sequence[dict[str, Any]]) -> None:
         first = payloads[0]
@@ -94,8 +90,32 @@ class Recorder:
         left = (first["total_steps"] - first["step"]) / max(rate, 1e-9)
         self.show(
             f"{self.label} · step {first['step']}/{first['total_steps']} (epoch {first['epoch']:.1f}) · {rate:.1f} steps/s · "
-            f"{_duration(left)} left · NLL {first['records'][-1]['train/nll']:.3f}{self._validation}{costs}"
+            f"{_duration(left)} left · NLL {first['records'][-1]['train/nll']:.3f}{self._validation}{costs}{self._away()}"
         )
+
+    def _away(self) -> str:
+        """What the line of progress says of a server that is away."""
+        assert self._delivery is not None
+        away = self._delivery.away
+        return (
+            ""
+            if away is None
+            else f" · tracking server away for {_duration(away)}, {self._delivery.waiting} reports wait"
+        )
+
+
+def parcel(payloads: Sequence[dict[str, Any]]) -> Parcel:
+    """The points of one report of all ranks."""
+    first, traces = payloads[0], {}
+    steps = [combine(records) for records in zip(*(payload["records"] for payload in payloads), strict=True)]
+    points = {"steps": [(int(values.pop("step")), values) for values in steps]}
+    points["resources"] = [(first["step"], resources(payloads))]
+    if first["metrics"]:
+        points["validation"] = [(first["step"], first["metrics"] | {"epoch": first["epoch"]})]
+    for rank, payload in enumerate(payloads):
+        if "trace" in payload["resources"]:
+            traces[rank] = payload["resources"]["trace"]
+    return Parcel(int(time.time() * 1000), points, traces)
 
 
 def combine(records: Sequence[dict[str, float]]) -> dict[str, float]:

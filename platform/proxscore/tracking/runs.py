@@ -21,6 +21,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from proxscore.config import ConfigError, TrackingConfig
 from proxscore.tracking.client import Client
 
+PATIENCE = 600.0  # seconds for which a run that has begun waits for its server
+
 
 def tracking_uri(config: TrackingConfig) -> str:
     """Where runs are recorded: the setting, else ``MLFLOW_TRACKING_URI``, else SQLite in the current folder."""
@@ -48,6 +50,7 @@ class TrackedRun:
             if run_id is not None and not self._exists(run_id):
                 run_id = None
             self.run_id = run_id or self.client.create_run(self.experiment_id, run_name=name).info.run_id
+            self.client.patience = PATIENCE
         except (MlflowException, SQLAlchemyError, OSError) as error:
             raise ConfigError(f"tracking.uri {uri}: cannot be used: {' '.join(str(error).split())[:200]}") from error
 

@@ -115,7 +115,7 @@ def _run_method(
         tags = {f"version.{package}": version for package, version in versions().items()} | git_tags()
         tags["data.splits"] = json.dumps(task.describe())
         tracked.describe(params, tags)
-        recorder = Recorder(uri, tracked.run_id, label, show)
+        recorder = Recorder(uri, tracked.run_id, label, show, kept=memory.beside("undelivered.json"))
         started = time.perf_counter()
         if config.training.workers == 0 or processes.launched():
             results, final = _train_here(config, method, epochs, task, label, recorder)
@@ -166,6 +166,7 @@ class RunMemory:
 
     def __init__(self, storage: str, label: str) -> None:
         try:
+            self.folder = f"{storage.rstrip('/')}/{label}"
             self.files, root = FileSystem.from_uri(storage)
             self.path = f"{root.rstrip('/')}/{label}/run.json"
             self.files.create_dir(f"{root.rstrip('/')}/{label}", recursive=True)
@@ -173,6 +174,10 @@ class RunMemory:
             raise ConfigError(
                 f"training.storage {storage}: cannot be written: {' '.join(str(error).split())}"
             ) from error
+
+    def beside(self, name: str) -> str:
+        """The path or URI of a file beside ``run.json``."""
+        return f"{self.folder}/{name}"
 
     def read(self, config: Config, method: MethodConfig, epochs: float) -> str | None:
         """The MLflow run to continue, if there is one.

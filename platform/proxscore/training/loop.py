@@ -72,7 +72,8 @@ def train(
         validate, save = step + 1 in validate_at or last, step + 1 in save_at and not last
         if validate or save or due:
             metrics = evaluate("validation", config.evaluation.validation_draws)[0] if validate else {}
-            payload = report_of(progress, horizon, records, metrics) | {"resources": observer.summary()}
+            payload = report_of(progress, horizon, records, metrics, checkpoint=save)
+            payload["resources"] = observer.summary()
             with observer.timed("checkpoint" if save else "report"):
                 context.report(payload, partial(checkpoint.save, snapshot=snapshot) if save else None)
             records, reported = [], time.perf_counter()
@@ -235,7 +236,12 @@ def batches(data: TrainingData | RayTrainingData, step: int, horizon: Horizon) -
 
 
 def report_of(
-    progress: dict[str, Any], horizon: Horizon, records: list[dict[str, float]], metrics: dict[str, float]
+    progress: dict[str, Any],
+    horizon: Horizon,
+    records: list[dict[str, float]],
+    metrics: dict[str, float],
+    *,
+    checkpoint: bool,
 ) -> dict[str, Any]:
     """What a rank tells the driver."""
     return {
@@ -245,6 +251,7 @@ def report_of(
         "seconds": progress["seconds"],
         "records": records,
         "resources": {},
+        "checkpoint": checkpoint,
         "metrics": {f"validation/{name}": value for name, value in metrics.items()},
     }
 
@@ -285,5 +292,5 @@ def finish(
             for name, (_, figure) in tested.items():
                 figure.savefig(folder / "figures" / f"reliability_{name}.png", dpi=150)
 
-    context.report(report_of(snapshot.progress, horizon, [], {}), write)
+    context.report(report_of(snapshot.progress, horizon, [], {}, checkpoint=True), write)
     return results

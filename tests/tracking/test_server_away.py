@@ -1,0 +1,186 @@
+"""A real MLflow server that goes away: training goes on, points wait for it and arrive once, statuses come true."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from proxscore import config as configuration
+from proxscore.config import ConfigError
+from proxscore.tracking import Recorder, TrackedRun
+from proxscore.training import launch
+
+pytestmark = pytest.mark.timeout(300)
+
+
+class Server:
+    """``mlflow server`` on a database in a folder; it can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        store = f"sqlite:///{self.folder / 'server.db'}"
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"),
+                *("--artifacts-destination", str(self.folder / "artifacts"), "--port", str(self.port)),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        for _ in range(600):
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+        raise AssertionError("the server did not start")
+
+    def kill(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        self.process = None
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    result = Server(tmp_path)
+    result.start()
+    yield result
+    result.kill()
+
+
+def payload(step: int, total: int = 100, *, checkpoint: bool = False) -> dict[str, Any]:
+    records = [{"step": step, "train/nll": float(step)}]
+    progress = {"step": step, "total_steps": total, "epoch": step / 10, "seconds": 1.0}
+    return progress | {"records": records, "metrics": {}, "resources": {}, "checkpoint": checkpoint}
+
+
+def steps(uri: str, run_id: str) -> list[int]:
+    return [point.step for point in MlflowClient(uri).get_metric_history(run_id, "train/nll")]
+
+
+def test_points_wait_for_the_server_without_stopping_training_and_arrive_once(server: Server, tmp_path: Path) -> None:
+    run = TrackedRun(server.uri, "away", "a run")
+    lines: list[str] = []
+    recorder = Recorder(server.uri, run.run_id, "a run", lines.append, str(tmp_path / "undelivered.json"))
+    recorder([payload(1)])
+    server.kill()
+    started = time.monotonic()
+    for step in range(2, 50):
+        recorder([payload(step)])
+    assert time.monotonic() - started < 1
+    time.sleep(6)
+    recorder([payload(50)])
+    assert "tracking server away for" in lines[-1]
+    server.start()
+    recorder([payload(51, total=51)])  # the last report waits
+    assert steps(server.uri, run.run_id) == list(range(1, 52))
+    assert not (tmp_path / "undelivered.json").exists()
+
+
+def test_what_a_checkpoint_made_final_outlives_the_process(server: Server, tmp_path: Path) -> None:
+    run = TrackedRun(server.uri, "away", "a run")
+    kept = str(tmp_path / "undelivered.json")
+    first = Recorder(server.uri, run.run_id, "a run", None, kept)
+    first([payload(1, checkpoint=True)])
+    server.kill()
+    first([payload(2)])
+    first([payload(3, checkpoint=True)])  # and then the process is lost
+    server.start()
+    second = Recorder(server.uri, run.run_id, "a run", None, kept)
+    second([payload(3)])
+    second([payload(4, total=4)])
+    assert steps(server.uri, run.run_id) == [1, 2, 3, 4]
+    assert not (tmp_path / "undelivered.json").exists()
+
+
+def test_a_server_that_stays_away_is_an_error_at_the_end_that_says_where_the_points_are(
+    server: Server, tmp_path: Path
+) -> None:
+    run = TrackedRun(server.uri, "away", "a run")
+    kept = tmp_path / "undelivered.json"
+    recorder = Recorder(server.uri, run.run_id, "a run", None, str(kept), patience=1)
+    recorder([payload(1, checkpoint=True)])
+    server.kill()
+    with pytest.raises(RuntimeError, match=rf"is away: 1 reports wait in {kept}; the same name delivers them"):
+        recorder([payload(2, total=2)])
+    assert kept.exists()
+
+
+def test_points_that_the_server_refuses_end_the_run(server: Server) -> None:
+    run = TrackedRun(server.uri, "away", "a run")
+    recorder = Recorder(server.uri, "0" * 32, "a run", None)
+    assert run.run_id != "0" * 32
+    with pytest.raises(RuntimeError, match=r"refuses the run's metrics: .*not found"):
+        recorder([payload(1, total=1)])
+
+
+def test_an_unreachable_server_is_refused_within_seconds() -> None:
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match=r"tracking.uri http://127.0.0.1:9: cannot be used"):
+        TrackedRun("http://127.0.0.1:9", "away", "a run")
+    assert time.monotonic() - started < 30
+
+
+def test_a_job_whose_server_is_away_for_a_while_is_recorded_whole(server: Server, tmp_path: Path) -> None:
+    """Away from some step on until after the last one: curves, final metrics, figures and status are all there."""
+    config = configuration.parse(
+        {
+            "name": "patient",
+            "task": {
+                "model": {"name": "small_cnn", "kwargs": {"width": 4, "hidden": 8}},
+                "data": {"kind": "digits", "limit": 200},
+            },
+            "training": {
+                "epochs": 20,
+                "batch_size": 50,
+                "workers": 0,
+                "device": "cpu",
+                "storage": str(tmp_path / "runs"),
+            },
+            "evaluation": {"draws": 4, "validation_draws": 2},
+            "tracking": {"uri": server.uri, "interval": 0},
+        }
+    )
+    returned = threading.Timer(8, server.start)
+    gone = False
+
+    def watch(line: str) -> None:
+        nonlocal gone
+        if not gone:
+            gone = True
+            server.kill()
+            returned.start()
+
+    (outcome,) = launch.run(config, watch)
+    assert gone
+    client = MlflowClient(server.uri)
+    run = client.get_run(outcome.run_id)
+    assert run.info.status == "FINISHED"
+    assert steps(server.uri, outcome.run_id) == list(range(1, outcome.results["steps"] + 1))
+    epochs = [point.step for point in client.get_metric_history(outcome.run_id, "validation/nll")]
+    assert epochs == [4 * epoch for epoch in range(1, 21)]
+    assert run.data.metrics["test/nll"] == pytest.approx(outcome.results["test"]["posterior"]["nll"])
+    assert client.list_artifacts(outcome.run_id, "figures")
