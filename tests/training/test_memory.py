@@ -55,7 +55,7 @@ def test_a_large_network_is_counted_without_being_held(name: str, workers: int, 
     task = VisionTask(config.task)
     process = psutil.Process()
     before = process.memory_info().rss
-    counted = memory(config, task, HORIZON)
+    counted = memory(config, config.method, task)
     assert process.memory_info().rss - before < 200e6
     with torch.device("meta"):
         expected = sum(p.numel() for p in timm.create_model(name, num_classes=2).parameters())
@@ -72,8 +72,11 @@ def test_a_dry_run_of_what_this_machine_cannot_hold_prints_the_table_and_takes_n
     config = tree({"name": "vit_large_patch32_224"}, {"kind": "image_folder", "path": str(photographs)}, workers=8)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**30}))
     text = dry_run(config)
-    needed = 5 * 4 * memory(config, VisionTask(config.task), HORIZON).parameters / 2**30
-    assert f"not taken: it needs {needed:.2f} GiB and room for activations, this machine has 1.00 GiB" in text
+    needed = 5 * 4 * memory(config, config.method, VisionTask(config.task)).parameters / 2**30
+    (line,) = (line for line in text.splitlines() if line.startswith("one step here"))
+    assert "not taken: it needs " in line
+    assert needed < float(line.split(" GiB")[0].split()[-1]) < needed + 4  # activations of a batch of 20
+    assert "this machine has 1.00 GiB" in line
     assert f"{1024 * needed / 8:.1f} MiB per worker on 8 worker(s), 8 to a copy" in text
 
 
@@ -106,7 +109,23 @@ def test_what_is_counted_is_what_a_process_holds(method: dict[str, Any]) -> None
     state = [value for held in built.state.values() for value in held.values()]
     numbers = sum(value.numel() for value in state if isinstance(value, Tensor) and value.ndim)
     parameters = sum(p.numel() for p in module.parameters())
-    assert sum(memory(config, task, HORIZON).held.values()) == 4 * (numbers + 2 * parameters)
+    assert sum(memory(config, config.method, task).held.values()) == 4 * (numbers + 2 * parameters)
+
+
+@pytest.mark.parametrize(("workers", "accumulate"), [(1, 1), (2, 1), (2, 5)])
+def test_activations_are_those_that_the_layers_need_for_their_gradients(workers: int, accumulate: int) -> None:
+    """A small CNN keeps each layer's input: images, two ReLUs, two poolings with their indices, hidden units, logits.
+
+    Its convolutions have 4 and 8 channels on 8 x 8 and 4 x 4 pixels; 20 rows of a batch, over workers and micro-batches.
+    """
+    model = {"name": "small_cnn", "kwargs": {"width": 4, "hidden": 16}}
+    config = tree(model, workers=workers, accumulate=accumulate)
+    rows = 20 // workers // accumulate
+    images, first, second = 64, 4 * 64, 8 * 16
+    floats = images + first + first // 4 + second + second // 4 + 16 + 10
+    indices = first // 4 + second // 4  # int64
+    counted = memory(config, config.method, VisionTask(config.task)).activations
+    assert counted == pytest.approx(rows * (4 * floats + 8 * indices), rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18", "small_cnn"])

@@ -21,10 +21,12 @@ from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig,
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution import context as execution_context
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, MethodConfig, ParquetConfig
 from proxscore.tracking import Recorder
+from proxscore.training import checks
 from proxscore.training.context import RayContext
 from proxscore.training.loop import train
 from proxscore.vision.task import VisionTask
@@ -89,6 +91,42 @@ def check_resources(config: Config) -> None:
         )
 
 
+def check_storage(config: Config) -> None:
+    """Every node can write the storage, and what it writes is seen here.
+
+    Raises:
+        ConfigError: names the node.
+    """
+    storage = config.training.storage
+    probe = ray.remote(num_cpus=0)(checks.probe_storage)
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    for node in nodes:
+        name, address = f".probe-{node['NodeID']}", node["NodeManagerAddress"]
+        place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        failure = ray.get(probe.options(scheduling_strategy=place).remote(storage, name))
+        if failure is not None:
+            raise ConfigError(f"training.storage {storage}: node {address} cannot write it: {failure}")
+        if not checks.take_probe(storage, name):
+            raise ConfigError(
+                f"training.storage {storage}: what node {address} writes there is not seen here; give a place that all "
+                "nodes share: a bucket (s3://..., gs://...) or a network file system"
+            )
+
+
+def check_memory(config: Config, methods: list[MethodConfig], task: VisionTask) -> None:
+    """The nodes that are there can hold the workers on the CPU; on GPUs, workers look for themselves.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    sizes = [node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]]
+    if use_gpu(config) or capacity().get("memory", 0) > sum(sizes):  # the autoscaler may add nodes
+        return
+    for method in methods:
+        free = min(max(sizes), sum(sizes) / config.training.workers)
+        checks.check_memory(config, method, task, free, "on this cluster each")
+
+
 def train_on_ray(
     config: Config, method: MethodConfig, epochs: float, task: VisionTask, name: str, recorder: Recorder
 ) -> tuple[dict[str, Any], Path]:
@@ -142,7 +180,10 @@ def _worker(payload: dict[str, Any]) -> dict[str, Any]:
     config = configuration.parse(payload["config"])
     method = config.baseline if payload["baseline"] else config.method
     assert method is not None
-    return train(config, method, payload["epochs"], VisionTask(config.task, verify=False), RayContext(config, method))
+    context, task = RayContext(config, method), VisionTask(config.task, verify=False)
+    if context.device.type == "cuda":
+        checks.check_memory(config, method, task, checks.free_memory(context.device), "this GPU")
+    return train(config, method, payload["epochs"], task, context)
 
 
 def _streams(config: Config, task: VisionTask) -> dict[str, Any]:

@@ -7,15 +7,15 @@ import math
 import time
 from functools import partial
 
-import psutil
 import torch
 
 from proxscore.config import Config
 from proxscore.methods import Horizon, build_method, evaluations_per_step
+from proxscore.training.checks import free_memory
 from proxscore.training.context import Context, pick_device
 from proxscore.training.ingest import TrainingData
 from proxscore.training.loop import first_losses, horizon_of, initial_module, train_step
-from proxscore.training.memory import Memory, memory
+from proxscore.training.memory import Memory, memory, readable
 from proxscore.vision.task import VisionTask
 
 
@@ -39,14 +39,12 @@ def dry_run(config: Config) -> str:
     task = VisionTask(config.task)
     steps_per_epoch = math.ceil(len(task.data.train) / config.training.batch_size)
     horizon = horizon_of(steps_per_epoch, config.training.epochs, task)
-    counted = memory(config, task, horizon)
+    counted = memory(config, config.method, task)
     lines = [*_work(config, task, horizon, counted), *_memory(config, counted)]
-    whole = memory(config.model_copy(update={"training": _one_worker(config)}), task, horizon).total
-    free = _free(pick_device(config.training.device))
-    if whole > 0.7 * free:
-        lines.append(
-            f"one step here    not taken: it needs {_size(whole)} and room for activations, this machine has {_size(free)}"
-        )
+    whole = memory(config.model_copy(update={"training": _one_worker(config)}), config.method, task).total
+    free = free_memory(pick_device(config.training.device))
+    if whole > free:
+        lines.append(f"one step here    not taken: it needs {readable(whole)}, this machine has {readable(free)}")
         return "\n".join(lines)
     nll, seconds = _step(config, task, horizon)
     minutes, workers = horizon.total_steps * seconds / 60, max(config.training.workers, 1)
@@ -62,11 +60,6 @@ def dry_run(config: Config) -> str:
 
 def _one_worker(config: Config) -> object:
     return config.training.model_copy(update={"workers": 1, "draw_groups": 1, "replicate": 1})
-
-
-def _free(device: torch.device) -> float:
-    """Bytes that a process may still take on a device."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def _step(config: Config, task: VisionTask, horizon: Horizon) -> tuple[float, float]:
@@ -102,16 +95,16 @@ def _memory(config: Config, counted: Memory) -> list[str]:
     lines = [
         f"method           {config.method.kind}: state {counted.copies:.2f} numbers per parameter (weights and gradients "
         "included)",
-        f"memory           {_size(sum(counted.held.values()))} per worker on {workers} worker(s), {counted.shards} to a copy, "
-        f"for weights, gradients and state; AdamW: {_size(counted.adamw)}",
+        f"memory           {readable(sum(counted.held.values()))} per worker on {workers} worker(s), {counted.shards} to a copy, "
+        f"for weights, gradients and state; AdamW: {readable(counted.adamw)}",
     ]
-    lines += [f"                 {_size(size):>12}  {name}" for name, size in counted.held.items()]
+    lines += [f"                 {readable(size):>12}  {name}" for name, size in counted.held.items()]
     if counted.gathered:
         lines.append(
-            f"                 {_size(counted.gathered):>12}  blocks gathered for a moment, and gradients of one"
+            f"                 {readable(counted.gathered):>12}  blocks gathered for a moment, and gradients of one"
         )
-    return [*lines, f"                 {_size(counted.total):>12}  all together, without activations and data"]
-
-
-def _size(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+    return [
+        *lines,
+        f"                 {readable(counted.activations):>12}  activations of a micro-batch, about",
+        f"                 {readable(counted.total):>12}  all together",
+    ]

@@ -18,7 +18,7 @@ from proxscore.config import Config, ConfigError, MethodConfig
 from proxscore.methods import evaluations_per_step
 from proxscore.tracking import Recorder, TrackedRun, say, tracking_uri
 from proxscore.tracking.runs import git_tags
-from proxscore.training import cluster, meshes, processes
+from proxscore.training import checks, cluster, meshes, processes
 from proxscore.training.context import LocalContext, pick_device
 from proxscore.training.evaluation import versions
 from proxscore.training.loop import train
@@ -60,21 +60,38 @@ def run(config: Config, show: Callable[[str], None] = say) -> list[Outcome]:
     task = VisionTask(config.task)
     task.build_model(torch.device("meta") if config.training.meta_init else None)
     meshes.shape(config, config.method)
+    alone = processes.launched() or config.training.workers == 0
     plan = [(config.method, config.training.epochs)]
-    if (config.training.workers == 0 or processes.launched()) and "://" in config.training.storage:
+    if alone and "://" in config.training.storage:
         raise ConfigError(
             f"training.storage {config.training.storage}: without Ray's workers it must be a local folder"
         )
     if config.baseline is not None:
         plan.insert(0, (config.baseline, config.training.epochs * evaluations_per_step(config.method)))
+    methods = [method for method, _ in plan]
+    _check_this_machine(config, methods, task, alone=alone)
     if processes.launched():
         place: AbstractContextManager[None] = processes.group(config)
     else:
         place = cluster.connected(config) if config.training.workers else nullcontext()
     with place:
+        if not alone:
+            cluster.check_storage(config)
+            cluster.check_memory(config, methods, task)
         config = processes.named(config)
         outcomes = [_run_method(config, method, epochs, task, show) for method, epochs in plan]
     return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _check_this_machine(config: Config, methods: list[MethodConfig], task: VisionTask, *, alone: bool) -> None:
+    """Disk, memory and tracking server, as far as this machine can tell; see :mod:`proxscore.training.checks`."""
+    checks.check_disk(config, methods, task)
+    if alone:
+        device = processes.device(pick_device(config.training.device))
+        free = checks.free_memory(device) / processes.on_device(device)
+        for method in methods:
+            checks.check_memory(config, method, task, free, "a process here")
+    checks.check_tracking(config)
 
 
 def absolute(config: Config) -> Config:

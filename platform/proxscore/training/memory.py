@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from proxscore.config import Config
+from proxscore.config import Config, MethodConfig
 from proxscore.methods import Horizon, build_method
 from proxscore.training import meshes
-from proxscore.training.parallelize import blocks
+from proxscore.training.parallelize import blocks, parallelize
 from proxscore.vision.task import VisionTask
 
+HORIZON = Horizon(total_steps=1, steps_per_epoch=1, data_size=1)  # counts do not depend on it
 ADAMW = 4  # weights, gradients, two moments
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that one worker holds at rest and in a step; activations and data are not in it.
+    """Bytes that one worker holds, at rest and in a step; data are not in it.
 
     Attributes:
         parameters, trained: numbers of the whole model.
@@ -26,6 +28,8 @@ class Memory:
         held: bytes by what they are for: weights, gradients (the score of a draw), and the optimizer's state by name.
         gathered: bytes of the blocks that FSDP2 gathers in a step: the largest one, the next one on its way, and the
             largest one's gradients; none without sharding.
+        activations: bytes that the forward pass of a micro-batch leaves for the backward pass, as if nothing were
+            compiled; in bfloat16 about half of those in float32.
     """
 
     parameters: int
@@ -33,11 +37,18 @@ class Memory:
     shards: int
     held: dict[str, float]
     gathered: float
+    activations: float
 
     @property
     def total(self) -> float:
         """Bytes, all together."""
-        return sum(self.held.values()) + self.gathered
+        return sum(self.held.values()) + self.gathered + self.activations
+
+    @property
+    def checkpoint(self) -> float:
+        """Bytes of a checkpoint, of all shards: weights, state, and posterior."""
+        state = sum(size for name, size in self.held.items() if name != "gradients")
+        return state * self.shards + 2 * 4.0 * self.parameters
 
     @property
     def copies(self) -> float:
@@ -50,16 +61,15 @@ class Memory:
         return 4 * (ADAMW * self.trained + self.parameters - self.trained) / self.shards
 
 
-def memory(config: Config, task: VisionTask, horizon: Horizon) -> Memory:
-    """Count what a worker of the configured method holds."""
+def memory(config: Config, settings: MethodConfig, task: VisionTask) -> Memory:
+    """Count what a worker of a method holds."""
     module = task.build_model(torch.device("meta"))
     parameters = sum(p.numel() for p in module.parameters())
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    settings = config.method
     if settings.kind == "proximal_score" and settings.initial_precision is None:  # it changes numbers, not their count
         settings = settings.model_copy(update={"initial_precision": 0.1})
-    method = build_method(settings, module, horizon, config.seed, lambda: iter(()))
-    _, _, shards = meshes.shape(config, config.method)
+    method = build_method(settings, module, HORIZON, config.seed, lambda: iter(()))
+    _, replicas, shards = meshes.shape(config, settings)
     held = {"weights": 4.0 * parameters / shards, "gradients": 4.0 * trained / shards}
     for name, size in _state(method, module).items():
         held[name] = 4.0 * size / shards
@@ -67,7 +77,27 @@ def memory(config: Config, task: VisionTask, horizon: Horizon) -> Memory:
     rest = parameters - sum(sizes)  # the root's own parameters stay gathered from forward to backward
     wide = 2 if config.training.precision == "bf16" else 4
     gathered = 0.0 if shards == 1 else wide * (rest + sum(sizes[:2])) + 4.0 * sizes[0]
-    return Memory(parameters, trained, shards, held, gathered)
+    rows = math.ceil(config.training.batch_size / (replicas * shards) / config.training.accumulate)
+    return Memory(parameters, trained, shards, held, gathered, _activations(config, module, task, rows) * wide / 4)
+
+
+def _activations(config: Config, module: nn.Module, task: VisionTask, rows: int) -> float:
+    """Bytes that autograd saves in a forward pass of so many rows, each storage once, parameters not counted."""
+    storages = {p.untyped_storage()._cdata for p in module.parameters()}
+    saved: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in storages:
+            saved[storage._cdata] = max(saved.get(storage._cdata, 0), tensor.numel() * tensor.element_size())
+        return tensor
+
+    module = parallelize(module, config.training.model_copy(update={"compile": False}), None)
+    inputs, targets = task.example(rows, torch.device("meta"))
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = task.likelihood.nll(module.train()(inputs), targets).sum()
+    del loss  # it kept the graph alive, and with it the storages' addresses
+    return float(sum(saved.values()))
 
 
 def _state(method: object, module: nn.Module) -> dict[str, int]:
@@ -86,3 +116,8 @@ def _state(method: object, module: nn.Module) -> dict[str, int]:
 
 def _numbers(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def readable(size: float) -> str:
+    """Bytes in MiB or GiB."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -47,7 +47,14 @@ def named(config: Config) -> Config:
 
 def device(kind: torch.device) -> torch.device:
     """This process's device of a kind."""
+    if not launched():
+        return kind
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if kind.type == "cuda" else kind
+
+
+def on_device(place: torch.device) -> int:
+    """How many processes share a device (the CPU is one)."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if launched() and place.type == "cpu" else 1
 
 
 @contextmanager

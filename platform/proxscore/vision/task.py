@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from proxscore.calibration import ClassificationMetrics
 from proxscore.config import VisionConfig
@@ -45,6 +45,10 @@ class VisionTask:
         """
         with device or nullcontext():
             return build_model(self.config.model, classes=self.classes, shape=self.data.shape)
+
+    def example(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of a batch's shape and type, all zero."""
+        return torch.zeros(rows, *self.data.shape, device=device), torch.zeros(rows, dtype=torch.long, device=device)
 
     def metrics(self, bins: int = 15) -> ClassificationMetrics:
         """Fresh metrics of predictions over these classes; calibration errors use ``bins`` bins of confidence."""

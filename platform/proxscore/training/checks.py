@@ -1,0 +1,108 @@
+"""What is checked before anything long begins: each refusal is one line that names the setting and what would be right."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import psutil
+import torch
+from mlflow.exceptions import MlflowException
+from pyarrow.fs import FileSystem
+from sqlalchemy.exc import SQLAlchemyError
+
+from proxscore.config import Config, ConfigError, MethodConfig
+from proxscore.tracking.client import Client
+from proxscore.training.memory import Memory, memory, readable
+from proxscore.vision.task import VisionTask
+
+
+def check_tracking(config: Config) -> None:
+    """The tracking server or database answers.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    uri = config.tracking.uri
+    assert uri is not None
+    try:
+        Client(uri).search_experiments(max_results=1)
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise ConfigError(f"tracking.uri {uri}: cannot be used: {' '.join(str(error).split())[:200]}") from error
+
+
+def check_disk(config: Config, methods: list[MethodConfig], task: VisionTask) -> None:
+    """A local storage folder has room for the checkpoints that will be kept, and for one more while it is written.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    storage = config.training.storage
+    if "://" in storage:
+        return
+    place = next(folder for folder in (Path(storage), *Path(storage).parents) if folder.exists())
+    kept = config.training.keep_checkpoints + 1
+    needed = sum(kept * memory(config, method, task).checkpoint for method in methods)
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise ConfigError(
+            f"training.storage {storage}: training.keep_checkpoints={config.training.keep_checkpoints} and one being written "
+            f"take {readable(needed)}, {readable(free)} are free: keep fewer, or store them elsewhere"
+        )
+
+
+def check_memory(config: Config, method: MethodConfig, task: VisionTask, free: float, where: str) -> None:
+    """A worker's weights, state and activations fit into so many bytes.
+
+    Args:
+        where: the bytes are, for the message.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    counted = memory(config, method, task)
+    if counted.total > free:
+        raise ConfigError(f"{method.kind}: {_needs(config, counted)}; {where} has {readable(free)}: {_remedy(config)}")
+
+
+def _needs(config: Config, counted: Memory) -> str:
+    return (
+        f"a worker needs {readable(counted.total)} (weights, gradients and state {readable(sum(counted.held.values()))}, "
+        f"activations about {readable(counted.activations)}) at training.workers={config.training.workers}, "
+        f"training.batch_size={config.training.batch_size}, training.accumulate={config.training.accumulate}"
+    )
+
+
+def _remedy(config: Config) -> str:
+    options = ["more workers", "a larger training.accumulate", "a smaller batch"]
+    if not config.training.activation_checkpointing:
+        options.append("training.activation_checkpointing=true")
+    return "use " + ", ".join(options[:-1]) + " or " + options[-1]
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that a process may still take on a device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def probe_storage(storage: str, name: str) -> str | None:
+    """Write a small file into a storage folder, as a worker would; what went wrong, or none."""
+    try:
+        files, root = FileSystem.from_uri(storage)
+        files.create_dir(root, recursive=True)
+        with files.open_output_stream(f"{root.rstrip('/')}/{name}") as stream:
+            stream.write(b"probe")
+    except (OSError, ValueError) as error:
+        return " ".join(str(error).split())[:200]
+    return None
+
+
+def take_probe(storage: str, name: str) -> bool:
+    """Whether a probe is there; it is removed."""
+    files, root = FileSystem.from_uri(storage)
+    path = f"{root.rstrip('/')}/{name}"
+    try:
+        files.delete_file(path)
+    except OSError:
+        return False
+    return True
