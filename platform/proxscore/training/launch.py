@@ -91,7 +91,8 @@ def _check_this_machine(config: Config, methods: list[MethodConfig], task: Visio
         free = checks.free_memory(device) / processes.on_device(device)
         for method in methods:
             checks.check_memory(config, method, task, free, "a process here")
-    checks.check_tracking(config)
+    if processes.rank() == 0:  # one process makes a new database
+        checks.check_tracking(config)
 
 
 def absolute(config: Config) -> Config:
