@@ -239,7 +239,7 @@ class TrainingConfig(Section):
     loader_processes: int = Field(0, ge=0)
     validate_every: float = Field(1, gt=0)  # epochs
     checkpoint_every: float = Field(1, gt=0)  # epochs
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)  # the best by validation NLL; beside them, always the newest
     profile: bool = False  # leave a trace of a few early steps in MLflow (profile/rank-0.json.gz)
     max_failures: int = Field(3, ge=-1)
     storage: str = "runs"  # a folder, or a URI that pyarrow reads (s3://..., gs://...)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import resource
+import signal
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,10 +63,12 @@ class Run:
         self.folder, self.config, self.task = folder, config, task or VisionTask(config.task)
         self.records: Records = []
         self.validation: list[dict[str, float]] = []
+        self.watch: Callable[[dict[str, Any]], None] = lambda payload: None
 
     def go(self, die_at: int | None = None) -> dict[str, Any]:
         def sink(payloads: list[dict[str, Any]]) -> None:
             (payload,) = payloads
+            self.watch(payload)
             self.records += payload["records"]
             self.validation += [payload["metrics"]] if payload["metrics"] else []
             if payload["step"] == die_at:
@@ -121,19 +125,92 @@ def test_a_finished_run_started_again_trains_nothing_and_reports_the_same(tmp_pa
     assert len(run.records) == trained
 
 
-@pytest.mark.parametrize("keep", [1, 2])
-def test_the_last_checkpoints_are_kept_and_only_the_very_last_holds_posterior_and_figures(
+@pytest.mark.parametrize("keep", [1, 3])
+def test_the_best_checkpoints_and_the_newest_are_kept_and_only_that_holds_posterior_and_figures(
     keep: int, tmp_path: Path
 ) -> None:
+    """Validated at steps 4, 8 and 12, saved at every second: a checkpoint's score is the last one known."""
     run = Run(tmp_path, tree(keep_checkpoints=keep, checkpoint_every=0.5))
     run.go()
-    assert [path.name for path in run.checkpoints()] == [f"step-{step:09d}" for step in range(0, 13, 2)][-keep:]
+    known = [math.inf, *(metrics["validation/nll"] for metrics in run.validation)]
+    scores = {step: known[step // 4] for step in range(2, 13, 2)}
+    best = sorted(scores, key=lambda step: (scores[step], -step))[:keep]
+    assert [path.name for path in run.checkpoints()] == [f"step-{step:09d}" for step in sorted({*best, 12})]
     for path in run.checkpoints():
         assert (path / "posterior").exists() == (path / "figures").exists() == (path.name == "step-000000012")
     assert {f.name for f in (run.checkpoints()[-1] / "figures").iterdir()} == {
         "reliability_posterior.png",
         "reliability_mean.png",
     }
+
+
+def cut_short(folder: Path) -> None:
+    file = next(folder.glob("*.distcp"))
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def lose_a_file(folder: Path) -> None:
+    next(folder.glob("*.distcp")).unlink()
+
+
+def lose_the_metadata(folder: Path) -> None:
+    (folder / ".metadata").write_bytes((folder / ".metadata").read_bytes()[:50])
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [(cut_short, " bytes; going back"), (lose_a_file, "is missing; going back"), (lose_the_metadata, "cannot be read")],
+)
+def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before_and_says_so(
+    damage: Callable[[Path], None], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, broken = Run(tmp_path / "whole", tree()), Run(tmp_path / "broken", tree())
+    results = whole.go()
+    with pytest.raises(InterruptedError):
+        broken.go(die_at=11)
+    damage(broken.checkpoints()[-1])
+    died_with = len(broken.records)
+    assert broken.go()["test"] == results["test"]
+    assert [record["step"] for record in broken.records[died_with:]] == list(range(5, 13))
+    output = capsys.readouterr().out
+    assert "step-000000008" in output
+    assert said in output
+
+
+def test_a_run_without_a_sound_checkpoint_is_refused(tmp_path: Path) -> None:
+    run = Run(tmp_path, tree())
+    with pytest.raises(InterruptedError):
+        run.go(die_at=11)
+    for folder in run.checkpoints():
+        cut_short(folder)
+    with pytest.raises(ConfigError, match=r"every checkpoint of this run is damaged \(.*bytes\): take another name"):
+        run.go()
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_its_step_and_the_last_one_remains(
+    tmp_path: Path,
+) -> None:
+    """The operating system refuses to write more than some kilobytes into a file, as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    run = Run(tmp_path, tree())
+
+    def fill(payload: dict[str, Any]) -> None:
+        if payload["step"] == 8:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+
+    run.watch = fill
+    try:
+        with pytest.raises(RuntimeError, match=r"^the checkpoint at step 8 cannot be written: .*File too large"):
+            run.go()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [path.name for path in run.checkpoints()] == ["step-000000004"]
+    run.watch = lambda payload: None
+    trained = len(run.records)
+    run.go()
+    assert [record["step"] for record in run.records[trained:]] == list(range(5, 13))
 
 
 @pytest.mark.parametrize(

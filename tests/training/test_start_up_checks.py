@@ -40,12 +40,12 @@ def test_a_disk_that_cannot_hold_the_checkpoints_is_refused(tmp_path: Path, monk
     config = tree(tmp_path, keep_checkpoints=4)
     assert config.baseline is not None
     task = VisionTask(config.task)
-    needed = 5 * sum(memory(config, method, task).checkpoint for method in (config.baseline, config.method))
+    needed = 6 * sum(memory(config, method, task).checkpoint for method in (config.baseline, config.method))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(needed) + 10))
     checks.check_disk(config, [config.baseline, config.method], task)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(needed) - 10))
-    with pytest.raises(ConfigError, match=r"training.storage .*: training.keep_checkpoints=4 .* are free: keep fewer"):
+    with pytest.raises(ConfigError, match=r"training.storage .*: training.keep_checkpoints=4, .* are free: keep fewer"):
         launch.run(config)
     assert nothing_was_left(tmp_path)
 

@@ -51,7 +51,7 @@ class Rank(Context):
     def report(self, payload: object, write: object = None) -> None:
         raise AssertionError("a step reports nothing")
 
-    def latest_checkpoint(self) -> None:
+    def checkpoints(self) -> None:
         raise AssertionError("a step resumes nothing")
 
 

@@ -34,9 +34,36 @@ class Snapshot:
 
 
 def save(folder: Path, snapshot: Snapshot) -> None:
-    """Write this rank's part of a checkpoint into a folder (of its own or shared by the ranks)."""
-    with _interrupts():
-        dcp.save({"run": snapshot}, checkpoint_id=folder)
+    """Write this rank's part of a checkpoint into a folder (of its own or shared by the ranks).
+
+    Raises:
+        RuntimeError: it cannot be written, for example because the disk is full.
+    """
+    try:
+        with _interrupts():
+            dcp.save({"run": snapshot}, checkpoint_id=folder)
+    except (CheckpointException, OSError) as error:
+        raise RuntimeError(
+            f"the checkpoint at step {snapshot.progress['step']} cannot be written: {_reason(error)}"
+        ) from error
+
+
+def damage(folder: Path) -> str | None:
+    """What of a checkpoint is missing or cut short, in a few words; none: its files are as long as they must be."""
+    try:
+        pieces = dcp.FileSystemReader(folder).read_metadata().storage_data
+    except Exception as error:  # whatever unpickling half a file raises
+        return f".metadata cannot be read ({type(error).__name__})"
+    ends: dict[str, int] = {}
+    for piece in (pieces or {}).values():
+        ends[piece.relative_path] = max(ends.get(piece.relative_path, 0), piece.offset + piece.length)
+    for name, end in ends.items():
+        file = folder / name
+        if not file.exists():
+            return f"{name} is missing"
+        if file.stat().st_size < end:
+            return f"{name} has {file.stat().st_size:,} of {end:,} bytes"
+    return None
 
 
 def load(folder: Path, snapshot: Snapshot) -> None:
@@ -49,9 +76,13 @@ def load(folder: Path, snapshot: Snapshot) -> None:
         with _interrupts():
             dcp.load({"run": snapshot}, checkpoint_id=folder)
     except (CheckpointException, RuntimeError, ValueError, KeyError, OSError) as error:
-        cause = next(iter(getattr(error, "failures", {}).values()), (error,))
-        reason = " ".join(str(cause[0]).split())[:300]
-        raise ConfigError(f"checkpoint {folder} does not fit this model and method: {reason}") from error
+        raise ConfigError(f"checkpoint {folder} does not fit this model and method: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The first cause in what DCP raises, in one line."""
+    cause = next(iter(getattr(error, "failures", {}).values()), (error,))
+    return " ".join(str(cause[0]).split())[:300]
 
 
 @contextmanager

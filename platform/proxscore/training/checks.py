@@ -32,7 +32,7 @@ def check_tracking(config: Config) -> None:
 
 
 def check_disk(config: Config, methods: list[MethodConfig], task: VisionTask) -> None:
-    """A local storage folder has room for the checkpoints that will be kept, and for one more while it is written.
+    """A local storage folder has room for the checkpoints that will be kept, the newest, and one that is being written.
 
     Raises:
         ConfigError: it has not.
@@ -41,13 +41,13 @@ def check_disk(config: Config, methods: list[MethodConfig], task: VisionTask) ->
     if "://" in storage:
         return
     place = next(folder for folder in (Path(storage), *Path(storage).parents) if folder.exists())
-    kept = config.training.keep_checkpoints + 1
+    kept = config.training.keep_checkpoints + 2
     needed = sum(kept * memory(config, method, task).checkpoint for method in methods)
     free = shutil.disk_usage(place).free
     if needed > free:
         raise ConfigError(
-            f"training.storage {storage}: training.keep_checkpoints={config.training.keep_checkpoints} and one being written "
-            f"take {readable(needed)}, {readable(free)} are free: keep fewer, or store them elsewhere"
+            f"training.storage {storage}: training.keep_checkpoints={config.training.keep_checkpoints}, the newest and one "
+            f"being written take {readable(needed)}, {readable(free)} are free: keep fewer, or store them elsewhere"
         )
 
 

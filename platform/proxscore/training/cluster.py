@@ -153,7 +153,9 @@ def train_on_ray(
         run_config=RunConfig(
             name=name,
             storage_path=training.storage,
-            checkpoint_config=CheckpointConfig(num_to_keep=training.keep_checkpoints),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=training.keep_checkpoints, checkpoint_score_attribute="score", checkpoint_score_order="min"
+            ),
             failure_config=FailureConfig(max_failures=training.max_failures),
             callbacks=[RecorderCallback(recorder)],
             logging_config=LoggingConfig(log_level="WARNING"),  # its own account of each report drowns the progress

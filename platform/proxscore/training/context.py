@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +58,8 @@ class Context(ABC):
         """
 
     @abstractmethod
-    def latest_checkpoint(self) -> Any:
-        """A context manager that gives the folder of the last checkpoint of this run, or none."""
+    def checkpoints(self) -> Iterator[AbstractContextManager[Path]]:
+        """The checkpoints of this run that are kept, newest first: context managers that give a folder."""
 
     def shard(self, name: str) -> Any:
         """This worker's share of a Ray Data data set, or none where the data comes without Ray."""
@@ -74,12 +76,13 @@ def pick_device(setting: str) -> torch.device:
 class LocalContext(Context):
     """One plain process, or one of several that torchrun started and that see the same folder.
 
-    Checkpoints are folders ``checkpoints/step-...`` that appear whole or not at all.
+    Checkpoints are folders ``checkpoints/step-...`` that appear whole or not at all. The best by score and the newest
+    are kept.
 
     Args:
         folder: of the run.
         sink: receives a list with the payloads of each report, by rank; called in the first process alone.
-        keep: number of checkpoints kept.
+        keep: number of the best that are kept, beside the newest.
         meshes: of the process group, if there is one.
     """
 
@@ -105,9 +108,14 @@ class LocalContext(Context):
                 shutil.rmtree(partial, ignore_errors=True)  # of an earlier attempt
                 partial.mkdir(parents=True)
             self._barrier()
-            write(partial)
+            try:
+                write(partial)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)  # a full disk has room again
+                raise
             self._barrier()
             if self.rank == 0:
+                (partial / "score.json").write_text(json.dumps(payload["score"]))
                 self._keep(partial, self.folder / f"step-{payload['step']:09d}")
             self._barrier()
 
@@ -115,8 +123,10 @@ class LocalContext(Context):
         if final.exists():  # the same step of an earlier attempt
             shutil.rmtree(final)
         partial.rename(final)
-        for old in self.checkpoints()[: -self.keep]:
-            shutil.rmtree(old)
+        *older, _ = found = self.folders()
+        for worse in sorted(found, key=lambda folder: (_score(folder), -_step(folder)))[self.keep :]:
+            if worse in older:
+                shutil.rmtree(worse)
 
     def _gathered(self, payload: dict[str, Any]) -> list[dict[str, Any]]:
         if self.world == 1:
@@ -129,14 +139,22 @@ class LocalContext(Context):
         if self.world > 1:
             dist.barrier()
 
-    def checkpoints(self) -> list[Path]:
+    def folders(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
         return sorted(self.folder.glob("step-*"))
 
-    @contextmanager
-    def latest_checkpoint(self) -> Iterator[Path | None]:
-        found = self.checkpoints()
-        yield found[-1] if found else None
+    def checkpoints(self) -> Iterator[AbstractContextManager[Path]]:
+        for folder in reversed(self.folders()):
+            yield nullcontext(folder)
+
+
+def _score(folder: Path) -> float:
+    file = folder / "score.json"
+    return float(json.loads(file.read_text())) if file.exists() else math.inf
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 class RayContext(Context):
@@ -160,18 +178,26 @@ class RayContext(Context):
             write(Path(folder))
             ray.train.report(payload, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
-    @contextmanager
-    def latest_checkpoint(self) -> Iterator[Path | None]:
+    def checkpoints(self) -> Iterator[AbstractContextManager[Path]]:
         import ray.train
 
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            yield None
-        else:
-            with checkpoint.as_directory() as folder:
-                yield Path(folder)
+        newest = ray.train.get_checkpoint()
+        if newest is None:
+            return
+        yield _directory(newest)
+        reported = ray.train.get_all_reported_checkpoints()
+        for held in sorted(reported, key=lambda held: held.metrics["step"], reverse=True):
+            if held.checkpoint.path != newest.path:
+                yield _directory(held.checkpoint)
 
     def shard(self, name: str) -> Any:
         import ray.train
 
         return ray.train.get_dataset_shard(name)
+
+
+@contextmanager
+def _directory(checkpoint: Any) -> Iterator[Path]:
+    """A Ray checkpoint's folder, which is fetched if it lies elsewhere."""
+    with checkpoint.as_directory() as folder:
+        yield Path(folder)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -26,7 +29,7 @@ class _Alone(Context):
     def report(self, payload: object, write: object = None) -> None:
         raise RuntimeError("a dry run reports nothing")
 
-    def latest_checkpoint(self) -> None:
+    def checkpoints(self) -> Iterator[AbstractContextManager[Path]]:
         raise RuntimeError("a dry run resumes nothing")
 
 

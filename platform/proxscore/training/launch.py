@@ -168,7 +168,7 @@ def _train_here(
         arrangement = meshes.build(config, method, device.type)
     context = LocalContext(folder, device, sink, config.training.keep_checkpoints, arrangement)
     results = train(config, method, epochs, task, context)
-    return results, context.checkpoints()[-1]
+    return results, context.folders()[-1]
 
 
 class RunMemory:

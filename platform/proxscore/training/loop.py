@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,6 +19,7 @@ from proxscore.inference import noise
 from proxscore.methods import Horizon, Method, advice, build_method
 from proxscore.posterior import CategoricalPredictive, Posterior
 from proxscore.posterior.stacking import stack, wants_stacking
+from proxscore.tracking import say
 from proxscore.training import checkpoint, evaluation
 from proxscore.training.context import Context
 from proxscore.training.ingest import Batch, RayTrainingData, TrainingData
@@ -47,12 +49,9 @@ def train(
     horizon = horizon_of(data.steps_per_epoch, epochs, task)
     losses = partial(first_losses, module, task, config, context, data)
     method = build_method(method_config, module, horizon, config.seed, losses, context.draw_mesh)
-    progress: dict[str, Any] = {"step": 0, "seconds": 0.0}
-    with context.latest_checkpoint() as folder:
-        if folder is not None:
-            checkpoint.load(folder, checkpoint.Snapshot(module, method, progress))  # type: ignore[arg-type]
-
+    progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "score": math.inf}
     snapshot = checkpoint.Snapshot(module, method, progress)  # type: ignore[arg-type]
+    restore(snapshot, context)
     evaluate = partial(evaluation.evaluate, module, task, config, context, method=method, data=data)
     validate_at = milestones(config.training.validate_every, horizon)
     save_at = milestones(config.training.checkpoint_every, horizon)
@@ -72,6 +71,7 @@ def train(
         validate, save = step + 1 in validate_at or last, step + 1 in save_at and not last
         if validate or save or due:
             metrics = evaluate("validation", config.evaluation.validation_draws)[0] if validate else {}
+            progress["score"] = metrics.get("nll", progress["score"])
             payload = report_of(progress, horizon, records, metrics, checkpoint=save)
             payload["resources"] = observer.summary()
             with observer.timed("checkpoint" if save else "report"):
@@ -90,6 +90,29 @@ def train(
         data=data,
     )
     return finish(module, method, described, config, context, snapshot, horizon, evaluate, predictive)
+
+
+def restore(snapshot: checkpoint.Snapshot, context: Context) -> None:
+    """Go on from the newest checkpoint, or from an older one where its files are damaged.
+
+    Raises:
+        ConfigError: a checkpoint does not fit, or all of them are damaged.
+    """
+    damaged = []
+    for held in context.checkpoints():
+        with held as folder:
+            problem = checkpoint.damage(folder)
+            found = torch.tensor([problem is not None], dtype=torch.float32, device=context.device)
+            if context.world > 1:
+                dist.all_reduce(found)
+            if not found:
+                checkpoint.load(folder, snapshot)
+                return
+        damaged.append(f"{folder}: {problem or 'damaged for another worker'}")
+        if context.rank == 0:
+            say(f"checkpoint {damaged[-1]}; going back to the one before")
+    if damaged:
+        raise ConfigError(f"every checkpoint of this run is damaged ({damaged[0]}): take another name")
 
 
 def initial_module(config: Config, task: VisionTask, context: Context) -> nn.Module:
@@ -252,6 +275,7 @@ def report_of(
         "records": records,
         "resources": {},
         "checkpoint": checkpoint,
+        "score": progress["score"],  # the last validation NLL: what checkpoints are kept by
         "metrics": {f"validation/{name}": value for name, value in metrics.items()},
     }
 
