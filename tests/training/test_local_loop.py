@@ -132,7 +132,7 @@ def test_the_best_checkpoints_and_the_newest_are_kept_and_only_that_holds_poster
     """Validated at steps 4, 8 and 12, saved at every second: a checkpoint's score is the last one known."""
     run = Run(tmp_path, tree(keep_checkpoints=keep, checkpoint_every=0.5))
     run.go()
-    known = [math.inf, *(metrics["validation/nll"] for metrics in run.validation)]
+    known = [1e9, *(metrics["validation/nll"] for metrics in run.validation)]
     scores = {step: known[step // 4] for step in range(2, 13, 2)}
     best = sorted(scores, key=lambda step: (scores[step], -step))[:keep]
     assert [path.name for path in run.checkpoints()] == [f"step-{step:09d}" for step in sorted({*best, 12})]

@@ -72,7 +72,14 @@ class AdamW(torch.optim.AdamW):
         return None if bad else super().step(closure)
 
 
-def build(config: AdamWConfig, module: nn.Module, horizon: Horizon, *_: object) -> AdamW:
+def build(
+    config: AdamWConfig,
+    module: nn.Module,
+    horizon: Horizon,
+    seed: int = 0,
+    losses: object = None,
+    draw_mesh: object = None,
+) -> AdamW:
     """AdamW with warm-up and cosine decay to zero over the run."""
     warmup = math.floor(config.warmup * horizon.total_steps)
     schedule = Schedule("cosine", warmup=warmup).resolve(horizon.total_steps, horizon.steps_per_epoch)

@@ -18,13 +18,15 @@ from proxscore.vision.task import VisionTask
 
 
 def check_tracking(config: Config) -> None:
-    """The tracking server or database answers.
+    """The tracking server or database answers. A database that does not exist yet is made when the first run begins.
 
     Raises:
         ConfigError: it does not.
     """
     uri = config.tracking.uri
     assert uri is not None
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return
     try:
         Client(uri).search_experiments(max_results=1)
     except (MlflowException, SQLAlchemyError, OSError) as error:

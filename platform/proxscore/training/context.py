@@ -150,7 +150,7 @@ class LocalContext(Context):
 
 def _score(folder: Path) -> float:
     file = folder / "score.json"
-    return float(json.loads(file.read_text())) if file.exists() else math.inf
+    return float(json.loads(file.read_text())) if file.exists() else math.inf  # of an older version
 
 
 def _step(folder: Path) -> int:

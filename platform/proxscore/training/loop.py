@@ -28,6 +28,8 @@ from proxscore.training.observe import Observer
 from proxscore.training.parallelize import parallelize
 from proxscore.vision.task import VisionTask
 
+WORST = 1e9  # score of a checkpoint before any validation: finite, as Ray keeps scores in JSON
+
 
 def train(
     config: Config, method_config: MethodConfig, epochs: float, task: VisionTask, context: Context
@@ -49,7 +51,7 @@ def train(
     horizon = horizon_of(data.steps_per_epoch, epochs, task)
     losses = partial(first_losses, module, task, config, context, data)
     method = build_method(method_config, module, horizon, config.seed, losses, context.draw_mesh)
-    progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "score": math.inf}
+    progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "score": WORST}
     snapshot = checkpoint.Snapshot(module, method, progress)  # type: ignore[arg-type]
     restore(snapshot, context)
     evaluate = partial(evaluation.evaluate, module, task, config, context, method=method, data=data)
@@ -71,7 +73,8 @@ def train(
         validate, save = step + 1 in validate_at or last, step + 1 in save_at and not last
         if validate or save or due:
             metrics = evaluate("validation", config.evaluation.validation_draws)[0] if validate else {}
-            progress["score"] = metrics.get("nll", progress["score"])
+            if validate:
+                progress["score"] = metrics["nll"] if math.isfinite(metrics["nll"]) else WORST
             payload = report_of(progress, horizon, records, metrics, checkpoint=save)
             payload["resources"] = observer.summary()
             with observer.timed("checkpoint" if save else "report"):
