@@ -22,7 +22,9 @@ class Mixture(Family):
 
     Args:
         components: K, at least 1.
-        spread: distance of the components' first means from the network's weights, in standard deviations.
+        spread: distance of the components' first means from the network's weights, in standard deviations, in random
+            directions. Two modes are found if a component starts nearer to each: in ten dimensions, of eight random
+            starts, one to three ended with both components at one mode.
         weights: ``uniform``; or w, K positive numbers that are normalised to sum to one; or ``stacked``: uniform in
             training, and set afterwards by :func:`proxscore.posterior.stacking.stack`.
     """
