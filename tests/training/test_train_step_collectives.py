@@ -1,4 +1,4 @@
-"""What a step of the loop sends between ranks, counted on two gloo processes: plain FSDP2 training plus one number."""
+"""What a step of the loop sends between ranks, counted on four gloo processes: plain FSDP2 training plus one number."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.debug import CommDebugMode
 
 from proxscore import config as configuration
@@ -30,7 +30,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "adamw": {"kind": "adamw"},
     "unpaired": {"kind": "proximal_score", "paired": False},
     "paired": {"kind": "proximal_score"},
+    "two draws": {"kind": "proximal_score", "paired": False, "draws": 2},
 }
+RANKS, LAYOUTS = 4, ["shard", "replicate x shard"]
 TREE: dict[str, Any] = {
     "task": {
         "model": {
@@ -44,9 +46,8 @@ TREE: dict[str, Any] = {
 
 
 class Rank(Context):
-    def __init__(self, rank: int, mesh: DeviceMesh) -> None:
-        self.rank, self.world, self.device = rank, mesh.size(), torch.device("cpu")
-        self.meshes = Meshes(mesh, None)
+    def __init__(self, rank: int, meshes: Meshes) -> None:
+        self.rank, self.world, self.device, self.meshes = rank, RANKS, torch.device("cpu"), meshes
 
     def report(self, payload: object, write: object = None) -> None:
         raise AssertionError("a step reports nothing")
@@ -66,7 +67,8 @@ def build(config: Config, context: Rank) -> tuple[VisionTask, nn.Module, Any]:
 def counted_step(config: Config, context: Rank) -> Counter[str]:
     """Collectives of a later step of the loop."""
     task, module, data = build(config, context)
-    method = build_method(config.method, module, horizon_of(data.steps_per_epoch, 1, task), 0, lambda: iter(()))
+    horizon = horizon_of(data.steps_per_epoch, 1, task)
+    method = build_method(config.method, module, horizon, 0, lambda: iter(()), context.draw_mesh)
     method.monitor = True
     for step, (micro_batches, size) in enumerate(data.epoch(0)):
         counts = CommDebugMode()
@@ -101,48 +103,66 @@ def named(counts: CommDebugMode) -> Counter[str]:
 def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS, timeout=timedelta(seconds=60)
     )
-    context = Rank(rank, init_device_mesh("cpu", (2,)))
-    counts = {
-        name: counted_step(configuration.parse({**TREE, "method": method}), context) for name, method in METHODS.items()
+    groups = init_device_mesh("cpu", (2, 2), mesh_dim_names=("draw", "shard"))
+    layouts = {
+        "shard": Meshes(init_device_mesh("cpu", (4,), mesh_dim_names=("shard",)), None),
+        "replicate x shard": Meshes(init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard")), None),
+        "draw x shard": Meshes(groups["shard"], groups["draw"]),
     }
-    counts["plain"] = counted_plain_step(configuration.parse(TREE), context)
+    counts = {}
+    for layout, meshes in layouts.items():
+        context = Rank(rank, meshes)
+        for name, method in METHODS.items():
+            if meshes.draw is None or method.get("draws", 1) > 1:
+                config = configuration.parse({**TREE, "method": method})
+                counts[layout, name] = dict(counted_step(config, context))
+        counts[layout, "plain"] = dict(counted_plain_step(configuration.parse(TREE), context))
     if rank == 0:
-        torch.save({name: dict(count) for name, count in counts.items()}, f"{folder}/counts.pt")
+        torch.save(counts, f"{folder}/counts.pt")
     dist.destroy_process_group()
 
 
+Counts = dict[tuple[str, str], Counter[str]]
+
+
 @pytest.fixture(scope="module")
-def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counter[str]]:
+def counts(tmp_path_factory: pytest.TempPathFactory) -> Counts:
     folder: Path = tmp_path_factory.mktemp("ranks")
     multiprocessing.set_forkserver_preload(["proxscore.vision.task", "proxscore.training.loop"])
-    mp.start_processes(worker, args=(str(folder),), nprocs=2, start_method="forkserver")
-    return {name: Counter(count) for name, count in torch.load(folder / "counts.pt").items()}
+    mp.start_processes(worker, args=(str(folder),), nprocs=RANKS, start_method="forkserver")
+    return {key: Counter(count) for key, count in torch.load(folder / "counts.pt").items()}
 
 
-def test_plain_training_gathers_and_scatters_every_block(counts: dict[str, Counter[str]]) -> None:
-    plain = counts["plain"]
-    assert sum(plain.values()) > 0
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_plain_training_gathers_and_scatters_every_block(layout: str, counts: Counts) -> None:
+    """And sums over replicas, where there are any."""
+    plain = counts[layout, "plain"]
     assert {kind for kind in plain if "gather" in kind}
     assert {kind for kind in plain if "scatter" in kind}
-    assert not {kind for kind in plain if "reduce_" in kind and "scatter" not in kind}
+    assert bool({kind for kind in plain if "allreduce" in kind}) == (layout == "replicate x shard")
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("method", ["adamw", "unpaired"])
 def test_a_step_sends_what_plain_fsdp2_sends_and_one_all_reduce_of_the_loss(
-    method: str, counts: dict[str, Counter[str]]
+    method: str, layout: str, counts: Counts
 ) -> None:
-    extra = counts[method] - counts["plain"]
-    assert counts["plain"] - counts[method] == Counter()
-    assert list(extra.values()) == [1]
-    assert "allreduce" in next(iter(extra))
+    plain = counts[layout, "plain"]
+    assert plain - counts[layout, method] == Counter()
+    assert counts[layout, method] - plain == Counter({"allreduce_": 1})
 
 
-def test_an_unpaired_step_sends_what_adamw_sends(counts: dict[str, Counter[str]]) -> None:
-    assert counts["unpaired"] == counts["adamw"]
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_pair_gathers_and_scatters_twice_and_reduces_the_loss_once(layout: str, counts: Counts) -> None:
+    plain = counts[layout, "plain"]
+    assert counts[layout, "paired"] == plain + plain + Counter({"allreduce_": 1})
 
 
-def test_a_pair_gathers_and_scatters_twice_and_reduces_the_loss_once(counts: dict[str, Counter[str]]) -> None:
-    for kind, number in counts["unpaired"].items():
-        assert counts["paired"][kind] == (number if "allreduce" in kind else 2 * number)
+def test_draw_groups_add_one_message_for_scores_and_curvatures(counts: Counts) -> None:
+    """Two groups, each with one of two draws: one forward and backward pass, the loss, and what the groups took."""
+    plain = counts["draw x shard", "plain"]
+    assert counts["draw x shard", "two draws"] == plain + Counter({"allreduce_": 2})
+    alone = counts["shard", "plain"]
+    assert counts["shard", "two draws"] == alone + alone + Counter({"allreduce_": 1})
