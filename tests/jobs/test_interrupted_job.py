@@ -82,6 +82,38 @@ def test_an_interrupted_job_is_killed_and_its_name_continues_it(
     assert [point.step for point in history] == list(range(1, 1201))
 
 
+@pytest.mark.parametrize("seconds", [0.3, 1.7])
+def test_a_job_whose_process_is_killed_is_continued_by_its_name_with_nothing_lost_or_twice(
+    seconds: float, repository: Path, train: Main, small: list[str], tmp_path: Path
+) -> None:
+    """SIGKILL, some time after the first line of progress; checkpoints at every fourth step."""
+    overrides = [*small, "name=killed", "training.epochs=150", "training.validate_every=150", "tracking.interval=0.2"]
+    process = subprocess.Popen(
+        [sys.executable, str(repository / "jobs" / "train.py"), *overrides],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if " · step " in line:
+            break
+    time.sleep(seconds)
+    process.kill()
+    process.wait()
+    assert recorded(tmp_path).info.status == "RUNNING"  # nobody was left to say otherwise
+    before = max(
+        int(path.name[5:]) for path in (tmp_path / "runs" / "killed-proximal_score" / "checkpoints").glob("step-*")
+    )
+    assert 0 < before < 600
+    assert train(overrides) == 0
+    run = recorded(tmp_path)
+    assert run.info.status == "FINISHED"
+    history = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_metric_history(run.info.run_id, "train/nll")
+    assert [point.step for point in history] == list(range(1, 601))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
