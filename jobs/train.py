@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         return train(config, options.result)
     except (ConfigError, FloatingPointError, RuntimeError) as error:
-        if not (isinstance(error, ConfigError) and int(os.environ.get("RANK", 0)) > 0):  # torchrun: all find the same
+        from proxscore.training import processes
+
+        if not (isinstance(error, ConfigError) and processes.rank() > 0):  # torchrun: all processes find the same
             print(f"error: {error}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, SystemExit):

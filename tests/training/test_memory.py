@@ -11,14 +11,17 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from timm.models import register_model
 from torch import Tensor
 
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError
 from proxscore.methods import Horizon, build_method
+from proxscore.training import launch
 from proxscore.training.dry_run import dry_run
 from proxscore.training.materialize import materialize
 from proxscore.training.memory import memory
+from proxscore.vision.small_cnn import SmallCNN
 from proxscore.vision.task import VisionTask
 
 HORIZON = Horizon(total_steps=10, steps_per_epoch=5, data_size=100)
@@ -126,6 +129,25 @@ def test_activations_are_those_that_the_layers_need_for_their_gradients(workers:
     indices = first // 4 + second // 4  # int64
     counted = memory(config, config.method, VisionTask(config.task)).activations
     assert counted == pytest.approx(rows * (4 * floats + 8 * indices), rel=0.02)
+
+
+@register_model
+def needs_numbers(pretrained: bool = False, **settings: Any) -> SmallCNN:
+    """A network whose construction reads a number from a tensor, as some of timm's do."""
+    torch.ones(1).item()
+    return SmallCNN(**{key: settings[key] for key in ("num_classes", "in_chans", "img_size")})
+
+
+def test_a_network_that_cannot_be_counted_is_trained_all_the_same_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tree({"name": "needs_numbers"}, workers=0, epochs=1, storage=str(tmp_path / "runs"))
+    tracking = config.tracking.model_copy(update={"uri": f"sqlite:///{tmp_path / 'mlflow.db'}"})
+    (outcome,) = launch.run(config.model_copy(update={"tracking": tracking}), lambda line: None)
+    assert outcome.results["steps"] > 0
+    assert "disk and memory are not checked: needs_numbers cannot be counted" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="--dry-run: needs_numbers cannot be counted without its numbers"):
+        dry_run(config)
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18", "small_cnn"])

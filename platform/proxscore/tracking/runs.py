@@ -21,12 +21,31 @@ from sqlalchemy.exc import SQLAlchemyError
 from proxscore.config import ConfigError, TrackingConfig
 from proxscore.tracking.client import Client
 
+UNREACHABLE = (MlflowException, SQLAlchemyError, OSError)  # what a server or database that cannot be used raises
 PATIENCE = 600.0  # seconds for which a run that has begun waits for its server
 
 
 def tracking_uri(config: TrackingConfig) -> str:
     """Where runs are recorded: the setting, else ``MLFLOW_TRACKING_URI``, else SQLite in the current folder."""
     return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+
+
+def check_server(uri: str) -> None:
+    """The tracking server or database answers. A database that does not exist yet is made when the first run begins.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return
+    try:
+        Client(uri).search_experiments(max_results=1)
+    except UNREACHABLE as error:
+        raise _unusable(uri, error) from error
+
+
+def _unusable(uri: str, error: Exception) -> ConfigError:
+    return ConfigError(f"tracking.uri {uri}: cannot be used: {' '.join(str(error).split())[:200]}")
 
 
 class TrackedRun:
@@ -51,8 +70,8 @@ class TrackedRun:
                 run_id = None
             self.run_id = run_id or self.client.create_run(self.experiment_id, run_name=name).info.run_id
             self.client.patience = PATIENCE
-        except (MlflowException, SQLAlchemyError, OSError) as error:
-            raise ConfigError(f"tracking.uri {uri}: cannot be used: {' '.join(str(error).split())[:200]}") from error
+        except UNREACHABLE as error:
+            raise _unusable(uri, error) from error
 
     def _experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)

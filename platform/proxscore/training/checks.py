@@ -7,30 +7,12 @@ from pathlib import Path
 
 import psutil
 import torch
-from mlflow.exceptions import MlflowException
 from pyarrow.fs import FileSystem
-from sqlalchemy.exc import SQLAlchemyError
 
 from proxscore.config import Config, ConfigError, MethodConfig
-from proxscore.tracking.client import Client
-from proxscore.training.memory import Memory, memory, readable
+from proxscore.tracking import say
+from proxscore.training.memory import Memory, UncountableError, memory, readable
 from proxscore.vision.task import VisionTask
-
-
-def check_tracking(config: Config) -> None:
-    """The tracking server or database answers. A database that does not exist yet is made when the first run begins.
-
-    Raises:
-        ConfigError: it does not.
-    """
-    uri = config.tracking.uri
-    assert uri is not None
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        return
-    try:
-        Client(uri).search_experiments(max_results=1)
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise ConfigError(f"tracking.uri {uri}: cannot be used: {' '.join(str(error).split())[:200]}") from error
 
 
 def check_disk(config: Config, methods: list[MethodConfig], task: VisionTask) -> None:
@@ -44,7 +26,11 @@ def check_disk(config: Config, methods: list[MethodConfig], task: VisionTask) ->
         return
     place = next(folder for folder in (Path(storage), *Path(storage).parents) if folder.exists())
     kept = config.training.keep_checkpoints + 2
-    needed = sum(kept * memory(config, method, task).checkpoint for method in methods)
+    try:
+        needed = sum(kept * memory(config, method, task).checkpoint for method in methods)
+    except UncountableError as reason:
+        say(f"disk and memory are not checked: {reason}")
+        return
     free = shutil.disk_usage(place).free
     if needed > free:
         raise ConfigError(
@@ -62,7 +48,10 @@ def check_memory(config: Config, method: MethodConfig, task: VisionTask, free: f
     Raises:
         ConfigError: they do not.
     """
-    counted = memory(config, method, task)
+    try:
+        counted = memory(config, method, task)
+    except UncountableError:  # said with the disk
+        return
     if counted.total > free:
         raise ConfigError(f"{method.kind}: {_needs(config, counted)}; {where} has {readable(free)}: {_remedy(config)}")
 

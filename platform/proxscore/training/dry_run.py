@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 
-from proxscore.config import Config
+from proxscore.config import Config, ConfigError
 from proxscore.methods import Horizon, build_method, evaluations_per_step
 from proxscore.training.checks import free_memory
 from proxscore.training.context import Context, pick_device
 from proxscore.training.ingest import TrainingData
 from proxscore.training.loop import first_losses, horizon_of, initial_module, train_step
-from proxscore.training.memory import Memory, memory, readable
+from proxscore.training.memory import Memory, UncountableError, memory, readable
 from proxscore.vision.task import VisionTask
 
 
@@ -42,7 +42,10 @@ def dry_run(config: Config) -> str:
     task = VisionTask(config.task)
     steps_per_epoch = math.ceil(len(task.data.train) / config.training.batch_size)
     horizon = horizon_of(steps_per_epoch, config.training.epochs, task)
-    counted = memory(config, config.method, task)
+    try:
+        counted = memory(config, config.method, task)
+    except UncountableError as reason:
+        raise ConfigError(f"--dry-run: {reason}") from reason
     lines = [*_work(config, task, horizon, counted), *_memory(config, counted)]
     whole = memory(config.model_copy(update={"training": _one_worker(config)}), config.method, task).total
     free = free_memory(pick_device(config.training.device))

@@ -17,7 +17,7 @@ from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, MethodConfig
 from proxscore.methods import evaluations_per_step
 from proxscore.tracking import Recorder, TrackedRun, say, tracking_uri
-from proxscore.tracking.runs import git_tags
+from proxscore.tracking.runs import check_server, git_tags
 from proxscore.training import checks, cluster, meshes, processes
 from proxscore.training.context import LocalContext, pick_device
 from proxscore.training.evaluation import versions
@@ -92,7 +92,8 @@ def _check_this_machine(config: Config, methods: list[MethodConfig], task: Visio
         for method in methods:
             checks.check_memory(config, method, task, free, "a process here")
     if processes.rank() == 0:  # one process makes a new database
-        checks.check_tracking(config)
+        assert config.tracking.uri is not None
+        check_server(config.tracking.uri)
 
 
 def absolute(config: Config) -> Config:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from proxscore.config import Config, MethodConfig
+from proxscore.config import Config, ConfigError, MethodConfig
 from proxscore.methods import Horizon, build_method
 from proxscore.training import meshes
 from proxscore.training.parallelize import blocks, parallelize
@@ -61,8 +61,27 @@ class Memory:
         return 4 * (ADAMW * self.trained + self.parameters - self.trained) / self.shards
 
 
+class UncountableError(Exception):
+    """A network that can be built, but not on the meta device."""
+
+
 def memory(config: Config, settings: MethodConfig, task: VisionTask) -> Memory:
-    """Count what a worker of a method holds."""
+    """Count what a worker of a method holds.
+
+    Raises:
+        ConfigError: the network, or the arrangement of workers, is refused.
+        UncountableError: the network needs numbers to be built or to be run forward; says what stands in the way.
+    """
+    try:
+        return _memory(config, settings, task)
+    except (ConfigError, NotImplementedError, RuntimeError) as error:
+        meshes.shape(config, settings)
+        task.build_model()  # what is wrong with the network itself is said here
+        reason = " ".join(str(error).split())[:200]
+        raise UncountableError(f"{config.task.model.name} cannot be counted without its numbers ({reason})") from error
+
+
+def _memory(config: Config, settings: MethodConfig, task: VisionTask) -> Memory:
     module = task.build_model(torch.device("meta"))
     parameters = sum(p.numel() for p in module.parameters())
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
