@@ -228,6 +228,8 @@ class TrainingConfig(Section):
     batch_size: int = Field(100, gt=0)  # global: over all workers
     accumulate: int = Field(1, ge=1)  # micro-batches per step
     workers: int = Field(2, ge=0)
+    min_workers: int | None = Field(None, ge=1)  # go on with so few while nodes are away; null: always all workers
+    resize_interval: float = Field(60, gt=0)  # seconds between looks for nodes that have joined, with min_workers
     replicate: int = Field(1, ge=1)  # copies of the sharded weights and state; each takes its part of a batch (HSDP)
     draw_groups: int = Field(1, ge=1)  # groups of workers that score different draws of a step on the same batch
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -242,7 +244,7 @@ class TrainingConfig(Section):
     keep_checkpoints: int = Field(2, ge=1)  # the best by validation NLL; beside them, always the newest
     profile: bool = False  # leave a trace of a few early steps in MLflow (profile/rank-0.json.gz)
     max_failures: int = Field(3, ge=-1)
-    storage: str = "runs"  # a folder, or a URI that pyarrow reads (s3://..., gs://...)
+    storage: str = "runs"  # a folder, or a URI that pyarrow or fsspec reads (s3://..., gs://...)
 
 
 class EvaluationConfig(Section):

@@ -71,7 +71,7 @@ OTHER_FAMILIES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("settings", [{}, {"paired": False}, {"draws": 2}, *OTHER_FAMILIES], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"paired": False}, {"draws": 2}, *OTHER_FAMILIES])
 def test_a_state_dict_through_a_file_continues_bit_for_bit(settings: dict[str, Any], tmp_path: Path) -> None:
     module, optimizer = build(0, **settings)
     train(module, optimizer, 0, 4)

@@ -44,6 +44,7 @@ class Server:
                 *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"),
                 *("--artifacts-destination", str(self.folder / "artifacts"), "--port", str(self.port)),
             ],
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # seven processes that nothing here needs
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,

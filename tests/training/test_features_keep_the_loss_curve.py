@@ -87,7 +87,7 @@ def worker(rank: int, folder: str) -> None:
     curves = {}
     for name, (training, _) in FEATURES.items():
         config = tree(Path(folder), workers=RANKS, **training)
-        arrangement = meshes.build(config, config.method, "cpu")
+        arrangement = meshes.build(config, config.method, "cpu", config.training.workers)
         curves[name] = curve(config, Path(folder) / name.replace(" ", "_"), arrangement)
     if rank == 0:
         torch.save(curves, f"{folder}/curves.pt")

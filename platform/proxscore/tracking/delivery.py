@@ -13,6 +13,7 @@ from typing import Any
 from mlflow.entities import Metric
 from pyarrow.fs import FileSystem, FileType
 
+from proxscore.storage import filesystem
 from proxscore.tracking.client import Client
 
 LIMIT = 1000  # metrics that MLflow takes in one batch
@@ -53,7 +54,7 @@ class Delivery:
         self._files: FileSystem | None = None
         self._kept = ""
         if kept is not None:
-            self._files, self._kept = FileSystem.from_uri(kept)
+            self._files, self._kept = filesystem(kept)
         self._waiting += self._load()
         threading.Thread(target=self._run, name="delivery", daemon=True).start()
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import psutil
 import torch
-from pyarrow.fs import FileSystem
 
 from proxscore.config import Config, ConfigError, MethodConfig
+from proxscore.storage import UNREACHABLE, filesystem
 from proxscore.tracking import say
 from proxscore.training.memory import Memory, UncountableError, memory, readable
 from proxscore.vision.task import VisionTask
@@ -79,18 +79,18 @@ def free_memory(device: torch.device) -> float:
 def probe_storage(storage: str, name: str) -> str | None:
     """Write a small file into a storage folder, as a worker would; what went wrong, or none."""
     try:
-        files, root = FileSystem.from_uri(storage)
+        files, root = filesystem(storage)
         files.create_dir(root, recursive=True)
         with files.open_output_stream(f"{root.rstrip('/')}/{name}") as stream:
             stream.write(b"probe")
-    except (OSError, ValueError) as error:
+    except UNREACHABLE as error:
         return " ".join(str(error).split())[:200]
     return None
 
 
 def take_probe(storage: str, name: str) -> bool:
     """Whether a probe is there; it is removed."""
-    files, root = FileSystem.from_uri(storage)
+    files, root = filesystem(storage)
     path = f"{root.rstrip('/')}/{name}"
     try:
         files.delete_file(path)

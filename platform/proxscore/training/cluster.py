@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, MethodConfig, ParquetConfig
+from proxscore.storage import filesystem
 from proxscore.tracking import Recorder
 from proxscore.training import checks
 from proxscore.training.context import RayContext
@@ -43,6 +44,8 @@ def connected(config: Config) -> Iterator[None]:
     """
     # The controller takes one report of each worker whenever it polls them; at Ray's default of 2 s, workers wait for it.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    if config.training.min_workers is not None:  # a group for a node that has just been lost is given up sooner
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     ours = not ray.is_initialized()
     if ours:
         ray.init(logging_level=logging.WARNING)
@@ -58,7 +61,12 @@ def use_gpu(config: Config) -> bool:
     """Whether workers get a GPU each: as configured; ``auto`` if the cluster has (or can grow) enough of them."""
     if config.training.device != "auto":
         return config.training.device == "cuda"
-    return capacity().get("GPU", 0) >= config.training.workers
+    return capacity().get("GPU", 0) >= least(config)
+
+
+def least(config: Config) -> int:
+    """Workers without which training waits."""
+    return config.training.min_workers or config.training.workers
 
 
 def capacity() -> dict[str, float]:
@@ -76,18 +84,21 @@ def check_resources(config: Config) -> None:
     """
     training, available = config.training, capacity()
     cpus, gpus = available.get("CPU", 0), available.get("GPU", 0)
-    wanted = training.workers * training.cpus_per_worker
+    setting = "training.workers" if training.min_workers is None else "training.min_workers"
+    workers = least(config)
+    wanted = workers * training.cpus_per_worker
     if wanted > cpus:
         raise ConfigError(
-            f"training.workers={training.workers} at {training.cpus_per_worker:g} CPUs each need {wanted:g} CPUs; the cluster "
+            f"{setting}={workers} at {training.cpus_per_worker:g} CPUs each need {wanted:g} CPUs; the cluster "
             f"can have {cpus:g}: use at most {int(cpus // training.cpus_per_worker)} workers, or fewer cpus_per_worker"
         )
-    if training.device == "cuda" and training.workers > gpus:
-        raise ConfigError(f"training.workers={training.workers} need a GPU each; the cluster can have {gpus:g}")
-    if isinstance(config.task.data, ParquetConfig) and cpus - wanted < 1:
+    if training.device == "cuda" and workers > gpus:
+        raise ConfigError(f"{setting}={workers} need a GPU each; the cluster can have {gpus:g}")
+    most = min(training.workers, int(cpus // training.cpus_per_worker))
+    if isinstance(config.task.data, ParquetConfig) and cpus - most * training.cpus_per_worker < 1:
         raise ConfigError(
             f"training.workers={training.workers} take all {cpus:g} CPUs and leave none for Ray Data to read Parquet with: "
-            f"use training.cpus_per_worker={math.floor(10 * (cpus - 1) / training.workers) / 10 or 0.1:g}"
+            f"use training.cpus_per_worker={math.floor(10 * (cpus - 1) / most) / 10 or 0.1:g}"
         )
 
 
@@ -122,9 +133,12 @@ def check_memory(config: Config, methods: list[MethodConfig], task: VisionTask) 
     sizes = [node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]]
     if use_gpu(config) or capacity().get("memory", 0) > sum(sizes):  # the autoscaler may add nodes
         return
+    training = config.training.model_copy(update={"workers": least(config), "min_workers": None})
     for method in methods:
-        free = min(max(sizes), sum(sizes) / config.training.workers)
-        checks.check_memory(config, method, task, free, "on this cluster each")
+        free = min(max(sizes), sum(sizes) / training.workers)
+        checks.check_memory(
+            config.model_copy(update={"training": training}), method, task, free, "on this cluster each"
+        )
 
 
 def train_on_ray(
@@ -140,19 +154,22 @@ def train_on_ray(
         RuntimeError: a worker failed more often than ``training.max_failures``; one line with the first cause.
     """
     training = config.training
+    files, folder = filesystem(training.storage)
     payload = {"config": config.model_dump(mode="json"), "baseline": method is config.baseline, "epochs": epochs}
     trainer = TorchTrainer(
         _worker,
         train_loop_config=payload,
         torch_config=TorchConfig(backend="nccl" if use_gpu(config) else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=training.workers,
+            num_workers=training.workers if training.min_workers is None else (training.min_workers, training.workers),
+            elastic_resize_monitor_interval_s=training.resize_interval,
             use_gpu=use_gpu(config),
             resources_per_worker={"CPU": training.cpus_per_worker} | ({"GPU": 1} if use_gpu(config) else {}),
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=training.storage,
+            storage_filesystem=files,
+            storage_path=folder,
             checkpoint_config=CheckpointConfig(
                 num_to_keep=training.keep_checkpoints, checkpoint_score_attribute="score", checkpoint_score_order="min"
             ),

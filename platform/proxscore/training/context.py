@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
+from pyarrow.fs import FileSelector
 from torch.distributed.device_mesh import DeviceMesh
 
 from proxscore.config import Config, MethodConfig
@@ -51,11 +55,26 @@ class Context(ABC):
         return 1 if self.meshes is None else self.meshes.data_world
 
     @abstractmethod
-    def report(self, payload: dict[str, Any], write: Write | None = None) -> None:
+    def report(self, payload: dict[str, Any], write: Write | None = None, *, wait: bool = False) -> None:
         """Hand values to the driver; with ``write``, keep a checkpoint of what it writes into the folder it is given.
 
         All ranks call it equally often.
+
+        Args:
+            wait: until the checkpoint is where it will be kept, and the driver knows it; otherwise it may still be on its
+                way while the loop goes on.
         """
+
+    def busy(self) -> bool:
+        """Whether a checkpoint of this rank's is still on its way: a report would wait for it."""
+        return False
+
+    def leaving(self) -> bool:
+        """Whether, since this was last asked, notice was given that machines of this run will be taken away.
+
+        The same answer on all ranks, which ask equally often.
+        """
+        return False
 
     @abstractmethod
     def checkpoints(self) -> Iterator[AbstractContextManager[Path]]:
@@ -98,7 +117,7 @@ class LocalContext(Context):
         if meshes is not None:
             self.rank, self.world = dist.get_rank(), dist.get_world_size()
 
-    def report(self, payload: dict[str, Any], write: Write | None = None) -> None:
+    def report(self, payload: dict[str, Any], write: Write | None = None, *, wait: bool = False) -> None:
         payloads = self._gathered(payload)
         if self.rank == 0:
             self.sink(payloads)  # before the checkpoint: a run that dies in between repeats steps, and loses none
@@ -158,7 +177,12 @@ def _step(folder: Path) -> int:
 
 
 class RayContext(Context):
-    """A worker of Ray Train: a rank of the process group, with storage and reports by Ray."""
+    """A worker of Ray Train: a rank of the process group, with storage and reports by Ray.
+
+    A checkpoint is written into a local folder and uploaded while training goes on. Before the next one is written, this
+    one is known to the controller, which is what a run resumes from: no loss of a worker costs more than the checkpoint
+    that was on its way.
+    """
 
     def __init__(self, config: Config, method: MethodConfig) -> None:
         import ray.train.torch
@@ -166,17 +190,61 @@ class RayContext(Context):
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
-        self.meshes = meshes.build(config, method, self.device.type)
+        self.meshes = meshes.build(config, method, self.device.type, self.world)
+        self._upload: Path | None = None
+        self._noticed: set[str] = set()
+        _remove_uploads_of_the_dead()
+        if self.rank == 0:
+            self._remove_unregistered(context.get_storage())
 
-    def report(self, payload: dict[str, Any], write: Write | None = None) -> None:
+    def report(self, payload: dict[str, Any], write: Write | None = None, *, wait: bool = False) -> None:
         import ray.train
+        from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
 
         if write is None:
             ray.train.report(payload)
             return
-        with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder))
-            ray.train.report(payload, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
+        self._upload = folder = Path(tempfile.mkdtemp(prefix=f"{UPLOADS}{os.getpid()}-"))
+        try:
+            write(folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)  # a full disk has room again
+            raise
+        ray.train.report(
+            payload,
+            checkpoint=ray.train.Checkpoint.from_directory(folder),
+            # A step that is done again gets a folder of its own: rank 0's name counts.
+            checkpoint_dir_name=f"checkpoint_{payload['step']:09d}_{time.time_ns():x}",
+            checkpoint_upload_mode=CheckpointUploadMode.SYNC if wait else CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
+        if wait:
+            ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
+
+    def busy(self) -> bool:
+        return self._upload is not None and self._upload.exists()  # Ray removes it when it is uploaded
+
+    def leaving(self) -> bool:
+        import ray.train
+
+        notice = ray.train.get_preemption_info()
+        nodes = set() if notice is None else set(notice.preempted_node_ids)
+        new, self._noticed = nodes - self._noticed, self._noticed | nodes
+        return bool(new)
+
+    def _remove_unregistered(self, storage: Any) -> None:
+        """What an attempt that was lost left half uploaded in the run's folder: the controller does not know it."""
+        import ray.train
+
+        known = {Path(held.checkpoint.path).name for held in ray.train.get_all_reported_checkpoints()}
+        newest = ray.train.get_checkpoint()
+        if newest is not None:
+            known.add(Path(newest.path).name)
+        files = storage.storage_filesystem
+        for found in files.get_file_info(FileSelector(storage.experiment_fs_path)):
+            if found.base_name.startswith("checkpoint_0") and found.base_name not in known:
+                files.delete_dir(found.path)
 
     def checkpoints(self) -> Iterator[AbstractContextManager[Path]]:
         import ray.train
@@ -194,6 +262,16 @@ class RayContext(Context):
         import ray.train
 
         return ray.train.get_dataset_shard(name)
+
+
+UPLOADS = "proxscore-upload-"
+
+
+def _remove_uploads_of_the_dead() -> None:
+    """Local folders of checkpoints whose process was killed before they were uploaded."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{UPLOADS}*"):
+        if not psutil.pid_exists(int(folder.name.removeprefix(UPLOADS).split("-")[0])):
+            shutil.rmtree(folder, ignore_errors=True)  # another rank may be at it
 
 
 @contextmanager

@@ -26,7 +26,7 @@ class _Alone(Context):
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def report(self, payload: object, write: object = None) -> None:
+    def report(self, payload: object, write: object = None, *, wait: bool = False) -> None:
         raise RuntimeError("a dry run reports nothing")
 
     def checkpoints(self) -> Iterator[AbstractContextManager[Path]]:

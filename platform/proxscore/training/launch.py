@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pyarrow.fs import FileSystem, FileType
+from pyarrow.fs import FileType
 
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, MethodConfig
 from proxscore.methods import evaluations_per_step
+from proxscore.storage import UNREACHABLE, filesystem
 from proxscore.tracking import Recorder, TrackedRun, say, tracking_uri
 from proxscore.tracking.runs import check_server, git_tags
 from proxscore.training import checks, cluster, meshes, processes
@@ -166,7 +167,7 @@ def _train_here(
     folder, device, arrangement = Path(config.training.storage) / label, pick_device(config.training.device), None
     if processes.launched():
         device = processes.device(device)
-        arrangement = meshes.build(config, method, device.type)
+        arrangement = meshes.build(config, method, device.type, config.training.workers)
     context = LocalContext(folder, device, sink, config.training.keep_checkpoints, arrangement)
     results = train(config, method, epochs, task, context)
     return results, context.folders()[-1]
@@ -186,10 +187,10 @@ class RunMemory:
     def __init__(self, storage: str, label: str) -> None:
         try:
             self.folder = f"{storage.rstrip('/')}/{label}"
-            self.files, root = FileSystem.from_uri(storage)
+            self.files, root = filesystem(storage)
             self.path = f"{root.rstrip('/')}/{label}/run.json"
             self.files.create_dir(f"{root.rstrip('/')}/{label}", recursive=True)
-        except (OSError, ValueError) as error:
+        except UNREACHABLE as error:
             raise ConfigError(
                 f"training.storage {storage}: cannot be written: {' '.join(str(error).split())}"
             ) from error

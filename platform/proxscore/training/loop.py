@@ -65,20 +65,24 @@ def train(
         step = progress["step"]
         method.monitor = True
         module.train()
-        due = time.perf_counter() - reported >= config.tracking.interval
+        due = float(time.perf_counter() - reported >= config.tracking.interval)
+        if context.busy():
+            due = -float(context.world)
         record, due = train_step(module, method, task, micro_batches, size, config, context, step, due, observer)
         records.append({"step": step + 1} | record)
         progress |= {"step": step + 1, "seconds": time.perf_counter() - started}
         last = step + 1 == horizon.total_steps
         validate, save = step + 1 in validate_at or last, step + 1 in save_at and not last
         if validate or save or due:
+            notice = context.leaving() and not last
+            save |= notice
             metrics = evaluate("validation", config.evaluation.validation_draws)[0] if validate else {}
             if validate:
                 progress["score"] = metrics["nll"] if math.isfinite(metrics["nll"]) else WORST
             payload = report_of(progress, horizon, records, metrics, checkpoint=save)
             payload["resources"] = observer.summary()
             with observer.timed("checkpoint" if save else "report"):
-                context.report(payload, partial(checkpoint.save, snapshot=snapshot) if save else None)
+                context.report(payload, partial(checkpoint.save, snapshot=snapshot) if save else None, wait=notice)
             records, reported = [], time.perf_counter()
 
     described = evaluation.description(config, method_config, task, horizon)
@@ -110,6 +114,10 @@ def restore(snapshot: checkpoint.Snapshot, context: Context) -> None:
                 dist.all_reduce(found)
             if not found:
                 checkpoint.load(folder, snapshot)
+                if context.rank == 0:
+                    say(
+                        f"going on from the checkpoint at step {snapshot.progress['step']} (processes: {context.world})"
+                    )
                 return
         damaged.append(f"{folder}: {problem or 'damaged for another worker'}")
         if context.rank == 0:
@@ -142,14 +150,14 @@ def train_step(
     config: Config,
     context: Context,
     step: int,
-    due: bool = False,
+    due: float = 0.0,
     observer: Observer | None = None,
 ) -> tuple[dict[str, float], bool]:
     """One step of any method: its gradient evaluations, one all-reduce of the loss, its update.
 
     Args:
-        due: whether this rank's clock says that it is time to report. Clocks differ, and all ranks must report together:
-            what they agree on travels with the loss.
+        due: 1 if this rank's clock says that it is time to report, else 0; -world if it had better wait. Clocks differ, and
+            all ranks must report together: what they agree on travels with the loss.
         observer: of the time that the parts of the step take.
 
     Returns:
@@ -319,5 +327,5 @@ def finish(
             for name, (_, figure) in tested.items():
                 figure.savefig(folder / "figures" / f"reliability_{name}.png", dpi=150)
 
-    context.report(report_of(snapshot.progress, horizon, [], {}, checkpoint=True), write)
+    context.report(report_of(snapshot.progress, horizon, [], {}, checkpoint=True), write, wait=True)
     return results

@@ -34,17 +34,29 @@ class Meshes:
         return self.fsdp.size()
 
 
-def shape(config: Config, method: MethodConfig) -> tuple[int, int, int]:
+def shape(config: Config, method: MethodConfig, workers: int | None = None) -> tuple[int, int, int]:
     """(draw groups, replicas, shards) of a method's workers.
 
     A method that makes no draws has no use for draw groups: its workers are replicas instead.
+
+    Args:
+        workers: how many there are; none: as configured.
 
     Raises:
         ConfigError: the workers, or the method's draws, cannot be divided like that; names the setting.
     """
     training = config.training
     copies = training.draw_groups * training.replicate
-    workers = max(training.workers, 1)
+    workers = workers or max(training.workers, 1)
+    if training.min_workers is not None and training.min_workers > training.workers:
+        raise ConfigError(
+            f"training.min_workers={training.min_workers} is more than training.workers={training.workers}, the most there can be"
+        )
+    if training.min_workers is not None and copies > 1:
+        raise ConfigError(
+            f"training.min_workers={training.min_workers}: workers that come and go are shards of one copy; set "
+            "training.replicate and training.draw_groups to 1"
+        )
     if workers % copies:
         raise ConfigError(
             f"training.workers={training.workers} cannot be divided into training.draw_groups={training.draw_groups} x "
@@ -65,12 +77,12 @@ def shape(config: Config, method: MethodConfig) -> tuple[int, int, int]:
     return training.draw_groups, training.replicate, workers // copies
 
 
-def build(config: Config, method: MethodConfig, device: str) -> Meshes:
-    """The meshes of this process, one of a process group of ``training.workers``.
+def build(config: Config, method: MethodConfig, device: str, world: int) -> Meshes:
+    """The meshes of this process, one of a process group of so many.
 
     Shards of a copy are neighbours, which are likely on one machine; draw groups lie farthest apart, as they talk least.
     """
-    draws, replicas, shards = shape(config, method)
+    draws, replicas, shards = shape(config, method, world)
     dimensions = {"draw": draws, "replicate": replicas, "shard": shards}
     kept = {name: size for name, size in dimensions.items() if size > 1 or name == "shard"}
     whole = init_device_mesh(device, tuple(kept.values()), mesh_dim_names=tuple(kept))

@@ -32,7 +32,7 @@ def counted(config: Config) -> Config:
     """The configuration with torchrun's number of processes as that of workers."""
     if not launched():
         return config
-    training = config.training.model_copy(update={"workers": int(os.environ["WORLD_SIZE"])})
+    training = config.training.model_copy(update={"workers": int(os.environ["WORLD_SIZE"]), "min_workers": None})
     return config.model_copy(update={"training": training})
 
 

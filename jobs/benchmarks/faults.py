@@ -1,0 +1,378 @@
+"""What faults cost: workers, nodes and drivers are killed at random times, nodes are drained, join and leave.
+
+python jobs/benchmarks/faults.py --times 10 --output faults.json
+
+A Ray cluster of a head and two nodes runs on this machine, each node a process group of its own. In every trial a job
+with two workers trains a small Vision Transformer on scikit-learn's digits, and once it has made a checkpoint:
+
+    worker   one of the two is killed (SIGKILL)
+    node     one of the two nodes is killed with all its processes; another one joins
+    drain    one node gets notice that it will be taken away in 10 s (a spot reclaim); another one joins; the run may
+             not use up a failure (max_failures=0)
+    driver   the job itself is killed, and started again under its name
+    elastic  (min_workers=1) one node is killed and not replaced until training has gone on without it; then one joins
+
+A trial passes if the job ends well, every step is recorded exactly once, and, but for elastic, posterior and test metrics
+equal those of an undisturbed run bit for bit. An elastic run must give its test NLL to 0.05, and must have trained
+with one worker and with two again. --others repeats the tests of the faults that need no cluster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="1")
+
+from mlflow import MlflowClient
+from ray.cluster_utils import Cluster
+
+from proxscore.posterior import Posterior
+
+ROOT = Path(__file__).resolve().parents[2]
+FAULTS = ("worker", "node", "drain", "driver", "elastic")
+NOTICE = 10  # seconds between the notice and the loss of a drained node
+SETTINGS = [
+    "task.model.kwargs={patch_size: 4, embed_dim: 32, depth: 2, num_heads: 2}",
+    "training.workers=2",
+    "training.cpus_per_worker=1",
+    "training.device=cpu",
+    "training.batch_size=64",
+    "training.validate_every=1000",
+    "evaluation.draws=4",
+    "tracking.interval=0.2",
+]
+#: Faults that need no cluster, by the test that makes them.
+OTHERS = {
+    "full disk during a checkpoint": "tests/training/test_local_loop.py -k cannot_be_written",
+    "truncated checkpoint": "tests/training/test_local_loop.py -k damaged",
+    "tracking server away": "tests/tracking/test_server_away.py -k 'wait_for_the_server or outlives or away_for_a_while'",
+    "unreadable image or file": "tests/vision tests/training/test_local_loop.py -k 'unreadable or cut or corrupt or skip'",
+    "NaN batch": "tests/training/test_local_loop.py -k finite",
+}
+GOING_ON = re.compile(r"going on from the checkpoint at step (\d+) \(processes: (\d+)\)")
+
+
+@dataclass
+class Trial:
+    """What one fault did.
+
+    Attributes:
+        after: seconds from the first checkpoint to the fault.
+        reached: last step that was recorded before the loss.
+        resumed_at: step of the checkpoint that training went on from.
+        outage: seconds from the loss until training went on.
+        problems: what was not as it must be; none: the trial passed.
+    """
+
+    fault: str
+    number: int
+    after: float = 0.0
+    reached: int = 0
+    resumed_at: int = 0
+    outage: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def lost(self) -> int:
+        """Steps that were trained again."""
+        return max(self.reached - self.resumed_at, 0)
+
+
+class Job:
+    """A training job in a process of its own, and what it has printed so far."""
+
+    def __init__(self, folder: Path, address: str, name: str, settings: list[str]) -> None:
+        self.folder, self.name = folder, name
+        self.command = [sys.executable, str(ROOT / "jobs" / "train.py"), f"name={name}", *SETTINGS, *settings]
+        self.command += ["--result", f"{name}.json"]
+        self.env = os.environ | {"RAY_ADDRESS": address, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "platform")}
+        self.lines: list[tuple[float, str]] = []
+        self.start()
+
+    def start(self) -> None:
+        """Run the job; again, if it was killed."""
+        self.process = subprocess.Popen(
+            self.command, cwd=self.folder, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self.reader = threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True)
+        self.reader.start()
+
+    def _read(self, stream: Any) -> None:
+        for line in stream:
+            self.lines.append((time.time(), line.rstrip()))
+
+    @property
+    def checkpoints(self) -> int:
+        """How many there are now."""
+        return len(list((self.folder / "runs" / f"{self.name}-proximal_score").glob("checkpoint_*/.metadata")))
+
+    def resumptions(self, since: float) -> list[tuple[float, int, int]]:
+        """(time, step, processes) of each time that training went on from a checkpoint."""
+        found = ((when, GOING_ON.search(line)) for when, line in self.lines if when >= since)
+        return [(when, int(match[1]), int(match[2])) for when, match in found if match]
+
+    def wait_until(self, condition: Any, what: str, seconds: float = 240) -> None:
+        """Raises RuntimeError if the job ends first, or after so many seconds."""
+        end = time.monotonic() + seconds
+        while not condition():
+            if self.process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"{what}: did not happen; the job printed: {self.tail()}")
+            time.sleep(0.05)
+
+    def tail(self) -> str:
+        """The last lines that it printed."""
+        return " | ".join(line for _, line in self.lines[-8:])
+
+    def finish(self) -> int:
+        """Its exit status."""
+        try:
+            self.process.wait(timeout=400)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        self.reader.join(timeout=10)
+        return self.process.wait()
+
+
+class Bench:
+    """The cluster, and the trials on it."""
+
+    def __init__(self, folder: Path, epochs: int, seed: int) -> None:
+        self.folder, self.random = folder, random.Random(seed)
+        self.settings = [f"training.epochs={epochs}"]
+        store = 150_000_000
+        self.cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 0, "object_store_memory": store, "include_dashboard": False},
+        )
+        self.size: dict[str, Any] = {"num_cpus": 1, "object_store_memory": store}
+        self.nodes = [self.cluster.add_node(**self.size) for _ in range(2)]
+        self.cluster.wait_for_nodes()
+
+    def job(self, name: str, *settings: str) -> Job:
+        """Start one."""
+        return Job(self.folder, self.cluster.address, name, [*self.settings, *settings])
+
+    def reference(self) -> None:
+        """The undisturbed run."""
+        job = self.job("undisturbed")
+        job.wait_until(lambda: job.checkpoints, "a first checkpoint")
+        started = time.monotonic()
+        if job.finish() != 0:
+            raise SystemExit(f"the undisturbed run failed: {job.tail()}")
+        self.seconds = time.monotonic() - started
+        self.result = self.outcome("undisturbed")
+        self.steps = self.result["steps"]
+
+    def outcome(self, name: str) -> dict[str, Any]:
+        """What a job has left."""
+        (run,) = json.loads((self.folder / f"{name}.json").read_text())["runs"]
+        return dict(run)
+
+    def trial(self, fault: str, number: int) -> Trial:
+        """One fault at a random time."""
+        trial = Trial(fault, number, after=self.random.uniform(0, 0.5 * self.seconds))
+        settings = {
+            "drain": ["training.max_failures=0"],
+            "elastic": ["training.min_workers=1", "training.resize_interval=5"],
+        }
+        job = self.job(f"{fault}-{number}", *settings.get(fault, []))
+        try:
+            job.wait_until(lambda: job.checkpoints, "a first checkpoint")
+            time.sleep(trial.after)
+            lost = getattr(self, f"lose_{fault}")(job)
+            status = job.finish()
+            self.judge(trial, job, status, lost)
+        except RuntimeError as error:
+            job.process.kill()
+            trial.problems.append(str(error))
+        while len(self.nodes) < 2:
+            self.nodes.append(self.cluster.add_node(**self.size))
+        return trial
+
+    def lose_worker(self, job: Job) -> float:
+        """Kill a worker; returns when."""
+        family = psutil.Process().children(recursive=True)
+        victim = self.random.choice([process for process in family if "RayTrainWorker" in _command(process)])
+        victim.send_signal(signal.SIGKILL)
+        return time.time()
+
+    def lose_node(self, job: Job, *, replace: bool = True) -> float:
+        """Kill a node with all that runs on it."""
+        self.cluster.remove_node(self.nodes.pop(self.random.randrange(2)), allow_graceful=False)
+        lost = time.time()
+        if replace:
+            self.nodes.append(self.cluster.add_node(**self.size))
+        return lost
+
+    def lose_drain(self, job: Job) -> float:
+        """Give notice to a node, let another one join, and take the first away when its time is over."""
+        victim = self.nodes.pop(self.random.randrange(2))
+        command = ["ray", "drain-node", "--address", self.cluster.address, "--node-id", victim.node_id]
+        command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "reclaimed"]
+        command += ["--deadline-remaining-seconds", str(NOTICE)]
+        command[0] = str(Path(sys.executable).parent / "ray")
+        before = job.checkpoints
+        given = time.monotonic()
+        subprocess.run(command, check=True, capture_output=True, cwd=self.folder)
+        self.nodes.append(self.cluster.add_node(**self.size))
+        time.sleep(max(NOTICE - (time.monotonic() - given), 0))
+        if job.checkpoints == before:
+            job.lines.append((time.time(), "no checkpoint was made on notice"))
+        self.cluster.remove_node(victim, allow_graceful=False)
+        return time.time()
+
+    def lose_driver(self, job: Job) -> float:
+        """Kill the job and start it again."""
+        job.process.kill()
+        lost = time.time()
+        job.process.wait()
+        job.reader.join(timeout=10)
+        job.start()
+        return lost
+
+    def lose_elastic(self, job: Job) -> float:
+        """Kill a node, and let another one join when training has gone on without it."""
+        lost = self.lose_node(job, replace=False)
+        job.wait_until(lambda: any(n == 1 for _, _, n in job.resumptions(lost)), "going on with one worker")
+        made = job.checkpoints
+        job.wait_until(lambda: job.checkpoints != made, "a checkpoint of one worker")
+        self.nodes.append(self.cluster.add_node(**self.size))
+        return lost
+
+    def judge(self, trial: Trial, job: Job, status: int, lost: float) -> None:
+        """Fill in the trial."""
+        if status != 0:
+            trial.problems.append(f"the job ended with status {status}: {job.tail()}")
+            return
+        result = self.outcome(job.name)
+        client = MlflowClient(f"sqlite:///{self.folder / 'mlflow.db'}")
+        history = client.get_metric_history(result["mlflow_run_id"], "train/nll")
+        times = Counter(point.step for point in history)
+        if sorted(times) != list(range(1, self.steps + 1)):
+            trial.problems.append(f"{self.steps - len(times)} steps are missing from the record")
+        if max(times.values()) > 1:
+            trial.problems.append("steps were recorded twice")
+        if client.get_run(result["mlflow_run_id"]).info.status != "FINISHED":
+            trial.problems.append("the run is not marked FINISHED")
+        trial.reached = max((point.step for point in history if point.timestamp <= 1000 * lost), default=0)
+        resumed = job.resumptions(lost)
+        if not resumed:
+            trial.problems.append("training did not go on from a checkpoint")
+            return
+        when, trial.resumed_at, _ = resumed[0]
+        trial.outage = when - lost
+        if any("no checkpoint was made on notice" in line for _, line in job.lines):
+            trial.problems.append("no checkpoint was made on notice")
+        if trial.fault == "elastic":
+            if [processes for _, _, processes in resumed[:2]] != [1, 2]:
+                trial.problems.append(f"workers after the loss: {[processes for _, _, processes in resumed]}")
+            difference = abs(result["test"]["posterior"]["nll"] - self.result["test"]["posterior"]["nll"])
+            if difference > 0.05:
+                trial.problems.append(f"test NLL differs by {difference:.3f}")
+        elif result["test"] != self.result["test"] or not _same(Path(result["folder"]), Path(self.result["folder"])):
+            trial.problems.append("the result is not that of the undisturbed run")
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return ""
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two runs have left the same posterior, bit for bit."""
+    ours, theirs = (Posterior.load(folder / "posterior") for folder in (one, other))
+    pairs = [(getattr(ours, group), getattr(theirs, group)) for group in ("mean", "precision")]
+    return all(a.keys() == b.keys() and all((a[name] == b[name]).all() for name in a) for a, b in pairs)
+
+
+def others(times: int) -> dict[str, int]:
+    """How often the tests of each other fault passed."""
+    passed = dict.fromkeys(OTHERS, 0)
+    for fault, tests in OTHERS.items():
+        for _ in range(times):
+            command = f"{sys.executable} -m pytest -q -p no:cacheprovider {tests}"
+            passed[fault] += subprocess.run(command, shell=True, cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
+        print(f"{fault}: {passed[fault]} of {times}", flush=True)
+    return passed
+
+
+def table(trials: list[Trial], steps: int) -> str:
+    """Markdown: one row per fault."""
+    rows = [
+        f"| fault | passed | steps reached at the loss (of {steps}) | steps trained again: median (most) | "
+        "seconds until training went on: median (most) |",
+        "|---|---|---|---|---|",
+    ]
+    for fault in dict.fromkeys(trial.fault for trial in trials):
+        own = [trial for trial in trials if trial.fault == fault]
+        good = [trial for trial in own if not trial.problems]
+        if not good:
+            rows.append(f"| {fault} | 0 of {len(own)} | | | |")
+            continue
+        lost, outage, reached = ([getattr(trial, key) for trial in good] for key in ("lost", "outage", "reached"))
+        rows.append(
+            f"| {fault} | {len(good)} of {len(own)} | {min(reached)} to {max(reached)} | "
+            f"{statistics.median(lost):.0f} ({max(lost)}) | {statistics.median(outage):.0f} ({max(outage):.0f}) |"
+        )
+    return "\n".join(rows)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faults", nargs="*", choices=FAULTS, default=list(FAULTS))
+    parser.add_argument("--times", type=int, default=10, help="trials of each fault")
+    parser.add_argument("--epochs", type=int, default=60, help="of each job; 20 steps each")
+    parser.add_argument("--seed", type=int, default=0, help="of the times of the faults")
+    parser.add_argument("--others", action="store_true", help="the tests of faults that need no cluster, instead")
+    parser.add_argument("--output", type=Path, help="JSON file; finished trials are kept after each")
+    options = parser.parse_args()
+    if options.others:
+        return 0 if all(count == options.times for count in others(options.times).values()) else 1
+    trials: list[Trial] = []
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        bench = Bench(Path(folder), options.epochs, options.seed)
+        try:
+            bench.reference()
+            print(
+                f"undisturbed: {bench.steps} steps, {bench.seconds:.0f} s from the first checkpoint to the end",
+                flush=True,
+            )
+            for number in range(options.times):
+                for fault in options.faults:
+                    trial = bench.trial(fault, number)
+                    trials.append(trial)
+                    verdict = "; ".join(trial.problems) or "passed"
+                    print(
+                        f"{fault} {number}: lost at step {trial.reached}, on from {trial.resumed_at} after "
+                        f"{trial.outage:.1f} s: {verdict}",
+                        flush=True,
+                    )
+                    if options.output is not None:
+                        options.output.write_text(json.dumps([asdict(t) for t in trials], indent=2) + "\n")
+        finally:
+            bench.cluster.shutdown()
+    print(table(trials, bench.steps))
+    return 1 if any(trial.problems for trial in trials) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
