@@ -13,8 +13,9 @@ with two workers trains a small Vision Transformer on scikit-learn's digits, and
     elastic  (min_workers=1) one node is killed and not replaced until training has gone on without it; then one joins
 
 A trial passes if the job ends well, every step is recorded exactly once, and, but for elastic, posterior and test metrics
-equal those of an undisturbed run bit for bit. An elastic run must give its test NLL to 0.05, and must have trained
-with one worker and with two again. --others repeats the tests of the faults that need no cluster.
+equal those of an undisturbed run bit for bit. An elastic run takes four times the steps, must reach the undisturbed
+run's test accuracy to 0.05, and must have trained with one worker and with two again. A run with a drained node makes
+no checkpoint but the one on notice. --others repeats the tests of the faults that need no cluster.
 """
 
 from __future__ import annotations
@@ -49,14 +50,14 @@ ROOT = Path(__file__).resolve().parents[2]
 FAULTS = ("worker", "node", "drain", "driver", "elastic")
 NOTICE = 10  # seconds between the notice and the loss of a drained node
 SETTINGS = [
-    "task.model.kwargs={patch_size: 4, embed_dim: 32, depth: 2, num_heads: 2}",
+    "task.model.kwargs={patch_size: 4, embed_dim: 16, depth: 1, num_heads: 2}",
     "training.workers=2",
     "training.cpus_per_worker=1",
     "training.device=cpu",
     "training.batch_size=64",
     "training.validate_every=1000",
     "evaluation.draws=4",
-    "tracking.interval=0.2",
+    "tracking.interval=1",
 ]
 #: Faults that need no cluster, by the test that makes them.
 OTHERS = {
@@ -123,6 +124,11 @@ class Job:
         """How many there are now."""
         return len(list((self.folder / "runs" / f"{self.name}-proximal_score").glob("checkpoint_*/.metadata")))
 
+    @property
+    def steps(self) -> bool:
+        """Whether it has told of a step."""
+        return any(" · step " in line for _, line in self.lines)
+
     def resumptions(self, since: float) -> list[tuple[float, int, int]]:
         """(time, step, processes) of each time that training went on from a checkpoint."""
         found = ((when, GOING_ON.search(line)) for when, line in self.lines if when >= since)
@@ -137,8 +143,9 @@ class Job:
             time.sleep(0.05)
 
     def tail(self) -> str:
-        """The last lines that it printed."""
-        return " | ".join(line for _, line in self.lines[-8:])
+        """What it said at the end."""
+        errors = [line for _, line in self.lines if line.startswith("error:")]
+        return (errors or [line for _, line in self.lines] or ["nothing"])[-1][:500]
 
     def finish(self) -> int:
         """Its exit status."""
@@ -155,7 +162,7 @@ class Bench:
 
     def __init__(self, folder: Path, epochs: int, seed: int) -> None:
         self.folder, self.random = folder, random.Random(seed)
-        self.settings = [f"training.epochs={epochs}"]
+        self.epochs = epochs
         store = 150_000_000
         self.cluster = Cluster(
             initialize_head=True,
@@ -167,7 +174,7 @@ class Bench:
 
     def job(self, name: str, *settings: str) -> Job:
         """Start one."""
-        return Job(self.folder, self.cluster.address, name, [*self.settings, *settings])
+        return Job(self.folder, self.cluster.address, name, [f"training.epochs={self.epochs}", *settings])
 
     def reference(self) -> None:
         """The undisturbed run."""
@@ -189,12 +196,13 @@ class Bench:
         """One fault at a random time."""
         trial = Trial(fault, number, after=self.random.uniform(0, 0.5 * self.seconds))
         settings = {
-            "drain": ["training.max_failures=0"],
-            "elastic": ["training.min_workers=1", "training.resize_interval=5"],
+            "drain": ["training.max_failures=0", "training.checkpoint_every=1000"],
+            "elastic": ["training.min_workers=1", "training.resize_interval=5", f"training.epochs={4 * self.epochs}"],
         }
         job = self.job(f"{fault}-{number}", *settings.get(fault, []))
         try:
-            job.wait_until(lambda: job.checkpoints, "a first checkpoint")
+            begun = (lambda: job.steps) if fault == "drain" else (lambda: job.checkpoints)
+            job.wait_until(begun, "the beginning of training")
             time.sleep(trial.after)
             lost = getattr(self, f"lose_{fault}")(job)
             status = job.finish()
@@ -228,15 +236,13 @@ class Bench:
         command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "reclaimed"]
         command += ["--deadline-remaining-seconds", str(NOTICE)]
         command[0] = str(Path(sys.executable).parent / "ray")
-        before = job.checkpoints
-        given = time.monotonic()
         subprocess.run(command, check=True, capture_output=True, cwd=self.folder)
+        lost = time.time() + NOTICE  # Ray takes the workers away then; the machine itself goes a little later
         self.nodes.append(self.cluster.add_node(**self.size))
-        time.sleep(max(NOTICE - (time.monotonic() - given), 0))
-        if job.checkpoints == before:
-            job.lines.append((time.time(), "no checkpoint was made on notice"))
+        time.sleep(max(lost - time.time(), 0))
+        time.sleep(3)
         self.cluster.remove_node(victim, allow_graceful=False)
-        return time.time()
+        return lost
 
     def lose_driver(self, job: Job) -> float:
         """Kill the job and start it again."""
@@ -265,8 +271,8 @@ class Bench:
         client = MlflowClient(f"sqlite:///{self.folder / 'mlflow.db'}")
         history = client.get_metric_history(result["mlflow_run_id"], "train/nll")
         times = Counter(point.step for point in history)
-        if sorted(times) != list(range(1, self.steps + 1)):
-            trial.problems.append(f"{self.steps - len(times)} steps are missing from the record")
+        if sorted(times) != list(range(1, result["steps"] + 1)):
+            trial.problems.append(f"{result['steps'] - len(times)} steps are missing from the record")
         if max(times.values()) > 1:
             trial.problems.append("steps were recorded twice")
         if client.get_run(result["mlflow_run_id"]).info.status != "FINISHED":
@@ -278,14 +284,12 @@ class Bench:
             return
         when, trial.resumed_at, _ = resumed[0]
         trial.outage = when - lost
-        if any("no checkpoint was made on notice" in line for _, line in job.lines):
-            trial.problems.append("no checkpoint was made on notice")
         if trial.fault == "elastic":
             if [processes for _, _, processes in resumed[:2]] != [1, 2]:
                 trial.problems.append(f"workers after the loss: {[processes for _, _, processes in resumed]}")
-            difference = abs(result["test"]["posterior"]["nll"] - self.result["test"]["posterior"]["nll"])
-            if difference > 0.05:
-                trial.problems.append(f"test NLL differs by {difference:.3f}")
+            ours, theirs = (run["test"]["posterior"]["accuracy"] for run in (result, self.result))
+            if ours < theirs - 0.05:
+                trial.problems.append(f"test accuracy {ours:.3f} instead of {theirs:.3f}")
         elif result["test"] != self.result["test"] or not _same(Path(result["folder"]), Path(self.result["folder"])):
             trial.problems.append("the result is not that of the undisturbed run")
 
@@ -340,7 +344,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", nargs="*", choices=FAULTS, default=list(FAULTS))
     parser.add_argument("--times", type=int, default=10, help="trials of each fault")
-    parser.add_argument("--epochs", type=int, default=60, help="of each job; 20 steps each")
+    parser.add_argument("--epochs", type=int, default=30, help="of each job; 20 steps each")
     parser.add_argument("--seed", type=int, default=0, help="of the times of the faults")
     parser.add_argument("--others", action="store_true", help="the tests of faults that need no cluster, instead")
     parser.add_argument("--output", type=Path, help="JSON file; finished trials are kept after each")

@@ -189,6 +189,23 @@ def test_lost_workers_cost_no_more_than_the_steps_since_the_last_checkpoint(fold
             assert torch.equal(tensor, getattr(theirs, group)[name]), name
 
 
+def test_fewer_workers_go_on_where_more_were_lost_in_any_file_system(folder: Path) -> None:
+    """Two workers, one of which is killed; then one, from checkpoints in a file system of fsspec's. Each step counts once,
+    and the losses are those of one process (float32, in other orders)."""
+    settings: dict[str, Any] = {"epochs": 16, "validate_every": 16, "storage": f"local://{folder}/elsewhere"}
+    run = folder / "elsewhere" / "fewer-proximal_score"
+    with killing_a_worker_after(3, run) as killed, pytest.raises(RuntimeError):
+        launch.run(tree(folder, "fewer", workers=2, max_failures=0, **settings))
+    assert len(killed) == 1
+    config = tree(folder, "fewer", workers=1, **settings)
+    (outcome,) = launch.run(config)
+    (expected,) = launch.run(tree(folder, "one", workers=0, epochs=16, validate_every=16))
+    losses, alone = curve(config, outcome.run_id), curve(config, expected.run_id)
+    assert list(losses) == list(alone) == list(range(1, 65))
+    for step, (value,) in losses.items():
+        assert value == pytest.approx(alone[step][0], abs=2e-3)
+
+
 def test_more_workers_than_the_cluster_can_place_are_refused_before_any_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"training\.workers=40 .* use at most 8 workers"):
         launch.run(tree(tmp_path, "many", workers=40))
