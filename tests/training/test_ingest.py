@@ -90,6 +90,29 @@ def test_micro_batches_are_the_ranks_rows_cut_into_the_asked_number_of_pieces(ra
             assert torch.equal(part, expected)
 
 
+class Unreadable(Numbered):
+    """Even rows are left out."""
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return super().__getitems__([index for index in indices if index % 2])
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_what_is_left_of_a_batch_is_passed_on_and_padding_where_nothing_is(processes: int) -> None:
+    data = TrainingData(Unreadable(40), 2, 0, 1, seed=0, accumulate=2, processes=processes)
+    batches = [(pieces, size) for pieces, size in data.epoch(0)]
+    assert {size for _, size in batches} == {2}
+    assert {sum(len(y) for _, y in pieces) for pieces, _ in batches} == {0, 1, 2}
+    for pieces, _ in batches:
+        for x, y in pieces:
+            assert x.shape == (1, 1)
+            assert torch.equal(x[: len(y), 0].long(), y)
+    assert sorted(int(row) for pieces, _ in batches for _, y in pieces for row in y) == list(range(1, 40, 2))
+    for inputs, labels in evaluation_batches(Unreadable(4), 1, 0, 1):
+        assert inputs.shape == (1, 1)
+        assert labels.tolist() == inputs[: len(labels), 0].tolist()
+
+
 @pytest.mark.parametrize(("rows", "world"), [(10, 1), (10, 3), (9, 3), (5, 4), (1, 2)])
 def test_evaluation_gives_every_row_once_in_order_and_every_rank_equally_many_batches(rows: int, world: int) -> None:
     streams = [list(evaluation_batches(Numbered(rows), 4, rank, world)) for rank in range(world)]

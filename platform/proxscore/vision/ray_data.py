@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 
 CHUNK = 64  # images that leave a task at once: 38 MB of float32 at 3x224x224
 _TASK_CPUS = 0.5  # at most
-_STORE = 0.25  # of the cluster's object store, for what is decoded ahead, by all processes together
+_STORE = 0.5  # of the cluster's object store, for what is decoded ahead, by all processes together
+_READS = 2  # of a process at a time: its epoch, and in the midst of it the first batches, for BatchNorm's statistics
 
 Chunk = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Share:
-    """What of a cluster the reading tasks of one process may take.
+    """What of a cluster one read of one process may take.
 
     Processes wait for one another in every step. So each must always be able to run a task, whatever those of the others
     hold: otherwise, tasks that have read ahead as far as they may keep the CPUs that the slowest process waits for.
@@ -43,12 +44,13 @@ class Share:
         """An equal share of the CPUs that so many training workers leave, and of the object store."""
         import ray
 
-        total = ray.cluster_resources()
+        total, reads = ray.cluster_resources(), _READS * workers
         spare = total.get("CPU", 0) - workers * cpus_per_worker
-        return cls(max(spare / workers, 0.01), _STORE * total.get("object_store_memory", 0) / workers)
+        return cls(max(spare / reads, 0.01), _STORE * total.get("object_store_memory", 0) / reads)
 
     @property
     def cpus_per_task(self) -> float:
+        """What a task is counted as; with little to share, less than it uses."""
         return min(_TASK_CPUS, math.floor(100 * self.cpus) / 100)
 
 
