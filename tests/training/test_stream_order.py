@@ -76,6 +76,8 @@ def test_an_epoch_that_goes_on_with_another_number_of_ranks_gives_each_row_once(
 def test_an_epoch_from_its_middle_on_is_the_end_of_the_whole() -> None:
     whole, rest = parts(order(), 1, 2), parts(order(), 1, 2, start=37)
     assert rest == {step: rows for step, rows in whole.items() if step >= 37}
+    begun = np.concatenate(order().positions(1, 2, start=20, stop=37))  # over the end of a window
+    assert order().rows[begun].tolist() == [row for step in range(20, 37) for row in whole[step]]
 
 
 def test_rows_are_mixed_over_windows_of_the_stated_size() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,13 @@ def test_batches_are_the_readers_for_the_rows_of_the_order_from_the_start_and_fr
         for ours, theirs in zip(rest, whole[stop:], strict=True):
             assert all(map(torch.equal, ours, theirs))
         seen += whole[:stop]
+    head = streamed(dataset, 0, 2)
+    first, expected = (
+        [pieces[0] for pieces, _ in some] for some in (head.first(3), itertools.islice(head.epoch(0), 3))
+    )
+    assert len(first) == 3
+    for ours, theirs in zip(first, expected, strict=True):
+        assert all(map(torch.equal, ours, theirs))
     # And with another number of ranks: what remains of the epoch, each row once.
     seen += [batch for rank in range(3) for batch in batches(dataset, rank, 3, start=stop)]
     images = [image.numpy().tobytes() for inputs, targets in seen for image in inputs[: len(targets)]]

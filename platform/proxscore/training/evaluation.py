@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -92,7 +91,7 @@ def _has_batch_norm(module: nn.Module) -> bool:
 
 
 def _first_micro_batches(data: TrainingData | RayTrainingData, count: int) -> Iterator[Batch]:
-    for micro_batches, _ in itertools.islice(data.epoch(0), count):
+    for micro_batches, _ in data.first(count):
         yield from micro_batches
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
@@ -104,6 +105,10 @@ class TrainingData:
         for (inputs, targets), size in zip(self._loader, self._batches.sizes()[start:], strict=True):
             yield _micro(inputs, targets[: self._batches.part(size)], self.accumulate), size
 
+    def first(self, count: int) -> Iterator[tuple[list[Batch], int]]:
+        """The first batches of the first epoch, as :meth:`epoch` gives them, for what looks at data beside training."""
+        return itertools.islice(self.epoch(0), count)
+
 
 class RayTrainingData:
     """The training rows of a data set that Ray Data streams, in seeded global batches cut into micro-batches.
@@ -128,12 +133,18 @@ class RayTrainingData:
         Args:
             lanes: number of ranks that the epoch was begun with; none: as many as there are.
         """
-        order = EpochOrder(self._rows.sizes, self._batch_size, lanes or self._world, self._seed, epoch)
-        counts = order.counts(self._rank, self._world)
-        segments = [order.rows[positions] for positions in order.positions(self._rank, self._world, start)]
+        return self._read(epoch, start, self.steps_per_epoch, lanes or self._world)
+
+    def first(self, count: int) -> Iterator[tuple[list[Batch], int]]:
+        """As :meth:`TrainingData.first`. No task reads further: to stop one is to end its process, and to start another."""
+        return self._read(0, 0, min(count, self.steps_per_epoch), self._world)
+
+    def _read(self, epoch: int, start: int, stop: int, lanes: int) -> Iterator[tuple[list[Batch], int]]:
+        order = EpochOrder(self._rows.sizes, self._batch_size, lanes, self._seed, epoch)
+        counts = order.counts(self._rank, self._world)[start:stop]
+        segments = [order.rows[positions] for positions in order.positions(self._rank, self._world, start, stop)]
         with closing(self._rows.read(segments)) as chunks:
-            parts = recut(chunks, counts[start:])
-            for pieces, size in zip(parts, self._sizes[start:], strict=True):
+            for pieces, size in zip(recut(chunks, counts), self._sizes[start:stop], strict=True):
                 images = [piece["image"][piece["readable"]] for piece in pieces]
                 labels = [piece["label"][piece["readable"]] for piece in pieces]
                 inputs = np.concatenate([np.empty((0, *self._rows.shape), np.float32), *images])

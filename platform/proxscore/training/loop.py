@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -217,7 +216,7 @@ def first_losses(
     """Average losses of this rank's part of the first batches, in training mode, for a method that looks at data first."""
     module.train()
     low = config.training.precision == "bf16" and context.mesh is None
-    for micro_batches, size in itertools.islice(data.epoch(0), FIRST_BATCHES):
+    for micro_batches, size in data.first(FIRST_BATCHES):
         if context.mesh is not None:
             module.set_requires_gradient_sync(True)  # type: ignore[operator]
         inputs, targets = together(micro_batches)

@@ -55,12 +55,16 @@ class EpochOrder:
         self.rows: Rows = np.concatenate(parts)
         self.bounds: Rows = np.cumsum([0, *map(len, parts)])
 
-    def positions(self, rank: int, world: int, start: int = 0) -> list[Rows]:
-        """The positions of a rank from global batch ``start`` on, in order, window by window; those read from are left out."""
+    def positions(self, rank: int, world: int, start: int = 0, stop: int | None = None) -> list[Rows]:
+        """The positions of a rank in global batches ``start`` to ``stop``, in order, window by window.
+
+        Windows in which there are none are left out.
+        """
+        begin, stopped = start * self.batch_size, len(self.rows) if stop is None else stop * self.batch_size
         parts = []
         for first, end in zip(self.bounds[:-1], self.bounds[1:], strict=True):
             own = np.arange(first + rank, end, world)
-            parts.append(own[own >= start * self.batch_size])
+            parts.append(own[(own >= begin) & (own < stopped)])
         return [part for part in parts if len(part)]
 
     def counts(self, rank: int, world: int) -> Rows:

@@ -24,6 +24,12 @@ CHUNK = 64  # images that leave a task at once: 38 MB of float32 at 3x224x224
 _TASK_CPUS = 0.5  # at most
 _STORE = 0.5  # of the cluster's object store, for what is decoded ahead, by all processes together
 _READS = 2  # of a process at a time: its epoch, and in the midst of it the first batches, for BatchNorm's statistics
+_LOGS = {
+    "ray.data": logging.WARNING,  # announces every execution,
+    "ray.data._internal.progress": logging.ERROR,  # and that it has no progress bar
+    "ray.data._internal.execution.streaming_executor_state": logging.CRITICAL,  # traces back, twice, what is raised too
+    "ray.data.exceptions": logging.CRITICAL,
+}
 
 Chunk = dict[str, Any]
 
@@ -98,8 +104,8 @@ class StreamedRows:
         import ray.data  # here, so that vision works where Ray does not
         from ray.data import ExecutionResources
 
-        logging.getLogger("ray.data").setLevel(logging.WARNING)  # it announces every execution,
-        logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # and that there is no progress bar
+        for name, level in _LOGS.items():
+            logging.getLogger(name).setLevel(level)
         items = [{"rows": self._rows[segment], "labels": self._labels[segment]} for segment in segments]
         started = ray.data.from_items(items, override_num_blocks=len(items))
         options = started.context.execution_options
