@@ -150,6 +150,7 @@ class RayTrainingData:
                 inputs = np.concatenate([np.empty((0, *self._rows.shape), np.float32), *images])
                 targets = np.concatenate([np.empty(0, np.int64), *labels])
                 yield _micro(torch.from_numpy(inputs), torch.from_numpy(targets), self.accumulate), size
+            next(chunks, None)  # there are none; so the last task ends by itself
 
 
 def recut(chunks: Iterable[Chunk], counts: Iterable[int]) -> Iterator[list[Chunk]]:
