@@ -70,6 +70,7 @@ class ImageFolderConfig(_DataConfig):
     path: Path
     size: int = Field(224, gt=0)  # images are resized (shorter side) and centre-cropped to size x size
     channels: Literal[1, 3] = 3
+    unreadable: Literal["fail", "skip"] = "fail"  # what an image that cannot be decoded does; skipped ones are counted
 
 
 class ParquetConfig(_DataConfig):
@@ -85,6 +86,7 @@ class ParquetConfig(_DataConfig):
     classes: int = Field(gt=1)
     size: int = Field(224, gt=0)
     channels: Literal[1, 3] = 3
+    unreadable: Literal["fail", "skip"] = "fail"  # as of image folders; null images count too
 
 
 DataConfig = Annotated[DigitsConfig | IdxConfig | ImageFolderConfig | ParquetConfig, Field(discriminator="kind")]

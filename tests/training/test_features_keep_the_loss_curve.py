@@ -60,7 +60,7 @@ def tree(folder: Path, **training: Any) -> Config:
                     "name": "vit_tiny_patch16_224",
                     "kwargs": {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
                 },
-                "data": {"kind": "digits", "limit": 300},
+                "data": {"kind": "digits", "limit": 301},
             },
             "method": {"kind": "proximal_score", "draws": 2, "max_mean_step": 0.5, "initial_precision": 0.03},
             "training": {"epochs": 2, "batch_size": 30, "device": "cpu", "storage": str(folder), "validate_every": 2}
@@ -115,7 +115,7 @@ def test_a_feature_leaves_the_loss_curve_where_it_was(
 ) -> None:
     training, tolerance = FEATURES[feature]
     reference = references["meta_init" in training]
-    assert reference[0] - reference[-2] > 0.05  # it trains
+    assert reference[0] - reference[-3] > 0.05  # it trains; the last batch is the single row that three ranks lack
     assert curves[feature] == pytest.approx(reference, abs=tolerance)
     assert statistics.mean(curves[feature]) == pytest.approx(statistics.mean(reference), abs=tolerance / 5)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from proxscore.training.ingest import GlobalBatches, TrainingData, evaluation_batches
+from proxscore.training.ingest import GlobalBatches, TrainingData, evaluation_batches, together
 
 
 class Numbered(Dataset[tuple[Tensor, Tensor]]):
@@ -65,22 +65,52 @@ def test_start_skips_whole_batches_of_the_same_epoch(processes: int) -> None:
     assert rows_by_step(2, epoch=2, start=4, processes=processes) == rows_by_step(2, epoch=2)[4:]
 
 
-def test_a_last_batch_that_cannot_give_every_rank_a_row_is_left_out() -> None:
-    assert [len(step) for step in rows_by_step(2, epoch=0, rows=41)] == [20, 20]
-    assert [len(step) for step in rows_by_step(1, epoch=0, rows=41)] == [20, 20, 1]
-    data = TrainingData(Numbered(41), 20, 0, 2, seed=0)
-    assert data.steps_per_epoch == 2
+def test_the_number_of_batches_does_not_depend_on_the_ranks_and_one_without_a_row_gets_padding() -> None:
+    for world in (1, 2, 3):
+        assert [len(step) for step in rows_by_step(world, epoch=0, rows=41)] == [20, 20, 1]
+        assert rows_by_step(world, epoch=0, rows=41) == rows_by_step(1, epoch=0, rows=41)
+        data = TrainingData(Numbered(41), 20, world - 1, world, seed=7)
+        assert data.steps_per_epoch == 3
+        (((inputs, targets),), size) = list(data.epoch(0))[-1]
+        assert size == len(inputs) == 1
+        assert len(targets) == (world == 1)
 
 
-def test_micro_batches_are_the_ranks_rows_cut_into_the_asked_number_of_pieces() -> None:
-    whole = TrainingData(Numbered(103), 20, 1, 2, seed=0)
-    cut = TrainingData(Numbered(103), 20, 1, 2, seed=0, accumulate=3)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_micro_batches_are_the_ranks_rows_cut_into_the_asked_number_of_pieces(rank: int) -> None:
+    """The last batch has three rows: two for rank 0, one for rank 1. A piece that none is left for gets padding."""
+    whole = TrainingData(Numbered(103), 20, rank, 2, seed=0)
+    cut = TrainingData(Numbered(103), 20, rank, 2, seed=0, accumulate=3)
     for (one, size), (pieces, same_size) in zip(whole.epoch(0), cut.epoch(0), strict=True):
         assert size == same_size
         assert len(pieces) == 3
+        assert all(len(x) == max(len(y), 1) for x, y in pieces)
         assert max(len(y) for _, y in pieces) - min(len(y) for _, y in pieces) <= 1
-        for part in range(2):
-            assert torch.equal(torch.cat([piece[part] for piece in pieces]), one[0][part])
+        for part, expected in zip(together(pieces), one[0], strict=True):
+            assert torch.equal(part, expected)
+
+
+class Unreadable(Numbered):
+    """Even rows are left out."""
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return super().__getitems__([index for index in indices if index % 2])
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_what_is_left_of_a_batch_is_passed_on_and_padding_where_nothing_is(processes: int) -> None:
+    data = TrainingData(Unreadable(40), 2, 0, 1, seed=0, accumulate=2, processes=processes)
+    batches = [(pieces, size) for pieces, size in data.epoch(0)]
+    assert {size for _, size in batches} == {2}
+    assert {sum(len(y) for _, y in pieces) for pieces, _ in batches} == {0, 1, 2}
+    for pieces, _ in batches:
+        for x, y in pieces:
+            assert x.shape == (1, 1)
+            assert torch.equal(x[: len(y), 0].long(), y)
+    assert sorted(int(row) for pieces, _ in batches for _, y in pieces for row in y) == list(range(1, 40, 2))
+    for inputs, labels in evaluation_batches(Unreadable(4), 1, 0, 1):
+        assert inputs.shape == (1, 1)
+        assert labels.tolist() == inputs[: len(labels), 0].tolist()
 
 
 @pytest.mark.parametrize(("rows", "world"), [(10, 1), (10, 3), (9, 3), (5, 4), (1, 2)])

@@ -1,10 +1,9 @@
-"""Parquet files with encoded images, in one process and through Ray Data."""
+"""Parquet files with encoded images."""
 
 from __future__ import annotations
 
 import io
 import pickle
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from PIL import Image
 
 from proxscore.config import ConfigError, ParquetConfig
 from proxscore.vision.data import load_images
-from proxscore.vision.ray_data import ray_datasets
 
 
 def encode(pixels: np.ndarray) -> bytes:
@@ -91,25 +89,7 @@ def test_files_named_by_split_are_those_splits(tmp_path: Path) -> None:
     )
 
 
-def multiset(images: np.ndarray, labels: np.ndarray) -> Counter[tuple[bytes, int]]:
-    return Counter((image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
-
-
-@pytest.mark.usefixtures("ray_local")
-def test_ray_data_gives_the_same_rows_of_each_split(folder: Path) -> None:
-    settings = config(folder, limit=30, channels=3, mean=[0.1, 0.2, 0.3], split_seed=4)
-    data = load_images(settings)
-    for part, dataset in ray_datasets(settings, num_cpus=2.5).items():
-        table = list(dataset.iter_batches(batch_size=None, batch_format="numpy"))
-        images, labels = (np.concatenate([batch[key] for batch in table]) for key in ("image", "label"))
-        assert (images.dtype, labels.dtype) == (np.float32, np.int64)
-        own = getattr(data, part)
-        expected = multiset(*(tensor.numpy() for tensor in own.__getitems__(range(len(own)))))
-        assert multiset(images, labels) == expected
-
-
-@pytest.mark.usefixtures("ray_local")
-def test_an_image_that_cannot_be_decoded_is_named_by_file_and_row_in_both_readers(tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_decoded_is_named_by_file_and_row(tmp_path: Path) -> None:
     images, labels, _ = rows(30, 5)
     images[17] = b"no image"
     path = tmp_path / "all.parquet"
@@ -118,10 +98,6 @@ def test_an_image_that_cannot_be_decoded_is_named_by_file_and_row_in_both_reader
     expected = f"{path}, row 17: not a readable image: not in a known image format"
     parts = (data.train, data.validation, data.test)
     assert refusal(lambda: [part.__getitems__(range(len(part))) for part in parts]) == expected
-    datasets = ray_datasets(config(path), data, num_cpus=2.5)
-    with pytest.raises(Exception, match=r"row 17") as caught:
-        [dataset.materialize() for dataset in datasets.values()]
-    assert expected in str(caught.value)
 
 
 def test_a_null_image_is_named_by_file_and_row(tmp_path: Path) -> None:

@@ -177,8 +177,6 @@ def train_on_ray(
             callbacks=[RecorderCallback(recorder)],
             logging_config=LoggingConfig(log_level="WARNING"),  # its own account of each report drowns the progress
         ),
-        datasets=_streams(config, task),
-        dataset_config=ray.train.DataConfig(datasets_to_split=["train"]),
     )
     interrupt = signal.getsignal(signal.SIGINT)
     try:
@@ -203,15 +201,6 @@ def _worker(payload: dict[str, Any]) -> dict[str, Any]:
     if context.device.type == "cuda":
         checks.check_memory(config, method, task, checks.free_memory(context.device), "this GPU")
     return train(config, method, payload["epochs"], task, context)
-
-
-def _streams(config: Config, task: VisionTask) -> dict[str, Any]:
-    """Ray Data sets for the data that is streamed through the cluster: Parquet."""
-    if not isinstance(config.task.data, ParquetConfig):
-        return {}
-    from proxscore.vision.ray_data import ray_datasets
-
-    return {"train": ray_datasets(config.task.data, task.data, num_cpus=0.5)["train"]}
 
 
 class RecorderCallback(UserCallback):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -35,6 +35,8 @@ def evaluate(
 ) -> tuple[dict[str, float], Figure]:
     """Metrics and reliability diagram of the predictive distribution on a split, over all ranks' rows.
 
+    Rows that are left out as unreadable count in no metric, but, if there are any, as ``skipped_rows``.
+
     Args:
         split: train, validation or test.
         draws: posterior draws; zero for the mean weights.
@@ -48,6 +50,11 @@ def evaluate(
     if len(predictive.targets):
         metrics.update(predictive.log_probabilities, predictive.expected_entropy, predictive.targets)
     values = metrics.compute()
+    seen = torch.tensor(float(len(predictive.targets)), device=context.device)
+    if context.world > 1:
+        dist.all_reduce(seen)
+    if skipped := len(getattr(task.data, split)) - round(seen.item()):
+        values["skipped_rows"] = float(skipped)
     label = f"{draws} draws" if draws and (posterior or method) else "mean weights"
     return values, metrics.reliability_diagram(title=f"{config.name}: {split} split, {label}")
 
@@ -84,7 +91,7 @@ def _has_batch_norm(module: nn.Module) -> bool:
 
 
 def _first_micro_batches(data: TrainingData | RayTrainingData, count: int) -> Iterator[Batch]:
-    for micro_batches, _ in itertools.islice(data.epoch(0), count):
+    for micro_batches, _ in data.first(count):
         yield from micro_batches
 
 

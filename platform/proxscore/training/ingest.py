@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+from proxscore.training.stream_order import EpochOrder
+from proxscore.vision.ray_data import Chunk, StreamedRows
 
 Batch = tuple[Tensor, Tensor]
 
@@ -17,7 +22,8 @@ class GlobalBatches:
     """Indices of a rank's part of every global batch.
 
     Training order is a permutation by (seed, epoch), the same on all ranks; rank r takes every world-th row of a global
-    batch from its r-th on. Iterating yields one list of indices per batch.
+    batch from its r-th on. Iterating yields one list of indices per batch. Every batch is kept, however small, so that
+    their number does not depend on the number of ranks; a rank that has no row in one is given the batch's first.
 
     Args:
         rows: number of rows N of the data set.
@@ -36,11 +42,12 @@ class GlobalBatches:
         self.epoch = self.start = 0
 
     def sizes(self) -> list[int]:
-        """Rows of each global batch. In training, a last batch that cannot give every rank a row is left out."""
-        sizes = [min(self.batch_size, self.rows - first) for first in range(0, self.rows, self.batch_size)]
-        if self.shuffle_seed is not None and len(sizes) > 1 and sizes[-1] < self.world:
-            sizes.pop()
-        return sizes
+        """Rows of each global batch."""
+        return [min(self.batch_size, self.rows - first) for first in range(0, self.rows, self.batch_size)]
+
+    def part(self, size: int) -> int:
+        """This rank's rows of a global batch of so many; where there are none, what it reads is padding."""
+        return len(range(self.rank, size, self.world))
 
     def __len__(self) -> int:
         return len(self.sizes()) - self.start
@@ -53,7 +60,7 @@ class GlobalBatches:
         for number, size in enumerate(self.sizes()):
             if number >= self.start:
                 first = number * self.batch_size
-                yield list(order[first + self.rank : first + size : self.world])
+                yield list(order[first + self.rank : first + size : self.world] or order[first : first + 1])
 
 
 class TrainingData:
@@ -86,39 +93,81 @@ class TrainingData:
         self.accumulate = accumulate
         self.steps_per_epoch = len(self._batches.sizes())
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[list[Batch], int]]:
-        """(this rank's micro-batches, rows of the global batch) from batch number ``start`` of an epoch on."""
+    def epoch(self, epoch: int, start: int = 0, lanes: int | None = None) -> Iterator[tuple[list[Batch], int]]:
+        """(this rank's micro-batches, rows of the global batch) from batch number ``start`` of an epoch on.
+
+        Of a micro-batch that has fewer targets than inputs, the inputs beyond are padding: no rank sits out a forward pass.
+
+        Args:
+            lanes: of no consequence here, where the order does not depend on the number of ranks.
+        """
         self._batches.epoch, self._batches.start = epoch, start
         for (inputs, targets), size in zip(self._loader, self._batches.sizes()[start:], strict=True):
-            yield _micro(inputs, targets, self.accumulate), size
+            yield _micro(inputs, targets[: self._batches.part(size)], self.accumulate), size
+
+    def first(self, count: int) -> Iterator[tuple[list[Batch], int]]:
+        """The first batches of the first epoch, as :meth:`epoch` gives them, for what looks at data beside training."""
+        return itertools.islice(self.epoch(0), count)
 
 
 class RayTrainingData:
-    """The training rows of this worker's Ray Data shard (``ray.train.get_dataset_shard("train")``).
+    """The training rows of a data set that Ray Data streams, in seeded global batches cut into micro-batches.
 
-    Ray gives all workers equally many rows; a few may be left out of an epoch to make that so.
+    The order is that of :class:`EpochOrder`: same seed, same lanes, same batches, from whichever batch on.
 
     Args:
-        shard: the iterator that Ray Train hands out, with columns image and label.
-        rows: rows of the whole data set.
+        rows: that this process reads.
     """
 
-    def __init__(self, shard: Any, rows: int, batch_size: int, world: int, seed: int, accumulate: int = 1) -> None:
-        self._shard, self._world, self._seed, self.accumulate = shard, world, seed, accumulate
-        self._local = max(batch_size // world, 1)
-        self.steps_per_epoch = max(math.floor(rows / world / self._local), 1)
+    def __init__(
+        self, rows: StreamedRows, batch_size: int, rank: int, world: int, seed: int, accumulate: int = 1
+    ) -> None:
+        self._rows, self._batch_size, self._rank, self._world, self._seed = rows, batch_size, rank, world, seed
+        self._sizes = GlobalBatches(int(rows.sizes.sum()), batch_size, rank, world).sizes()
+        self.accumulate = accumulate
+        self.steps_per_epoch = len(self._sizes)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[list[Batch], int]]:
-        """As :meth:`TrainingData.epoch`; the rows of an interrupted epoch are drawn in a new order."""
-        batches = self._shard.iter_torch_batches(
-            batch_size=self._local,
-            drop_last=True,
-            local_shuffle_buffer_size=16 * self._local,
-            local_shuffle_seed=self._seed * 1_000_003 + epoch,
-        )
-        for number, batch in enumerate(batches):
-            if start <= number < self.steps_per_epoch:
-                yield _micro(batch["image"], batch["label"], self.accumulate), self._local * self._world
+    def epoch(self, epoch: int, start: int = 0, lanes: int | None = None) -> Iterator[tuple[list[Batch], int]]:
+        """As :meth:`TrainingData.epoch`.
+
+        Args:
+            lanes: number of ranks that the epoch was begun with; none: as many as there are.
+        """
+        return self._read(epoch, start, self.steps_per_epoch, lanes or self._world)
+
+    def first(self, count: int) -> Iterator[tuple[list[Batch], int]]:
+        """As :meth:`TrainingData.first`. No task reads further: to stop one is to end its process, and to start another."""
+        return self._read(0, 0, min(count, self.steps_per_epoch), self._world)
+
+    def _read(self, epoch: int, start: int, stop: int, lanes: int) -> Iterator[tuple[list[Batch], int]]:
+        order = EpochOrder(self._rows.sizes, self._batch_size, lanes, self._seed, epoch)
+        counts = order.counts(self._rank, self._world)[start:stop]
+        segments = [order.rows[positions] for positions in order.positions(self._rank, self._world, start, stop)]
+        with closing(self._rows.read(segments)) as chunks:
+            for pieces, size in zip(recut(chunks, counts), self._sizes[start:stop], strict=True):
+                images = [piece["image"][piece["readable"]] for piece in pieces]
+                labels = [piece["label"][piece["readable"]] for piece in pieces]
+                inputs = np.concatenate([np.empty((0, *self._rows.shape), np.float32), *images])
+                targets = np.concatenate([np.empty(0, np.int64), *labels])
+                yield _micro(torch.from_numpy(inputs), torch.from_numpy(targets), self.accumulate), size
+            next(chunks, None)  # there are none; so the last task ends by itself
+
+
+def recut(chunks: Iterable[Chunk], counts: Iterable[int]) -> Iterator[list[Chunk]]:
+    """Chunks of columns, of any lengths, as lists of pieces that have these numbers of rows together."""
+    source, held = iter(chunks), 0
+    chunk: Chunk = {}
+    for count in counts:
+        pieces = []
+        while count > 0:
+            if not held:
+                chunk = next(source)
+                held = len(chunk["label"])
+            pieces.append({name: column[:count] for name, column in chunk.items()})
+            chunk = {name: column[count:] for name, column in chunk.items()}
+            taken = min(count, held)
+            count, held = count - taken, held - taken
+        yield pieces
 
 
 def evaluation_batches(dataset: Dataset, batch_size: int, rank: int, world: int) -> Iterator[Batch]:
@@ -126,9 +175,16 @@ def evaluation_batches(dataset: Dataset, batch_size: int, rank: int, world: int)
 
     All ranks yield equally many batches: one that has no row left repeats an input without a target, as padding.
     """
-    for indices in GlobalBatches(len(dataset), batch_size, rank, world):  # type: ignore[arg-type]
-        inputs, targets = dataset.__getitems__(indices or [0])  # type: ignore[attr-defined]
-        yield inputs, targets[: len(indices)]
+    batches = GlobalBatches(len(dataset), batch_size, rank, world)  # type: ignore[arg-type]
+    for indices, size in zip(batches, batches.sizes(), strict=True):
+        inputs, targets = dataset.__getitems__(indices)  # type: ignore[attr-defined]
+        yield _not_empty(inputs), targets[: batches.part(size)]
+
+
+def together(micro_batches: list[Batch]) -> Batch:
+    """A rank's part of a global batch in one piece, with padding only where there is nothing else."""
+    inputs = torch.cat([inputs[: len(targets)] for inputs, targets in micro_batches])
+    return (inputs, torch.cat([targets for _, targets in micro_batches])) if len(inputs) else micro_batches[0]
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -137,4 +193,11 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _micro(inputs: Tensor, targets: Tensor, count: int) -> list[Batch]:
-    return list(zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True))
+    """Cut a rank's part of a batch into so many pieces; one that would be empty gets an input, as padding."""
+    pieces = zip(inputs[: len(targets)].tensor_split(count), targets.tensor_split(count), strict=True)
+    return [(piece if len(piece) else _not_empty(inputs)[:1], rows) for piece, rows in pieces]
+
+
+def _not_empty(inputs: Tensor) -> Tensor:
+    """The inputs, or, where all of a batch's are left out as unreadable, one of zeros."""
+    return inputs if len(inputs) else inputs.new_zeros(1, *inputs.shape[1:])

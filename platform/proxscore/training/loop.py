@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -21,11 +20,12 @@ from proxscore.posterior import CategoricalPredictive, Posterior
 from proxscore.posterior.stacking import stack, wants_stacking
 from proxscore.tracking import say
 from proxscore.training import checkpoint, evaluation
-from proxscore.training.context import Context
-from proxscore.training.ingest import Batch, RayTrainingData, TrainingData
+from proxscore.training.context import Context, RayContext
+from proxscore.training.ingest import Batch, RayTrainingData, TrainingData, together
 from proxscore.training.materialize import materialize
 from proxscore.training.observe import Observer
 from proxscore.training.parallelize import parallelize
+from proxscore.vision.ray_data import Share, StreamedRows
 from proxscore.vision.task import VisionTask
 
 WORST = 1e9  # score of a checkpoint before any validation: finite, as Ray keeps scores in JSON
@@ -51,7 +51,7 @@ def train(
     horizon = horizon_of(data.steps_per_epoch, epochs, task)
     losses = partial(first_losses, module, task, config, context, data)
     method = build_method(method_config, module, horizon, config.seed, losses, context.draw_mesh)
-    progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "score": WORST}
+    progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "score": WORST, "lanes": 0, "skipped_rows": 0}
     snapshot = checkpoint.Snapshot(module, method, progress)  # type: ignore[arg-type]
     restore(snapshot, context)
     evaluate = partial(evaluation.evaluate, module, task, config, context, method=method, data=data)
@@ -61,7 +61,7 @@ def train(
     reported = time.perf_counter()
     started = reported - progress["seconds"]
     observer = Observer(context.device, config.training.profile)
-    for micro_batches, size in observer.timed_iterator(batches(data, progress["step"], horizon)):
+    for micro_batches, size in observer.timed_iterator(batches(data, progress, horizon, context)):
         step = progress["step"]
         method.monitor = True
         module.train()
@@ -69,6 +69,9 @@ def train(
         if context.busy():
             due = -float(context.world)
         record, due = train_step(module, method, task, micro_batches, size, config, context, step, due, observer)
+        if "data/skipped_rows" in record:  # of the step; recorded is their number so far
+            progress["skipped_rows"] += record["data/skipped_rows"]
+            record["data/skipped_rows"] = progress["skipped_rows"]
         records.append({"step": step + 1} | record)
         progress |= {"step": step + 1, "seconds": time.perf_counter() - started}
         last = step + 1 == horizon.total_steps
@@ -161,28 +164,32 @@ def train_step(
         observer: of the time that the parts of the step take.
 
     Returns:
-        What to record: ``train/nll`` (nats per row, mean over the draws, all ranks' rows) and the method's statistics;
-        and whether a report is due on any rank.
+        What to record: ``train/nll`` (nats per row, mean over the draws, all ranks' rows), the method's statistics, and,
+        if there are any, the number of rows that were left out as unreadable; and whether a report is due on any rank.
     """
     observer = observer or Observer(context.device)
     nll = torch.zeros((), device=context.device)
+    rows = sum(len(targets) for _, targets in micro_batches)
     with observer.step():
         with observer.timed("forward_backward"):
             for _ in method.draws():
                 # The draws of a pair see the same dropout masks: noise that they share cancels in their difference.
                 torch.manual_seed(noise.key(config.seed, "dropout", step, context.data_rank) >> 1)
                 nll += score(module, task, micro_batches, size, config, context)
-                observer.count(sum(len(targets) for _, targets in micro_batches))
+                observer.count(rows)
         with observer.timed("update"):
             mean_nll = nll / (size * method.evaluations_per_step)
-            common = torch.stack([mean_nll, method.nonfinite.to(nll), nll.new_tensor(due)])
+            seen = rows * context.data_world / context.world  # draw groups see the same rows
+            common = torch.stack([mean_nll, method.nonfinite.to(nll), *nll.new_tensor([due, seen])])
             if context.world > 1:
                 dist.all_reduce(common)
             method.found_inf = common[1] > 0
             method.step()
-    average, _, due_anywhere = common.tolist()
-    skipped = float(method.param_groups[0]["skipped"])
-    return {"train/nll": average, "train/skipped_steps": skipped} | method.statistics, due_anywhere > 0
+    average, _, due_anywhere, seen = common.tolist()
+    record = {"train/nll": average, "train/skipped_steps": float(method.param_groups[0]["skipped"])}
+    if unreadable := size - round(seen):
+        record["data/skipped_rows"] = float(unreadable)
+    return record | method.statistics, due_anywhere > 0
 
 
 def score(
@@ -199,7 +206,8 @@ def score(
         if context.mesh is not None:
             module.set_requires_gradient_sync(number == len(micro_batches) - 1)  # type: ignore[operator]
         with torch.autocast(context.device.type, torch.bfloat16, enabled=low):
-            outputs = module(inputs.to(context.device, non_blocking=True))
+            outputs = module(inputs.to(context.device, non_blocking=True))[: len(targets)]  # beyond: padding
+        # Of no rows, a sum of zero with zero gradients, which FSDP reduces with the others'.
         loss = task.likelihood.nll(outputs, targets.to(context.device, non_blocking=True)).sum()
         # FSDP averages over ranks; the score is the global batch's mean.
         (loss * (context.data_world / size)).backward()
@@ -216,22 +224,23 @@ def first_losses(
     """Average losses of this rank's part of the first batches, in training mode, for a method that looks at data first."""
     module.train()
     low = config.training.precision == "bf16" and context.mesh is None
-    for micro_batches, size in itertools.islice(data.epoch(0), FIRST_BATCHES):
+    for micro_batches, size in data.first(FIRST_BATCHES):
         if context.mesh is not None:
             module.set_requires_gradient_sync(True)  # type: ignore[operator]
-        inputs, targets = (torch.cat(parts) for parts in zip(*micro_batches, strict=True))
+        inputs, targets = together(micro_batches)
         with torch.autocast(context.device.type, torch.bfloat16, enabled=low):
-            outputs = module(inputs.to(context.device, non_blocking=True))
+            outputs = module(inputs.to(context.device, non_blocking=True))[: len(targets)]
         loss = task.likelihood.nll(outputs, targets.to(context.device, non_blocking=True)).sum()
         yield loss * (context.data_world / size), size
 
 
 def training_data(config: Config, task: VisionTask, context: Context) -> TrainingData | RayTrainingData:
     """The training batches of this rank: from Ray Data where the cluster streams them, else from the task's data set."""
-    training, rows = config.training, len(task.data.train)
-    shard = context.shard("train") if isinstance(config.task.data, ParquetConfig) else None
-    if shard is not None:
-        return RayTrainingData(shard, rows, training.batch_size, context.data_world, config.seed, training.accumulate)
+    training = config.training
+    if isinstance(config.task.data, ParquetConfig) and isinstance(context, RayContext):
+        stream = StreamedRows(task.data.train, Share.of(context.world, training.cpus_per_worker))
+        place = context.data_rank, context.data_world
+        return RayTrainingData(stream, training.batch_size, *place, config.seed, training.accumulate)
     return TrainingData(
         task.data.train,
         training.batch_size,
@@ -254,19 +263,23 @@ def milestones(epochs: float, horizon: Horizon) -> set[int]:
     return set(range(interval, horizon.total_steps + 1, interval))
 
 
-def batches(data: TrainingData | RayTrainingData, step: int, horizon: Horizon) -> Iterator[tuple[list[Batch], int]]:
-    """Training batches from a step on to the end of the run, epoch by epoch."""
+def batches(
+    data: TrainingData | RayTrainingData, progress: dict[str, Any], horizon: Horizon, context: Context
+) -> Iterator[tuple[list[Batch], int]]:
+    """Training batches from the progress's step on to the end of the run, epoch by epoch.
+
+    Writes the number of ranks that an epoch is begun with into ``progress["lanes"]``: its order depends on it to its end.
+    """
+    step = progress["step"]
     while step < horizon.total_steps:
         epoch, start = divmod(step, horizon.steps_per_epoch)
-        before = step
-        for batch in data.epoch(epoch, start):
-            if step < horizon.total_steps:
-                yield batch
-                step += 1
-            else:
-                break
-        if step == before:
-            raise RuntimeError(f"epoch {epoch} gave no batches: the training data is smaller than expected")
+        if start == 0:
+            progress["lanes"] = context.data_world
+        for batch in data.epoch(epoch, start, progress["lanes"]):
+            yield batch
+            step += 1
+            if step == horizon.total_steps:
+                return
 
 
 def report_of(

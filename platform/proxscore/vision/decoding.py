@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -14,9 +16,21 @@ from torchvision.transforms.v2 import functional
 
 from proxscore.config import ConfigError
 from proxscore.vision.images import Normalisation
+from proxscore.vision.splits import Rows
 
 _MODES = {1: "L", 3: "RGB"}
 _DEEP = ("I", "F")  # 16- and 32-bit pixels: PIL clips them at 255 instead of scaling, which would turn them white
+
+
+class UnreadableError(ConfigError):
+    """An image whose content is at fault: ``task.data.unreadable`` says whether the run ends or goes on without it."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(where, reason)
+        self.where, self.reason = where, reason
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
 
 
 class Decoder:
@@ -24,42 +38,77 @@ class Decoder:
 
     The shorter side is resized to ``size`` (bilinear, antialiased), the centre ``size`` x ``size`` is kept, and pixels
     become (x / 255 - mean) / std. ``channels`` 1 is grey (ITU-R 601 luma), 3 is RGB; transparency is dropped.
+
+    Args:
+        skip: leave images out that cannot be read, and say so, instead of raising.
     """
 
-    def __init__(self, size: int, channels: int, normalise: Normalisation) -> None:
-        self.mode, self.normalise = _MODES[channels], normalise
+    def __init__(self, size: int, channels: int, normalise: Normalisation, *, skip: bool = False) -> None:
+        self.mode, self.normalise, self.skip = _MODES[channels], normalise, skip
+        self.shape = (channels, size, size)
         self.transform = v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
 
-    def pixels(self, source: Path | bytes, where: str) -> Tensor:
+    def pixels(self, source: Path | bytes | None, where: str) -> Tensor:
         """uint8 (C, size, size) of one image.
 
         Raises:
-            ConfigError: not an image, cut short, or more than 8 bits per channel; ``where`` names it.
+            UnreadableError: null, not an image, cut short, or more than 8 bits per channel; ``where`` names it.
+            ConfigError: the file cannot be opened or read.
         """
+        if source is None:
+            raise UnreadableError(where, "the image is null")
         try:
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 _check_depth(image)
                 return functional.pil_to_tensor(self.transform(image.convert(self.mode)))
         except Exception as error:  # decoders of foreign bytes raise OSError, SyntaxError, struct.error, EOFError, ...
-            raise ConfigError(_unreadable(error, where)) from error
+            raise _unreadable(error, where) from error
 
-    def batch(self, sources: Iterable[tuple[Path | bytes, str]]) -> Tensor:
-        """Normalised float32 (B, C, size, size) of pairs of an image and its name in errors."""
-        return self.normalise(torch.stack([self.pixels(source, where) for source, where in sources]))
+    def batch(self, sources: Iterable[tuple[Path | bytes | None, str]]) -> tuple[Tensor, Rows]:
+        """Pairs of an image and its name in errors to pixels.
+
+        Returns:
+            Normalised float32 (K, C, size, size) of those that can be read, and their places (K,) among the pairs.
+
+        Raises:
+            UnreadableError, ConfigError: as :meth:`pixels`; with ``skip``, only the second.
+        """
+        images, kept = [], []
+        for place, (source, where) in enumerate(sources):
+            try:
+                images.append(self.pixels(source, where))
+                kept.append(place)
+            except UnreadableError as error:
+                if not self.skip:
+                    raise
+                leave_out(error)
+        pixels = torch.stack(images) if images else torch.empty(0, *self.shape, dtype=torch.uint8)
+        return self.normalise(pixels), np.array(kept, dtype=np.int64)
 
 
 def verify_file(path: Path) -> None:
     """Open an image file and check what its format lets one check without decoding (headers, PNG checksums).
 
     Raises:
-        ConfigError: not an image, or more than 8 bits per channel; names the file.
+        UnreadableError: not an image, or more than 8 bits per channel; names the file.
+        ConfigError: the file cannot be opened or read.
     """
     try:
         with Image.open(path) as image:
             _check_depth(image)
             image.verify()
     except Exception as error:  # as in Decoder.pixels
-        raise ConfigError(_unreadable(error, str(path))) from error
+        raise _unreadable(error, str(path)) from error
+
+
+_left_out: set[str] = set()
+
+
+def leave_out(error: UnreadableError) -> None:
+    """Say once in this process that a row is left out."""
+    if error.where not in _left_out:
+        _left_out.add(error.where)
+        logging.getLogger(__name__).warning("%s; left out (task.data.unreadable: skip)", error)
 
 
 def _check_depth(image: Image.Image) -> None:
@@ -67,8 +116,12 @@ def _check_depth(image: Image.Image) -> None:
         raise ValueError(f"pixels of mode {image.mode}; convert it to 8 bits per channel")
 
 
-def _unreadable(error: Exception, where: str) -> str:
+def _unreadable(error: Exception, where: str) -> ConfigError:
     # PIL repeats the name, or the address of the buffer, for a file that it cannot identify
     foreign = isinstance(error, Image.UnidentifiedImageError)
     reason = "not in a known image format" if foreign else " ".join(str(error).split()) or type(error).__name__
-    return f"{where}: not a readable image: {reason}"
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+        return ConfigError(
+            f"{where}: cannot be read: {reason}"
+        )  # a disk or network that is away is no fault of the row
+    return UnreadableError(where, f"not a readable image: {reason}")

@@ -53,11 +53,17 @@ class Reader(ABC):
     labels: Rows  # (N,), every one in 0..classes-1
 
     @abstractmethod
-    def read(self, rows: Rows) -> Tensor:
-        """Normalised float32 images (B, C, H, W) of these rows, in this order."""
+    def read(self, rows: Rows) -> tuple[Tensor, Rows]:
+        """Normalised float32 images (K, C, H, W) of these rows (B,), in this order, and their places (K,) among them.
+
+        All of them, K = B, unless unreadable ones are to be left out.
+        """
 
     def verify(self) -> None:
-        """Raise ConfigError for the first image that cannot be read; nothing to do where pixels are in memory."""
+        """Raise ConfigError for the first image that cannot be read, or say which ones are left out.
+
+        Nothing to do where pixels are in memory.
+        """
         return None
 
 
@@ -67,9 +73,9 @@ class MemoryReader(Reader):
     def __init__(self, pixels: Tensor, labels: Rows, normalise: Normalisation, peak: int = 255) -> None:
         self.pixels, self.labels, self.normalise, self.peak = pixels, labels, normalise, peak
 
-    def read(self, rows: Rows) -> Tensor:
+    def read(self, rows: Rows) -> tuple[Tensor, Rows]:
         """See :meth:`Reader.read`."""
-        return self.normalise(self.pixels[torch.from_numpy(rows)], self.peak)
+        return self.normalise(self.pixels[torch.from_numpy(rows)], self.peak), np.arange(len(rows))
 
 
 @dataclass(frozen=True)
@@ -101,13 +107,19 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        row = self.rows[index]
-        return self.reader.read(np.array([row]))[0], int(self.reader.labels[row])
+        images, labels = self.__getitems__([index])
+        if not len(labels):
+            raise ConfigError(f"item {index} of the data set cannot be read, and alone it cannot be left out")
+        return images[0], int(labels[0])
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """(images (B, C, H, W) float32, labels (B,) int64); a DataLoader calls this once per batch."""
+        """(images (K, C, H, W) float32, labels (K,) int64); a DataLoader calls this once per batch.
+
+        K is the number of indices, less the rows that are left out as unreadable (``task.data.unreadable: skip``).
+        """
         rows = self.rows[np.asarray(indices, dtype=np.int64)]
-        return self.reader.read(rows), torch.from_numpy(self.reader.labels[rows])
+        images, kept = self.reader.read(rows)
+        return images, torch.from_numpy(self.reader.labels[rows[kept]])
 
 
 @dataclass(frozen=True)

@@ -1,63 +1,140 @@
-"""Parquet images on a cluster: Ray Data reads and decodes the very rows that the reader in one process would."""
+"""Parquet images on a cluster: Ray Data reads and decodes the rows that a process asks for, ahead of it, in their order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import math
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from proxscore.config import ParquetConfig
-from proxscore.vision.data import load_images
+from proxscore.config import ConfigError
 from proxscore.vision.decoding import Decoder
-from proxscore.vision.images import ImageData
-from proxscore.vision.sources.parquet import ParquetReader, encoded, image_and_name
+from proxscore.vision.images import ImageDataset
+from proxscore.vision.sources.parquet import ParquetReader, RowGroups
+from proxscore.vision.splits import Rows
 
 if TYPE_CHECKING:
     import ray.data
 
-_CHUNK = 64  # images that leave a task at once: 38 MB of float32 at 3x224x224
+CHUNK = 64  # images that leave a task at once: 38 MB of float32 at 3x224x224
+_TASK_CPUS = 0.5  # at most
+_STORE = 0.5  # of the cluster's object store, for what is decoded ahead, by all processes together
+_READS = 2  # of a process at a time: its epoch, and in the midst of it the first batches, for BatchNorm's statistics
+_LOGS = {
+    "ray.data": logging.WARNING,  # announces every execution,
+    "ray.data._internal.progress": logging.ERROR,  # and that it has no progress bar
+    "ray.data._internal.execution.streaming_executor_state": logging.CRITICAL,  # traces back, twice, what is raised too
+    "ray.data.exceptions": logging.CRITICAL,
+}
+
+Chunk = dict[str, Any]
 
 
-def ray_datasets(
-    config: ParquetConfig, data: ImageData | None = None, *, num_cpus: float = 1
-) -> dict[str, ray.data.Dataset]:
-    """``{"train", "validation", "test"}`` as Ray datasets with columns ``image`` (float32 (C, H, W), normalised) and
-    ``label`` (int64).
+@dataclass(frozen=True)
+class Share:
+    """What of a cluster one read of one process may take.
 
-    The rows of each part are those of ``load_images(config)``. A dataset starts from a list of row groups, each with
-    its rows of the part; tasks read a row group and decode its images. Shuffling whole blocks therefore shuffles row
-    groups; a local shuffle buffer mixes the rows. Every node needs the files under the same path.
+    Processes wait for one another in every step. So each must always be able to run a task, whatever those of the others
+    hold: otherwise, tasks that have read ahead as far as they may keep the CPUs that the slowest process waits for.
+    """
+
+    cpus: float
+    store: float  # bytes of object store
+
+    @classmethod
+    def of(cls, workers: int, cpus_per_worker: float) -> Share:
+        """An equal share of the CPUs that so many training workers leave, and of the object store."""
+        import ray
+
+        total, reads = ray.cluster_resources(), _READS * workers
+        spare = total.get("CPU", 0) - workers * cpus_per_worker
+        return cls(max(spare / reads, 0.01), _STORE * total.get("object_store_memory", 0) / reads)
+
+    @property
+    def cpus_per_task(self) -> float:
+        """What a task is counted as; with little to share, less than it uses."""
+        return min(_TASK_CPUS, math.floor(100 * self.cpus) / 100)
+
+
+class StreamedRows:
+    """The rows of a data set of Parquet files, decoded by Ray's tasks on any node. Every node needs the files' paths.
 
     Args:
-        config: the Parquet section.
-        data: the outcome of ``load_images(config)``, where the caller has it; saves a second scan of the labels.
-        num_cpus: CPUs that one reading task takes. Training workers that hold every CPU of the cluster leave none to
-            read, and the run waits for ever: fractions help on small machines.
+        dataset: of a :class:`ParquetReader`, its rows in ascending order.
+        share: see there.
 
-    Raises:
-        ConfigError: as ``load_images``. An image that cannot be decoded fails its task with the file and row.
+    Attributes:
+        sizes: (G,) rows of the data set in each row group.
+        shape: of an image, (C, H, W).
     """
-    import ray.data  # here, so that vision works where Ray does not
 
-    data = data or load_images(config)
-    datasets = {}
-    for part in ("train", "validation", "test"):
-        dataset = getattr(data, part)
-        reader: ParquetReader = dataset.reader
-        groups = ray.data.from_items(reader.row_groups(dataset.rows))
-        decode = partial(_decode, decoder=reader.decoder, column=reader.column)
-        # One row group per call, whatever the size of blocks, bounds a task's memory.
-        datasets[part] = groups.map_batches(decode, batch_size=1, num_cpus=num_cpus)
-    return datasets
+    def __init__(self, dataset: ImageDataset, share: Share) -> None:
+        reader = dataset.reader
+        assert isinstance(reader, ParquetReader)
+        self._rows, self._labels, self._share = dataset.rows, reader.labels[dataset.rows], share
+        self._groups, self._decoder = reader.groups, reader.decoder
+        self.sizes: Rows = np.diff(np.searchsorted(self._rows, [*reader.groups.firsts, len(reader.labels)]))
+        self.shape = reader.decoder.shape
+
+    def read(self, segments: Sequence[Rows]) -> Generator[Chunk, None, None]:
+        """Chunks of at most ``CHUNK`` rows in the order given: ``image`` (K, C, H, W) float32, ``label`` (K,) int64,
+        ``readable`` (K,) bool.
+
+        Closing the iterator ends the tasks.
+
+        Args:
+            segments: item numbers of the data set; a task reads a segment, and each row group that it needs once.
+
+        Raises:
+            ConfigError: an image that cannot be read (unless such are skipped) or a file, by name.
+        """
+        if not segments:
+            return
+        chunks = self._dataset(segments).iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
+        try:
+            yield from chunks
+        except Exception as error:  # Ray's, around that of a task
+            raise _cause(error) from None
+
+    def _dataset(self, segments: Sequence[Rows]) -> ray.data.Dataset:
+        import ray.data  # here, so that vision works where Ray does not
+        from ray.data import ExecutionResources
+
+        for name, level in _LOGS.items():
+            logging.getLogger(name).setLevel(level)
+        items = [{"rows": self._rows[segment], "labels": self._labels[segment]} for segment in segments]
+        started = ray.data.from_items(items, override_num_blocks=len(items))
+        options = started.context.execution_options
+        options.preserve_order = True
+        options.resource_limits = ExecutionResources.for_limits(
+            cpu=self._share.cpus, object_store_memory=self._share.store
+        )
+        started.context.enable_progress_bars = False
+        decode = partial(_decode, groups=self._groups, decoder=self._decoder)
+        return started.map_batches(decode, batch_size=1, num_cpus=self._share.cpus_per_task)
 
 
-def _decode(group: dict[str, Any], decoder: Decoder, column: str) -> Iterator[dict[str, Any]]:
-    file, start, rows, labels = (group[key][0] for key in ("file", "start", "rows", "labels"))
-    images = encoded(pq.ParquetFile(file).read_row_group(int(group["group"][0]), columns=[column]).column(0))
-    for first in range(0, len(rows), _CHUNK):
-        inside = [int(row) for row in rows[first : first + _CHUNK]]
-        batch = decoder.batch([image_and_name(images, row, file, int(start) + row) for row in inside])
-        yield {"image": batch.numpy(), "label": np.asarray(labels[first : first + _CHUNK], dtype=np.int64)}
+def _decode(segment: dict[str, Any], groups: RowGroups, decoder: Decoder) -> Iterator[Chunk]:
+    rows, labels = (np.asarray(segment[key][0], dtype=np.int64) for key in ("rows", "labels"))
+    images = groups.images(rows)
+    for first in range(0, len(rows), CHUNK):
+        own = labels[first : first + CHUNK]
+        decoded, kept = decoder.batch(next(images) for _ in own)
+        pixels, readable = np.zeros((len(own), *decoder.shape), np.float32), np.zeros(len(own), bool)
+        pixels[kept], readable[kept] = decoded.numpy(), True
+        yield {"image": pixels, "label": own, "readable": readable}
+
+
+def _cause(error: Exception) -> Exception:
+    """Our own error within Ray's, if there is one."""
+    found: BaseException | None = error
+    while found is not None:
+        inner = getattr(found, "cause", None) or found.__cause__
+        if isinstance(found, ConfigError) and not isinstance(inner, ConfigError):
+            return ConfigError(str(found).splitlines()[-1])
+        found = inner
+    return error

@@ -6,7 +6,8 @@ order of file name and row, so that one split by seed serves both.
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,40 @@ from proxscore.vision.images import Normalisation, Reader, Source, check_labels
 from proxscore.vision.splits import Rows
 
 _PARTS = {"train": "train", "val": "validation", "test": "test"}
+
+
+@dataclass(frozen=True)
+class RowGroups:
+    """Where the rows of some files lie: what a process needs to read rows by number, group by group.
+
+    Attributes:
+        files: in the order of their rows.
+        column: that holds the encoded images.
+        firsts: (G,) number of the first row of each row group, through all files.
+        before: (files,) number of row groups before those of each file.
+    """
+
+    files: list[Path]
+    column: str
+    firsts: Rows
+    before: Rows
+
+    def images(self, rows: Rows) -> Iterator[tuple[bytes | None, str]]:
+        """Encoded image and name in errors of each of these rows, in their order; a row group is read once."""
+        groups = np.searchsorted(self.firsts, rows, side="right") - 1
+        columns = {group: self._column(group) for group in np.unique(groups)}
+        for row, group in zip(rows, groups, strict=True):
+            file = self._file(group)
+            inside = int(row - self.firsts[self.before[file]])
+            yield image_and_name(columns[group], int(row - self.firsts[group]), self.files[file], inside)
+
+    def _file(self, group: int) -> int:
+        return int(np.searchsorted(self.before, group, side="right")) - 1
+
+    def _column(self, group: int) -> Any:
+        file = self._file(group)
+        content = pq.ParquetFile(self.files[file])
+        return encoded(content.read_row_group(int(group - self.before[file]), columns=[self.column]).column(0))
 
 
 class ParquetReader(Reader):
@@ -42,14 +77,17 @@ class ParquetReader(Reader):
         self.files, self.column, self.decoder = files, config.image_column, decoder
         scans = [_scan(path, config) for path in files]
         self.labels = np.concatenate([labels for labels, _ in scans])
-        self.groups = [groups for _, groups in scans]  # per file, the first row of each row group, and the end
-        self.starts = np.cumsum([0, *(groups[-1] for groups in self.groups)])  # first row of each file, and the end
+        self.starts = np.cumsum([0, *(len(labels) for labels, _ in scans)])  # first row of each file, and the end
+        groups = [sizes for _, sizes in scans]
+        firsts = np.cumsum(np.concatenate([[0], *groups]))[:-1].astype(np.int64)
+        before = np.cumsum([0, *map(len, groups)])[:-1].astype(np.int64)
+        self.groups = RowGroups(files, self.column, firsts, before)
         self._images: list[Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_images": None}
 
-    def read(self, rows: Rows) -> Tensor:
+    def read(self, rows: Rows) -> tuple[Tensor, Rows]:
         """See :meth:`Reader.read`; raises ConfigError naming file and row of an image that cannot be decoded."""
         if self._images is None:
             self._images = [encoded(pq.ParquetFile(path).read(columns=[self.column]).column(0)) for path in self.files]
@@ -60,19 +98,6 @@ class ParquetReader(Reader):
             pairs.append(image_and_name(self._images[file], inside, self.files[file], inside))
         return self.decoder.batch(pairs)
 
-    def row_groups(self, rows: Rows) -> list[dict[str, Any]]:
-        """These rows by row group: file, number of the group, its first row in the file, rows inside it, labels."""
-        pieces = []
-        for file, path in enumerate(self.files):
-            bounds = self.groups[file] + self.starts[file]
-            for group, (first, end) in enumerate(pairwise(bounds)):
-                own = rows[(rows >= first) & (rows < end)]
-                if len(own):
-                    start = int(self.groups[file][group])
-                    piece = {"file": str(path), "group": group, "start": start}
-                    pieces.append({**piece, "rows": own - first, "labels": self.labels[own]})
-        return pieces
-
 
 def load(config: ParquetConfig) -> Source:
     """One pool from the file or files, or, where their names start with train, val or test, a pool per split.
@@ -82,7 +107,8 @@ def load(config: ParquetConfig) -> Source:
             outside 0..classes-1. File and row are named.
     """
     path = config.path.expanduser().absolute()
-    decoder = Decoder(config.size, config.channels, Normalisation.of(config.mean, config.std, config.channels))
+    normalise = Normalisation.of(config.mean, config.std, config.channels)
+    decoder = Decoder(config.size, config.channels, normalise, skip=config.unreadable == "skip")
     pools: dict[str, Reader] = {part: ParquetReader(files, config, decoder) for part, files in _files(path).items()}
     for part, reader in pools.items():
         if not len(reader.labels):
@@ -95,13 +121,9 @@ def encoded(column: Any) -> Any:
     return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
 
 
-def image_and_name(column: Any, index: int, file: Path | str, row: int) -> tuple[bytes, str]:
-    """Encoded image ``index`` of a column, and how errors name it; raises ConfigError for a null."""
-    where = f"{file}, row {row}"
-    image = column[index].as_py()
-    if image is None:
-        raise ConfigError(f"{where}: the image is null")
-    return image, where
+def image_and_name(column: Any, index: int, file: Path, row: int) -> tuple[bytes | None, str]:
+    """Encoded image ``index`` of a column, which may be null, and how errors name it."""
+    return column[index].as_py(), f"{file}, row {row}"
 
 
 def _files(path: Path) -> dict[str, list[Path]]:
@@ -125,7 +147,7 @@ def _files(path: Path) -> dict[str, list[Path]]:
 
 
 def _scan(path: Path, config: ParquetConfig) -> tuple[Rows, Rows]:
-    """Checked labels of a file, and the bounds of its row groups."""
+    """Checked labels of a file, and the rows of each of its row groups."""
     try:
         file = pq.ParquetFile(path)
         schema = file.schema_arrow
@@ -142,7 +164,7 @@ def _scan(path: Path, config: ParquetConfig) -> tuple[Rows, Rows]:
     values = labels.to_numpy()
     check_labels(values, config.classes, lambda row: f"{path}, row {row}")
     groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-    return values.astype(np.int64), np.cumsum([0, *groups]).astype(np.int64)
+    return values.astype(np.int64), np.array(groups, dtype=np.int64)
 
 
 def _check_types(path: Path, config: ParquetConfig, schema: Any) -> None:
