@@ -64,7 +64,7 @@ OTHERS = {
     "full disk during a checkpoint": "tests/training/test_local_loop.py -k cannot_be_written",
     "truncated checkpoint": "tests/training/test_local_loop.py -k damaged",
     "tracking server away": "tests/tracking/test_server_away.py -k 'wait_for_the_server or outlives or away_for_a_while'",
-    "unreadable image or file": "tests/vision tests/training/test_local_loop.py -k 'unreadable or cut or corrupt or skip'",
+    "unreadable image": "tests/training/test_unreadable_rows.py",
     "NaN batch": "tests/training/test_local_loop.py -k finite",
 }
 GOING_ON = re.compile(r"going on from the checkpoint at step (\d+) \(processes: (\d+)\)")

@@ -142,7 +142,7 @@ def check_memory(config: Config, methods: list[MethodConfig], task: VisionTask) 
 
 
 def train_on_ray(
-    config: Config, method: MethodConfig, epochs: float, task: VisionTask, name: str, recorder: Recorder
+    config: Config, method: MethodConfig, epochs: float, name: str, recorder: Recorder
 ) -> tuple[dict[str, Any], Path]:
     """Run the loop on the configured workers, resuming the run of this name if there is one.
 

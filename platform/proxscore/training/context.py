@@ -80,10 +80,6 @@ class Context(ABC):
     def checkpoints(self) -> Iterator[AbstractContextManager[Path]]:
         """The checkpoints of this run that are kept, newest first: context managers that give a folder."""
 
-    def shard(self, name: str) -> Any:
-        """This worker's share of a Ray Data data set, or none where the data comes without Ray."""
-        return None
-
 
 def pick_device(setting: str) -> torch.device:
     """The device that ``training.device`` names; ``auto`` takes a GPU if there is one."""
@@ -257,11 +253,6 @@ class RayContext(Context):
         for held in sorted(reported, key=lambda held: held.metrics["step"], reverse=True):
             if held.checkpoint.path != newest.path:
                 yield _directory(held.checkpoint)
-
-    def shard(self, name: str) -> Any:
-        import ray.train
-
-        return ray.train.get_dataset_shard(name)
 
 
 UPLOADS = "proxscore-upload-"

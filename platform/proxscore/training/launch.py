@@ -140,7 +140,7 @@ def _run_method(
         if config.training.workers == 0 or processes.launched():
             results, final = _train_here(config, method, epochs, task, label, recorder)
         else:
-            results, final = cluster.train_on_ray(config, method, epochs, task, label, recorder)
+            results, final = cluster.train_on_ray(config, method, epochs, label, recorder)
         results["seconds_total"] = time.perf_counter() - started
         for variant, metrics in results["test"].items():
             prefix = "test" if variant in ("posterior", "point") else f"test_{variant}"
@@ -228,6 +228,7 @@ class RunMemory:
     @staticmethod
     def _settings(config: Config, method: MethodConfig, epochs: float) -> dict[str, Any]:
         settings = {f"task.{key}": value for key, value in configuration.flatten(config.task).items()}
+        settings.pop("task.data.unreadable", None)  # a run that a damaged image has ended may go on without it
         settings |= {f"method.{key}": value for key, value in configuration.flatten(method).items()}
         training = config.training
         return settings | {"seed": config.seed, "epochs": epochs, "training.batch_size": training.batch_size}
