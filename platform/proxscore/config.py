@@ -215,7 +215,51 @@ class AdamWConfig(Section):
     max_skipped_steps: int = Field(10, ge=1)
 
 
-MethodConfig = Annotated[ProximalScoreConfig | AdamWConfig, Field(discriminator="kind")]
+class SGDConfig(Section):
+    """Point estimate (maximum a posteriori) by SGD with momentum; see ``methods.sgd``."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: float = Field(0.1, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(5e-4, ge=0)  # prior precision divided by the training rows
+    warmup: float = Field(0.05, ge=0, lt=1)  # fraction of the run
+    max_skipped_steps: int = Field(10, ge=1)
+
+
+class ELBOConfig(Section):
+    """Mean-field variational inference by reparametrized gradients (Bayes by Backprop); see ``methods.elbo``."""
+
+    kind: Literal["elbo"] = "elbo"
+    prior: PriorConfig = PriorConfig(scale=1.0)
+    lr: float = Field(1e-3, gt=0)  # Adam's
+    initial_scale: float = Field(0.01, gt=0)  # standard deviations at the start
+    draws: int = Field(1, ge=1)  # per step
+    temperature: float = Field(1.0, gt=0)  # of the KL
+    warmup: float = Field(0.05, ge=0, lt=1)  # fraction of the run
+    max_skipped_steps: int = Field(10, ge=1)
+
+
+class IVONConfig(Section):
+    """IVON by ivon-opt, with its authors' settings for CIFAR; see ``methods.ivon``. One worker."""
+
+    kind: Literal["ivon"] = "ivon"
+    lr: float = Field(0.2, gt=0)
+    ess: float | None = Field(None, gt=0)  # effective sample size; null: the training rows
+    hess_init: float = Field(0.5, gt=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.99999, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0)  # prior precision divided by ess
+    draws: int = Field(1, ge=1)  # per step
+    clip_radius: float | None = Field(None, gt=0)
+    warmup: float = Field(0.05, ge=0, lt=1)  # fraction of the run
+    max_skipped_steps: int = Field(10, ge=1)
+
+
+MethodConfig = Annotated[
+    ProximalScoreConfig | AdamWConfig | SGDConfig | ELBOConfig | IVONConfig,
+    Field(discriminator="kind"),
+]
 
 
 # ---------------------------------------------------------------- training, evaluation, tracking

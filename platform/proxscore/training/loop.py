@@ -16,7 +16,7 @@ from torch import nn
 
 from proxscore.config import Config, ConfigError, MethodConfig, ParquetConfig
 from proxscore.inference import noise
-from proxscore.methods import Horizon, Method, advice, build_method
+from proxscore.methods import Horizon, Method, advice, build_method, shards
 from proxscore.posterior import CategoricalPredictive, Posterior
 from proxscore.posterior.stacking import stack, wants_stacking
 from proxscore.tracking import say
@@ -46,6 +46,8 @@ def train(
         ``{"test": {variant: metrics}, "steps": ..., "seconds": ...}``; the last checkpoint holds posterior and figures.
     """
     torch.manual_seed(config.seed)
+    if not shards(method_config):
+        context.meshes = None  # the one worker's module stays whole
     module = initial_module(config, task, context)
     data = training_data(config, task, context)
     horizon = horizon_of(data.steps_per_epoch, epochs, task)

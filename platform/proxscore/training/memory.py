@@ -122,11 +122,11 @@ def _activations(config: Config, module: nn.Module, task: VisionTask, rows: int)
 def _state(method: object, module: nn.Module) -> dict[str, int]:
     """Numbers of an optimizer's state by what they are."""
     assert isinstance(method, torch.optim.Optimizer)
-    method.state_dict()  # what some families hold is written into the state when it is asked for
-    if not method.state:  # torch's own optimizers make their state in the first step
+    held = method.state_dict()["state"]
+    if isinstance(method, torch.optim.AdamW):  # makes its state in the first step
         return {"moments": 2 * sum(p.numel() for p in module.parameters() if p.requires_grad)}
     found: dict[str, int] = {}
-    for state in method.state.values():
+    for state in held.values():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.ndim:
                 found[name] = found.get(name, 0) + value.numel()
