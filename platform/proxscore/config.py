@@ -21,6 +21,10 @@ class ConfigError(ValueError):
     """A setting, file or row that is at fault; the message is one line that says what would be right."""
 
 
+class MethodError(ConfigError):
+    """A setting or network that a method refuses."""
+
+
 class Section(BaseModel):
     """A part of the tree: immutable, and without unknown keys."""
 
@@ -256,8 +260,62 @@ class IVONConfig(Section):
     max_skipped_steps: int = Field(10, ge=1)
 
 
+PointConfig = Annotated[AdamWConfig | SGDConfig, Field(discriminator="kind")]
+
+
+class MCDropoutConfig(Section):
+    """Monte Carlo dropout, of a network with dropout layers; see ``methods.mc_dropout``."""
+
+    kind: Literal["mc_dropout"] = "mc_dropout"
+    of: PointConfig = AdamWConfig()  # how the weights are trained
+
+
+class SGLDConfig(Section):
+    """Stochastic-gradient Langevin dynamics, cyclical as published; see ``methods.sgmcmc``."""
+
+    kind: Literal["sgld"] = "sgld"
+    prior: PriorConfig = PriorConfig(scale=1.0)
+    lr: float = Field(0.5, gt=0)  # at the start of a cycle, of the mean loss
+    schedule: Literal["cyclical", "constant"] = "cyclical"
+    cycles: int = Field(4, ge=1)
+    exploration: float = Field(0.8, ge=0, lt=1)  # fraction of each cycle without noise and samples
+    burn_in: float = Field(0, ge=0)  # epochs at the start from which no sample is kept
+    samples: int = Field(12, ge=1)  # kept, each a copy of the weights
+    temperature: float = Field(1.0, gt=0)
+    max_skipped_steps: int = Field(10, ge=1)
+
+
+class SGHMCConfig(SGLDConfig):
+    """Stochastic-gradient Hamiltonian Monte Carlo, cyclical as published; see ``methods.sgmcmc``."""
+
+    kind: Literal["sghmc"] = "sghmc"  # type: ignore[assignment]
+    friction: float = Field(0.9, gt=0, le=1)  # one minus momentum
+
+
+class SWAGConfig(Section):
+    """SGD whose late iterates make a Gaussian, with its authors' settings; see ``methods.swag``."""
+
+    kind: Literal["swag"] = "swag"
+    lr: float = Field(0.05, gt=0)
+    swag_lr: float = Field(0.01, gt=0)  # constant while weights are collected
+    start: float = Field(0.75, ge=0, lt=1)  # fraction of the run before
+    collect_every: float = Field(1, gt=0)  # epochs
+    rank: int = Field(20, ge=1)  # deviations kept, each a copy of the weights
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    max_skipped_steps: int = Field(10, ge=1)
+
+
 MethodConfig = Annotated[
-    ProximalScoreConfig | AdamWConfig | SGDConfig | ELBOConfig | IVONConfig,
+    ProximalScoreConfig
+    | AdamWConfig
+    | SGDConfig
+    | ELBOConfig
+    | IVONConfig
+    | MCDropoutConfig
+    | SGLDConfig
+    | SGHMCConfig
+    | SWAGConfig,
     Field(discriminator="kind"),
 ]
 

@@ -20,6 +20,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "elbo, point biases, two draws": {"kind": "elbo", "draws": 2, "prior": {"biases": "point"}},
     "ivon": {"kind": "ivon"},
     "ivon, two draws": {"kind": "ivon", "draws": 2},
+    "mc_dropout": {"kind": "mc_dropout", "of": {"kind": "sgd"}},
+    "sgld": {"kind": "sgld", "cycles": 2, "samples": 4, "exploration": 0.5},
+    "sghmc": {"kind": "sghmc", "cycles": 2, "samples": 4, "exploration": 0.5},
+    "swag": {"kind": "swag", "collect_every": 0.25, "rank": 3, "start": 0.5},
 }
 STEPS = 24
 

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from proxscore.config import ConfigError
+from proxscore.config import ConfigError, MethodError
 from proxscore.inference import ProximalScore
 from proxscore.posterior.diagnostics import stuck
 
@@ -60,8 +60,12 @@ METHODS = {
     "adamw": "adamw",
     "elbo": "elbo",
     "ivon": "ivon",
+    "mc_dropout": "mc_dropout",
     "proximal_score": "proximal_score",
     "sgd": "sgd",
+    "sghmc": "sgmcmc",
+    "sgld": "sgmcmc",
+    "swag": "swag",
 }
 
 #: Kinds whose packages know neither shards nor replicas.
@@ -84,15 +88,18 @@ def build_method(
         draw_mesh: for a method that makes draws: the groups of processes that score different ones.
 
     Raises:
-        ConfigError: a setting or network that the method refuses, or a package that is not installed.
+        MethodError: a setting or network that the method refuses, or a package that is not installed.
     """
     try:
         found = importlib.import_module(f"proxscore.methods.{METHODS[config.kind]}")
     except ModuleNotFoundError as error:
-        raise ConfigError(
+        raise MethodError(
             f"method.kind={config.kind} needs the package {error.name}: install proxscore[peers]"
         ) from error
-    method: Method = found.build(config, module, horizon, seed, losses, draw_mesh)
+    try:
+        method: Method = found.build(config, module, horizon, seed, losses, draw_mesh)
+    except ConfigError as error:
+        raise MethodError(str(error)) from error
     return method
 
 

@@ -70,12 +70,17 @@ class Steps(torch.optim.Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step at the scheduled learning rate, or none if a gradient was not finite."""
-        return self.update() if self.advance() else None
+        result = self.update() if self.advance() else None
+        self.collect()
+        return result
 
     @torch.no_grad()
     def update(self) -> Any:
         """The step itself: that of the torch optimizer, unless a method has its own."""
         return super().step()
+
+    def collect(self) -> None:
+        """For a method that keeps weights: what it does at the end of every step, a skipped one, too."""
 
 
 def cosine(warmup: float, total_steps: int) -> Factor:

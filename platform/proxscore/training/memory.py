@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from proxscore.config import Config, ConfigError, MethodConfig
+from proxscore.config import Config, ConfigError, MethodConfig, MethodError
 from proxscore.methods import Horizon, build_method
 from proxscore.training import meshes
 from proxscore.training.parallelize import blocks, parallelize
 from proxscore.vision.task import VisionTask
 
-HORIZON = Horizon(total_steps=1, steps_per_epoch=1, data_size=1)  # counts do not depend on it
 ADAMW = 4  # weights, gradients, two moments
 
 
@@ -69,11 +68,13 @@ def memory(config: Config, settings: MethodConfig, task: VisionTask) -> Memory:
     """Count what a worker of a method holds.
 
     Raises:
-        ConfigError: the network, or the arrangement of workers, is refused.
+        ConfigError: the network, the method's settings for a run of this length, or the arrangement of workers, is refused.
         UncountableError: the network needs numbers to be built or to be run forward; says what stands in the way.
     """
     try:
         return _memory(config, settings, task)
+    except MethodError:
+        raise
     except (ConfigError, NotImplementedError, RuntimeError) as error:
         meshes.shape(config, settings)
         task.build_model()  # what is wrong with the network itself is said here
@@ -87,7 +88,9 @@ def _memory(config: Config, settings: MethodConfig, task: VisionTask) -> Memory:
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     if settings.kind == "proximal_score" and settings.initial_precision is None:  # it changes numbers, not their count
         settings = settings.model_copy(update={"initial_precision": 0.1})
-    method = build_method(settings, module, HORIZON, config.seed, lambda: iter(()))
+    steps = math.ceil(len(task.data.train) / config.training.batch_size)
+    horizon = Horizon(max(round(config.training.epochs * steps), 1), steps, len(task.data.train))
+    method = build_method(settings, module, horizon, config.seed, lambda: iter(()))
     _, replicas, shards = meshes.shape(config, settings)
     held = {"weights": 4.0 * parameters / shards, "gradients": 4.0 * trained / shards}
     for name, size in _state(method, module).items():
