@@ -306,6 +306,40 @@ class SWAGConfig(Section):
     max_skipped_steps: int = Field(10, ge=1)
 
 
+class LaplaceConfig(Section):
+    """The Laplace approximation by laplace-torch, after training; see ``methods.laplace``. One worker."""
+
+    kind: Literal["laplace"] = "laplace"
+    of: PointConfig = AdamWConfig()  # how the weights are trained
+    subset: Literal["last_layer", "all"] = "last_layer"
+    structure: Literal["full", "diag"] = "full"
+    prior_precision: float | None = Field(None, gt=0)  # null: that of the highest marginal likelihood
+
+
+SingleConfig = Annotated[
+    ProximalScoreConfig
+    | AdamWConfig
+    | SGDConfig
+    | ELBOConfig
+    | IVONConfig
+    | MCDropoutConfig
+    | SGLDConfig
+    | SGHMCConfig
+    | SWAGConfig
+    | LaplaceConfig,
+    Field(discriminator="kind"),
+]
+
+
+class EnsembleConfig(Section):
+    """Members trained one after another from different seeds; see ``training.ensemble``. One worker."""
+
+    kind: Literal["ensemble"] = "ensemble"
+    members: int = Field(5, ge=2)
+    of: SingleConfig = AdamWConfig()
+    budget: Literal["each", "shared"] = "each"  # each member takes training.epochs, or they share them
+
+
 MethodConfig = Annotated[
     ProximalScoreConfig
     | AdamWConfig
@@ -315,7 +349,9 @@ MethodConfig = Annotated[
     | MCDropoutConfig
     | SGLDConfig
     | SGHMCConfig
-    | SWAGConfig,
+    | SWAGConfig
+    | LaplaceConfig
+    | EnsembleConfig,
     Field(discriminator="kind"),
 ]
 
@@ -355,6 +391,7 @@ class EvaluationConfig(Section):
     batch_size: int = Field(500, gt=0)
     seed: int = 0
     bins: int = Field(15, ge=2)
+    temperature_scaling: bool = False  # also report the test metrics at the temperature that validation data prefer
     norm_batches: int = Field(20, ge=0)  # training batches that set BatchNorm statistics for each draw; 0: as trained
 
 

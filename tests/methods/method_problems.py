@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from proxscore.config import MethodConfig
 from proxscore.inference import Categorical, Gaussian
-from proxscore.methods import Horizon, build_method
+from proxscore.methods import Horizon, build_method, conclude
 from proxscore.posterior import Posterior
 
 ROWS, INPUTS, NOISE = 120, 3, 1.5
@@ -113,6 +113,8 @@ class Trial:
                 self.likelihood.nll(self.module(inputs[order]), targets[order]).mean().backward()
             self.method.step()
             self.taken += 1
+        if self.taken == self.horizon.total_steps:
+            conclude(self.method, self.module, self.likelihood, lambda: iter([self.rows]), len(inputs))
         return self
 
     def posterior(self) -> Posterior:

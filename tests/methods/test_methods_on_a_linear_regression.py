@@ -88,3 +88,24 @@ def test_mc_dropouts_draws_average_to_the_weights_that_were_trained() -> None:
     assert error.square().mean() < 3  # in standard errors; the outputs share three masks
     variance = 0.3 / 0.7 * problem.x.square() @ module[1].weight.detach().T.square()  # of independent masks
     torch.testing.assert_close(drawn.var(0), variance, rtol=0.2, atol=1e-3)
+
+
+@pytest.mark.parametrize("structure", ["full", "diag"])
+@pytest.mark.parametrize("subset", ["last_layer", "all"])
+def test_laplace_has_the_posteriors_covariance_or_the_diagonal_of_its_precision(structure: str, subset: str) -> None:
+    """Exact: the log-posterior is quadratic. The mode is that of training, whose weight decay is the same prior."""
+    problem = regression()
+    mean, covariance = problem.exact(PRIOR)
+    settings = section(kind="laplace", of=POINTS["sgd"], subset=subset, structure=structure, prior_precision=PRIOR)
+    module = nn.Sequential(nn.Linear(INPUTS, 1, bias=False))
+    trial = Trial(settings, module, Gaussian(NOISE), (problem.x, problem.y[:, None]), 300, ROWS).go()
+    posterior = trial.posterior()
+    torch.testing.assert_close(posterior.mean["0.weight"][0], mean, rtol=0, atol=2e-3)
+    if structure == "diag":
+        expected = torch.linalg.inv(covariance).diagonal()
+        torch.testing.assert_close(posterior.precision["0.weight"][0], expected, rtol=1e-3, atol=0)
+    else:
+        factor = posterior.joint[0].state["factor"]
+        torch.testing.assert_close(factor @ factor.T, covariance, rtol=1e-3, atol=1e-5)
+        draws = torch.cat([posterior.draw(index)["0.weight"] for index in range(2000)])
+        torch.testing.assert_close(draws.T.cov(), covariance, rtol=0.25, atol=0)  # 5 standard errors

@@ -17,6 +17,7 @@ BAYESIAN: dict[str, dict[str, Any]] = {
     "mc_dropout": {"kind": "mc_dropout", "of": {"kind": "adamw", "lr": 0.01}},
     "sgld": {"kind": "sgld"},
     "sghmc": {"kind": "sghmc"},
+    "laplace": {"kind": "laplace", "of": {"kind": "adamw", "lr": 0.01}},
     "swag": {"kind": "swag", "lr": 0.1, "swag_lr": 0.1},
 }
 

@@ -8,10 +8,13 @@ A method is a torch optimizer that also has
     found_inf             set before ``step`` to the ranks' common answer
     monitor, statistics   values to record, of the local shards
 
-and, where it leaves more than the weights, ``posterior_from(point)``: what it knows beside the point estimate in them (see
-:meth:`proxscore.posterior.Posterior.of`).
+and, where it leaves more than the weights,
 
-To add one: a file with a ``build`` function, and a line in ``METHODS``.
+    posterior_from(point)  what it knows beside the point estimate in them (see ``proxscore.posterior.Posterior.of``)
+    conclude(module, likelihood, batches, rows)   what it does once at the end of training, with the training rows
+
+To add one: a file with a ``build`` function, and a line in ``METHODS``. The kind ``ensemble`` is of the loop
+(:mod:`proxscore.training.ensemble`), not of a module's optimizer.
 """
 
 from __future__ import annotations
@@ -60,6 +63,7 @@ METHODS = {
     "adamw": "adamw",
     "elbo": "elbo",
     "ivon": "ivon",
+    "laplace": "laplace",
     "mc_dropout": "mc_dropout",
     "proximal_score": "proximal_score",
     "sgd": "sgd",
@@ -68,8 +72,8 @@ METHODS = {
     "swag": "swag",
 }
 
-#: Kinds whose packages know neither shards nor replicas.
-ONE_WORKER = frozenset({"ivon"})
+#: Kinds that know neither shards nor replicas: those of packages, and the ensemble, whose members wait in one process.
+ONE_WORKER = frozenset({"ensemble", "ivon", "laplace"})
 
 
 def build_method(
@@ -112,7 +116,22 @@ def evaluations_per_step(config: Any) -> int:
     """Gradient evaluations that one step of the configured method takes."""
     if config.kind == "proximal_score":
         return config.draws * (2 if config.paired else 1)
+    if config.kind == "ensemble":  # a step of every member, if each has the whole budget
+        return evaluations_per_step(config.of) * (config.members if config.budget == "each" else 1)
     return getattr(config, "draws", 1)
+
+
+def conclude(
+    method: Any, module: nn.Module, likelihood: Any, batches: Callable[[], Iterator[tuple[Tensor, Tensor]]], rows: int
+) -> None:
+    """What a method does once at the end of training, if anything.
+
+    Args:
+        batches: called for a pass over the training rows.
+        rows: their number.
+    """
+    if hasattr(method, "conclude"):
+        method.conclude(module, likelihood, batches, rows)
 
 
 def shards(config: Any) -> bool:

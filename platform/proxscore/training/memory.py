@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from proxscore.config import Config, ConfigError, MethodConfig, MethodError
+from proxscore.config import Config, ConfigError, EnsembleConfig, MethodConfig, MethodError
 from proxscore.methods import Horizon, build_method
 from proxscore.training import meshes
+from proxscore.training.ensemble import member_epochs
 from proxscore.training.parallelize import blocks, parallelize
 from proxscore.vision.task import VisionTask
 
@@ -83,18 +84,23 @@ def memory(config: Config, settings: MethodConfig, task: VisionTask) -> Memory:
 
 
 def _memory(config: Config, settings: MethodConfig, task: VisionTask) -> Memory:
+    members, epochs = 1, config.training.epochs
+    if isinstance(settings, EnsembleConfig):
+        members, epochs, settings = settings.members, member_epochs(settings, epochs), settings.of
     module = task.build_model(torch.device("meta"))
     parameters = sum(p.numel() for p in module.parameters())
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     if settings.kind == "proximal_score" and settings.initial_precision is None:  # it changes numbers, not their count
         settings = settings.model_copy(update={"initial_precision": 0.1})
     steps = math.ceil(len(task.data.train) / config.training.batch_size)
-    horizon = Horizon(max(round(config.training.epochs * steps), 1), steps, len(task.data.train))
+    horizon = Horizon(max(round(epochs * steps), 1), steps, len(task.data.train))
     method = build_method(settings, module, horizon, config.seed, lambda: iter(()))
     _, replicas, shards = meshes.shape(config, settings)
     held = {"weights": 4.0 * parameters / shards, "gradients": 4.0 * trained / shards}
     for name, size in _state(method, module).items():
         held[name] = 4.0 * size / shards
+    if members > 1:  # at least: their weights
+        held["members"] = 4.0 * parameters * (members - 1)
     sizes = sorted((_numbers(block) for block in blocks(module).values()), reverse=True) or [parameters]
     rest = parameters - sum(sizes)  # the root's own parameters stay gathered from forward to backward
     wide = 2 if config.training.precision == "bf16" else 4
