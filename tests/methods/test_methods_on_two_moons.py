@@ -8,12 +8,13 @@ import pytest
 import torch
 from method_problems import moons, moons_trial, section
 
-from proxscore.posterior import predict
+from proxscore.posterior import Samples, predict
 
 POINTS: dict[str, dict[str, Any]] = {"adamw": {"kind": "adamw", "lr": 0.01}, "sgd": {"kind": "sgd"}}
 BAYESIAN: dict[str, dict[str, Any]] = {
     "elbo": {"kind": "elbo", "lr": 0.02},
     "ivon": {"kind": "ivon"},
+    "ensemble": {"kind": "adamw", "lr": 0.01},
     "mc_dropout": {"kind": "mc_dropout", "of": {"kind": "adamw", "lr": 0.01}},
     "sgld": {"kind": "sgld"},
     "sghmc": {"kind": "sghmc"},
@@ -29,8 +30,12 @@ def entropy(log_probabilities: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("name", [*POINTS, *BAYESIAN])
 def test_a_method_separates_the_moons_and_its_draws_disagree_far_away(name: str) -> None:
     """What draws disagree on, mutual information, is epistemic: larger between the moons and beyond than on them."""
-    trial = moons_trial(section(**(POINTS | BAYESIAN)[name]), 400, dropout=0.1 if name == "mc_dropout" else 0.0).go()
-    posterior = trial.posterior()
+    members = [
+        moons_trial(section(**(POINTS | BAYESIAN)[name]), 400, dropout=0.1 if name == "mc_dropout" else 0.0, seed=seed)
+        for seed in range(4 if name == "ensemble" else 1)
+    ]
+    trial, *others = [member.go() for member in members]
+    posterior = Samples([t.posterior() for t in (trial, *others)]) if others else trial.posterior()
     x, y = moons(seed=1, rows=500)
     angles = torch.linspace(0, 2 * torch.pi, 101)[:-1]
     away = torch.tensor([0.5, 0.25]) + 6 * torch.stack([angles.cos(), angles.sin()], 1)
