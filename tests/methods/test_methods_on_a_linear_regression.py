@@ -10,7 +10,7 @@ from method_problems import INPUTS, NOISE, ROWS, Trial, copies_trial, regression
 from torch import nn
 
 from proxscore.inference import Gaussian
-from proxscore.posterior import Samples
+from proxscore.posterior import Samples, SWAGPosterior
 
 PRIOR = 4.0  # precision
 COPIES = 50
@@ -68,6 +68,24 @@ def test_the_mean_of_swag_is_the_mode() -> None:
     assert ((posterior.mean["weight"] - mode).abs() / covariance.diagonal().sqrt()).max() < 0.1
     draws = torch.cat([posterior.draw(index)["weight"] for index in range(2000)])
     assert ((draws.mean(0) - posterior.mean["weight"]) / draws.std(0)).abs().max() < 0.1
+
+
+def test_swag_has_the_moments_of_the_weights_that_it_collected() -> None:
+    """Every second step of the last half; the deviations are those of the last four, each from the mean at its time."""
+    settings = {"lr": 0.1, "swag_lr": 0.1, "collect_every": 2, "start": 0.5, "rank": 4}
+    trial = copies_trial(section(kind="swag", **settings), 2, 40)
+    path = []
+    for _ in range(40):
+        trial.go(1)
+        path.append(trial.module.weight.detach().clone())
+    collected = torch.stack(path[21::2])
+    posterior = trial.posterior()
+    assert isinstance(posterior, SWAGPosterior)
+    torch.testing.assert_close(posterior.mean["weight"], collected.mean(0))
+    torch.testing.assert_close(2 / posterior.precision["weight"], collected.var(0, correction=0), rtol=1e-3, atol=1e-9)
+    expected = [collected[k] - collected[: k + 1].mean(0) for k in range(6, 10)]
+    found = sorted(deviation["weight"][0, 0].item() for deviation in posterior.deviations)
+    assert found == pytest.approx(sorted(column[0, 0].item() for column in expected), rel=1e-3, abs=1e-7)
 
 
 def test_an_ensembles_mean_is_the_mode_wherever_its_members_start() -> None:

@@ -12,7 +12,7 @@ from proxscore import config as configuration
 from proxscore.config import Config
 from proxscore.methods import METHODS as KINDS
 from proxscore.methods import evaluations_per_step
-from proxscore.posterior import Posterior
+from proxscore.posterior import Posterior, Samples
 from proxscore.training.context import LocalContext
 from proxscore.training.evaluation import evaluate
 from proxscore.training.ingest import TrainingData
@@ -112,6 +112,9 @@ def check_saved(run: Run, method: str, results: dict[str, dict[str, float]]) -> 
     """The posterior on disk predicts as the run did, and temperature scaling is a variant of each result."""
     posterior = run.posterior()
     plain = {"sgd": {"point"}}.get(method, {"posterior", posterior.single})
+    if isinstance(posterior, Samples):
+        first, *others = [member.mean["head.weight"] for member in posterior.members]
+        assert not any(torch.equal(first, other) for other in others)
     assert set(results) == plain | {f"{name}_tempered" for name in plain if method in TEMPERED}
     module = posterior.load_into(run.task.build_model())
     context = LocalContext(run.folder / "other", torch.device("cpu"), lambda payloads: None, keep=1)
