@@ -18,6 +18,13 @@ from proxscore import config as configuration
 from proxscore.config import Config, ConfigError
 
 COLUMNS = ("accuracy", "nll", "ece", "brier")
+POINTS = {"adamw": "AdamW", "sgd": "SGD"}
+VARIANTS = {
+    "point": "{}",
+    "mean": "posterior mean",
+    "member": "one member",
+    "posterior": "posterior",
+}  # from worst to best
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,8 +73,7 @@ def train(config: Config, result: Path | None) -> int:
     if not outcomes:  # torchrun: the first process has them
         return 0
     rows = [(outcome, variant, metrics) for outcome in outcomes for variant, metrics in outcome.results["test"].items()]
-    order = {"point": 0, "mean": 1, "posterior": 2}
-    rows.sort(key=lambda row: order[row[1]])
+    rows.sort(key=lambda row: (list(VARIANTS).index(row[1].removesuffix("_tempered")), row[1]))
     table = Table(title=f"{config.name}: test split", title_justify="left")
     for column in (
         "",
@@ -77,7 +83,8 @@ def train(config: Config, result: Path | None) -> int:
     ):
         table.add_column(column, justify="left" if not column else "right")
     for outcome, variant, metrics in rows:
-        name = {"point": "AdamW", "mean": "posterior mean", "posterior": "posterior"}[variant]
+        name = VARIANTS[variant.removesuffix("_tempered")].format(POINTS.get(outcome.kind, outcome.kind))
+        name += ", tempered" if variant.endswith("_tempered") else ""
         values = [f"{metrics[column]:.4f}" for column in COLUMNS]
         table.add_row(name, *values, f"{outcome.results['seconds']:.1f}", str(outcome.results["evaluations"]))
     Console(width=100).print(table)
@@ -90,7 +97,7 @@ def train(config: Config, result: Path | None) -> int:
             print(f"figure     {figure}")
         print(
             f"posterior  {outcome.folder / 'posterior'}"
-            if outcome.kind != "adamw"
+            if "point" not in outcome.results["test"]
             else f"weights    {outcome.folder / 'posterior'}"
         )
     print(f"browse     {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {config.tracking.uri}")

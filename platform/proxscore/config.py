@@ -21,6 +21,10 @@ class ConfigError(ValueError):
     """A setting, file or row that is at fault; the message is one line that says what would be right."""
 
 
+class MethodError(ConfigError):
+    """A setting or network that a method refuses."""
+
+
 class Section(BaseModel):
     """A part of the tree: immutable, and without unknown keys."""
 
@@ -217,7 +221,141 @@ class AdamWConfig(Section):
     max_skipped_steps: int = Field(10, ge=1)
 
 
-MethodConfig = Annotated[ProximalScoreConfig | AdamWConfig, Field(discriminator="kind")]
+class SGDConfig(Section):
+    """Point estimate (maximum a posteriori) by SGD with momentum; see ``methods.sgd``."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: float = Field(0.1, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(5e-4, ge=0)  # prior precision divided by the training rows
+    warmup: float = Field(0.05, ge=0, lt=1)  # fraction of the run
+    max_skipped_steps: int = Field(10, ge=1)
+
+
+class ELBOConfig(Section):
+    """Mean-field variational inference by reparametrized gradients (Bayes by Backprop); see ``methods.elbo``."""
+
+    kind: Literal["elbo"] = "elbo"
+    prior: PriorConfig = PriorConfig(scale=1.0)
+    lr: float = Field(1e-3, gt=0)  # Adam's
+    initial_scale: float = Field(0.01, gt=0)  # standard deviations at the start
+    draws: int = Field(1, ge=1)  # per step
+    temperature: float = Field(1.0, gt=0)  # of the KL
+    warmup: float = Field(0.05, ge=0, lt=1)  # fraction of the run
+    max_skipped_steps: int = Field(10, ge=1)
+
+
+class IVONConfig(Section):
+    """IVON by ivon-opt, with its authors' settings for CIFAR; see ``methods.ivon``. One worker."""
+
+    kind: Literal["ivon"] = "ivon"
+    lr: float = Field(0.2, gt=0)
+    ess: float | None = Field(None, gt=0)  # effective sample size; null: the training rows
+    hess_init: float = Field(0.5, gt=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.99999, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0)  # prior precision divided by ess
+    draws: int = Field(1, ge=1)  # per step
+    clip_radius: float | None = Field(None, gt=0)
+    warmup: float = Field(0.05, ge=0, lt=1)  # fraction of the run
+    max_skipped_steps: int = Field(10, ge=1)
+
+
+PointConfig = Annotated[AdamWConfig | SGDConfig, Field(discriminator="kind")]
+
+
+class MCDropoutConfig(Section):
+    """Monte Carlo dropout, of a network with dropout layers; see ``methods.mc_dropout``."""
+
+    kind: Literal["mc_dropout"] = "mc_dropout"
+    of: PointConfig = AdamWConfig()  # how the weights are trained
+
+
+class SGLDConfig(Section):
+    """Stochastic-gradient Langevin dynamics, cyclical as published; see ``methods.sgmcmc``."""
+
+    kind: Literal["sgld"] = "sgld"
+    prior: PriorConfig = PriorConfig(scale=1.0)
+    lr: float = Field(0.5, gt=0)  # at the start of a cycle, of the mean loss
+    schedule: Literal["cyclical", "constant"] = "cyclical"
+    cycles: int = Field(4, ge=1)
+    exploration: float = Field(0.8, ge=0, lt=1)  # fraction of each cycle without noise and samples
+    burn_in: float = Field(0, ge=0)  # epochs at the start from which no sample is kept
+    samples: int = Field(12, ge=1)  # kept, each a copy of the weights
+    temperature: float = Field(1.0, gt=0)
+    max_skipped_steps: int = Field(10, ge=1)
+
+
+class SGHMCConfig(SGLDConfig):
+    """Stochastic-gradient Hamiltonian Monte Carlo, cyclical as published; see ``methods.sgmcmc``."""
+
+    kind: Literal["sghmc"] = "sghmc"  # type: ignore[assignment]
+    friction: float = Field(0.9, gt=0, le=1)  # one minus momentum
+
+
+class SWAGConfig(Section):
+    """SGD whose late iterates make a Gaussian, with its authors' settings; see ``methods.swag``."""
+
+    kind: Literal["swag"] = "swag"
+    lr: float = Field(0.05, gt=0)
+    swag_lr: float = Field(0.01, gt=0)  # constant while weights are collected
+    start: float = Field(0.75, ge=0, lt=1)  # fraction of the run before
+    collect_every: float = Field(1, gt=0)  # epochs
+    rank: int = Field(20, ge=1)  # deviations kept, each a copy of the weights
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    max_skipped_steps: int = Field(10, ge=1)
+
+
+class LaplaceConfig(Section):
+    """The Laplace approximation by laplace-torch, after training; see ``methods.laplace``. One worker."""
+
+    kind: Literal["laplace"] = "laplace"
+    of: PointConfig = AdamWConfig()  # how the weights are trained
+    subset: Literal["last_layer", "all"] = "last_layer"
+    structure: Literal["full", "diag"] = "full"
+    prior_precision: float | None = Field(None, gt=0)  # null: that of the highest marginal likelihood
+
+
+SingleConfig = Annotated[
+    ProximalScoreConfig
+    | AdamWConfig
+    | SGDConfig
+    | ELBOConfig
+    | IVONConfig
+    | MCDropoutConfig
+    | SGLDConfig
+    | SGHMCConfig
+    | SWAGConfig
+    | LaplaceConfig,
+    Field(discriminator="kind"),
+]
+
+
+class EnsembleConfig(Section):
+    """Members trained one after another from different seeds; see ``training.ensemble``. One worker."""
+
+    kind: Literal["ensemble"] = "ensemble"
+    members: int = Field(5, ge=2)
+    of: SingleConfig = AdamWConfig()
+    budget: Literal["each", "shared"] = "each"  # each member takes training.epochs, or they share them
+
+
+MethodConfig = Annotated[
+    ProximalScoreConfig
+    | AdamWConfig
+    | SGDConfig
+    | ELBOConfig
+    | IVONConfig
+    | MCDropoutConfig
+    | SGLDConfig
+    | SGHMCConfig
+    | SWAGConfig
+    | LaplaceConfig
+    | EnsembleConfig,
+    Field(discriminator="kind"),
+]
 
 
 # ---------------------------------------------------------------- training, evaluation, tracking
@@ -257,6 +395,7 @@ class EvaluationConfig(Section):
     batch_size: int = Field(500, gt=0)
     seed: int = 0
     bins: int = Field(15, ge=2)
+    temperature_scaling: bool = False  # also report the test metrics at the temperature that validation data prefer
     norm_batches: int = Field(20, ge=0)  # training batches that set BatchNorm statistics for each draw; 0: as trained
 
 

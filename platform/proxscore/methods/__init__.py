@@ -8,11 +8,18 @@ A method is a torch optimizer that also has
     found_inf             set before ``step`` to the ranks' common answer
     monitor, statistics   values to record, of the local shards
 
-To add one: a file with a ``build`` function, and a line in ``METHODS``.
+and, where it leaves more than the weights,
+
+    posterior_from(point)  what it knows beside the point estimate in them (see ``proxscore.posterior.Posterior.of``)
+    conclude(module, likelihood, batches, rows)   what it does once at the end of training, with the training rows
+
+To add one: a file with a ``build`` function, and a line in ``METHODS``. The kind ``ensemble`` is of the loop
+(:mod:`proxscore.training.ensemble`), not of a module's optimizer.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,8 +27,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from proxscore.config import ConfigError, MethodError
 from proxscore.inference import ProximalScore
-from proxscore.methods import adamw, proximal_score
 from proxscore.posterior.diagnostics import stuck
 
 
@@ -51,7 +58,22 @@ class Horizon:
     data_size: int
 
 
-METHODS: dict[str, Callable[..., Any]] = {"adamw": adamw.build, "proximal_score": proximal_score.build}
+# kind -> module of this package; imported when it is asked for, as some need packages of the extra "peers".
+METHODS = {
+    "adamw": "adamw",
+    "elbo": "elbo",
+    "ivon": "ivon",
+    "laplace": "laplace",
+    "mc_dropout": "mc_dropout",
+    "proximal_score": "proximal_score",
+    "sgd": "sgd",
+    "sghmc": "sgmcmc",
+    "sgld": "sgmcmc",
+    "swag": "swag",
+}
+
+#: Kinds that know neither shards nor replicas: those of packages, and the ensemble, whose members wait in one process.
+ONE_WORKER = frozenset({"ensemble", "ivon", "laplace"})
 
 
 def build_method(
@@ -68,8 +90,21 @@ def build_method(
         losses: for a method that looks at data first: average losses of a few training batches, and their rows; see
             :func:`proxscore.inference.curvature.squared_gradients`.
         draw_mesh: for a method that makes draws: the groups of processes that score different ones.
+
+    Raises:
+        MethodError: a setting or network that the method refuses, or a package that is not installed.
     """
-    return METHODS[config.kind](config, module, horizon, seed, losses, draw_mesh)
+    try:
+        found = importlib.import_module(f"proxscore.methods.{METHODS[config.kind]}")
+    except ModuleNotFoundError as error:
+        raise MethodError(
+            f"method.kind={config.kind} needs the package {error.name}: install proxscore[peers]"
+        ) from error
+    try:
+        method: Method = found.build(config, module, horizon, seed, losses, draw_mesh)
+    except ConfigError as error:
+        raise MethodError(str(error)) from error
+    return method
 
 
 def advice(method: Method) -> list[str]:
@@ -79,4 +114,26 @@ def advice(method: Method) -> list[str]:
 
 def evaluations_per_step(config: Any) -> int:
     """Gradient evaluations that one step of the configured method takes."""
-    return config.draws * (2 if config.paired else 1) if config.kind == "proximal_score" else 1
+    if config.kind == "proximal_score":
+        return config.draws * (2 if config.paired else 1)
+    if config.kind == "ensemble":  # a step of every member, if each has the whole budget
+        return evaluations_per_step(config.of) * (config.members if config.budget == "each" else 1)
+    return getattr(config, "draws", 1)
+
+
+def conclude(
+    method: Any, module: nn.Module, likelihood: Any, batches: Callable[[], Iterator[tuple[Tensor, Tensor]]], rows: int
+) -> None:
+    """What a method does once at the end of training, if anything.
+
+    Args:
+        batches: called for a pass over the training rows.
+        rows: their number.
+    """
+    if hasattr(method, "conclude"):
+        method.conclude(module, likelihood, batches, rows)
+
+
+def shards(config: Any) -> bool:
+    """Whether the configured method works on several workers."""
+    return config.kind not in ONE_WORKER

@@ -15,7 +15,7 @@ from proxscore.inference import GradientSolver, Prior, ProximalScore, Schedule
 from proxscore.inference.curvature import initial_precision, squared_gradients
 from proxscore.inference.families import FAMILIES, Family
 from proxscore.inference.penalties import PENALTIES, Penalty
-from proxscore.inference.priors import canonical
+from proxscore.methods.priors import prior_of
 
 if TYPE_CHECKING:
     from proxscore.methods import Horizon
@@ -101,11 +101,5 @@ def data_size(config: ProximalScoreConfig, rows: int) -> float:
 
 
 def prior(config: ProximalScoreConfig, module: nn.Module) -> Prior:
-    """The prior; with ``mean: initial``, its mean is the module's weights as they are."""
-    settings = config.prior.model_dump(exclude={"mean"})
-    mean: dict[str, Tensor] = {}
-    if config.prior.mean == "initial":
-        trained = [(canonical(name), p.detach().clone()) for name, p in module.named_parameters() if p.requires_grad]
-        head = trained[-1][0].rpartition(".")[0]  # the classifier is new: its prior mean stays zero
-        mean = {name: value for name, value in trained if name.rpartition(".")[0] != head}
-    return Prior(**settings, mean=mean)
+    """The prior of the section; see :func:`proxscore.methods.priors.prior_of`."""
+    return prior_of(config.prior, module)

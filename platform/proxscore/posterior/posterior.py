@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -62,13 +62,22 @@ class Posterior:
         joint: parameters with other families.
         buffers: the module's persistent buffers (running statistics) by name.
         description: what it takes to use it (architecture, data, prior, schedules, versions); plain JSON values.
+
+    Other kinds of posteriors are subclasses with a ``kind`` of their own, under which they are saved and loaded.
     """
+
+    kind: ClassVar[str] = "gaussian"
+    single: ClassVar[str] = "mean"  # what the prediction without draws is called
+    kinds: ClassVar[dict[str, type[Posterior]]] = {}
 
     mean: dict[str, Tensor]
     precision: dict[str, Tensor] = field(default_factory=dict)
     buffers: dict[str, Tensor] = field(default_factory=dict)
     description: dict[str, Any] = field(default_factory=dict)
     joint: list[Joint] = field(default_factory=list)
+
+    def __init_subclass__(cls) -> None:
+        Posterior.kinds[cls.kind] = cls
 
     @classmethod
     def of(
@@ -79,7 +88,8 @@ class Posterior:
     ) -> Posterior:
         """The current posterior of a module in training; refers to the training state, copies nothing.
 
-        With an optimizer that is no :class:`ProximalScore` (or none), it is the point estimate in the weights.
+        With an optimizer that is no :class:`ProximalScore` (or none), it is the point estimate in the weights, and what
+        the optimizer's ``posterior_from(point)`` makes of it, if it has that method.
         """
         sampled = list(optimizer.sampled()) if isinstance(optimizer, ProximalScore) else []
         blocks = optimizer.blocks() if isinstance(optimizer, ProximalScore) else ()
@@ -90,7 +100,9 @@ class Posterior:
         tied = {canonical(n) for n, _ in module.named_parameters(remove_duplicate=False)} - set(mean)
         buffers = {name: value for name, value in buffers.items() if name not in tied}
         precision = {name: state["precision"] for name, _, state in sampled}
-        return cls(mean, precision, buffers, dict(description or {}), [Joint(b.layout, b.state) for b in blocks])
+        found = cls(mean, precision, buffers, dict(description or {}), [Joint(b.layout, b.state) for b in blocks])
+        makes = getattr(optimizer, "posterior_from", None)
+        return found if makes is None else makes(found)
 
     @property
     def random(self) -> bool:
@@ -103,6 +115,10 @@ class Posterior:
         kinds = {"mean_field": bool(self.precision)} | {joint.layout.family.kind: True for joint in self.joint}
         return "+".join(kind for kind, present in kinds.items() if present) or "point"
 
+    def indices(self, draws: int) -> list[int]:
+        """The indices of so many draws; a set of samples has no more than those that it holds."""
+        return list(range(draws)) if self.random else [0]
+
     def draw(self, index: int, seed: int = 0) -> dict[str, Tensor]:
         """Weights of one draw: the same for the same (seed, index), wherever and however sharded it is made.
 
@@ -114,8 +130,13 @@ class Posterior:
             self._sample_(name, weights[name], noise.local(self.mean[name]), index, seed)
         for joint in self.joint:
             weights |= {name: torch.empty_like(self.mean[name]) for name in joint.names}
-            joint.draw_(weights, index, seed)
+        self._together_(weights, index, seed)
         return weights
+
+    def _together_(self, targets: Mapping[str, Tensor], index: int, seed: int) -> None:
+        """What of a draw parameters have in common; the independent part is in the targets already."""
+        for joint in self.joint:
+            joint.draw_(targets, index, seed)
 
     def _sample_(self, name: str, target: Tensor, mean: Tensor, index: int, seed: int) -> None:
         weights, precision = noise.local(target), noise.local(self.precision[name])
@@ -148,8 +169,7 @@ class Posterior:
                     else:
                         weights.copy_(mean)
                 if index is not None:
-                    for joint in self.joint:
-                        joint.draw_(parameters, index, seed)
+                    self._together_(parameters, index, seed)
             torch.clear_autocast_cache()
             yield module
         finally:
@@ -191,24 +211,15 @@ class Posterior:
 
     def gather(self) -> Posterior:
         """An unsharded copy on the CPU. With sharded tensors every rank must call it; all but rank 0 get empty tensors."""
-        keep = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-
-        def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            result = {}
-            for name, tensor in tensors.items():  # one at a time: no rank holds the model twice
-                full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-                result[name] = full.detach().to("cpu", copy=True) if keep else torch.empty(0)
-            return result
-
         states = [
-            whole({name: joint.layout.gather(value) for name, value in joint.state.items()}) for joint in self.joint
+            _whole({name: joint.layout.gather(value) for name, value in joint.state.items()}) for joint in self.joint
         ]
-        mean = whole(self.mean)
+        mean = _whole(self.mean)
         joint = [
             Joint(Layout(old.layout.family, [(name, mean[name], 0) for name in old.names]), state)
             for old, state in zip(self.joint, states, strict=True)
         ]
-        return Posterior(mean, whole(self.precision), whole(self.buffers), self.description, joint)
+        return replace(self, mean=mean, precision=_whole(self.precision), buffers=_whole(self.buffers), joint=joint)
 
     def save(self, folder: str | Path) -> Path:
         """Write ``posterior.safetensors`` and ``posterior.json`` (readable, no pickle) into a folder; returns it.
@@ -216,28 +227,35 @@ class Posterior:
         Raises:
             ConfigError: a family that holds code instead of settings.
         """
+        header, tensors = self.pack()
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / WEIGHTS_FILE)
+        (folder / DESCRIPTION_FILE).write_text(json.dumps(header, indent=2) + "\n")
+        return folder
+
+    def groups(self) -> dict[str, dict[str, Tensor]]:
+        """All tensors but those of joint families, by group (a word without a dot) and name."""
+        return {"mean": self.mean, "precision": self.precision, "buffer": self.buffers}
+
+    def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What is saved: a header of plain JSON values, and tensors by ``group.name``."""
         for joint in self.joint:
             if joint.layout.family.kind not in FAMILIES:
                 raise ConfigError(
                     f"family {joint.layout.family.kind} holds code and cannot be saved; those that can: {', '.join(FAMILIES)}"
                 )
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        groups = {"mean": self.mean, "precision": self.precision, "buffer": self.buffers}
-        tensors = {
-            f"{group}.{name}": t.detach().cpu().contiguous() for group, ts in groups.items() for name, t in ts.items()
-        }
+        tensors = {f"{group}.{name}": t for group, ts in self.groups().items() for name, t in ts.items()}
         for number, joint in enumerate(self.joint):
-            tensors |= {f"joint.{number}.{name}": t.detach().cpu().contiguous() for name, t in joint.state.items()}
-        save_file(tensors, folder / WEIGHTS_FILE)
+            tensors |= {f"joint.{number}.{name}": t for name, t in joint.state.items()}
         described = [
             {"kind": joint.layout.family.kind, "parameters": joint.names, **joint.layout.family.settings()}
             for joint in self.joint
         ]
-        header = {"format": 1, "family": self.family} | ({"joint": described} if described else {})
-        text = json.dumps(header | self.description, indent=2)
-        (folder / DESCRIPTION_FILE).write_text(text + "\n")
-        return folder
+        header: dict[str, Any] = {"format": 1, "family": self.family} | ({"joint": described} if described else {})
+        if type(self) is not Posterior:
+            header["kind"] = self.kind
+        return header | self.description, {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
 
     @classmethod
     def load(cls, folder: str | Path) -> Posterior:
@@ -251,22 +269,58 @@ class Posterior:
             if not (folder / name).is_file():
                 raise ConfigError(f"{folder}: no posterior there ({name} is missing)")
         try:
-            description = json.loads((folder / DESCRIPTION_FILE).read_text())
+            header = json.loads((folder / DESCRIPTION_FILE).read_text())
             tensors = load_file(folder / WEIGHTS_FILE)
         except (SafetensorError, ValueError, OSError) as error:  # ValueError: neither JSON nor UTF-8
             raise ConfigError(f"{folder}: damaged posterior: {' '.join(str(error).split())}") from None
-        if not isinstance(description, dict) or description.pop("format", None) != 1:
-            raise ConfigError(f"{folder / DESCRIPTION_FILE}: not a posterior of format 1")
-        description.pop("family", None)
-        described = description.pop("joint", [])
-        parts: dict[str, dict[str, Tensor]] = {"mean": {}, "precision": {}, "buffer": {}, "joint": {}}
-        for key, tensor in tensors.items():
-            group, _, name = key.partition(".")
-            if group not in parts:
-                raise ConfigError(f"{folder / WEIGHTS_FILE}: not the tensors of a posterior ({key})")
-            parts[group][name] = tensor
-        joint = _joint(folder, described, parts)
-        return cls(parts["mean"], parts["precision"], parts["buffer"], description, joint)
+        return unpack(folder, header, tensors)
+
+    @classmethod
+    def from_groups(
+        cls, folder: Path, description: dict[str, Any], groups: dict[str, dict[str, Tensor]], joint: list[Joint]
+    ) -> Posterior:
+        """The posterior of a saved header's description and tensors; see :meth:`groups`.
+
+        Raises:
+            ConfigError: tensors that no posterior of this kind has.
+        """
+        mean, precision, buffers = (groups.pop(name, {}) for name in ("mean", "precision", "buffer"))
+        found = cls(mean, precision, buffers, description, joint)
+        for group, named in groups.items():
+            raise ConfigError(f"{folder / WEIGHTS_FILE}: not the tensors of a posterior ({group}.{next(iter(named))})")
+        return found
+
+
+def unpack(folder: Path, header: Any, tensors: Mapping[str, Tensor]) -> Posterior:
+    """The posterior of what :meth:`Posterior.pack` gave.
+
+    Raises:
+        ConfigError: it does not fit together; names the file in the folder.
+    """
+    if not isinstance(header, dict) or header.get("format") != 1:
+        raise ConfigError(f"{folder / DESCRIPTION_FILE}: not a posterior of format 1")
+    description = {key: value for key, value in header.items() if key not in ("format", "family", "joint", "kind")}
+    kinds = {Posterior.kind: Posterior} | Posterior.kinds
+    kind = header.get("kind", Posterior.kind)
+    if kind not in kinds:
+        raise ConfigError(f"{folder / DESCRIPTION_FILE}: kind is {kind!r}; it must be one of {', '.join(kinds)}")
+    groups: dict[str, dict[str, Tensor]] = {"mean": {}, "joint": {}}
+    for key, tensor in tensors.items():
+        group, _, name = key.partition(".")
+        groups.setdefault(group, {})[name] = tensor
+    joint = _joint(folder, header.get("joint", []), groups)
+    del groups["joint"]
+    return kinds[kind].from_groups(folder, description, groups, joint)
+
+
+def _whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Unsharded copies on the CPU, of the first rank; empty tensors on the others, which must call it, too."""
+    keep = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    result = {}
+    for name, tensor in tensors.items():  # one at a time: no rank holds the model twice
+        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        result[name] = full.detach().to("cpu", copy=True) if keep else torch.empty(0)
+    return result
 
 
 def _joint(folder: Path, described: Any, parts: Mapping[str, dict[str, Tensor]]) -> list[Joint]:

@@ -59,13 +59,15 @@ def predict(
         batches: called once per draw; yields (inputs, targets). If there are fewer targets than inputs, the inputs
             beyond are padding (so that all ranks of a sharded module run equally many forwards).
         posterior: where the draws come from.
-        draws: S.
+        draws: S; a set of samples gives at most those that it holds, evenly spaced.
         seed: of the draws: equal seeds give equal draws.
         refresh: batches to estimate the running statistics of BatchNorm layers from, anew for every draw; without, they
             stay what training left.
         autocast: compute dtype of the forward passes.
     """
-    indices: list[int | None] = list(range(draws)) if posterior is not None and draws and posterior.random else [None]
+    indices: list[int | None] = [None]
+    if posterior is not None and draws and posterior.random:
+        indices = list(posterior.indices(draws))
     device = next(module.parameters()).device
     modes = {layer: layer.training for layer in module.modules()}  # layers may differ: frozen ones stay in evaluation
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}

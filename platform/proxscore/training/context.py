@@ -33,6 +33,7 @@ class Context(ABC):
     world: int = 1
     device: torch.device
     meshes: meshes.Meshes | None = None
+    on_ray: bool = False  # whether this is a process of a Ray cluster's
 
     @property
     def mesh(self) -> DeviceMesh | None:
@@ -179,6 +180,8 @@ class RayContext(Context):
     one is known to the controller, which is what a run resumes from: no loss of a worker costs more than the checkpoint
     that was on its way.
     """
+
+    on_ray = True
 
     def __init__(self, config: Config, method: MethodConfig) -> None:
         import ray.train.torch

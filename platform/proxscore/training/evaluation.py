@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from matplotlib.figure import Figure
 from torch import nn
 
+from proxscore.calibration.temperature import fit_temperature, tempered
 from proxscore.config import Config, MethodConfig
 from proxscore.methods import Horizon, Method
 from proxscore.posterior import CategoricalPredictive, Posterior, predict
@@ -43,10 +45,17 @@ def evaluate(
         method, posterior: where the draws come from: the optimizer of a module in training, or a loaded posterior.
         data: training batches, to set BatchNorm statistics for each draw from.
     """
-    settings = config.evaluation
     source = posterior or Posterior.of(module, method)  # type: ignore[arg-type]
     predictive = predictive_of(source, module, task, config, context, split, draws, data)
-    metrics = task.metrics(settings.bins).to(context.device)
+    label = f"{draws} draws" if draws and (posterior or method) else "mean weights"
+    return judge(predictive, task, config, context, split, label)
+
+
+def judge(
+    predictive: CategoricalPredictive, task: VisionTask, config: Config, context: Context, split: str, label: str
+) -> tuple[dict[str, float], Figure]:
+    """Metrics and reliability diagram of a predictive distribution on a split, over all ranks' rows."""
+    metrics = task.metrics(config.evaluation.bins).to(context.device)
     if len(predictive.targets):
         metrics.update(predictive.log_probabilities, predictive.expected_entropy, predictive.targets)
     values = metrics.compute()
@@ -55,8 +64,35 @@ def evaluate(
         dist.all_reduce(seen)
     if skipped := len(getattr(task.data, split)) - round(seen.item()):
         values["skipped_rows"] = float(skipped)
-    label = f"{draws} draws" if draws and (posterior or method) else "mean weights"
     return values, metrics.reliability_diagram(title=f"{config.name}: {split} split, {label}")
+
+
+def tested(
+    posterior: Posterior,
+    module: nn.Module,
+    task: VisionTask,
+    config: Config,
+    context: Context,
+    data: TrainingData | RayTrainingData | None,
+) -> dict[str, tuple[dict[str, float], Figure]]:
+    """Metrics and reliability diagram on the test split of every variant: posterior and mean (or one member), or point.
+
+    With ``evaluation.temperature_scaling`` also, as ``<variant>_tempered``, those at the temperature that validation data
+    prefer, which is among the metrics. What draws disagree on is not defined for them.
+    """
+    variants = {"posterior": config.evaluation.draws, posterior.single: 0} if posterior.random else {"point": 0}
+    results = {}
+    for name, draws in variants.items():
+        predict_on = partial(predictive_of, posterior, module, task, config, context, draws=draws, data=data)
+        predictive, label = predict_on(split="test"), f"{draws} draws" if draws else f"{name} weights"
+        results[name] = judge(predictive, task, config, context, "test", label)
+        if config.evaluation.temperature_scaling:
+            temperature = fit_temperature(predict_on(split="validation"), context.device)
+            label = f"{label}, temperature {temperature:.2f}"
+            metrics, figure = judge(tempered(predictive, temperature), task, config, context, "test", label)
+            metrics = {key: v for key, v in metrics.items() if key not in ("expected_entropy", "mutual_information")}
+            results[f"{name}_tempered"] = metrics | {"temperature": temperature}, figure
+    return results
 
 
 def predictive_of(

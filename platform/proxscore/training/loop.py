@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from proxscore.config import Config, ConfigError, MethodConfig, ParquetConfig
+from proxscore.config import Config, ConfigError, EnsembleConfig, MethodConfig, ParquetConfig
 from proxscore.inference import noise
-from proxscore.methods import Horizon, Method, advice, build_method
-from proxscore.posterior import CategoricalPredictive, Posterior
+from proxscore.methods import Horizon, Method, advice, build_method, conclude, shards
+from proxscore.posterior import CategoricalPredictive, Posterior, Samples
 from proxscore.posterior.stacking import stack, wants_stacking
 from proxscore.tracking import say
-from proxscore.training import checkpoint, evaluation
-from proxscore.training.context import Context, RayContext
+from proxscore.training import checkpoint, ensemble, evaluation
+from proxscore.training.context import Context
 from proxscore.training.ingest import Batch, RayTrainingData, TrainingData, together
 from proxscore.training.materialize import materialize
 from proxscore.training.observe import Observer
@@ -45,6 +46,38 @@ def train(
     Returns:
         ``{"test": {variant: metrics}, "steps": ..., "seconds": ...}``; the last checkpoint holds posterior and figures.
     """
+    if not shards(method_config):
+        context.meshes = None  # the one worker's module stays whole
+    if not isinstance(method_config, EnsembleConfig):
+        fitted = fit(config, method_config, epochs, task, context)
+        return finish(fitted, fitted.posterior(), config, method_config, task, context)
+    members = ensemble.resumed(context)
+    while True:
+        each = ensemble.member_config(config, len(members))
+        place = ensemble.MemberContext(context, members, method_config.members)
+        fitted = fit(each, method_config.of, ensemble.member_epochs(method_config, epochs), task, place)
+        members.append(ensemble.finished(fitted.posterior(), fitted.snapshot.progress["seconds"]))
+        if len(members) == method_config.members:
+            return finish(fitted, Samples(members, {}), config, method_config, task, place, len(members))
+
+
+@dataclass
+class Fitted:
+    """What the steps of a method left."""
+
+    module: nn.Module
+    method: Method
+    data: TrainingData | RayTrainingData
+    horizon: Horizon
+    snapshot: checkpoint.Snapshot
+
+    def posterior(self) -> Posterior:
+        """Of the module's weights."""
+        return Posterior.of(self.module, self.method)  # type: ignore[arg-type]
+
+
+def fit(config: Config, method_config: MethodConfig, epochs: float, task: VisionTask, context: Context) -> Fitted:
+    """All steps of a method on a task, from the context's last checkpoint on, if there is one."""
     torch.manual_seed(config.seed)
     module = initial_module(config, task, context)
     data = training_data(config, task, context)
@@ -88,18 +121,16 @@ def train(
                 context.report(payload, partial(checkpoint.save, snapshot=snapshot) if save else None, wait=notice)
             records, reported = [], time.perf_counter()
 
-    described = evaluation.description(config, method_config, task, horizon)
-    predictive = partial(
-        evaluation.predictive_of,
-        module=module,
-        task=task,
-        config=config,
-        context=context,
-        split="validation",
-        draws=config.evaluation.draws,
-        data=data,
-    )
-    return finish(module, method, described, config, context, snapshot, horizon, evaluate, predictive)
+    conclude(method, module, task.likelihood, partial(rows_of, data), horizon.data_size)
+    return Fitted(module, method, data, horizon, snapshot)
+
+
+def rows_of(data: TrainingData | RayTrainingData) -> Iterator[Batch]:
+    """One pass over this rank's training rows, in batches."""
+    for micro_batches, _ in data.epoch(0):
+        for inputs, targets in micro_batches:
+            if len(targets):
+                yield inputs[: len(targets)], targets  # without padding
 
 
 def restore(snapshot: checkpoint.Snapshot, context: Context) -> None:
@@ -237,7 +268,7 @@ def first_losses(
 def training_data(config: Config, task: VisionTask, context: Context) -> TrainingData | RayTrainingData:
     """The training batches of this rank: from Ray Data where the cluster streams them, else from the task's data set."""
     training = config.training
-    if isinstance(config.task.data, ParquetConfig) and isinstance(context, RayContext):
+    if isinstance(config.task.data, ParquetConfig) and context.on_ray:
         stream = StreamedRows(task.data.train, Share.of(context.world, training.cpus_per_worker))
         place = context.data_rank, context.data_world
         return RayTrainingData(stream, training.batch_size, *place, config.seed, training.accumulate)
@@ -305,28 +336,36 @@ def report_of(
 
 
 def finish(
-    module: nn.Module,
-    method: Method,
-    described: dict[str, Any],
+    fitted: Fitted,
+    posterior: Posterior,
     config: Config,
+    method_config: MethodConfig,
+    task: VisionTask,
     context: Context,
-    snapshot: checkpoint.Snapshot,
-    horizon: Horizon,
-    evaluate: Any,
-    validation_predictive: Callable[[Posterior], CategoricalPredictive],
+    members: int = 1,
 ) -> dict[str, Any]:
-    """Test metrics and figures of every variant, the posterior, and the last checkpoint, which holds them all."""
-    posterior = Posterior.of(module, method, described)  # type: ignore[arg-type]
+    """Test metrics and figures of every variant, the posterior, and the last checkpoint, which holds them all.
+
+    Args:
+        members: that took as many steps as the one whose fit this is.
+    """
+    module, method, horizon, snapshot = fitted.module, fitted.method, fitted.horizon, fitted.snapshot
+    posterior.description = evaluation.description(config, method_config, task, horizon) | posterior.description
     results: dict[str, Any] = {}
     if wants_stacking(posterior):
-        posterior, results["mixture_weights"] = stack(posterior, validation_predictive)
-    variants = {"posterior": config.evaluation.draws, "mean": 0} if posterior.random else {"point": 0}
-    tested = {name: evaluate("test", draws, posterior=posterior) for name, draws in variants.items()}
+
+        def predictive(candidate: Posterior) -> CategoricalPredictive:
+            draws = config.evaluation.draws
+            return evaluation.predictive_of(candidate, module, task, config, context, "validation", draws, fitted.data)
+
+        posterior, results["mixture_weights"] = stack(posterior, predictive)
+    tested = evaluation.tested(posterior, module, task, config, context, fitted.data)
+    seconds = snapshot.progress["seconds"]
     results |= {
         "test": {name: metrics for name, (metrics, _) in tested.items()},
-        "steps": horizon.total_steps,
-        "evaluations": horizon.total_steps * method.evaluations_per_step,
-        "seconds": snapshot.progress["seconds"],
+        "steps": horizon.total_steps * members,
+        "evaluations": horizon.total_steps * method.evaluations_per_step * members,
+        "seconds": seconds + (context.seconds if isinstance(context, ensemble.MemberContext) else 0.0),
         "parameters": sum(parameter.numel() for parameter in module.parameters()),
         "advice": advice(method),
     }

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from proxscore.config import Config, ConfigError, MethodConfig
+from proxscore.config import Config, ConfigError, EnsembleConfig, MethodConfig, MethodError
 from proxscore.methods import Horizon, build_method
 from proxscore.training import meshes
+from proxscore.training.ensemble import member_epochs
 from proxscore.training.parallelize import blocks, parallelize
 from proxscore.vision.task import VisionTask
 
-HORIZON = Horizon(total_steps=1, steps_per_epoch=1, data_size=1)  # counts do not depend on it
 ADAMW = 4  # weights, gradients, two moments
 
 
@@ -69,11 +69,13 @@ def memory(config: Config, settings: MethodConfig, task: VisionTask) -> Memory:
     """Count what a worker of a method holds.
 
     Raises:
-        ConfigError: the network, or the arrangement of workers, is refused.
+        ConfigError: the network, the method's settings for a run of this length, or the arrangement of workers, is refused.
         UncountableError: the network needs numbers to be built or to be run forward; says what stands in the way.
     """
     try:
         return _memory(config, settings, task)
+    except MethodError:
+        raise
     except (ConfigError, NotImplementedError, RuntimeError) as error:
         meshes.shape(config, settings)
         task.build_model()  # what is wrong with the network itself is said here
@@ -82,16 +84,23 @@ def memory(config: Config, settings: MethodConfig, task: VisionTask) -> Memory:
 
 
 def _memory(config: Config, settings: MethodConfig, task: VisionTask) -> Memory:
+    members, epochs = 1, config.training.epochs
+    if isinstance(settings, EnsembleConfig):
+        members, epochs, settings = settings.members, member_epochs(settings, epochs), settings.of
     module = task.build_model(torch.device("meta"))
     parameters = sum(p.numel() for p in module.parameters())
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     if settings.kind == "proximal_score" and settings.initial_precision is None:  # it changes numbers, not their count
         settings = settings.model_copy(update={"initial_precision": 0.1})
-    method = build_method(settings, module, HORIZON, config.seed, lambda: iter(()))
+    steps = math.ceil(len(task.data.train) / config.training.batch_size)
+    horizon = Horizon(max(round(epochs * steps), 1), steps, len(task.data.train))
+    method = build_method(settings, module, horizon, config.seed, lambda: iter(()))
     _, replicas, shards = meshes.shape(config, settings)
     held = {"weights": 4.0 * parameters / shards, "gradients": 4.0 * trained / shards}
     for name, size in _state(method, module).items():
         held[name] = 4.0 * size / shards
+    if members > 1:  # at least: their weights
+        held["members"] = 4.0 * parameters * (members - 1)
     sizes = sorted((_numbers(block) for block in blocks(module).values()), reverse=True) or [parameters]
     rest = parameters - sum(sizes)  # the root's own parameters stay gathered from forward to backward
     wide = 2 if config.training.precision == "bf16" else 4
@@ -122,11 +131,11 @@ def _activations(config: Config, module: nn.Module, task: VisionTask, rows: int)
 def _state(method: object, module: nn.Module) -> dict[str, int]:
     """Numbers of an optimizer's state by what they are."""
     assert isinstance(method, torch.optim.Optimizer)
-    method.state_dict()  # what some families hold is written into the state when it is asked for
-    if not method.state:  # torch's own optimizers make their state in the first step
+    held = method.state_dict()["state"]
+    if isinstance(method, torch.optim.AdamW):  # makes its state in the first step
         return {"moments": 2 * sum(p.numel() for p in module.parameters() if p.requires_grad)}
     found: dict[str, int] = {}
-    for state in method.state.values():
+    for state in held.values():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.ndim:
                 found[name] = found.get(name, 0) + value.numel()

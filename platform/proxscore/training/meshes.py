@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from proxscore.config import Config, ConfigError, MethodConfig, ParquetConfig, ProximalScoreConfig
+from proxscore.methods import shards
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ def shape(config: Config, method: MethodConfig, workers: int | None = None) -> t
         ConfigError: the workers, or the method's draws, cannot be divided like that; names the setting.
     """
     training = config.training
+    if training.workers > 1 and not shards(method):
+        raise ConfigError(
+            f"training.workers={training.workers}: {method.kind} works on one worker; use training.workers=0 or 1"
+        )
     copies = training.draw_groups * training.replicate
     workers = workers or max(training.workers, 1)
     if training.min_workers is not None and training.min_workers > training.workers:

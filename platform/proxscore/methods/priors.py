@@ -1,0 +1,32 @@
+"""The Gaussian prior of a configuration section, for the parameters of a module."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from proxscore.config import ConfigError, PriorConfig
+from proxscore.inference import Prior
+from proxscore.inference.priors import Assignment, canonical
+
+
+def prior_of(config: PriorConfig, module: nn.Module) -> Prior:
+    """The prior; with ``mean: initial``, its mean is the module's weights as they are."""
+    mean: dict[str, Tensor] = {}
+    if config.mean == "initial":
+        trained = [(canonical(name), p.detach().clone()) for name, p in module.named_parameters() if p.requires_grad]
+        head = trained[-1][0].rpartition(".")[0]  # the classifier is new: its prior mean stays zero
+        mean = {name: value for name, value in trained if name.rpartition(".")[0] != head}
+    return Prior(**config.model_dump(exclude={"mean"}), mean=mean)
+
+
+def assigned(prior: Prior, module: nn.Module) -> dict[str, Assignment]:
+    """What the prior says of each trained parameter, by canonical name.
+
+    Raises:
+        ConfigError: a pattern of the prior matches no parameter.
+    """
+    trained = [(canonical(name), p) for name, p in module.named_parameters() if p.requires_grad]
+    try:
+        return prior.assign(trained)
+    except ValueError as error:
+        raise ConfigError(f"method: {error}") from error

@@ -1,0 +1,98 @@
+"""The posterior of Monte Carlo dropout: one set of weights, and a dropout mask for each draw.
+
+A draw multiplies the input of every dropout layer by a mask of zeros and 1 / (1 - rate), the same for all rows: it is one
+network with units left out, as a draw of weights is, however the data set is cut into batches. For one row that is the
+usual predictive; rows share their draws. Gal and Ghahramani, Dropout as a Bayesian approximation, arXiv 1506.02142.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from proxscore.config import ConfigError
+from proxscore.inference import noise
+from proxscore.inference.priors import canonical
+from proxscore.posterior.posterior import Posterior
+
+
+def dropout_layers(module: nn.Module) -> dict[str, nn.Dropout]:
+    """The dropout layers with a positive rate, by name."""
+    kinds = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+    return {canonical(n): m for n, m in module.named_modules() if isinstance(m, kinds) and m.p > 0}  # type: ignore[misc]
+
+
+@dataclass
+class DropoutPosterior(Posterior):
+    """Point-estimated weights under random dropout masks."""
+
+    kind = "mc_dropout"
+
+    @property
+    def random(self) -> bool:
+        return True
+
+    @property
+    def family(self) -> str:
+        return self.kind
+
+    @contextmanager
+    def use(self, module: nn.Module, index: int | None = None, seed: int = 0) -> Iterator[nn.Module]:
+        """Within the context, the weights are in the module, and dropout layers apply mask ``index`` (none: no mask).
+
+        Layers in training mode draw their own masks, as ever.
+
+        Raises:
+            ConfigError: the module is of another architecture, or none of its dropout layers is called.
+        """
+        with super().use(module, None, seed), ExitStack() as stack:
+            if index is not None:
+                called: list[str] = []
+                for name, layer in dropout_layers(module).items():
+                    words = (seed, "posterior", index, name)
+                    stack.enter_context(layer.register_forward_hook(_mask(words, called)))
+            ran = stack.enter_context(_count_evaluations(module))
+            yield module
+            if index is not None and ran and not called:
+                raise ConfigError(
+                    "mc_dropout: the network calls none of its dropout layers where masks can reach them (compiled, or "
+                    "fused attention): use training.compile=false, and dropout elsewhere than in attention"
+                )
+
+
+@contextmanager
+def _count_evaluations(module: nn.Module) -> Iterator[list[bool]]:
+    """A list that grows with every forward pass in evaluation mode."""
+    ran: list[bool] = []
+
+    def note(layer: nn.Module, *_: Any) -> None:
+        if not layer.training:
+            ran.append(True)
+
+    with module.register_forward_pre_hook(note):
+        yield ran
+
+
+def _mask(words: tuple[int | str, ...], called: list[str]) -> Any:
+    """A forward hook that gives a dropout layer in evaluation mode one mask for all rows."""
+    masks: dict[torch.Size, Tensor] = {}
+
+    def hook(layer: Any, inputs: Any, output: Tensor) -> Tensor | None:
+        if layer.training:
+            return None
+        called.append(str(words[-1]))
+        shape = output.shape[1:]
+        if not isinstance(layer, nn.Dropout):  # whole channels
+            shape = torch.Size([shape[0], *(1 for _ in shape[1:])])
+        if shape not in masks:
+            generator = torch.Generator().manual_seed(noise.key(*words) >> 1)
+            kept = torch.rand(shape, generator=generator) >= layer.p
+            masks[shape] = (kept / (1 - layer.p) if layer.p < 1 else kept).to(output)
+        return output * masks[shape].to(output.dtype)
+
+    return hook

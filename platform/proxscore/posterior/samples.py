@@ -1,0 +1,97 @@
+"""A set of posteriors of equal weight: samples of a Markov chain, the members of an ensemble, or both within each other.
+
+    p(y | x) = 1/M sum_m p(y | x, member m)
+
+Lakshminarayanan et al., deep ensembles, arXiv 1612.01474; Wilson and Izmailov, mixtures of them (MultiSWAG), arXiv 2002.08791.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from proxscore.config import ConfigError
+from proxscore.inference import noise
+from proxscore.inference.priors import canonical
+from proxscore.posterior.posterior import DESCRIPTION_FILE, Joint, Posterior, unpack
+
+
+class Samples(Posterior):
+    """Members of equal weight, each with its own buffers. Without draws, it is the last member: means of modes are none.
+
+    Args:
+        members: at least one.
+    """
+
+    kind = "samples"
+    single = "member"
+
+    def __init__(self, members: Sequence[Posterior], description: Mapping[str, Any] | None = None) -> None:
+        last = members[-1]
+        super().__init__(last.mean, {}, last.buffers, dict(last.description if description is None else description))
+        self.members = list(members)
+
+    @property
+    def random(self) -> bool:
+        return len(self.members) > 1 or self.members[0].random
+
+    @property
+    def family(self) -> str:
+        return f"{len(self.members)} x {self.members[-1].family}"
+
+    def indices(self, draws: int) -> list[int]:
+        """At most so many draws, equally many of each member; of so many members, evenly spaced, if there are more."""
+        count = len(self.members)
+        if draws < count:
+            return [(2 * i + 1) * count // (2 * draws) for i in range(draws)]
+        inner = self.members[-1].indices(draws // count)
+        return [index * count + member for index in inner for member in range(count)]
+
+    def draw(self, index: int, seed: int = 0) -> dict[str, Tensor]:
+        """Weights of one draw; ``index`` counts members first."""
+        inner, member = divmod(index, len(self.members))
+        return self.members[member].draw(inner, noise.key(seed, "member", member))
+
+    @contextmanager
+    def use(self, module: nn.Module, index: int | None = None, seed: int = 0) -> Iterator[nn.Module]:
+        """Within the context, weights and buffers are those of a draw (none: the last member's mean)."""
+        inner, number = (None, -1) if index is None else divmod(index, len(self.members))
+        member = self.members[number]
+        held = {canonical(name): buffer for name, buffer in module.named_buffers()}
+        buffers = {name: held[name] for name in member.buffers if name in held}
+        before = {name: buffer.clone() for name, buffer in buffers.items()}
+        try:
+            with torch.no_grad():
+                for name, buffer in buffers.items():
+                    buffer.copy_(member.buffers[name])
+            with member.use(module, inner, noise.key(seed, "member", number % len(self.members))):
+                yield module
+        finally:
+            with torch.no_grad():
+                for name, buffer in buffers.items():
+                    buffer.copy_(before[name])
+
+    def gather(self) -> Posterior:
+        return Samples([member.gather() for member in self.members], self.description)
+
+    def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        packed = [member.pack() for member in self.members]
+        header: dict[str, Any] = {"format": 1, "family": self.family, "kind": self.kind}
+        header["members"] = [member_header for member_header, _ in packed]
+        tensors = {f"member-{k}.{name}": t.clone() for k, (_, ts) in enumerate(packed) for name, t in ts.items()}
+        return header | self.description, tensors
+
+    @classmethod
+    def from_groups(
+        cls, folder: Path, description: dict[str, Any], groups: dict[str, dict[str, Tensor]], joint: list[Joint]
+    ) -> Posterior:
+        headers = description.pop("members", None)
+        if not isinstance(headers, list) or not headers:
+            raise ConfigError(f"{folder / DESCRIPTION_FILE}: a set of samples needs its members")
+        members = [unpack(folder, header, groups.get(f"member-{k}", {})) for k, header in enumerate(headers)]
+        return cls(members, description)

@@ -1,0 +1,99 @@
+"""Ensembles: members trained one after another by the loop, each from its own seed, and put together as one predictive.
+
+A checkpoint holds the member in training, and the posteriors of those before it in ``members/``. Lakshminarayanan et al.,
+Simple and scalable predictive uncertainty estimation using deep ensembles, arXiv 1612.01474.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from proxscore.config import Config, EnsembleConfig
+from proxscore.inference import noise
+from proxscore.posterior import Posterior
+from proxscore.training.context import Context, Write
+
+
+class MemberContext(Context):
+    """Where the loop of one member runs: that of the ensemble, with steps and time counted over all members.
+
+    Args:
+        context: of the ensemble.
+        finished: posteriors of the members before this one, whose descriptions tell the seconds that they took.
+        members: of the ensemble.
+    """
+
+    def __init__(self, context: Context, finished: list[Posterior], members: int) -> None:
+        self.rank, self.world, self.device, self.meshes = context.rank, context.world, context.device, context.meshes
+        self.on_ray = context.on_ray
+        self.context, self.finished, self.members = context, list(finished), members
+
+    def report(self, payload: dict[str, Any], write: Write | None = None, *, wait: bool = False) -> None:
+        number, steps = len(self.finished), payload["total_steps"]
+        before = number * steps
+        payload |= {
+            "step": before + payload["step"],
+            "total_steps": self.members * steps,
+            "epoch": payload["epoch"] * (before + payload["step"]) / payload["step"],
+            "seconds": self.seconds + payload["seconds"],
+            "records": [record | {"step": before + record["step"]} for record in payload["records"]],
+        }
+
+        def write_all(folder: Path) -> None:
+            assert write is not None
+            write(folder)
+            for k, posterior in enumerate(self.finished):
+                posterior.save(folder / "members" / str(k))
+
+        self.context.report(payload, None if write is None else write_all, wait=wait)
+
+    def checkpoints(self) -> Iterator[AbstractContextManager[Path]]:
+        """Those of this member."""
+        for held in self.context.checkpoints():
+            with held as folder:
+                if len(member_folders(folder)) == len(self.finished):
+                    yield nullcontext(folder)
+
+    def busy(self) -> bool:
+        return self.context.busy()
+
+    def leaving(self) -> bool:
+        return self.context.leaving()
+
+    @property
+    def seconds(self) -> float:
+        """That the members before took."""
+        return sum(posterior.description["seconds"] for posterior in self.finished)
+
+
+def member_folders(folder: Path) -> list[Path]:
+    """Where a checkpoint holds its finished members, in order."""
+    return sorted((folder / "members").glob("*"), key=lambda path: int(path.name))
+
+
+def resumed(context: Context) -> list[Posterior]:
+    """The finished members of the newest checkpoint; none where there is no checkpoint."""
+    for held in context.checkpoints():
+        with held as folder:
+            return [Posterior.load(member) for member in member_folders(folder)]
+    return []
+
+
+def member_config(config: Config, number: int) -> Config:
+    """The configuration of a member: another seed, of initial weights, order of data and noise."""
+    return config.model_copy(update={"seed": noise.key(config.seed, "member", number) % 2**31})
+
+
+def member_epochs(config: EnsembleConfig, epochs: float) -> float:
+    """Epochs of each member: the run's, or its part of them."""
+    return epochs if config.budget == "each" else epochs / config.members
+
+
+def finished(posterior: Posterior, seconds: float) -> Posterior:
+    """A member's posterior as it is kept: on the CPU, with the seconds that it took."""
+    kept = posterior.gather()
+    kept.description = {"seconds": seconds}
+    return kept
