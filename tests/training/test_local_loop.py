@@ -29,6 +29,7 @@ VIT = {
     "name": "vit_tiny_patch16_224",
     "kwargs": {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "proj_drop_rate": 0.1},
 }
+RESNET = {"name": "resnet10t", "kwargs": {"channels": [8, 8, 8, 8], "stem_width": 8}}  # BatchNorm: its statistics count
 METHODS: dict[str, dict[str, Any]] = {
     "proximal_score": {"kind": "proximal_score"},
     "adamw": {"kind": "adamw", "lr": 5e-3},
@@ -88,9 +89,12 @@ class Run:
         return Posterior.load(self.checkpoints()[-1] / "posterior")
 
 
-@pytest.mark.parametrize("method", [*METHODS, "families"])
-def test_a_run_that_died_and_was_resumed_is_bit_for_bit_the_run_that_did_not(method: str, tmp_path: Path) -> None:
-    whole, broken = Run(tmp_path / "whole", tree(method)), Run(tmp_path / "broken", tree(method))
+@pytest.mark.parametrize(("method", "model"), [*((m, VIT) for m in (*METHODS, "families")), ("proximal_score", RESNET)])
+def test_a_run_that_died_and_was_resumed_is_bit_for_bit_the_run_that_did_not(
+    method: str, model: dict[str, Any], tmp_path: Path
+) -> None:
+    config = tree(method, model)
+    whole, broken = Run(tmp_path / "whole", config), Run(tmp_path / "broken", config)
     results = whole.go()
     with pytest.raises(InterruptedError):
         broken.go(die_at=7)  # in the second epoch, three steps after the checkpoint of the first
@@ -112,6 +116,7 @@ def test_a_run_that_died_and_was_resumed_is_bit_for_bit_the_run_that_did_not(met
     for one, other in zip(ours.joint, theirs.joint, strict=True):
         for name, tensor in one.state.items():
             assert torch.equal(tensor, other.state[name]), name
+    assert bool(ours.buffers) == (model is RESNET)
     for group in ("mean", "precision", "buffers"):
         for name, tensor in getattr(ours, group).items():
             assert torch.equal(tensor, getattr(theirs, group)[name]), name
