@@ -25,7 +25,7 @@ for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUT
     os.environ.pop(name, None)
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_worker_niceness"] = "0"  # Ray's default of 15 would let tests that run beside come first
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's default of 15 would let tests that run beside come first)
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -40,7 +40,7 @@ from typing import Any
 import psutil
 
 os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="1")
-os.environ["RAY_worker_niceness"] = "0"  # Ray's default of 15 lets whatever else runs here come first
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's default of 15 lets whatever else runs here come first)
 
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
