@@ -22,7 +22,8 @@ def lint(repository: Path, folder: Path, imports: dict[str, str]) -> subprocess.
         (package / part).mkdir(parents=True)
         (package / part / "__init__.py").write_text(imports.get(part, "") + "\n")
     (package / "__init__.py").touch()
-    (package / "config.py").touch()
+    for module in ("config.py", "storage.py"):
+        (package / module).touch()
     for part in imports.keys() - set(PARTS):
         (package / f"{part}.py").write_text(imports[part] + "\n")
     return subprocess.run(
