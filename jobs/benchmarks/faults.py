@@ -3,7 +3,7 @@
 python jobs/benchmarks/faults.py --times 10 --output faults.json
 
 A Ray cluster of a head and two nodes runs on this machine, each node a process group of its own. In every trial a job
-with two workers trains a small Vision Transformer on scikit-learn's digits, and once it has made a checkpoint:
+with two workers trains a small Vision Transformer on scikit-learn's digits, and at a random step of its first half:
 
     worker   one of the two is killed (SIGKILL)
     node     one of the two nodes is killed with all its processes; another one joins
@@ -40,6 +40,7 @@ from typing import Any
 import psutil
 
 os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="1")
+os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112 (a setting of Ray's, by its name)
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's default of 15 lets whatever else runs here come first)
 
 from mlflow import MlflowClient
@@ -69,6 +70,7 @@ OTHERS = {
     "unreadable image": "tests/training/test_unreadable_rows.py",
     "NaN batch": "tests/training/test_local_loop.py -k finite",
 }
+STEP = re.compile(r" · step (\d+)/")
 GOING_ON = re.compile(r"going on from the checkpoint at step (\d+) \(processes: (\d+)\)")
 
 
@@ -77,7 +79,7 @@ class Trial:
     """What one fault did.
 
     Attributes:
-        after: seconds from the first checkpoint to the fault.
+        at: the fault comes within a second after the job has told of this step.
         reached: last step that was recorded before the loss.
         resumed_at: step of the checkpoint that training went on from.
         outage: seconds from the loss until training went on.
@@ -86,7 +88,7 @@ class Trial:
 
     fault: str
     number: int
-    after: float = 0.0
+    at: int = 0
     reached: int = 0
     resumed_at: int = 0
     outage: float = 0.0
@@ -127,9 +129,10 @@ class Job:
         return len(list((self.folder / "runs" / f"{self.name}-proximal_score").glob("checkpoint_*/.metadata")))
 
     @property
-    def steps(self) -> bool:
-        """Whether it has told of a step."""
-        return any(" · step " in line for _, line in self.lines)
+    def step(self) -> int:
+        """The last one that it has told of."""
+        told = [match for _, line in list(self.lines) if (match := STEP.search(line))]
+        return int(told[-1][1]) if told else 0
 
     def resumptions(self, since: float) -> list[tuple[float, int, int]]:
         """(time, step, processes) of each time that training went on from a checkpoint."""
@@ -187,7 +190,7 @@ class Bench:
     def reference(self) -> None:
         """The undisturbed run."""
         job = self.job("undisturbed")
-        job.wait_until(lambda: job.checkpoints, "a first checkpoint")
+        job.wait_until(lambda: job.step, "the beginning of training")
         started = time.monotonic()
         if job.finish() != 0:
             raise SystemExit(f"the undisturbed run failed: {job.tail()}")
@@ -202,16 +205,15 @@ class Bench:
 
     def trial(self, fault: str, number: int) -> Trial:
         """One fault at a random time."""
-        trial = Trial(fault, number, after=self.random.uniform(0, 0.5 * self.seconds))
+        trial = Trial(fault, number, at=self.random.randint(40, self.steps // 2))
         settings = {
             "drain": ["training.max_failures=0", "training.checkpoint_every=1000"],
             "elastic": ["training.min_workers=1", "training.resize_interval=5", f"training.epochs={3 * self.epochs}"],
         }
         job = self.job(f"{fault}-{number}", *settings.get(fault, []))
         try:
-            begun = (lambda: job.steps) if fault == "drain" else (lambda: job.checkpoints)
-            job.wait_until(begun, "the beginning of training")
-            time.sleep(trial.after)
+            job.wait_until(lambda: job.step >= trial.at, f"step {trial.at}")
+            time.sleep(self.random.uniform(0, 1))
             lost = getattr(self, f"lose_{fault}")(job)
             status = job.finish()
             self.judge(trial, job, status, lost)
@@ -365,7 +367,7 @@ def main() -> int:
         try:
             bench.reference()
             print(
-                f"undisturbed: {bench.steps} steps, {bench.seconds:.0f} s from the first checkpoint to the end",
+                f"undisturbed: {bench.steps} steps, {bench.seconds:.0f} s from the first of them to the end",
                 flush=True,
             )
             for number in range(options.times):
