@@ -262,7 +262,10 @@ class Bench:
             address=self.cluster.address
         )  # what `ray drain-node` does, without the seconds that it takes
         accepted, reason = client.drain_node(
-            victim.node_id, autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"), "reclaimed", deadline
+            victim.node_id,
+            autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
+            "reclaimed",
+            deadline,  # type: ignore[attr-defined]
         )
         if not accepted:
             raise RuntimeError(f"the node was not drained: {reason}")
