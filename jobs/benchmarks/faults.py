@@ -257,16 +257,10 @@ class Bench:
     def lose_drain(self, job: Job) -> float:
         """Give notice to a node, let another one join, and take the first away when its time is over."""
         victim = self.nodes.pop(self.random.randrange(2))
-        deadline = int(1000 * (time.time() + NOTICE))
-        client = GcsClient(
-            address=self.cluster.address
-        )  # what `ray drain-node` does, without the seconds that it takes
-        accepted, reason = client.drain_node(
-            victim.node_id,
-            autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
-            "reclaimed",
-            deadline,  # type: ignore[attr-defined]
-        )
+        # What `ray drain-node` does, without the seconds that it takes to start.
+        client, deadline = GcsClient(address=self.cluster.address), int(1000 * (time.time() + NOTICE))
+        spot: int = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]
+        accepted, reason = client.drain_node(victim.node_id, spot, "reclaimed", deadline)
         if not accepted:
             raise RuntimeError(f"the node was not drained: {reason}")
         lost = time.time() + NOTICE  # Ray takes the workers away then; the machine itself goes a little later
