@@ -25,14 +25,15 @@ def draw(plan: Plan, table: Sequence[Row]) -> Figure:
     figure = Figure(figsize=(11.0, 5.6), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
     names = [contender.name for contender in plan.contenders]
-    colours = mpl.colormaps["tab20"]
+    shades = mpl.colormaps["tab20"].colors  # type: ignore[attr-defined]
+    colours = [*shades[::2], *shades[1::2]]  # the dark ones first
     for row in table:
         seeds = [_rows(plan, row, seed) for seed in row.records]
         if not seeds:
             continue
         tuned = not row.contender.trials or row.label != row.contender.name
         style = {
-            "color": colours(names.index(row.contender.name) % 20),
+            "color": colours[names.index(row.contender.name) % len(colours)],
             "linestyle": "-" if tuned else "--",
             "linewidth": 1.4 if tuned else 0.9,
             "label": row.label,
