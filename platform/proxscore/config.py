@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -29,6 +29,9 @@ class Section(BaseModel):
     """A part of the tree: immutable, and without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Root = TypeVar("Root", bound=Section)
 
 
 # ---------------------------------------------------------------- task: vision
@@ -429,6 +432,17 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = (), base: di
     Raises:
         ConfigError: one line that names the key at fault and what would be right.
     """
+    return parse(*read(path, overrides, base))
+
+
+def read(
+    path: str | Path | None, overrides: Sequence[str] = (), base: dict[str, Any] | None = None
+) -> tuple[dict[str, Any], str]:
+    """The plain tree that :func:`load` validates, and what to call it in messages.
+
+    Raises:
+        ConfigError: the file, or an override, cannot be read.
+    """
     tree: dict[str, Any] = base or {}
     source = "command line"
     if path is not None:
@@ -444,17 +458,26 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = (), base: di
         tree = loaded or {}
     for override in overrides:
         _override(tree, override)
-    return parse(tree, source)
+    return tree, source
 
 
 def parse(tree: dict[str, Any], source: str = "configuration") -> Config:
     """Validate a plain tree (as read from YAML or JSON). A method without a ``kind`` is of the default one."""
     if isinstance(tree.get("method"), dict):
         tree = tree | {"method": {"kind": ProximalScoreConfig().kind} | tree["method"]}
+    return validated(Config, tree, source)
+
+
+def validated(root: type[Root], tree: dict[str, Any], source: str) -> Root:
+    """A plain tree as a section of another kind than :class:`Config`.
+
+    Raises:
+        ConfigError: as :func:`load`.
+    """
     try:
-        return Config.model_validate(tree)
+        return root.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_one_line(error, source)) from None
+        raise ConfigError(_one_line(error, source, root)) from None
 
 
 def dump(config: Config) -> str:
@@ -501,11 +524,11 @@ def _override(tree: dict[str, Any], override: str) -> None:
     node[last] = value
 
 
-def _one_line(error: ValidationError, source: str) -> str:
+def _one_line(error: ValidationError, source: str, root: type[Section]) -> str:
     first = error.errors(include_url=False)[0]
     # pydantic puts the tag of a discriminated union into the location; users do not write it
     location = [str(part) for part in first["loc"]]
-    section, path = _descend(location)
+    section, path = _descend(location, root)
     dotted = ".".join(path) or "top level"
     if first["type"] == "extra_forbidden":
         key = path[-1]
@@ -522,9 +545,9 @@ def _one_line(error: ValidationError, source: str) -> str:
     return f"{source}: {dotted} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}{suffix}"
 
 
-def _descend(location: list[str]) -> tuple[list[str], list[str]]:
+def _descend(location: list[str], root: type[Section]) -> tuple[list[str], list[str]]:
     """The valid keys of the section that holds the last part of a location, and the location without union tags."""
-    models: list[type[Section]] = [Config]
+    models: list[type[Section]] = [root]
     path: list[str] = []
     for depth, part in enumerate(location):
         tagged = [m for m in models if "kind" in m.model_fields and part in get_args(m.model_fields["kind"].annotation)]

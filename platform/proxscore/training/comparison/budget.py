@@ -1,0 +1,86 @@
+"""Steps of a method for a number of gradient evaluations that is the same for all.
+
+A gradient evaluation is a forward and backward pass over one batch. A step takes k of them (draws, or pairs of draws), an
+ensemble of M members shares them: M k steps' evaluations at a time. Passes beside the steps count too: the curvature of a
+Laplace approximation takes one over the training data, an initial precision that is estimated takes a few batches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from proxscore.config import ConfigError, EnsembleConfig, LaplaceConfig, MethodConfig, ProximalScoreConfig
+from proxscore.methods import evaluations_per_step
+from proxscore.training.loop import FIRST_BATCHES
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a method makes of its gradient evaluations.
+
+    Attributes:
+        steps: of all members together.
+        per_step: gradient evaluations of a step.
+        beside: gradient evaluations beside the steps.
+        members: of an ensemble; else 1.
+        steps_per_epoch: batches in the training data.
+    """
+
+    steps: int
+    per_step: int
+    beside: int
+    members: int
+    steps_per_epoch: int
+
+    @property
+    def evaluations(self) -> int:
+        """All together."""
+        return self.steps * self.per_step + self.beside
+
+    @property
+    def epochs(self) -> float:
+        """What the loop is called with: passes over the data by all members' steps."""
+        return self.steps / self.steps_per_epoch
+
+
+def share(name: str, method: MethodConfig, steps_per_epoch: int, total: int) -> Budget:
+    """The steps with which a method takes ``total`` gradient evaluations.
+
+    Args:
+        name: of the method, for messages.
+
+    Raises:
+        ConfigError: it cannot, to within one step.
+    """
+    members, inner = 1, method
+    if isinstance(method, EnsembleConfig):
+        members, inner = method.members, method.of
+        if method.budget == "each":
+            raise ConfigError(
+                f"methods.{name}: method.budget=each gives each of {members} members the whole budget, {members} times the "
+                "gradient evaluations of the others: use method.budget=shared"
+            )
+    per_step, beside = evaluations_per_step(inner), members * _beside(inner, steps_per_epoch)
+    each = round((total - beside) / (members * per_step))
+    if each < 1:
+        raise ConfigError(
+            f"methods.{name}: needs {members * per_step + beside} gradient evaluations for one step"
+            f"{f' of each of {members} members' if members > 1 else ''}; the budget is {total}: use a larger one"
+        )
+    found = Budget(each * members, per_step, beside, members, steps_per_epoch)
+    if abs(found.evaluations - total) > per_step:
+        raise ConfigError(
+            f"methods.{name}: {members} members at {per_step} gradient evaluations per step take {found.evaluations} or "
+            f"{found.evaluations + members * per_step * (1 if found.evaluations < total else -1)}, the others {total}, so that "
+            f"the comparison would not be equal: use a budget of whole multiples of {members * per_step}"
+        )
+    return found
+
+
+def _beside(method: Any, steps_per_epoch: int) -> int:
+    if isinstance(method, LaplaceConfig):
+        return steps_per_epoch
+    if isinstance(method, ProximalScoreConfig) and method.initial_precision is None:
+        return min(FIRST_BATCHES, steps_per_epoch)
+    return 0

@@ -1,0 +1,119 @@
+"""What a comparison is asked to do: a YAML file with one task, several methods, seeds and a budget.
+
+name: fashion-mnist-cnn
+budget: 10                      # gradient evaluations per method, in epochs of data
+seeds: [0, 1, 2]
+base:                           # task, training, evaluation, tracking: as of a training job, common to all
+  task: {model: {name: small_cnn}, data: {kind: digits}}
+methods:
+  IVON:
+    method: {kind: ivon}        # as it is published
+    tune: {lr: [0.05, 0.1, 0.2, 0.4, 0.8]}
+  MC dropout:
+    method: {kind: mc_dropout}
+    tune: {of.lr: [3.0e-4, 1.0e-3, 2.0e-3, 4.0e-3, 8.0e-3]}
+    task: {model: {kwargs: {drop_rate: 0.1}}}
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from proxscore import config as configuration
+from proxscore.config import Config, ConfigError, Section
+
+
+class _Model(Section):
+    kwargs: dict[str, Any] = Field({})  # beside those of base.task.model
+
+
+class _Task(Section):
+    """What of the task may be a method's own: the data and the network are common."""
+
+    model: _Model = _Model()
+
+
+class EntryConfig(Section):
+    """One method: its section, and the learning rates that are tried for it on validation data."""
+
+    method: dict[str, Any]
+    tune: dict[str, list[float]] = Field({})  # one (dotted) key of the section, and its values
+    task: _Task = _Task()
+
+
+class ComparisonConfig(Section):
+    """The file as a whole."""
+
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # null: a new one; a known one goes on
+    base: dict[str, Any] = Field({})
+    methods: dict[str, EntryConfig]
+    seeds: list[int] = Field([0, 1, 2])
+    budget: float = 10.0  # epochs of the training data, in gradient evaluations of a batch each
+
+
+#: Keys of ``base`` that a comparison sets itself, and where they come from.
+NOT_OF_BASE = {"method": "methods", "baseline": "methods", "seed": "seeds", "name": "name"}
+
+
+def load(path: Path, overrides: Sequence[str]) -> tuple[ComparisonConfig, str]:
+    """Read a file and apply overrides: keys of its top level, or of ``base`` (with or without this word before them).
+
+    Returns:
+        The settings, with a name, and what to call them in messages.
+
+    Raises:
+        ConfigError: one line that names the key at fault.
+    """
+    top = ComparisonConfig.model_fields
+    placed = [text if re.split(r"[.=]", text)[0] in top else f"base.{text}" for text in overrides]
+    tree, source = configuration.read(path, placed)
+    comparison = configuration.validated(ComparisonConfig, tree, source)
+    if not comparison.methods:
+        raise ConfigError(f"{source}: methods is empty: name at least one")
+    for key, where in NOT_OF_BASE.items():
+        if key in comparison.base:
+            raise ConfigError(f"{source}: base.{key} comes from {where!r} in a comparison: leave it out")
+    training = comparison.base.get("training")
+    if isinstance(training, dict):
+        if "epochs" in training:
+            raise ConfigError(f"{source}: base.training.epochs follows from 'budget' in a comparison: leave it out")
+        if training.get("workers"):
+            raise ConfigError(
+                f"{source}: base.training.workers={training['workers']}: a cell is one process: leave it out"
+            )
+    configuration.parse({**comparison.base}, f"{source}, base")
+    name = comparison.name or f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
+    return comparison.model_copy(update={"name": name}), source
+
+
+def method_config(comparison: ComparisonConfig, source: str, name: str, value: float | None = None) -> Config:
+    """The whole configuration of a method of the comparison, at its own learning rate or at one that is tried.
+
+    Raises:
+        ConfigError: the method's section, or the key that is tuned, is not valid.
+    """
+    entry = comparison.methods[name]
+    source = f"{source}, methods.{name}"
+    section = entry.method
+    if value is not None:
+        (key,) = entry.tune
+        section = _with(section, key.split("."), value)
+    tree = dict(comparison.base) | {"method": section}
+    if kwargs := entry.task.model.kwargs:
+        task = dict(tree.get("task") or {})
+        model = dict(task.get("model") or {})
+        tree["task"] = task | {"model": model | {"kwargs": dict(model.get("kwargs") or {}) | kwargs}}
+    return configuration.parse(tree, source)
+
+
+def _with(section: dict[str, Any], path: list[str], value: float) -> dict[str, Any]:
+    """A copy of nested dictionaries with one value set."""
+    first, *rest = path
+    inner = section.get(first)
+    return section | {first: _with(inner if isinstance(inner, dict) else {}, rest, value) if rest else value}
