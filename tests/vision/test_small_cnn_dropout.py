@@ -19,5 +19,9 @@ def test_dropout_changes_training_alone_and_no_weights() -> None:
     assert not dropout_layers(plain)
     assert set(dropout_layers(dropped)) == {"flat_drop", "head_drop"}
     assert dropped.state_dict().keys() == plain.state_dict().keys()
+    called: list[str] = []
+    for name, layer in dropout_layers(dropped).items():
+        layer.register_forward_hook(lambda *_, name=name: called.append(name))
     assert not torch.equal(dropped(images), dropped(images))
+    assert called == 2 * ["flat_drop", "head_drop"]
     torch.testing.assert_close(dropped.eval()(images), plain.eval()(images))
