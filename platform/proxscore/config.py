@@ -321,7 +321,7 @@ class LaplaceConfig(Section):
     prior_precision: float | None = Field(None, gt=0)  # null: that of the highest marginal likelihood
 
 
-SingleConfig = Annotated[
+_Single = (
     ProximalScoreConfig
     | AdamWConfig
     | SGDConfig
@@ -331,9 +331,9 @@ SingleConfig = Annotated[
     | SGLDConfig
     | SGHMCConfig
     | SWAGConfig
-    | LaplaceConfig,
-    Field(discriminator="kind"),
-]
+    | LaplaceConfig
+)
+SingleConfig = Annotated[_Single, Field(discriminator="kind")]
 
 
 class EnsembleConfig(Section):
@@ -345,20 +345,7 @@ class EnsembleConfig(Section):
     budget: Literal["each", "shared"] = "each"  # each member takes training.epochs, or they share them
 
 
-MethodConfig = Annotated[
-    ProximalScoreConfig
-    | AdamWConfig
-    | SGDConfig
-    | ELBOConfig
-    | IVONConfig
-    | MCDropoutConfig
-    | SGLDConfig
-    | SGHMCConfig
-    | SWAGConfig
-    | LaplaceConfig
-    | EnsembleConfig,
-    Field(discriminator="kind"),
-]
+MethodConfig = Annotated[_Single | EnsembleConfig, Field(discriminator="kind")]
 
 
 # ---------------------------------------------------------------- training, evaluation, tracking
