@@ -43,6 +43,9 @@ class ModelConfig(Section):
     name: str = "vit_tiny_patch16_224"
     kwargs: dict[str, Any] = {}
     weights: Path | None = None  # a state dict (.safetensors or .pt) to start from; also the mean of the prior
+    channels_last: bool = (
+        False  # memory format of the images: faster for some convolutional networks, slower for others
+    )
 
 
 class _DataConfig(Section):

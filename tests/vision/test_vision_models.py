@@ -51,6 +51,21 @@ def test_small_cnn_is_created_by_timm_for_any_channels_and_size() -> None:
     assert "at least 4x4" in refused(shape=(1, 3, 9))
 
 
+@pytest.mark.parametrize(("name", "channels"), [("small_cnn", 1), ("resnet18", 3)])
+def test_channels_last_changes_the_memory_format_and_not_the_result(name: str, channels: int) -> None:
+    plain = build(name, shape=(channels, 32, 32)).eval()
+    fast = build(name, shape=(channels, 32, 32), channels_last=True).eval()
+    fast.load_state_dict(plain.state_dict())
+    formats = []
+    fast.get_submodule("conv2" if name == "small_cnn" else "layer1").register_forward_pre_hook(
+        lambda _, inputs: formats.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    images = torch.randn(5, channels, 32, 32)
+    torch.testing.assert_close(fast(images), plain(images), atol=1e-5, rtol=1e-5)
+    assert formats == [True]
+    assert all(parameter.is_contiguous() for parameter in fast.parameters())
+
+
 @pytest.mark.parametrize(
     ("name", "kwargs"),
     [("resnet18", {}), ("vit_tiny_patch16_224", SMALL_VIT), ("small_cnn", {}), ("mobilenetv3_small_050", {})],

@@ -22,7 +22,7 @@ def build_model(config: ModelConfig, *, classes: int, shape: tuple[int, int, int
     Two zero images are sent through once, in evaluation mode, so that a network that cannot take them is refused here.
 
     Args:
-        config: name, keyword overrides for ``timm.create_model``, weights.
+        config: name, keyword overrides for ``timm.create_model``, weights, memory format of the images.
         classes: number of classes; the network returns logits (B, classes).
         shape: (channels, height, width) of an image.
 
@@ -39,7 +39,15 @@ def build_model(config: ModelConfig, *, classes: int, shape: tuple[int, int, int
     _check_forward(model, config.name, classes, shape)
     if config.weights is not None and not next(model.parameters()).is_meta:
         load_weights(model, config.weights)
+    if config.channels_last:
+        model.register_forward_pre_hook(_channels_last)
     return model
+
+
+def _channels_last(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Images in the memory format that convolutions then pass on; the weights stay as they are, which sharding needs."""
+    images, *rest = inputs
+    return (images.to(memory_format=torch.channels_last), *rest)
 
 
 def _check_name(name: str) -> None:

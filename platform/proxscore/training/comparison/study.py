@@ -12,7 +12,7 @@ from proxscore.config import ConfigError
 from proxscore.tracking import TrackedRun
 from proxscore.tracking.runs import check_server, git_tags
 from proxscore.training.comparison import records
-from proxscore.training.comparison.plan import Plan
+from proxscore.training.comparison.plan import Plan, slug
 from proxscore.training.comparison.settings import ComparisonConfig
 
 MEMORY = "comparison.json"
@@ -46,6 +46,8 @@ def recorded(plan: Plan, comparison: ComparisonConfig) -> Iterator[TrackedRun]:
             if not key.startswith(("method.", "baseline", "seed", "training.epochs"))
         }
         common |= {"budget": comparison.budget, "seeds": comparison.seeds, "gradient_evaluations": plan.evaluations}
-        methods = {f"methods.{name}": json.dumps(entry.model_dump()) for name, entry in comparison.methods.items()}
+        methods = {
+            f"methods.{slug(name)}": json.dumps(entry.model_dump()) for name, entry in comparison.methods.items()
+        }
         tracked.describe(common, git_tags() | methods)
         yield tracked
