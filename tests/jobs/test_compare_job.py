@@ -26,7 +26,7 @@ from mlflow import MlflowClient
 from proxscore.calibration import expected_calibration_error
 from proxscore.config import ConfigError, EnsembleConfig, LaplaceConfig, ProximalScoreConfig
 from proxscore.training.comparison import cell as cells
-from proxscore.training.comparison import driver, records, table
+from proxscore.training.comparison import driver, records, study, table
 from proxscore.training.comparison.budget import share
 from proxscore.training.comparison.plan import Plan, plan
 from proxscore.training.comparison.settings import load
@@ -181,6 +181,14 @@ def test_one_parent_run_has_a_child_for_each_cell(compared: Compared) -> None:
     for run_id, record in recorded.items():
         assert children[run_id].data.metrics["test/nll"] == pytest.approx(record["metrics"]["nll"])
         assert children[run_id].data.params["seed"] == str(record["seed"])
+
+
+def test_methods_may_have_names_that_are_no_tags_of_mlflow(here: Path) -> None:
+    name = "Laplace, last layer (full)"
+    comparison, source = load(Path(file_of(here, methods={name: {"method": {"kind": "adamw"}}})), [])
+    with study.recorded(plan(comparison, source), comparison) as tracked:
+        tags = tracked.client.get_run(tracked.run_id).data.tags
+    assert json.loads(tags["methods.laplace-last-layer-full"])["method"] == {"kind": "adamw"}
 
 
 def test_only_a_cell_that_is_gone_runs_again_and_gives_the_same(compared: Compared, compare: Main) -> None:
