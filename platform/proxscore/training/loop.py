@@ -48,32 +48,57 @@ def train(
     """
     if not shards(method_config):
         context.meshes = None  # the one worker's module stays whole
-    if not isinstance(method_config, EnsembleConfig):
-        fitted = fit(config, method_config, epochs, task, context)
-        return finish(fitted, fitted.posterior(), config, method_config, task, context)
-    members = ensemble.resumed(context)
-    while True:
-        each = ensemble.member_config(config, len(members))
-        place = ensemble.MemberContext(context, members, method_config.members)
-        fitted = fit(each, method_config.of, ensemble.member_epochs(method_config, epochs), task, place)
-        members.append(ensemble.finished(fitted.posterior(), fitted.snapshot.progress["seconds"]))
-        if len(members) == method_config.members:
-            return finish(fitted, Samples(members, {}), config, method_config, task, place, len(members))
+    return finish(fit_all(config, method_config, epochs, task, context), config, method_config, task)
 
 
 @dataclass
 class Fitted:
-    """What the steps of a method left."""
+    """What the steps of a method left; ``seconds`` are those of the steps and of what the method did after the last."""
 
     module: nn.Module
     method: Method
     data: TrainingData | RayTrainingData
     horizon: Horizon
     snapshot: checkpoint.Snapshot
+    seconds: float
 
     def posterior(self) -> Posterior:
         """Of the module's weights."""
         return Posterior.of(self.module, self.method)  # type: ignore[arg-type]
+
+
+@dataclass
+class Trained:
+    """What one fit left, or those of all members of an ensemble.
+
+    Attributes:
+        fitted: the last (or only) one.
+        posterior: of all together.
+        context: where the last one ran.
+        members: fits.
+        seconds: of all.
+    """
+
+    fitted: Fitted
+    posterior: Posterior
+    context: Context
+    members: int
+    seconds: float
+
+
+def fit_all(config: Config, method_config: MethodConfig, epochs: float, task: VisionTask, context: Context) -> Trained:
+    """:func:`fit` of a method, or of each member of an ensemble, one after another."""
+    if not isinstance(method_config, EnsembleConfig):
+        fitted = fit(config, method_config, epochs, task, context)
+        return Trained(fitted, fitted.posterior(), context, 1, fitted.seconds)
+    members = ensemble.resumed(context)
+    while True:
+        each = ensemble.member_config(config, len(members))
+        place = ensemble.MemberContext(context, members, method_config.members)
+        fitted = fit(each, method_config.of, ensemble.member_epochs(method_config, epochs), task, place)
+        members.append(ensemble.finished(fitted.posterior(), fitted.seconds))
+        if len(members) == method_config.members:
+            return Trained(fitted, Samples(members, {}), place, len(members), place.seconds + fitted.seconds)
 
 
 def fit(config: Config, method_config: MethodConfig, epochs: float, task: VisionTask, context: Context) -> Fitted:
@@ -121,8 +146,10 @@ def fit(config: Config, method_config: MethodConfig, epochs: float, task: Vision
                 context.report(payload, partial(checkpoint.save, snapshot=snapshot) if save else None, wait=notice)
             records, reported = [], time.perf_counter()
 
+    ended = time.perf_counter()
     conclude(method, module, task.likelihood, partial(rows_of, data), horizon.data_size)
-    return Fitted(module, method, data, horizon, snapshot)
+    seconds = progress["seconds"] + time.perf_counter() - ended
+    return Fitted(module, method, data, horizon, snapshot, seconds)
 
 
 def rows_of(data: TrainingData | RayTrainingData) -> Iterator[Batch]:
@@ -335,20 +362,9 @@ def report_of(
     }
 
 
-def finish(
-    fitted: Fitted,
-    posterior: Posterior,
-    config: Config,
-    method_config: MethodConfig,
-    task: VisionTask,
-    context: Context,
-    members: int = 1,
-) -> dict[str, Any]:
-    """Test metrics and figures of every variant, the posterior, and the last checkpoint, which holds them all.
-
-    Args:
-        members: that took as many steps as the one whose fit this is.
-    """
+def finish(trained: Trained, config: Config, method_config: MethodConfig, task: VisionTask) -> dict[str, Any]:
+    """Test metrics and figures of every variant, the posterior, and the last checkpoint, which holds them all."""
+    fitted, posterior, context = trained.fitted, trained.posterior, trained.context
     module, method, horizon, snapshot = fitted.module, fitted.method, fitted.horizon, fitted.snapshot
     posterior.description = evaluation.description(config, method_config, task, horizon) | posterior.description
     results: dict[str, Any] = {}
@@ -360,12 +376,11 @@ def finish(
 
         posterior, results["mixture_weights"] = stack(posterior, predictive)
     tested = evaluation.tested(posterior, module, task, config, context, fitted.data)
-    seconds = snapshot.progress["seconds"]
     results |= {
         "test": {name: metrics for name, (metrics, _) in tested.items()},
-        "steps": horizon.total_steps * members,
-        "evaluations": horizon.total_steps * method.evaluations_per_step * members,
-        "seconds": seconds + (context.seconds if isinstance(context, ensemble.MemberContext) else 0.0),
+        "steps": horizon.total_steps * trained.members,
+        "evaluations": horizon.total_steps * method.evaluations_per_step * trained.members,
+        "seconds": trained.seconds,
         "parameters": sum(parameter.numel() for parameter in module.parameters()),
         "advice": advice(method),
     }

@@ -20,17 +20,16 @@ import torch
 from proxscore import config as configuration
 from proxscore.calibration.risk_coverage import area_under_risk_coverage
 from proxscore.calibration.temperature import fit_temperature, tempered
-from proxscore.config import EnsembleConfig
-from proxscore.posterior import CategoricalPredictive, Posterior, Samples
+from proxscore.posterior import CategoricalPredictive, Posterior
 from proxscore.posterior.stacking import stack, wants_stacking
 from proxscore.tracking import Recorder, TrackedRun
 from proxscore.tracking.runs import git_tags
-from proxscore.training import ensemble, evaluation
+from proxscore.training import evaluation
 from proxscore.training.comparison import records
 from proxscore.training.comparison.plan import Cell
-from proxscore.training.context import Context, LocalContext, pick_device
+from proxscore.training.context import LocalContext, pick_device
 from proxscore.training.launch import RunMemory
-from proxscore.training.loop import Fitted, fit
+from proxscore.training.loop import fit_all
 from proxscore.vision.task import VisionTask
 
 TEMPERED = ("nll", "ece", "brier")  # what is reported at the fitted temperature, too
@@ -114,9 +113,10 @@ def measured(cell: Cell, recorder: Recorder) -> dict[str, Any]:
     config, method = cell.config, cell.config.method
     device = pick_device(config.training.device)
     task = VisionTask(config.task, verify=False)
-    context = _Timed(cell.folder, device, recorder, keep=config.training.keep_checkpoints)
-    fitted, posterior, seconds = trained(cell, task, context)
-    evaluations = fitted.horizon.total_steps * fitted.method.evaluations_per_step * cell.budget.members
+    context = LocalContext(cell.folder, device, recorder, keep=config.training.keep_checkpoints)
+    trained = fit_all(config, method, cell.budget.epochs, task, context)
+    fitted, posterior = trained.fitted, trained.posterior
+    evaluations = fitted.horizon.total_steps * fitted.method.evaluations_per_step * trained.members
     if evaluations + cell.budget.beside != cell.budget.evaluations:
         raise RuntimeError(
             f"took {evaluations + cell.budget.beside} gradient evaluations, not {cell.budget.evaluations}"
@@ -149,45 +149,13 @@ def measured(cell: Cell, recorder: Recorder) -> dict[str, Any]:
         "forward_passes": len(posterior.indices(draws)) if draws else 1,
         "gradient_evaluations": cell.budget.evaluations,
         "steps": cell.budget.steps,
-        "seconds": seconds,
+        "seconds": trained.seconds,
         "seconds_predicting": predicting,
         "peak_mb": peak / 1e6,
         "parameters": sum(parameter.numel() for parameter in fitted.module.parameters()),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "host": socket.gethostname(),
     }
-
-
-class _Timed(LocalContext):
-    """Knows when the loop reported last: at its last step, before what comes at the end of training."""
-
-    reported = 0.0
-
-    def report(self, payload: dict[str, Any], write: Any = None, *, wait: bool = False) -> None:
-        super().report(payload, write, wait=wait)
-        self.reported = time.perf_counter()
-
-
-def trained(cell: Cell, task: VisionTask, context: _Timed) -> tuple[Fitted, Posterior, float]:
-    """The last (or only) fit, the posterior of all, and the seconds that they took."""
-    config, method, epochs = cell.config, cell.config.method, cell.budget.epochs
-    if not isinstance(method, EnsembleConfig):
-        fitted = fit(config, method, epochs, task, context)
-        return fitted, fitted.posterior(), _seconds(fitted, context)
-    members = ensemble.resumed(context)
-    while True:
-        each = ensemble.member_config(config, len(members))
-        place: Context = ensemble.MemberContext(context, members, method.members)
-        fitted = fit(each, method.of, ensemble.member_epochs(method, epochs), task, place)
-        members.append(ensemble.finished(fitted.posterior(), _seconds(fitted, context)))
-        if len(members) == method.members:
-            total = sum(member.description["seconds"] for member in members)
-            return fitted, Samples(members, {}), total
-
-
-def _seconds(fitted: Fitted, context: _Timed) -> float:
-    """Of the steps, and of what the method did after the last one."""
-    return float(fitted.snapshot.progress["seconds"]) + time.perf_counter() - context.reported
 
 
 def selective(predictive: CategoricalPredictive) -> float:
