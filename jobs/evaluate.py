@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from proxscore.posterior import Posterior
     from proxscore.posterior.diagnostics import Gaps
-    from proxscore.vision.task import VisionTask
+    from proxscore.training.task import Task
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,11 +64,11 @@ def evaluate(source: str, overrides: list[str], split: str, draws: int, output: 
     from proxscore.training.context import LocalContext, pick_device
     from proxscore.training.evaluation import evaluate as score
     from proxscore.training.ingest import TrainingData
-    from proxscore.vision.task import VisionTask
+    from proxscore.training.task import build_task
 
     posterior = Posterior.load(_folder(source, overrides))
     config = _config(posterior.description, overrides)
-    task = VisionTask(config.task)
+    task = build_task(config.task)
     device = pick_device(config.training.device)
     built = task.build_model()
     distances = diagnosis(built, task, posterior, config, device, diagnose) if diagnose else None
@@ -76,10 +76,11 @@ def evaluate(source: str, overrides: list[str], split: str, draws: int, output: 
     context = LocalContext(output, device, lambda payloads: None, keep=1)
     training = config.training  # BatchNorm statistics of each draw come from training batches, as in training
     data = TrainingData(task.data.train, training.batch_size, rank=0, world=1, seed=config.seed)
-    metrics, figure = score(module, task, config, context, split, draws, posterior=posterior, data=data)
+    metrics, figures = score(module, task, config, context, split, draws, posterior=posterior, data=data)
     output.mkdir(parents=True, exist_ok=True)
     stem = f"{config.task.data.kind}_{split}_{draws}_draws"
-    figure.savefig(output / f"{stem}.png", dpi=150)
+    for name, figure in figures.items():
+        figure.savefig(output / f"{stem}_{name}.png", dpi=150)
     record = {"posterior": source, "split": split, "draws": draws, "data": task.describe(), "metrics": metrics}
     if distances is not None:
         record["diagnosis"] = {"draws": diagnose, **distances.metrics()}
@@ -92,12 +93,14 @@ def evaluate(source: str, overrides: list[str], split: str, draws: int, output: 
     Console(width=100).print(table)
     for line in distances.lines() if distances is not None else ():
         print(f"diagnosis  {line}")
-    print(f"metrics  {output / stem}.json\nfigure   {output / stem}.png")
+    print(f"metrics  {output / stem}.json")
+    for name in figures:
+        print(f"figure   {output / stem}_{name}.png")
     return 0
 
 
 def diagnosis(
-    module: nn.Module, task: VisionTask, posterior: Posterior, config: Config, device: torch.device, draws: int
+    module: nn.Module, task: Task, posterior: Posterior, config: Config, device: torch.device, draws: int
 ) -> Gaps:
     """Distances of the posterior from the target that it was trained for.
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError
 
-COLUMNS = ("accuracy", "nll", "ece", "brier")
+ACRONYMS = ("nll", "ece", "crps", "mase")
 POINTS = {"adamw": "AdamW", "sgd": "SGD"}
 VARIANTS = {
     "point": "{}",
@@ -74,18 +74,14 @@ def train(config: Config, result: Path | None) -> int:
         return 0
     rows = [(outcome, variant, metrics) for outcome in outcomes for variant, metrics in outcome.results["test"].items()]
     rows.sort(key=lambda row: (list(VARIANTS).index(row[1].removesuffix("_tempered")), row[1]))
+    columns = outcomes[0].headline
     table = Table(title=f"{config.name}: test split", title_justify="left")
-    for column in (
-        "",
-        *(name.upper() if name in ("nll", "ece") else name for name in COLUMNS),
-        "seconds",
-        "evaluations",
-    ):
+    for column in ("", *(name.upper() if name in ACRONYMS else name for name in columns), "seconds", "evaluations"):
         table.add_column(column, justify="left" if not column else "right")
     for outcome, variant, metrics in rows:
         name = VARIANTS[variant.removesuffix("_tempered")].format(POINTS.get(outcome.kind, outcome.kind))
         name += ", tempered" if variant.endswith("_tempered") else ""
-        values = [f"{metrics[column]:.4f}" for column in COLUMNS]
+        values = [f"{metrics[column]:.4f}" for column in columns]
         table.add_row(name, *values, f"{outcome.results['seconds']:.1f}", str(outcome.results["evaluations"]))
     Console(width=100).print(table)
     for outcome in outcomes:

@@ -110,6 +110,9 @@ class VisionConfig(Section):
     data: DataConfig = DigitsConfig()
 
 
+TaskConfig = VisionConfig
+
+
 # ---------------------------------------------------------------- method
 
 
@@ -405,7 +408,7 @@ class Config(Section):
 
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # null: a new one; a known one resumes
     seed: int = Field(0, ge=0)
-    task: VisionConfig = VisionConfig()
+    task: TaskConfig = VisionConfig()
     method: MethodConfig = ProximalScoreConfig()
     baseline: AdamWConfig | None = None  # trained too, with the same number of gradient evaluations
     training: TrainingConfig = TrainingConfig()

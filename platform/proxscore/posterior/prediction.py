@@ -36,6 +36,11 @@ class CategoricalPredictive:
         """Predictive probabilities, shaped as ``log_probabilities``."""
         return self.log_probabilities.exp()
 
+    @property
+    def log_density(self) -> Tensor:
+        """Log-probability of each target, shaped as ``targets``."""
+        return self.log_probabilities.gather(1, self.targets.long().unsqueeze(1)).squeeze(1)
+
 
 @torch.no_grad()
 def predict(

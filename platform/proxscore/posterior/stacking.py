@@ -21,7 +21,6 @@ from proxscore.config import ConfigError
 from proxscore.inference import MeanField, Mixture
 from proxscore.inference.layout import Layout
 from proxscore.posterior.posterior import Joint, Posterior
-from proxscore.posterior.prediction import CategoricalPredictive
 
 #: Least weight of a component: a weight of zero could not be told from a component that is not there.
 LEAST = 1e-6
@@ -32,12 +31,12 @@ def wants_stacking(posterior: Posterior) -> bool:
     return any(isinstance(joint.layout.family, Mixture) and joint.layout.family.stacked for joint in posterior.joint)
 
 
-def stack(posterior: Posterior, predict: Callable[[Posterior], CategoricalPredictive]) -> tuple[Posterior, list[float]]:
+def stack(posterior: Posterior, predict: Callable[[Posterior], Tensor]) -> tuple[Posterior, list[float]]:
     """The posterior with stacked mixture weights, and its mean with it.
 
     Args:
-        predict: the predictive distribution of a posterior for validation data (of this rank's rows, the same rows in
-            each call); it is called once per component. Every rank must take part.
+        predict: the log predictive density of validation targets under a posterior (of this rank's rows, the same rows
+            in each call); it is called once per component. Every rank must take part.
 
     Returns:
         The posterior, and the weights.
@@ -56,9 +55,7 @@ def stack(posterior: Posterior, predict: Callable[[Posterior], CategoricalPredic
     for component in range(family.components):
         state = {"mean": joint.state["means"][:, component], "precision": joint.state["precisions"][:, component]}
         alone = Joint(Layout(MeanField(), joint.layout.members), state)
-        predictive = predict(replace(posterior, joint=[*others, alone]))
-        rows = predictive.log_probabilities.gather(1, predictive.targets.long().unsqueeze(1)).squeeze(1)
-        columns.append(rows.flatten().double())
+        columns.append(predict(replace(posterior, joint=[*others, alone])).flatten().double())
     densities = torch.stack(columns, 1)
     if dist.is_initialized() and dist.get_world_size() > 1:
         parts: list[Tensor] = [densities] * dist.get_world_size()

@@ -12,10 +12,10 @@ from proxscore.config import Config, ConfigError, MethodConfig
 from proxscore.storage import UNREACHABLE, filesystem
 from proxscore.tracking import say
 from proxscore.training.memory import Memory, UncountableError, memory, readable
-from proxscore.vision.task import VisionTask
+from proxscore.training.task import Task
 
 
-def check_disk(config: Config, methods: list[MethodConfig], task: VisionTask) -> None:
+def check_disk(config: Config, methods: list[MethodConfig], task: Task) -> None:
     """A local storage folder has room for the checkpoints that will be kept, the newest, and one that is being written.
 
     Raises:
@@ -39,7 +39,7 @@ def check_disk(config: Config, methods: list[MethodConfig], task: VisionTask) ->
         )
 
 
-def check_memory(config: Config, method: MethodConfig, task: VisionTask, free: float, where: str) -> None:
+def check_memory(config: Config, method: MethodConfig, task: Task, free: float, where: str) -> None:
     """A worker's weights, state and activations fit into so many bytes.
 
     Args:

@@ -30,7 +30,7 @@ from proxscore.tracking import Recorder
 from proxscore.training import checks
 from proxscore.training.context import RayContext
 from proxscore.training.loop import train
-from proxscore.vision.task import VisionTask
+from proxscore.training.task import Task, build_task
 
 FINAL = (ConfigError, FloatingPointError)  # errors that another attempt cannot mend
 
@@ -124,7 +124,7 @@ def check_storage(config: Config) -> None:
             )
 
 
-def check_memory(config: Config, methods: list[MethodConfig], task: VisionTask) -> None:
+def check_memory(config: Config, methods: list[MethodConfig], task: Task) -> None:
     """The nodes that are there can hold the workers on the CPU; on GPUs, workers look for themselves.
 
     Raises:
@@ -197,7 +197,7 @@ def _worker(payload: dict[str, Any]) -> dict[str, Any]:
     config = configuration.parse(payload["config"])
     method = config.baseline if payload["baseline"] else config.method
     assert method is not None
-    context, task = RayContext(config, method), VisionTask(config.task, verify=False)
+    context, task = RayContext(config, method), build_task(config.task, verify=False)
     if context.device.type == "cuda":
         checks.check_memory(config, method, task, checks.free_memory(context.device), "this GPU")
     return train(config, method, payload["epochs"], task, context)

@@ -19,7 +19,7 @@ from proxscore.training.context import Context, pick_device
 from proxscore.training.ingest import TrainingData
 from proxscore.training.loop import first_losses, horizon_of, initial_module, train_step
 from proxscore.training.memory import Memory, UncountableError, memory, readable
-from proxscore.vision.task import VisionTask
+from proxscore.training.task import Task, build_task
 
 
 class _Alone(Context):
@@ -39,7 +39,7 @@ def dry_run(config: Config) -> str:
     The memory is counted without allocating any of it. A step is taken, after a warm-up, if this process can hold what
     all workers together would hold.
     """
-    task = VisionTask(config.task)
+    task = build_task(config.task)
     steps_per_epoch = math.ceil(len(task.data.train) / config.training.batch_size)
     horizon = horizon_of(steps_per_epoch, config.training.epochs, task)
     try:
@@ -68,7 +68,7 @@ def _one_worker(config: Config) -> object:
     return config.training.model_copy(update={"workers": 1, "draw_groups": 1, "replicate": 1})
 
 
-def _step(config: Config, task: VisionTask, horizon: Horizon) -> tuple[float, float]:
+def _step(config: Config, task: Task, horizon: Horizon) -> tuple[float, float]:
     """Training NLL and seconds of a step that is not the first."""
     context = _Alone(pick_device(config.training.device))
     torch.manual_seed(config.seed)
@@ -86,11 +86,11 @@ def _step(config: Config, task: VisionTask, horizon: Horizon) -> tuple[float, fl
     return nll, seconds
 
 
-def _work(config: Config, task: VisionTask, horizon: Horizon, counted: Memory) -> list[str]:
+def _work(config: Config, task: Task, horizon: Horizon, counted: Memory) -> list[str]:
     evaluations = horizon.total_steps * evaluations_per_step(config.method)
     return [
         f"model            {config.task.model.name}: {counted.parameters:,} parameters, {counted.trained:,} trained",
-        f"data             {config.task.data.kind}: {task.data.splits['counts']}, {task.classes} classes",
+        f"data             {config.task.data.kind}: {task.summary}",
         f"work             {horizon.total_steps} steps, {evaluations} gradient evaluations of {config.training.batch_size} rows",
     ]
 

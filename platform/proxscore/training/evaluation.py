@@ -15,17 +15,17 @@ from torch import nn
 from proxscore.calibration.temperature import fit_temperature, tempered
 from proxscore.config import Config, MethodConfig
 from proxscore.methods import Horizon, Method
-from proxscore.posterior import CategoricalPredictive, Posterior, predict
+from proxscore.posterior import Posterior
 from proxscore.training.context import Context
 from proxscore.training.ingest import Batch, RayTrainingData, TrainingData, evaluation_batches
-from proxscore.vision.task import VisionTask
+from proxscore.training.task import Predictive, Task
 
 PACKAGES = ("proxscore", "torch", "torchvision", "timm", "ray", "mlflow", "torchmetrics", "numpy")
 
 
 def evaluate(
     module: nn.Module,
-    task: VisionTask,
+    task: Task,
     config: Config,
     context: Context,
     split: str,
@@ -34,8 +34,8 @@ def evaluate(
     method: Method | None = None,
     posterior: Posterior | None = None,
     data: TrainingData | RayTrainingData | None = None,
-) -> tuple[dict[str, float], Figure]:
-    """Metrics and reliability diagram of the predictive distribution on a split, over all ranks' rows.
+) -> tuple[dict[str, float], dict[str, Figure]]:
+    """Metrics and figures of the predictive distribution on a split, over all ranks' rows.
 
     Rows that are left out as unreadable count in no metric, but, if there are any, as ``skipped_rows``.
 
@@ -52,30 +52,28 @@ def evaluate(
 
 
 def judge(
-    predictive: CategoricalPredictive, task: VisionTask, config: Config, context: Context, split: str, label: str
-) -> tuple[dict[str, float], Figure]:
-    """Metrics and reliability diagram of a predictive distribution on a split, over all ranks' rows."""
-    metrics = task.metrics(config.evaluation.bins).to(context.device)
-    if len(predictive.targets):
-        metrics.update(predictive.log_probabilities, predictive.expected_entropy, predictive.targets)
-    values = metrics.compute()
+    predictive: Predictive, task: Task, config: Config, context: Context, split: str, label: str
+) -> tuple[dict[str, float], dict[str, Figure]]:
+    """Metrics and figures of a predictive distribution on a split, over all ranks' rows."""
+    title = f"{config.name}: {split} split, {label}"
+    values, figures = task.judge(predictive, config.evaluation.bins, context.device, title)
     seen = torch.tensor(float(len(predictive.targets)), device=context.device)
     if context.world > 1:
         dist.all_reduce(seen)
     if skipped := len(getattr(task.data, split)) - round(seen.item()):
         values["skipped_rows"] = float(skipped)
-    return values, metrics.reliability_diagram(title=f"{config.name}: {split} split, {label}")
+    return values, figures
 
 
 def tested(
     posterior: Posterior,
     module: nn.Module,
-    task: VisionTask,
+    task: Task,
     config: Config,
     context: Context,
     data: TrainingData | RayTrainingData | None,
-) -> dict[str, tuple[dict[str, float], Figure]]:
-    """Metrics and reliability diagram on the test split of every variant: posterior and mean (or one member), or point.
+) -> dict[str, tuple[dict[str, float], dict[str, Figure]]]:
+    """Metrics and figures on the test split of every variant: posterior and mean (or one member), or point.
 
     With ``evaluation.temperature_scaling`` also, as ``<variant>_tempered``, those at the temperature that validation data
     prefer, which is among the metrics. What draws disagree on is not defined for them.
@@ -89,29 +87,29 @@ def tested(
         if config.evaluation.temperature_scaling:
             temperature = fit_temperature(predict_on(split="validation"), context.device)
             label = f"{label}, temperature {temperature:.2f}"
-            metrics, figure = judge(tempered(predictive, temperature), task, config, context, "test", label)
+            metrics, figures = judge(tempered(predictive, temperature), task, config, context, "test", label)
             metrics = {key: v for key, v in metrics.items() if key not in ("expected_entropy", "mutual_information")}
-            results[f"{name}_tempered"] = metrics | {"temperature": temperature}, figure
+            results[f"{name}_tempered"] = metrics | {"temperature": temperature}, figures
     return results
 
 
 def predictive_of(
     posterior: Posterior,
     module: nn.Module,
-    task: VisionTask,
+    task: Task,
     config: Config,
     context: Context,
     split: str,
     draws: int,
     data: TrainingData | RayTrainingData | None,
-) -> CategoricalPredictive:
-    """The predictive distribution for this rank's rows of a split; arguments as of :func:`evaluate`."""
+) -> Any:
+    """The :class:`Predictive` for this rank's rows of a split; arguments as of :func:`evaluate`."""
     settings = config.evaluation
     rows = getattr(task.data, split)
     norm = None
     if data is not None and settings.norm_batches and _has_batch_norm(module):
         norm = list(_first_micro_batches(data, settings.norm_batches))
-    return predict(
+    return task.predict(
         module,
         lambda: evaluation_batches(rows, settings.batch_size, context.rank, context.world),
         posterior,
@@ -131,7 +129,7 @@ def _first_micro_batches(data: TrainingData | RayTrainingData, count: int) -> It
         yield from micro_batches
 
 
-def description(config: Config, method_config: MethodConfig, task: VisionTask, horizon: Horizon) -> dict[str, Any]:
+def description(config: Config, method_config: MethodConfig, task: Task, horizon: Horizon) -> dict[str, Any]:
     """What a saved posterior says of itself."""
     return {
         "task": config.task.model_dump(mode="json"),

@@ -23,7 +23,7 @@ from proxscore.training import checks, cluster, meshes, processes
 from proxscore.training.context import LocalContext, pick_device
 from proxscore.training.evaluation import versions
 from proxscore.training.loop import train
-from proxscore.vision.task import VisionTask
+from proxscore.training.task import Task, build_task
 
 
 @dataclass
@@ -36,6 +36,7 @@ class Outcome:
         run_id: in MLflow.
         results: as the loop returned them.
         folder: holds ``posterior`` and ``figures``.
+        headline: metrics of the task that are shown first.
     """
 
     label: str
@@ -43,6 +44,7 @@ class Outcome:
     run_id: str
     results: dict[str, Any]
     folder: Path
+    headline: tuple[str, ...]
 
 
 def run(config: Config, show: Callable[[str], None] = say) -> list[Outcome]:
@@ -58,7 +60,7 @@ def run(config: Config, show: Callable[[str], None] = say) -> list[Outcome]:
         ConfigError: a setting or file at fault, before anything is trained.
     """
     config = processes.counted(absolute(config))
-    task = VisionTask(config.task)
+    task = build_task(config.task)
     task.build_model(torch.device("meta") if config.training.meta_init else None)
     meshes.shape(config, config.method)
     alone = processes.launched() or config.training.workers == 0
@@ -84,7 +86,7 @@ def run(config: Config, show: Callable[[str], None] = say) -> list[Outcome]:
     return [outcome for outcome in outcomes if outcome is not None]
 
 
-def _check_this_machine(config: Config, methods: list[MethodConfig], task: VisionTask, *, alone: bool) -> None:
+def _check_this_machine(config: Config, methods: list[MethodConfig], task: Task, *, alone: bool) -> None:
     """Disk, memory and tracking server, as far as this machine can tell; see :mod:`proxscore.training.checks`."""
     checks.check_disk(config, methods, task)
     if alone:
@@ -116,7 +118,7 @@ def absolute(config: Config) -> Config:
 
 
 def _run_method(
-    config: Config, method: MethodConfig, epochs: float, task: VisionTask, show: Callable[[str], None]
+    config: Config, method: MethodConfig, epochs: float, task: Task, show: Callable[[str], None]
 ) -> Outcome | None:
     label = f"{config.name}-{method.kind}"
     if processes.rank() > 0:
@@ -153,14 +155,14 @@ def _run_method(
         tracked.artifacts(final / "figures", "figures")
         tracked.artifacts(final / "posterior", "posterior")
         (final / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    return Outcome(label, method.kind, tracked.run_id, results, final)
+    return Outcome(label, method.kind, tracked.run_id, results, final, task.headline)
 
 
 def _train_here(
     config: Config,
     method: MethodConfig,
     epochs: float,
-    task: VisionTask,
+    task: Task,
     label: str,
     sink: Callable[[list[dict[str, Any]]], None],
 ) -> tuple[dict[str, Any], Path]:

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from proxscore.config import Config, ConfigError, EnsembleConfig, MethodConfig, ParquetConfig
 from proxscore.inference import noise
 from proxscore.methods import Horizon, Method, advice, build_method, conclude, shards
-from proxscore.posterior import CategoricalPredictive, Posterior, Samples
+from proxscore.posterior import Posterior, Samples
 from proxscore.posterior.stacking import stack, wants_stacking
 from proxscore.tracking import say
 from proxscore.training import checkpoint, ensemble, evaluation
@@ -26,15 +26,13 @@ from proxscore.training.ingest import Batch, RayTrainingData, TrainingData, toge
 from proxscore.training.materialize import materialize
 from proxscore.training.observe import Observer
 from proxscore.training.parallelize import parallelize
+from proxscore.training.task import Task
 from proxscore.vision.ray_data import Share, StreamedRows
-from proxscore.vision.task import VisionTask
 
 WORST = 1e9  # score of a checkpoint before any validation: finite, as Ray keeps scores in JSON
 
 
-def train(
-    config: Config, method_config: MethodConfig, epochs: float, task: VisionTask, context: Context
-) -> dict[str, Any]:
+def train(config: Config, method_config: MethodConfig, epochs: float, task: Task, context: Context) -> dict[str, Any]:
     """Train one method on a task and evaluate it on the test split.
 
     Resumes from the context's last checkpoint, if there is one.
@@ -86,7 +84,7 @@ class Trained:
     seconds: float
 
 
-def fit_all(config: Config, method_config: MethodConfig, epochs: float, task: VisionTask, context: Context) -> Trained:
+def fit_all(config: Config, method_config: MethodConfig, epochs: float, task: Task, context: Context) -> Trained:
     """:func:`fit` of a method, or of each member of an ensemble, one after another."""
     if not isinstance(method_config, EnsembleConfig):
         fitted = fit(config, method_config, epochs, task, context)
@@ -101,7 +99,7 @@ def fit_all(config: Config, method_config: MethodConfig, epochs: float, task: Vi
             return Trained(fitted, Samples(members, {}), place, len(members), place.seconds + fitted.seconds)
 
 
-def fit(config: Config, method_config: MethodConfig, epochs: float, task: VisionTask, context: Context) -> Fitted:
+def fit(config: Config, method_config: MethodConfig, epochs: float, task: Task, context: Context) -> Fitted:
     """All steps of a method on a task, from the context's last checkpoint on, if there is one."""
     torch.manual_seed(config.seed)
     module = initial_module(config, task, context)
@@ -187,7 +185,7 @@ def restore(snapshot: checkpoint.Snapshot, context: Context) -> None:
         raise ConfigError(f"every checkpoint of this run is damaged ({damaged[0]}): take another name")
 
 
-def initial_module(config: Config, task: VisionTask, context: Context) -> nn.Module:
+def initial_module(config: Config, task: Task, context: Context) -> nn.Module:
     """The task's network on this process's device, sharded as configured, with its initial weights.
 
     Raises:
@@ -205,7 +203,7 @@ def initial_module(config: Config, task: VisionTask, context: Context) -> nn.Mod
 def train_step(
     module: nn.Module,
     method: Method,
-    task: VisionTask,
+    task: Task,
     micro_batches: list[Batch],
     size: int,
     config: Config,
@@ -251,7 +249,7 @@ def train_step(
 
 
 def score(
-    module: nn.Module, task: VisionTask, micro_batches: list[Batch], size: int, config: Config, context: Context
+    module: nn.Module, task: Task, micro_batches: list[Batch], size: int, config: Config, context: Context
 ) -> torch.Tensor:
     """Forward and backward passes over this rank's part of a batch, at the weights as they are.
 
@@ -277,7 +275,7 @@ FIRST_BATCHES = 10
 
 
 def first_losses(
-    module: nn.Module, task: VisionTask, config: Config, context: Context, data: TrainingData | RayTrainingData
+    module: nn.Module, task: Task, config: Config, context: Context, data: TrainingData | RayTrainingData
 ) -> Iterator[tuple[torch.Tensor, int]]:
     """Average losses of this rank's part of the first batches, in training mode, for a method that looks at data first."""
     module.train()
@@ -292,7 +290,7 @@ def first_losses(
         yield loss * (context.data_world / size), size
 
 
-def training_data(config: Config, task: VisionTask, context: Context) -> TrainingData | RayTrainingData:
+def training_data(config: Config, task: Task, context: Context) -> TrainingData | RayTrainingData:
     """The training batches of this rank: from Ray Data where the cluster streams them, else from the task's data set."""
     training = config.training
     if isinstance(config.task.data, ParquetConfig) and context.on_ray:
@@ -310,7 +308,7 @@ def training_data(config: Config, task: VisionTask, context: Context) -> Trainin
     )
 
 
-def horizon_of(steps_per_epoch: int, epochs: float, task: VisionTask) -> Horizon:
+def horizon_of(steps_per_epoch: int, epochs: float, task: Task) -> Horizon:
     """Length of a run of so many epochs."""
     return Horizon(max(round(epochs * steps_per_epoch), 1), steps_per_epoch, len(task.data.train))
 
@@ -362,7 +360,7 @@ def report_of(
     }
 
 
-def finish(trained: Trained, config: Config, method_config: MethodConfig, task: VisionTask) -> dict[str, Any]:
+def finish(trained: Trained, config: Config, method_config: MethodConfig, task: Task) -> dict[str, Any]:
     """Test metrics and figures of every variant, the posterior, and the last checkpoint, which holds them all."""
     fitted, posterior, context = trained.fitted, trained.posterior, trained.context
     module, method, horizon, snapshot = fitted.module, fitted.method, fitted.horizon, fitted.snapshot
@@ -370,11 +368,12 @@ def finish(trained: Trained, config: Config, method_config: MethodConfig, task: 
     results: dict[str, Any] = {}
     if wants_stacking(posterior):
 
-        def predictive(candidate: Posterior) -> CategoricalPredictive:
-            draws = config.evaluation.draws
-            return evaluation.predictive_of(candidate, module, task, config, context, "validation", draws, fitted.data)
+        def log_density(candidate: Posterior) -> Tensor:
+            draws, data = config.evaluation.draws, fitted.data
+            predictive = evaluation.predictive_of(candidate, module, task, config, context, "validation", draws, data)
+            return predictive.log_density
 
-        posterior, results["mixture_weights"] = stack(posterior, predictive)
+        posterior, results["mixture_weights"] = stack(posterior, log_density)
     tested = evaluation.tested(posterior, module, task, config, context, fitted.data)
     results |= {
         "test": {name: metrics for name, (metrics, _) in tested.items()},
@@ -391,8 +390,9 @@ def finish(trained: Trained, config: Config, method_config: MethodConfig, task: 
         if context.rank == 0:
             gathered.save(folder / "posterior")
             (folder / "figures").mkdir()
-            for name, (_, figure) in tested.items():
-                figure.savefig(folder / "figures" / f"reliability_{name}.png", dpi=150)
+            for variant, (_, figures) in tested.items():
+                for name, figure in figures.items():
+                    figure.savefig(folder / "figures" / f"{name}_{variant}.png", dpi=150)
 
     context.report(report_of(snapshot.progress, horizon, [], {}, checkpoint=True), write, wait=True)
     return results

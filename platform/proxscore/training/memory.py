@@ -13,7 +13,7 @@ from proxscore.methods import Horizon, build_method
 from proxscore.training import meshes
 from proxscore.training.ensemble import member_epochs
 from proxscore.training.parallelize import blocks, parallelize
-from proxscore.vision.task import VisionTask
+from proxscore.training.task import Task
 
 ADAMW = 4  # weights, gradients, two moments
 
@@ -65,7 +65,7 @@ class UncountableError(Exception):
     """A network that can be built, but not on the meta device."""
 
 
-def memory(config: Config, settings: MethodConfig, task: VisionTask) -> Memory:
+def memory(config: Config, settings: MethodConfig, task: Task) -> Memory:
     """Count what a worker of a method holds.
 
     Raises:
@@ -83,7 +83,7 @@ def memory(config: Config, settings: MethodConfig, task: VisionTask) -> Memory:
         raise UncountableError(f"{config.task.model.name} cannot be counted without its numbers ({reason})") from error
 
 
-def _memory(config: Config, settings: MethodConfig, task: VisionTask) -> Memory:
+def _memory(config: Config, settings: MethodConfig, task: Task) -> Memory:
     members, epochs = 1, config.training.epochs
     if isinstance(settings, EnsembleConfig):
         members, epochs, settings = settings.members, member_epochs(settings, epochs), settings.of
@@ -109,7 +109,7 @@ def _memory(config: Config, settings: MethodConfig, task: VisionTask) -> Memory:
     return Memory(parameters, trained, shards, held, gathered, _activations(config, module, task, rows) * wide / 4)
 
 
-def _activations(config: Config, module: nn.Module, task: VisionTask, rows: int) -> float:
+def _activations(config: Config, module: nn.Module, task: Task, rows: int) -> float:
     """Bytes that autograd saves in a forward pass of so many rows, each storage once, parameters not counted."""
     storages = {p.untyped_storage()._cdata for p in module.parameters()}
     saved: dict[int, int] = {}

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from proxscore.calibration import ClassificationMetrics
+from proxscore.calibration.comparison import Curve, classification_curves
+from proxscore.calibration.risk_coverage import area_under_risk_coverage
 from proxscore.config import VisionConfig
 from proxscore.inference import Categorical
+from proxscore.posterior import CategoricalPredictive, predict
 from proxscore.vision.data import load_images
 from proxscore.vision.models import build_model
 
@@ -31,6 +36,19 @@ class VisionTask:
         ConfigError: what is at fault in the data, in one line.
     """
 
+    headline: tuple[str, ...] = ("accuracy", "nll", "ece", "brier")
+    columns: Sequence[tuple[str, str, int]] = (
+        ("accuracy", "accuracy", 4),
+        ("NLL", "nll", 4),
+        ("ECE", "ece", 4),
+        ("Brier", "brier", 4),
+        ("AURC", "aurc", 4),
+        ("NLL, tempered", "nll_tempered", 4),
+        ("ECE, tempered", "ece_tempered", 4),
+    )
+    tempers = True
+    predict = staticmethod(predict)
+
     def __init__(self, config: VisionConfig, *, verify: bool = True) -> None:
         self.config = config
         self.data = load_images(config.data, verify=verify)
@@ -50,9 +68,29 @@ class VisionTask:
         """Inputs and targets of a batch's shape and type, all zero."""
         return torch.zeros(rows, *self.data.shape, device=device), torch.zeros(rows, dtype=torch.long, device=device)
 
-    def metrics(self, bins: int = 15) -> ClassificationMetrics:
-        """Fresh metrics of predictions over these classes; calibration errors use ``bins`` bins of confidence."""
-        return ClassificationMetrics(self.classes, bins)
+    def judge(
+        self, predictive: CategoricalPredictive, bins: int, device: torch.device, title: str
+    ) -> tuple[dict[str, float], dict[str, Figure]]:
+        """Metrics over all ranks' rows, with ``bins`` bins of confidence, and the reliability diagram."""
+        metrics = ClassificationMetrics(self.classes, bins).to(device)
+        if len(predictive.targets):
+            metrics.update(predictive.log_probabilities, predictive.expected_entropy, predictive.targets)
+        return metrics.compute(), {"reliability": metrics.reliability_diagram(title=title)}
+
+    def compared(self, predictive: CategoricalPredictive) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """The area under the risk-coverage curve; confidence and correctness of every row."""
+        log_confidences, labels = predictive.log_probabilities.max(1)
+        confidences, correct = log_confidences.exp().flatten(), (labels == predictive.targets).flatten()
+        kept = {"confidences": confidences, "correct": correct}
+        return {"aurc": area_under_risk_coverage(confidences, correct)}, kept
+
+    def comparison_figure(self, curves: Sequence[Curve], bins: int) -> Figure:
+        """Reliability and risk-coverage curves."""
+        return classification_curves(curves, bins)
+
+    @property
+    def summary(self) -> str:
+        return f"{self.data.splits['counts']}, {self.classes} classes"
 
     def describe(self) -> dict[str, Any]:
         """What to record of the data: kind, number of classes, shape (C, H, W), and how they were split."""

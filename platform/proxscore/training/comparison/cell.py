@@ -12,15 +12,13 @@ import socket
 import sys
 import time
 import warnings
-from functools import partial
 from typing import Any
 
 import torch
 
 from proxscore import config as configuration
-from proxscore.calibration.risk_coverage import area_under_risk_coverage
 from proxscore.calibration.temperature import fit_temperature, tempered
-from proxscore.posterior import CategoricalPredictive, Posterior
+from proxscore.posterior import Posterior
 from proxscore.posterior.stacking import stack, wants_stacking
 from proxscore.tracking import Recorder, TrackedRun
 from proxscore.tracking.runs import git_tags
@@ -30,7 +28,7 @@ from proxscore.training.comparison.plan import Cell
 from proxscore.training.context import LocalContext, pick_device
 from proxscore.training.launch import RunMemory
 from proxscore.training.loop import fit_all
-from proxscore.vision.task import VisionTask
+from proxscore.training.task import build_task
 
 TEMPERED = ("nll", "ece", "brier")  # what is reported at the fitted temperature, too
 PARENT = "mlflow.parentRunId"  # MLflow's tag, by which its pages nest runs
@@ -112,7 +110,7 @@ def measured(cell: Cell, recorder: Recorder) -> dict[str, Any]:
     """
     config, method = cell.config, cell.config.method
     device = pick_device(config.training.device)
-    task = VisionTask(config.task, verify=False)
+    task = build_task(config.task, verify=False)
     context = LocalContext(cell.folder, device, recorder, keep=config.training.keep_checkpoints)
     trained = fit_all(config, method, cell.budget.epochs, task, context)
     fitted, posterior = trained.fitted, trained.posterior
@@ -124,23 +122,25 @@ def measured(cell: Cell, recorder: Recorder) -> dict[str, Any]:
     peak = peak_bytes(device)
     draws = config.evaluation.draws if posterior.random else 0
 
-    def predict(split: str, source: Posterior) -> CategoricalPredictive:
+    def predict(split: str, source: Posterior) -> Any:
         return evaluation.predictive_of(source, fitted.module, task, config, context, split, draws, fitted.data)
 
     if wants_stacking(posterior):
-        posterior, _ = stack(posterior, partial(predict, "validation"))
+        posterior, _ = stack(posterior, lambda candidate: predict("validation", candidate).log_density)
     started = time.perf_counter()
     predictive = predict("test", posterior)
     predicting = time.perf_counter() - started
     validation = predict("validation", posterior)
-    metrics, figure = evaluation.judge(predictive, task, config, context, "test", f"{cell.method}, seed {cell.seed}")
-    figure.savefig(cell.folder / "reliability.png", dpi=150)
-    metrics["aurc"] = selective(predictive)
+    metrics, figures = evaluation.judge(predictive, task, config, context, "test", f"{cell.method}, seed {cell.seed}")
+    for name, figure in figures.items():
+        figure.savefig(cell.folder / f"{name}.png", dpi=150)
+    more, kept = task.compared(predictive)
+    metrics |= more
     if config.evaluation.temperature_scaling:
         temperature = fit_temperature(validation)
         scaled, _ = evaluation.judge(tempered(predictive, temperature), task, config, context, "test", "tempered")
         metrics |= {f"{name}_tempered": scaled[name] for name in TEMPERED} | {"temperature": temperature}
-    records.keep_predictions(cell.folder, predictive)
+    records.keep_predictions(cell.folder, kept)
     posterior.description = evaluation.description(config, method, task, fitted.horizon)
     posterior.gather().save(cell.folder / "posterior")
     return {
@@ -156,12 +156,6 @@ def measured(cell: Cell, recorder: Recorder) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "host": socket.gethostname(),
     }
-
-
-def selective(predictive: CategoricalPredictive) -> float:
-    """AURC of a predictive with one row per target."""
-    log_confidences, labels = predictive.log_probabilities.max(1)
-    return area_under_risk_coverage(log_confidences.exp().flatten(), (labels == predictive.targets).flatten())
 
 
 def peak_bytes(device: torch.device) -> float:

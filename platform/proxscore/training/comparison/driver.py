@@ -33,10 +33,12 @@ class Progress:
     Args:
         show: receives lines.
         total: cells, as far as it is known; those of tuned methods join when their trials are done.
+        headline: the metric that is shown of a cell.
     """
 
     show: Callable[[str], None]
     total: int
+    headline: str
     kept: int = 0
     done: int = 0
     failed: int = 0
@@ -47,7 +49,8 @@ class Progress:
         self.done += 1
         name = f"{cell.method}, {cell.setting}, seed {cell.seed}"
         if record["status"] == "finished":
-            self.line(f"{name}: accuracy {record['metrics']['accuracy']:.4f}, {record['seconds']:.1f} s of training")
+            value = record["metrics"][self.headline]
+            self.line(f"{name}: {self.headline} {value:.4f}, {record['seconds']:.1f} s of training")
         else:
             self.failed += 1
             self.line(f"{name} failed: {record['reason']}")
@@ -131,7 +134,7 @@ def run(plan: Plan, parent: str, show: Callable[[str], None]) -> Records:
     """
     tuned = [contender for contender in plan.contenders if contender.trials]
     later = len(plan.seeds) - 1  # cells of a tuned method whose trials have the first seed
-    progress = Progress(show, len({key(cell) for cell in plan.first()}) + later * len(tuned))
+    progress = Progress(show, len({key(cell) for cell in plan.first()}) + later * len(tuned), plan.task.headline[0])
     pool = _Pool(plan, parent, progress)
     with pool.cancelling():
         for cell in plan.first():

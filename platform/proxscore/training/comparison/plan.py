@@ -20,7 +20,7 @@ from proxscore.training import launch
 from proxscore.training.comparison.budget import Budget, share
 from proxscore.training.comparison.settings import ComparisonConfig, method_config
 from proxscore.training.loop import horizon_of
-from proxscore.vision.task import VisionTask
+from proxscore.training.task import Task, build_task
 
 AS_GIVEN = "default"  # the setting of a method at its own learning rate
 MATTERS = ("task.", "method.", "evaluation.", "seed", "training.batch_size", "training.precision")
@@ -81,6 +81,7 @@ class Plan:
     contenders: list[Contender]
     evaluations: int
     config: Config  # what is common to all cells
+    task: Task
 
     def cell(self, contender: Contender, setting: str, seed: int) -> Cell:
         """A method at a setting, from a seed."""
@@ -115,7 +116,7 @@ def plan(comparison: ComparisonConfig, source: str) -> Plan:
     """
     _check_fairness(comparison)
     base = _resolved(configuration.parse(dict(comparison.base), f"{source}, base"), comparison)
-    task = VisionTask(base.task)
+    task = build_task(base.task)
     steps_per_epoch = math.ceil(len(task.data.train) / base.training.batch_size)
     total = round(comparison.budget * steps_per_epoch)
     contenders = []
@@ -132,7 +133,7 @@ def plan(comparison: ComparisonConfig, source: str) -> Plan:
             _check_method(name, config, task, budget)
         contenders.append(Contender(name, configs, trials, key, budget))
     folder = Path(base.training.storage) / str(comparison.name)
-    return Plan(str(comparison.name), folder, list(comparison.seeds), contenders, total, base)
+    return Plan(str(comparison.name), folder, list(comparison.seeds), contenders, total, base, task)
 
 
 def _check_fairness(comparison: ComparisonConfig) -> None:
@@ -180,7 +181,7 @@ def _with_length(config: Config, budget: Budget, comparison: ComparisonConfig) -
     return config.model_copy(update={"training": config.training.model_copy(update=update)})
 
 
-def _check_method(name: str, config: Config, task: VisionTask, budget: Budget) -> None:
+def _check_method(name: str, config: Config, task: Task, budget: Budget) -> None:
     """Build network and method once, as a cell will.
 
     Raises:
@@ -197,7 +198,6 @@ def _check_method(name: str, config: Config, task: VisionTask, budget: Budget) -
         raise ConfigError(f"methods.{name}: {error}") from error
 
 
-def _example_losses(module: torch.nn.Module, task: VisionTask) -> Iterator[tuple[torch.Tensor, int]]:
-    zeros, targets = task.example(2, torch.device("cpu"))
-    inputs = torch.randn(zeros.shape, generator=torch.Generator().manual_seed(0))
+def _example_losses(module: torch.nn.Module, task: Task) -> Iterator[tuple[torch.Tensor, int]]:
+    inputs, targets = task.data.train.__getitems__([0, 1])
     yield task.likelihood.nll(module(inputs), targets).mean(), 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from proxscore.config import ConfigError
-from proxscore.posterior import CategoricalPredictive
 from proxscore.training.comparison.plan import Cell
 
 RECORD, PREDICTIONS = "cell.json", "predictions.npz"
@@ -60,17 +59,17 @@ def finished(cell: Cell) -> dict[str, Any] | None:
     return record
 
 
-def keep_predictions(folder: Path, predictive: CategoricalPredictive) -> None:
-    """Write log-probabilities (N, C) as float32 and targets (N,)."""
-    log_probabilities, targets = predictive.log_probabilities.float().numpy(), predictive.targets.numpy()
+def keep_predictions(folder: Path, predictions: Mapping[str, Tensor]) -> None:
+    """Write what a task keeps of the predictions for the test split."""
+    arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in predictions.items()}
     with (folder / PREDICTIONS).open("wb") as file:
-        np.savez_compressed(file, log_probabilities=log_probabilities, targets=targets)
+        np.savez_compressed(file, **arrays)
 
 
-def predictions(folder: Path) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (N, C) and targets (N,) of the test split."""
+def predictions(folder: Path) -> dict[str, Tensor]:
+    """What :func:`keep_predictions` wrote."""
     with np.load(folder / PREDICTIONS) as held:
-        return torch.from_numpy(held["log_probabilities"]), torch.from_numpy(held["targets"])
+        return {name: torch.from_numpy(held[name]) for name in held.files}
 
 
 @contextmanager

@@ -15,15 +15,8 @@ from proxscore.training.comparison.driver import Records, best
 from proxscore.training.comparison.plan import AS_GIVEN, Contender, Plan
 
 NONE = "–"
-#: Heading, key of a cell's numbers, and digits, of what is averaged.
-COLUMNS = [
-    ("accuracy", "accuracy", 4),
-    ("NLL", "nll", 4),
-    ("ECE", "ece", 4),
-    ("Brier", "brier", 4),
-    ("AURC", "aurc", 4),
-    ("NLL, tempered", "nll_tempered", 4),
-    ("ECE, tempered", "ece_tempered", 4),
+#: Heading, key of a cell's numbers, and digits, of what is averaged beside the task's metrics.
+COSTS = [
     ("forward passes", "forward_passes", 0),
     ("gradient evaluations", "gradient_evaluations", 0),
     ("seconds", "seconds", 1),
@@ -84,7 +77,7 @@ def rows(plan: Plan, found: Records) -> list[Row]:
 
 def markdown(plan: Plan, table: Sequence[Row]) -> str:
     """The table, and below it what is missing and what was tuned."""
-    columns = [column for column in COLUMNS if any(row.numbers(column[1]) for row in table)]
+    columns = [column for column in (*plan.task.columns, *COSTS) if any(row.numbers(column[1]) for row in table)]
     lines = [
         f"# {plan.name}",
         "",

@@ -1,0 +1,105 @@
+"""What training asks of a task, and the task of a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from proxscore.config import TaskConfig
+from proxscore.posterior import Posterior
+from proxscore.posterior.prediction import Batches
+
+if TYPE_CHECKING:
+    from proxscore.calibration.comparison import Curve
+
+
+class Likelihood(Protocol):
+    """Also an ``nn.Module``."""
+
+    def nll(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Negative log-likelihood in nats: (N,) of outputs (N, ...) and targets (N, ...)."""
+
+
+class Predictive(Protocol):
+    """A predictive distribution for the rows of a split."""
+
+    targets: Tensor
+
+    @property
+    def log_density(self) -> Tensor:
+        """Log predictive density (or probability) of each row's target, (N,), in nats."""
+
+
+class Task(Protocol):
+    """Everything about a kind of data and network that training, evaluation and tracking need.
+
+    Attributes:
+        config: its section of the configuration.
+        data: ``train``, ``validation`` and ``test`` data sets: ``len`` and ``__getitems__``, which stacks rows.
+        likelihood: of targets given the network's outputs.
+        headline: metrics that are shown first, the first of them in lines of progress.
+        columns: heading, metric and digits of a comparison's table.
+        tempers: whether predictives can be scaled by a temperature.
+        summary: of the data, in a line.
+    """
+
+    config: Any
+    data: Any
+    likelihood: Any
+    headline: tuple[str, ...]
+    columns: Sequence[tuple[str, str, int]]
+    tempers: bool
+
+    @property
+    def summary(self) -> str: ...
+
+    def build_model(self, device: torch.device | None = None) -> nn.Module:
+        """The network; on the meta device without numbers."""
+
+    def example(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of a batch's shape and type."""
+
+    def describe(self) -> dict[str, Any]:
+        """What to record of the data."""
+
+    def predict(
+        self,
+        module: nn.Module,
+        batches: Batches,
+        posterior: Posterior | None,
+        *,
+        draws: int,
+        seed: int,
+        refresh: Batches | None,
+        autocast: torch.dtype | None,
+    ) -> Any:
+        """The :class:`Predictive` of a module's posterior; see :func:`proxscore.posterior.predict`."""
+
+    def judge(
+        self, predictive: Any, bins: int, device: torch.device, title: str
+    ) -> tuple[dict[str, float], dict[str, Figure]]:
+        """Metrics of a predictive over all ranks' rows, and figures by name."""
+
+    def compared(self, predictive: Any) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Of a predictive in a comparison (in one process): more metrics, and what :meth:`comparison_figure` needs of it."""
+
+    def comparison_figure(self, curves: Sequence[Curve], bins: int) -> Figure:
+        """All methods of a comparison in one figure."""
+
+
+def build_task(config: TaskConfig, *, verify: bool = True) -> Task:
+    """The task that a section describes.
+
+    Args:
+        verify: look at every file of the data once.
+
+    Raises:
+        ConfigError: what is at fault in the data, in one line.
+    """
+    from proxscore.vision.task import VisionTask
+
+    return VisionTask(config, verify=verify)
