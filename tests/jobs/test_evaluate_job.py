@@ -28,7 +28,7 @@ def score(evaluate: Main, trained: Trained, monkeypatch: pytest.MonkeyPatch, tmp
     def run(*arguments: str) -> dict[str, Any]:
         assert evaluate([*arguments, "--output", "scores"]) == 0
         (record,) = (tmp_path / "scores").glob("*.json")
-        assert record.with_suffix(".png").is_file()
+        assert record.with_name(f"{record.stem}_reliability.png").is_file()
         found: dict[str, Any] = json.loads(record.read_text())
         record.unlink()
         return found

@@ -11,6 +11,7 @@ import torch
 from sklearn.metrics import accuracy_score, log_loss
 
 from proxscore.config import DigitsConfig, ModelConfig, VisionConfig
+from proxscore.posterior import CategoricalPredictive
 from proxscore.vision.task import VisionTask
 
 
@@ -23,9 +24,9 @@ def test_network_likelihood_and_metrics_fit_the_data() -> None:
     probabilities /= probabilities.sum(1, keepdims=True)
     expected = log_loss(labels.numpy(), probabilities)
     assert abs(nll - expected) < 1e-5
-    metrics = task.metrics(bins=15)
-    metrics.update(log_probabilities, -(log_probabilities.exp() * log_probabilities).sum(1), labels)
-    computed = metrics.compute()
+    predictive = CategoricalPredictive(log_probabilities, -(log_probabilities.exp() * log_probabilities).sum(1), labels)
+    computed, figures = task.judge(predictive, 15, torch.device("cpu"), "untrained")
+    assert list(figures) == ["reliability"]
     assert abs(computed["nll"] - expected) < 1e-5
     assert abs(computed["accuracy"] - accuracy_score(labels.numpy(), probabilities.argmax(1))) < 1e-6
 
