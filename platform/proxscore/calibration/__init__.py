@@ -8,17 +8,30 @@ from proxscore.calibration.calibration_error import (
     reliability_bins,
 )
 from proxscore.calibration.classification import ClassificationMetrics, brier_score, entropy, negative_log_likelihood
+from proxscore.calibration.crps import crps_gaussian, crps_samples, crps_student_t
+from proxscore.calibration.pit import Uniformity, pit_counts, pit_values, uniformity
+from proxscore.calibration.quantiles import interval_score, pinball_loss, sample_quantiles
 from proxscore.calibration.reliability import reliability_diagram
 
 __all__ = [
     "ClassificationMetrics",
     "ReliabilityBins",
+    "Uniformity",
     "adaptive_calibration_error",
     "brier_score",
+    "crps_gaussian",
+    "crps_samples",
+    "crps_student_t",
     "entropy",
     "expected_calibration_error",
+    "interval_score",
     "maximum_calibration_error",
     "negative_log_likelihood",
+    "pinball_loss",
+    "pit_counts",
+    "pit_values",
     "reliability_bins",
     "reliability_diagram",
+    "sample_quantiles",
+    "uniformity",
 ]
