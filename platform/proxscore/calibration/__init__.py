@@ -9,12 +9,15 @@ from proxscore.calibration.calibration_error import (
 )
 from proxscore.calibration.classification import ClassificationMetrics, brier_score, entropy, negative_log_likelihood
 from proxscore.calibration.crps import crps_gaussian, crps_samples, crps_student_t
+from proxscore.calibration.forecasting import ForecastMetrics
 from proxscore.calibration.pit import Uniformity, pit_counts, pit_values, uniformity
 from proxscore.calibration.quantiles import interval_score, pinball_loss, sample_quantiles
 from proxscore.calibration.reliability import reliability_diagram
+from proxscore.calibration.seasonal_error import seasonal_error
 
 __all__ = [
     "ClassificationMetrics",
+    "ForecastMetrics",
     "ReliabilityBins",
     "Uniformity",
     "adaptive_calibration_error",
@@ -33,5 +36,6 @@ __all__ = [
     "reliability_bins",
     "reliability_diagram",
     "sample_quantiles",
+    "seasonal_error",
     "uniformity",
 ]
