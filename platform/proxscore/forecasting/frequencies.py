@@ -36,14 +36,14 @@ class Grid:
     Attributes:
         frequency: alias for offsets, as GluonTS's estimators take it.
         period: alias of the same grid for ``pandas.Period``, which has names of its own (``M`` for ``ME``).
-        units: units of the calendar or of time per step.
-        length: nanoseconds of a unit; None where it varies.
+        units: units of the calendar, or of time, per step.
+        step: nanoseconds; None where they vary.
     """
 
     frequency: str
     period: str
     units: int
-    length: int | None
+    step: int | None
 
     @classmethod
     def of(cls, frequency: str, source: str = "frequency") -> Grid:
@@ -68,19 +68,20 @@ class Grid:
         base = {"MS": "ME", "QS": "QE", "YS": "YE"}.get(base, base)
         count = "" if offset.n == 1 else str(offset.n)
         names = (count + name + (f"-{anchor}" if anchor else "") for name in (base, base.removesuffix("E")))
-        return cls(*names, offset.n, _LENGTHS.get(base))
+        return cls(*names, offset.n, offset.n * _LENGTHS[base] if base in _LENGTHS else None)
 
     def start(self, time: np.datetime64) -> pd.Period:
         """The period that holds a timestamp."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # pandas will drop periods of business days; GluonTS has them
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # pandas will drop periods of business days; GluonTS has them
             return pd.Period(pd.Timestamp(time), freq=self.period)
 
     def steps(self, times: Times) -> tuple[Steps, NDArray[np.bool_]]:
         """(N,) number of steps from the first of ``times`` (N,), rounded down, and whether each time lies on a step."""
-        if self.length is not None:
-            since = (times - times[0]).astype(np.int64)
-            steps, rest = np.divmod(since, self.length * self.units)
+        if self.step is not None:
+            steps, rest = np.divmod((times - times[0]).astype(np.int64), self.step)
             return steps, rest == 0
         unit = self.period.lstrip("0123456789")
         with warnings.catch_warnings():

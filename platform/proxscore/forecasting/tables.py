@@ -225,7 +225,9 @@ def _covariates(
     for column, values in covariates.items():
         missing = np.flatnonzero(np.isnan(values[rows]))
         if missing.size:
-            raise ConfigError(f"{table.where(rows[missing[0]], name)}: covariate {column} is missing; every row needs it")
+            raise ConfigError(
+                f"{table.where(rows[missing[0]], name)}: covariate {column} is missing; every row needs it"
+            )
     if covariates and len(steps) <= steps[-1]:
         at = int(np.flatnonzero(np.diff(steps) > 1)[0])
         raise ConfigError(
@@ -247,7 +249,9 @@ def _constants(columns: Columns, name: str, values: NDArray[Any], groups: dict[s
         own = values[rows]
         missing = np.flatnonzero(pd.isna(own))
         if missing.size:
-            raise ConfigError(f"{columns.where(int(rows[missing[0]]))}, series {series!r}: static feature {name} is missing")
+            raise ConfigError(
+                f"{columns.where(int(rows[missing[0]]))}, series {series!r}: static feature {name} is missing"
+            )
         other = np.flatnonzero(own != own[0])
         if other.size:
             raise ConfigError(
