@@ -67,8 +67,9 @@ class Grid:
             anchor = _MONTHS[9 + _MONTHS.index(anchor) % 3]
         base = {"MS": "ME", "QS": "QE", "YS": "YE"}.get(base, base)
         count = "" if offset.n == 1 else str(offset.n)
-        names = (count + name + (f"-{anchor}" if anchor else "") for name in (base, base.removesuffix("E")))
-        return cls(*names, offset.n, offset.n * _LENGTHS[base] if base in _LENGTHS else None)
+        suffix = f"-{anchor}" if anchor else ""
+        step = offset.n * _LENGTHS[base] if base in _LENGTHS else None
+        return cls(f"{count}{base}{suffix}", f"{count}{base.removesuffix('E')}{suffix}", offset.n, step)
 
     def start(self, time: np.datetime64) -> pd.Period:
         """The period that holds a timestamp."""
