@@ -82,27 +82,26 @@ def test_series_of_a_table_are_those_that_gluonts_reads_from_it(tmp_path: Path, 
     data = load(write(table, tmp_path / f"table.{ending}"), **FEATURES)
     period = data.series[0].start.freqstr
     static = pd.DataFrame({"region": pd.Categorical(["region 1", "region 0"]), "size": [2.5, 5.0]}, index=["a", "b"])
-    for entries, long in ((data.to_gluonts(), table), (data.to_gluonts()[::-1], table[::-1].sort_values("timestamp"))):
-        theirs = PandasDataset.from_long_dataframe(
-            long.astype({"holiday": float}),
-            item_id="id",
-            timestamp="timestamp",
-            target="target",
-            freq=period,
-            feat_dynamic_real=["price", "holiday"],
-            past_feat_dynamic_real=["wind"],
-            static_features=static,
-        )
-        by_id = {entry["item_id"]: entry for entry in theirs}
-        assert len(entries) == len(by_id) == 2
-        for entry in entries:
-            other = by_id[entry["item_id"]]
-            assert entry.keys() == other.keys() - {"feat_dynamic_cat", "past_feat_dynamic_cat"}
-            assert entry["start"] == other["start"]
-            for key in entry.keys() - {"item_id", "start"}:
-                np.testing.assert_allclose(
-                    entry[key], np.asarray(other[key]).astype(np.float64), rtol=1e-6, err_msg=key
-                )
+    theirs = PandasDataset.from_long_dataframe(
+        table.astype({"holiday": float}),
+        item_id="id",
+        timestamp="timestamp",
+        target="target",
+        freq=period,
+        feat_dynamic_real=["price", "holiday"],
+        past_feat_dynamic_real=["wind"],
+        static_features=static,
+    )
+    entries = data.to_gluonts()
+    by_id = {entry["item_id"]: entry for entry in theirs}
+    assert [entry["item_id"] for entry in entries] == ["a", "b"]
+    assert by_id.keys() == {"a", "b"}
+    for entry in entries:
+        other = by_id[entry["item_id"]]
+        assert entry.keys() == other.keys() - {"feat_dynamic_cat", "past_feat_dynamic_cat"}
+        assert entry["start"] == other["start"]
+        for key in entry.keys() - {"item_id", "start"}:
+            np.testing.assert_allclose(entry[key], np.asarray(other[key]).astype(np.float64), rtol=1e-6, err_msg=key)
     assert data.categories == {"region": ("region 0", "region 1")}
     assert data.cardinalities == (2,)
     for each in data.series:
@@ -240,7 +239,7 @@ def test_times_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
     table = frame(("a",))
     table.loc[29, "timestamp"] = pd.Timestamp("2214-03-01")
     path = write(table, tmp_path / "table.csv")
-    assert "row 29, series 'a': 30 rows over 1665529 steps of h, from 2024-03-01" in refusal(path)
+    assert "row 29, series 'a': 30 rows over 1665481 steps of h, from 2024-03-01" in refusal(path)
     table["timestamp"] = table.timestamp.astype(str)
     for value, text in [
         ("soon", "'soon'"),
@@ -269,18 +268,20 @@ def test_text_dates_and_time_zones_are_read_as_their_utc_time(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("column", ["target", "price"])
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [("n.d.", "is 'n.d.', which is text; expected a number"), (np.inf, "is inf; expected a number that float32 can hold"),
-     (-1e39, "is -1e+39; expected a number that float32 can hold")],
-)  # fmt: skip
-def test_values_that_are_no_numbers_are_refused_by_row(tmp_path: Path, column: str, value: Any, expected: str) -> None:
+def test_values_that_are_no_numbers_are_refused_by_row(tmp_path: Path, column: str) -> None:
     table = frame()
-    table[column] = table[column].astype(object if isinstance(value, str) else float)
-    table.loc[7, column] = value
-    for ending in ("csv",) if isinstance(value, str) else ("csv", "parquet"):
-        path = write(table.astype({column: str}) if isinstance(value, str) else table, tmp_path / f"table.{ending}")
-        assert refusal(path, known_covariates=["price"]) == f"{path}, row 7: {column} {expected}"
+    for value in (np.inf, -1e39):
+        table.loc[7, column] = value
+        for ending in ("csv", "parquet"):
+            path = write(table, tmp_path / f"table.{ending}")
+            message = f"{path}, row 7: {column} is {value}; expected a number that float32 can hold"
+            assert refusal(path, known_covariates=["price"]) == message
+    texts = table.assign(**{column: [str(value) for value in table[column]]})
+    texts.loc[7, column] = "n.d."
+    for ending in ("csv", "parquet"):
+        path = write(texts, tmp_path / f"table.{ending}")
+        message = f"{path}, row 7: {column} is 'n.d.', which is text; expected a number"
+        assert refusal(path, known_covariates=["price"]) == message
 
 
 @pytest.mark.parametrize("setting", ["known_covariates", "past_covariates"])

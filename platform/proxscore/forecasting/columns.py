@@ -188,7 +188,7 @@ def _read(path: Path, names: Sequence[str] | None, texts: Sequence[str]) -> Any:
 def _parsed(column: Any) -> Times:
     """Times from text; NaT where it is none. The year must come first: 01/02/2000 means two days to two readers."""
     texts = pd.Series(column.to_pylist(), dtype=object)
-    texts = texts.where(texts.str.match(r"\s*\d{4}").fillna(False).astype(bool))
+    texts = texts.where(texts.str.match(r"\s*\d{4}", na=False))
     times = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=True)
     if times.isna().any():
         guessed = pd.to_datetime(texts, errors="coerce", utc=True)
