@@ -1,0 +1,1 @@
+"""Probabilistic forecasts of time series: data, windows, networks and their predictive distributions."""

@@ -1,0 +1,197 @@
+"""Columns of a table that lies in one file or several: read by pyarrow, checked, and named by file and row in errors.
+
+Files end in ``.parquet``, ``.csv``, ``.csv.gz``, ``.arrow``, ``.ipc`` or ``.feather`` (the Arrow file format). A folder
+is the files in it, in the order of their names. Rows are counted from 0 in each file; a CSV file's header is no row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.feather
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from proxscore.config import ConfigError
+from proxscore.forecasting.frequencies import Times
+
+_ENDINGS = (".parquet", ".csv", ".csv.gz", ".arrow", ".ipc", ".feather")
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+class Columns:
+    """Some columns of the files of a table, whose rows are numbered through all files.
+
+    Args:
+        files: in the order of their rows.
+        names: columns to read; others are left alone. None: all.
+        texts: columns that are text even where all their values look like numbers (001 is not 1).
+
+    Raises:
+        ConfigError: a file that cannot be read, or that lacks a column.
+    """
+
+    def __init__(self, files: Sequence[Path], names: Sequence[str] | None = None, texts: Sequence[str] = ()) -> None:
+        self.files = list(files)
+        self._tables = [_read(path, names, texts) for path in self.files]
+        self._starts = np.cumsum([0, *(table.num_rows for table in self._tables)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the columns of the first file."""
+        return list(self._tables[0].column_names)
+
+    def where(self, row: int) -> str:
+        """How errors name a row: its file, and its number there."""
+        file = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return f"{self.files[file]}, row {row - self._starts[file]}"
+
+    def numbers(self, name: str) -> NDArray[np.float64]:
+        """A column of integers, floats, decimals or booleans as float64; null and NaN are NaN.
+
+        Raises:
+            ConfigError: a value that is text, infinite, or too large for float32; file and row are named.
+        """
+        parts = []
+        for first, column in self._parts(name):
+            kind = column.type
+            if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+                self._refuse_text(name, first, column)
+            numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+            if not (numeric or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
+                raise ConfigError(f"{self.where(first)}: column {name!r} is {kind}; expected numbers")
+            if pa.types.is_boolean(kind):
+                column = column.cast(pa.int8())
+            parts.append(column.cast(pa.float64(), safe=False).to_numpy().astype(np.float64))
+        values = np.concatenate(parts)
+        wrong = np.flatnonzero(np.abs(values) > _LARGEST)
+        if wrong.size:
+            row = int(wrong[0])
+            raise ConfigError(f"{self.where(row)}: {name} is {values[row]}; expected a number that float32 can hold")
+        return values
+
+    def times(self, name: str) -> Times:
+        """A column of dates, timestamps or text (ISO 8601, or as 2000/1/31 13:00) in nanoseconds; time zones become UTC.
+
+        Raises:
+            ConfigError: another type, a null, text that is no such time, or a time outside 1678..2261.
+        """
+        parts = []
+        for first, column in self._parts(name):
+            kind = column.type
+            if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+                times = _parsed(column)
+            elif pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+                years = pc.year(column)
+                held = pc.if_else(pc.and_(pc.greater(years, 1677), pc.less(years, 2262)), column, None)
+                times = held.cast(pa.timestamp("ns", getattr(kind, "tz", None))).to_numpy()
+            else:
+                raise ConfigError(f"{self.where(first)}: column {name!r} is {kind}; expected dates, timestamps or text")
+            unread = np.flatnonzero(np.isnat(times))
+            if unread.size:
+                row = int(unread[0])
+                value = column[row].as_py()
+                raise ConfigError(
+                    f"{self.where(first + row)}: {name} is {'null' if value is None else repr(value)}; "
+                    "expected a time such as 2000-01-31 13:00, from 1678 to 2261"
+                )
+            parts.append(times.astype("datetime64[ns]"))
+        return np.concatenate(parts)
+
+    def texts(self, name: str) -> NDArray[Any]:
+        """A column of text, integers, booleans or dates as str.
+
+        Raises:
+            ConfigError: a null, or values of another type.
+        """
+        parts = []
+        for first, column in self._parts(name):
+            if column.null_count:
+                row = first + pc.index(column.is_null(), True).as_py()
+                raise ConfigError(f"{self.where(row)}: {name} is null; every row needs a value there")
+            try:
+                parts.append(np.array(column.cast(pa.string()).to_pylist(), dtype=object))
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+                raise ConfigError(f"{self.where(first)}: column {name!r} is {column.type}; expected text") from None
+        return np.concatenate(parts)
+
+    def _parts(self, name: str) -> Iterator[tuple[int, Any]]:
+        """The column in each file that has rows, and the number of its first row."""
+        for first, table in zip(self._starts, self._tables, strict=False):
+            if table.num_rows:
+                column = table.column(name)
+                if pa.types.is_dictionary(column.type):
+                    column = column.cast(column.type.value_type)
+                yield int(first), column
+
+    def _refuse_text(self, name: str, first: int, column: Any) -> None:
+        values = column.to_pylist()
+        numeric = pd.to_numeric(pd.Series(values, dtype=object), errors="coerce").notna()
+        filled = [row for row, value in enumerate(values) if value not in (None, "")]
+        row = next((row for row in filled if not numeric[row]), filled[0] if filled else 0)
+        raise ConfigError(f"{self.where(first + row)}: {name} is {values[row]!r}, which is text; expected a number")
+
+
+def find_files(path: Path, setting: str) -> list[Path]:
+    """The file at ``path``, or the table's files in that folder by name.
+
+    Raises:
+        ConfigError: nothing there, no such file in the folder, or another ending. ``setting`` is named.
+    """
+    place = path.expanduser().absolute()
+    if place.is_file():
+        if not place.name.endswith(_ENDINGS):
+            raise ConfigError(f"{setting} {place}: a table's file must end in {', '.join(_ENDINGS)}")
+        return [place]
+    if not place.is_dir():
+        raise ConfigError(f"{setting} {place}: no such file or folder")
+    files = sorted(file for file in place.iterdir() if file.name.endswith(_ENDINGS) and not file.name.startswith("."))
+    if not files:
+        raise ConfigError(f"{setting} {place}: no file in it ends in {', '.join(_ENDINGS)}")
+    return files
+
+
+def _read(path: Path, names: Sequence[str] | None, texts: Sequence[str]) -> Any:
+    try:
+        if path.name.endswith(".parquet"):
+            present = pq.read_schema(path).names
+            table = None
+        elif path.name.endswith((".csv", ".csv.gz")):
+            table = pyarrow.csv.read_csv(
+                path, convert_options=pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in texts})
+            )
+            present = table.column_names
+        else:
+            table = pyarrow.feather.read_table(path)
+            present = table.column_names
+        for name in names or ():
+            if name not in present:
+                raise ConfigError(f"{path}: no column {name!r}; it has {', '.join(present)}")
+            if present.count(name) > 1:
+                raise ConfigError(f"{path}: two columns are called {name!r}; names must be unique")
+        wanted = list(dict.fromkeys(names)) if names is not None else present
+        return pq.read_table(path, columns=wanted) if table is None else table.select(wanted)
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(f"{path}: not a readable table: {' '.join(str(error).split())}") from error
+
+
+def _parsed(column: Any) -> Times:
+    """Times from text; NaT where it is none. The year must come first: 01/02/2000 means two days to two readers."""
+    texts = pd.Series(column.to_pylist(), dtype=object)
+    texts = texts.where(texts.str.match(r"\s*\d{4}", na=False))
+    times = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=True)
+    if times.isna().any():
+        guessed = pd.to_datetime(texts, errors="coerce", utc=True)
+        times = guessed if guessed.isna().sum() < times.isna().sum() else times
+    times = times.where((times.dt.year > 1677) & (times.dt.year < 2262))  # nanoseconds hold no others
+    return times.dt.tz_localize(None).to_numpy().astype("datetime64[ns]")

@@ -1,0 +1,132 @@
+"""Which forecasts train, validate and test: rolling origins in each series.
+
+An origin o is the index of a forecast's first step: with horizon H its targets are the steps o..o+H-1, its past the steps
+before o. Validation and test are lists of origins; training windows lie wholly before ``train_end``. No target is in two
+parts: in every series
+
+    targets of training < train_end <= targets of validation < first origin of test <= targets of test.
+
+The past of a window may hold steps that were targets of an earlier part: they are known when the forecast is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from proxscore.config import ConfigError
+from proxscore.forecasting.series import SeriesData
+
+Origins = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The split of one series: ``train_end``, and the ascending origins of its validation and test windows."""
+
+    train_end: int
+    validation: Origins
+    test: Origins
+
+
+def split_series(
+    data: SeriesData,
+    horizon: int,
+    *,
+    context: int = 1,
+    test_windows: int = 1,
+    validation_windows: int = 1,
+    stride: int | None = None,
+) -> list[Split]:
+    """A split for each series: at the data set's own borders where it has them, else back from the end of the series.
+
+    From the end: the last test target is the series' last step; test origins lie ``stride`` apart before it, and so do
+    validation origins, the last of which ends where the first test window begins.
+    At borders: every window whose targets are in the part, or, with a stride, the first of each ``stride`` of them.
+
+    Args:
+        data: the series.
+        horizon: H, steps of a forecast.
+        context: steps of past that a training window must have; less than a network's context where its windows may
+            be padded.
+        test_windows, validation_windows: origins of each series, without borders.
+        stride: steps between origins; None: H, or 1 at borders.
+
+    Raises:
+        ConfigError: a series, or a part of it, is too short; its name, its length and what is needed are given.
+    """
+    if data.borders is not None:
+        splits = [_at_borders(data, horizon, stride or 1)] * len(data.series)
+    else:
+        splits = [
+            _from_end(len(each), horizon, test_windows, validation_windows, stride or horizon) for each in data.series
+        ]
+    for each, split in zip(data.series, splits, strict=True):
+        if split.train_end < context + horizon:
+            _refuse(each.id, len(each), len(each) - split.train_end, context, horizon, data.borders is not None)
+    return splits
+
+
+def record(splits: list[Split], horizon: int) -> dict[str, Any]:
+    """What a run records of its splits: numbers of windows, and a SHA-256 of every ``train_end`` and origin."""
+    digest = hashlib.sha256()
+    for split in splits:
+        for numbers in ([split.train_end], split.validation, split.test):
+            digest.update(np.asarray([len(numbers), *numbers], dtype="<i8").tobytes())
+    return {
+        "horizon": horizon,
+        "training_steps": sum(split.train_end for split in splits),
+        "validation_windows": sum(len(split.validation) for split in splits),
+        "test_windows": sum(len(split.test) for split in splits),
+        "sha256": digest.hexdigest(),
+    }
+
+
+def season_errors(data: SeriesData, splits: list[Split]) -> NDArray[np.float32]:
+    """(N,) mean |y_t - y_{t-m}| over the training part of each series, the scale of MASE and MSIS, in its units.
+
+    m is the season, or 1 where the training part is no longer than that; pairs with a missing value count nowhere. A
+    series that is constant, or has no pair, has no scale: NaN, so that its scaled errors are NaN too, not infinite.
+    """
+    errors = []
+    for each, split in zip(data.series, splits, strict=True):
+        past = each.target[: split.train_end].astype(np.float64)
+        season = data.season if data.season < len(past) else 1
+        differences = np.abs(past[season:] - past[:-season])
+        seen = differences[~np.isnan(differences)]
+        errors.append(seen.mean() if seen.any() else np.nan)
+    return np.array(errors, dtype=np.float32)
+
+
+def _from_end(length: int, horizon: int, test_windows: int, validation_windows: int, stride: int) -> Split:
+    test = length - horizon - stride * np.arange(test_windows, dtype=np.int64)[::-1]
+    validation = test[0] - horizon - stride * np.arange(validation_windows, dtype=np.int64)[::-1]
+    return Split(int(validation[0]), validation, test)
+
+
+def _at_borders(data: SeriesData, horizon: int, stride: int) -> Split:
+    borders = data.borders
+    assert borders is not None
+    parts = {"validation": (borders.train, borders.validation), "test": (borders.validation, borders.test)}
+    origins = {}
+    for part, (first, end) in parts.items():
+        origins[part] = np.arange(first, end - horizon + 1, stride, dtype=np.int64)
+        if not len(origins[part]):
+            raise ConfigError(
+                f"series {data.series[0].id!r}: its {part} part has {end - first} steps, and a horizon of {horizon} needs "
+                f"{horizon}; use a shorter horizon"
+            )
+    return Split(borders.train, origins["validation"], origins["test"])
+
+
+def _refuse(name: str, length: int, held_out: int, context: int, horizon: int, own: bool) -> None:
+    needed = held_out + context + horizon
+    hint = "a shorter horizon or context" if own else "a shorter horizon or context, fewer windows or a smaller stride"
+    raise ConfigError(
+        f"series {name!r} has {length} steps and needs {needed}: {held_out} for validation and test, and {context} of past "
+        f"with a horizon of {horizon} to train on; use {hint}, or leave the series out"
+    )
