@@ -16,6 +16,7 @@ by the blocks, so that operators of all blocks live in one space. What a block p
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -118,7 +119,7 @@ def _layers(
     """``depth`` linear layers with activation and dropout between them."""
     widths = [features, *[hidden] * (depth - 1)]
     layers: list[nn.Module] = []
-    for first, second in zip(widths[:-1], widths[1:], strict=True):
+    for first, second in pairwise(widths):
         layers += [nn.Linear(first, second), activation(), nn.Dropout(rate)]
     return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
 
@@ -218,12 +219,20 @@ class Koopa(nn.Module):
         self.variant_decoder = _layers(dynamic_dim, width, hidden_dim, hidden_layers, nn.Tanh, dropout)
         self.operators = nn.ModuleList(GlobalOperator(dynamic_dim) for _ in range(blocks))
         self.dynamics = LocalDynamics(-(-horizon // segment))
-        frequencies = torch.arange(context // 2 + 1)
-        self.register_buffer("dominant", frequencies < max(1, int(alpha * len(frequencies))))
+        self._lines = tuple(range(max(1, int(alpha * (context // 2 + 1)))))
+        self.register_buffer("dominant", torch.zeros(context // 2 + 1, dtype=torch.bool))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Write the filter into its buffer, for a module that was built without memory; the layers see to themselves."""
+        self.dominant.zero_()
+        self.dominant[list(self._lines)] = True
 
     def set_filter(self, windows: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Take the dominant frequencies from batches of training windows; see :func:`dominant_frequencies`."""
-        self.dominant.copy_(dominant_frequencies(windows, self.context, self.alpha))
+        dominant = dominant_frequencies(windows, self.context, self.alpha)
+        self._lines = tuple(dominant.nonzero().flatten().tolist())
+        self.reset_parameters()
 
     def forward(self, x: Tensor, observed: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """See the module's docstring for the formulas.
