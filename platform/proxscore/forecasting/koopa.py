@@ -73,11 +73,11 @@ def dominant_frequencies(windows: Iterable[tuple[Tensor, Tensor]], context: int,
         (L // 2 + 1,) bool; at least one is set.
     """
     count = context // 2 + 1
-    total = torch.zeros(count, dtype=torch.float64)
+    total = torch.zeros(count, dtype=torch.float64, device="cpu")
     for values, observed in windows:
         amplitude = torch.fft.rfft(normalise(values, observed)[0], dim=1).abs().mean(2)
         total += amplitude.sum(0).double().cpu()
-    dominant = torch.zeros(count, dtype=torch.bool)
+    dominant = torch.zeros(count, dtype=torch.bool, device="cpu")
     dominant[total.topk(max(1, int(alpha * count))).indices] = True
     return dominant
 

@@ -44,7 +44,7 @@ class ForecastNetwork(nn.Module):
         fields = self.packing.unpack(inputs)
         if samples:
             return self._sample(fields, samples, generator)
-        return self._parameters(fields)
+        return self._outputs(fields)
 
     def sample(self, inputs: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Samples (n, B, H) of what comes after each window, without gradient, in units of the target.
@@ -59,11 +59,11 @@ class ForecastNetwork(nn.Module):
         with torch.no_grad():
             return self(inputs, samples=n, generator=generator)
 
-    def _parameters(self, fields: dict[str, Tensor]) -> Tensor:
+    def _outputs(self, fields: dict[str, Tensor]) -> Tensor:
         return stack(*self.net(**fields))
 
     def _sample(self, fields: dict[str, Tensor], n: int, generator: torch.Generator | None) -> Tensor:
-        return self.likelihood.sample(self._parameters(fields), n, generator)
+        return self.likelihood.sample(self._outputs(fields), n, generator)
 
 
 class AutoregressiveNetwork(ForecastNetwork):
@@ -74,7 +74,7 @@ class AutoregressiveNetwork(ForecastNetwork):
 
     autoregressive = True
 
-    def _parameters(self, fields: dict[str, Tensor]) -> Tensor:
+    def _outputs(self, fields: dict[str, Tensor]) -> Tensor:
         net: Any = self.net
         arguments, scale, *_ = net.unroll_lagged_rnn(**fields)
         return stack([part[:, -self.horizon :] for part in arguments], torch.zeros_like(scale), scale)

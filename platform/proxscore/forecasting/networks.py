@@ -72,7 +72,9 @@ class Features:
                     f"series {entry.get('item_id')} carries {count} of {', '.join(kinds)}; the first series {counts[0]}"
                 )
         known, past, static, real = counts[0]
-        values = np.array([entry.get("feat_static_cat", ()) for entry in series], dtype=np.int64).reshape(-1, static)
+        values = np.array([entry.get("feat_static_cat", ()) for entry in series], dtype=np.int64).reshape(
+            len(series), static
+        )
         sizes = tuple(categories) if categories is not None else tuple((values.max(0) + 1).tolist())
         for row, column in np.argwhere((values < 0) | (values >= np.array(sizes, dtype=np.int64).reshape(1, -1))):
             raise ConfigError(
@@ -128,15 +130,16 @@ NAMES = (*_ESTIMATORS, "Koopa")
 
 _OUTPUTS: dict[str, type[DistributionOutput]] = {"student_t": StudentTOutput, "normal": NormalOutput}
 
-# Keywords of estimators that come from the data or the task, are the business of the method and the training loop, or
-# would give something else than a distribution per step.
-_TAKEN = frozenset(
-    "self freq prediction_length context_length num_feat_dynamic_real num_feat_static_cat num_feat_static_real cardinality "
-    "dynamic_dims past_dynamic_dims static_dims static_cardinalities dynamic_cardinalities past_dynamic_cardinalities "
-    "lr weight_decay patience batch_size num_batches_per_epoch trainer_kwargs train_sampler validation_sampler "
-    "num_parallel_samples distr_output quantiles nonnegative_pred_samples imputation_method time_features "
-    "context horizon channels".split()
-)
+# Keywords of estimators that are not the user's: they come from the data or the task, belong to the method and the
+# training loop, or give something else than a distribution per step.
+_DATA = {"freq", "cardinality", "num_feat_dynamic_real", "num_feat_static_cat", "num_feat_static_real"}
+_DATA |= {"dynamic_dims", "past_dynamic_dims", "static_dims"}
+_DATA |= {"dynamic_cardinalities", "past_dynamic_cardinalities", "static_cardinalities"}
+_TASK = {"self", "prediction_length", "context_length", "distr_output", "context", "horizon", "channels"}
+_TRAINING = {"lr", "weight_decay", "patience", "batch_size", "num_batches_per_epoch", "trainer_kwargs"}
+_TRAINING |= {"train_sampler", "validation_sampler"}
+_OBJECTS = {"num_parallel_samples", "quantiles", "nonnegative_pred_samples", "imputation_method", "time_features"}
+_TAKEN = _DATA | _TASK | _TRAINING | _OBJECTS
 
 
 @dataclass(frozen=True)
@@ -220,12 +223,13 @@ def plan(
     if left_out:
         log.warning("%s takes no %s features of the series: they are left out", name, ", ".join(left_out))
     try:
-        if estimator is None:
-            blueprint = _koopa(kwargs, horizon, context, likelihood)
-        else:
-            keywords = {**estimator.defaults(context), **kwargs, **estimator.keywords(features)}
-            blueprint = _gluonts(name, estimator.kind, keywords, frequency, horizon, context, likelihood)
-        _check_forward(blueprint)
+        with torch.random.fork_rng([]):  # trials draw nothing from the stream that initial weights come from
+            if estimator is None:
+                blueprint = _koopa(kwargs, horizon, context, likelihood)
+            else:
+                keywords = {**estimator.defaults(context), **kwargs, **estimator.keywords(features)}
+                blueprint = _gluonts(name, estimator.kind, keywords, frequency, horizon, context, likelihood)
+            _check_forward(blueprint)
     except ConfigError:
         raise
     except Exception as error:  # each network checks its keywords in its own way: assert, pydantic, RuntimeError, ...
