@@ -1,1 +1,1 @@
-"""Probabilistic forecasts of time series: data, windows, networks and their predictive distributions."""
+"""Time series: their data, networks by name and Koopa, and forecasting as a task."""

@@ -1,0 +1,166 @@
+"""What networks predict per step: families of distributions by their stacked parameters, and mixtures of them over draws."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+import torch
+from torch import Tensor, distributions, nn
+
+
+@contextmanager
+def seeded(generator: torch.Generator | None, device: torch.device) -> Iterator[None]:
+    """Random numbers within follow from the generator's next one, and torch's own stream goes on afterwards as if none had
+    been drawn: distributions of torch, and networks that sample by them, take no generator. Without one, nothing changes."""
+    if generator is None:
+        yield
+        return
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+class StepDistribution(nn.Module, ABC):
+    """A likelihood of H steps that are independent given the network's outputs (..., H, K), in units of the target.
+
+    The K numbers of a step are the family's parameters, named by ``names``, in its domain: positive where it says so.
+    All is computed in float32 or better.
+    """
+
+    names: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def distribution(self, outputs: Tensor) -> distributions.Distribution:
+        """Of torch, with batch shape (..., H)."""
+
+    @property
+    def size(self) -> int:
+        """K."""
+        return len(self.names)
+
+    def nll(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Negative log-likelihood in nats, summed over the observed steps.
+
+        Args:
+            outputs: (B, H, K).
+            targets: (B, 2, H), values and observed flags; the value of a missing step is any finite number.
+
+        Returns:
+            (B,); 0 for a row without an observed step.
+
+        Raises:
+            ValueError: shapes that do not fit.
+        """
+        if outputs.ndim != 3 or targets.shape != (len(outputs), 2, outputs.shape[1]) or outputs.shape[2] != self.size:
+            raise ValueError(
+                f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)} do not fit: "
+                f"expected (B, H, {self.size}) and (B, 2, H)"
+            )
+        values, observed = targets.unbind(1)
+        return -torch.where(observed > 0, self.log_density(outputs, values), 0).sum(1)
+
+    def log_density(self, outputs: Tensor, values: Tensor) -> Tensor:
+        """Natural logarithm of the density of each step: outputs (..., H, K) and values (..., H) to (..., H)."""
+        return self.distribution(outputs).log_prob(values)
+
+    def sample(self, outputs: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n independent samples of each step, without gradient: (..., H, K) to (n, ..., H).
+
+        Args:
+            outputs: parameters.
+            n: how many.
+            generator: what the samples follow from; torch's own stream without.
+        """
+        with seeded(generator, outputs.device):
+            return self.distribution(outputs).sample((n,))
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """(..., H, K) to (..., H)."""
+        return self.distribution(outputs).mean
+
+    def variance(self, outputs: Tensor) -> Tensor:
+        """(..., H, K) to (..., H)."""
+        return self.distribution(outputs).variance
+
+
+def _parts(outputs: Tensor) -> tuple[Tensor, ...]:
+    return (outputs if outputs.dtype == torch.float64 else outputs.float()).unbind(-1)
+
+
+class StudentT(StepDistribution):
+    """Student's t: degrees of freedom above 2 (below, the variance is not finite), location, scale."""
+
+    names = ("df", "loc", "scale")
+
+    def distribution(self, outputs: Tensor) -> distributions.Distribution:
+        """See :class:`StepDistribution`."""
+        return distributions.StudentT(*_parts(outputs), validate_args=False)
+
+
+class Normal(StepDistribution):
+    """Gaussian: mean and standard deviation."""
+
+    names = ("loc", "scale")
+
+    def distribution(self, outputs: Tensor) -> distributions.Distribution:
+        """See :class:`StepDistribution`."""
+        return distributions.Normal(*_parts(outputs), validate_args=False)
+
+
+LIKELIHOODS: dict[str, type[StepDistribution]] = {"student_t": StudentT, "normal": Normal}
+
+
+class Mixture:
+    """The predictive of a batch, 1/S sum_s p(y | outputs_s), added up draw by draw; S x B x H is never held.
+
+    With m_s and v_s the mean and variance of a step under draw s:
+
+        mean = 1/S sum m_s    aleatoric = 1/S sum v_s    epistemic = 1/S sum (m_s - mean)^2
+
+    and the variance of the mixture is aleatoric + epistemic (law of total variance).
+
+    Args:
+        likelihood: family of the outputs.
+        values: (B, H), where the density is wanted; any finite number at missing steps.
+    """
+
+    def __init__(self, likelihood: StepDistribution, values: Tensor) -> None:
+        self.likelihood, self.values, self.draws = likelihood, values, 0
+        self._log_sum = torch.full_like(values, -math.inf, dtype=torch.float64)
+        self._mean, self._squares, self._variances = (torch.zeros_like(self._log_sum) for _ in range(3))
+
+    def add(self, outputs: Tensor) -> None:
+        """The outputs (B, H, K) of one more draw."""
+        self.draws += 1
+        density = self.likelihood.log_density(outputs, self.values)
+        self._log_sum = torch.logaddexp(self._log_sum, density.double())
+        mean = self.likelihood.mean(outputs).double()
+        change = mean - self._mean  # Welford: no difference of large squares
+        self._mean = self._mean + change / self.draws
+        self._squares = self._squares + change * (mean - self._mean)
+        self._variances = self._variances + self.likelihood.variance(outputs).double()
+
+    @property
+    def log_density(self) -> Tensor:
+        """(B, H), of the mixture, step by step."""
+        return self._log_sum - math.log(self.draws)
+
+    @property
+    def mean(self) -> Tensor:
+        """(B, H)."""
+        return self._mean
+
+    @property
+    def aleatoric(self) -> Tensor:
+        """(B, H) variance."""
+        return self._variances / self.draws
+
+    @property
+    def epistemic(self) -> Tensor:
+        """(B, H) variance; 0 for a single draw."""
+        return self._squares / self.draws

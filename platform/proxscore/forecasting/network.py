@@ -1,0 +1,128 @@
+"""A forecasting network as the training loop sees it: one vector of inputs per window, parameters per step.
+
+The network within says, as those of GluonTS do, what is predicted of the window that it has scaled: the arguments of a
+distribution of x, a location a and a scale s, so that the target is y = a + s x. Outputs are the parameters of y.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from proxscore.forecasting.distributions import StepDistribution, seeded
+from proxscore.forecasting.koopa import Koopa
+from proxscore.forecasting.windows import Packing
+
+
+class ForecastNetwork(nn.Module):
+    """``forward(inputs (B, F))`` gives the parameters (B, H, K) of the predictive distribution of each step.
+
+    Args:
+        net: takes the fields of ``packing`` and returns (arguments, a, s); a GluonTS network or a :class:`PointForecaster`.
+        packing: of the inputs.
+        likelihood: family of the K parameters. Its last two are location and scale.
+        horizon: H.
+
+    Attributes:
+        autoregressive: the outputs of a step condition on the targets of the steps before it, which are among the
+            inputs. Their log-densities add up to that of the whole path, but they are not forecasts of h steps ahead:
+            those are samples. False for :class:`ForecastNetwork` itself, whose outputs use no target.
+    """
+
+    autoregressive = False
+
+    def __init__(self, net: nn.Module, packing: Packing, likelihood: StepDistribution, horizon: int) -> None:
+        super().__init__()
+        self.net, self.packing, self.likelihood, self.horizon = net, packing, likelihood, horizon
+
+    def forward(self, inputs: Tensor, samples: int = 0, generator: torch.Generator | None = None) -> Tensor:
+        """Parameters (B, H, K); or, with ``samples`` n > 0, sample paths (n, B, H). See :meth:`sample`."""
+        fields = self.packing.unpack(inputs)
+        if samples:
+            return self._sample(fields, samples, generator)
+        return self._outputs(fields)
+
+    def sample(self, inputs: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Samples (n, B, H) of what comes after each window, without gradient, in units of the target.
+
+        It calls the module, so that what is attached to its forward (sharding) takes effect.
+
+        Args:
+            inputs: (B, F); of targets among them nothing is used.
+            n: samples of each window.
+            generator: what they follow from; torch's own stream without.
+        """
+        with torch.no_grad():
+            return self(inputs, samples=n, generator=generator)
+
+    def _outputs(self, fields: dict[str, Tensor]) -> Tensor:
+        return stack(*self.net(**fields))
+
+    def _sample(self, fields: dict[str, Tensor], n: int, generator: torch.Generator | None) -> Tensor:
+        return self.likelihood.sample(self._outputs(fields), n, generator)
+
+
+class AutoregressiveNetwork(ForecastNetwork):
+    """GluonTS's DeepAR: the future target is among the inputs (teacher forcing), samples are drawn step by step.
+
+    GluonTS trains it on the steps of the context too; here, on the horizon as all others.
+    """
+
+    autoregressive = True
+
+    def _outputs(self, fields: dict[str, Tensor]) -> Tensor:
+        net: Any = self.net
+        arguments, scale, *_ = net.unroll_lagged_rnn(**fields)
+        return stack([part[:, -self.horizon :] for part in arguments], torch.zeros_like(scale), scale)
+
+    def _sample(self, fields: dict[str, Tensor], n: int, generator: torch.Generator | None) -> Tensor:
+        del fields["future_target"]
+        with seeded(generator, fields["past_target"].device):
+            return self.net(**fields, num_parallel_samples=n).movedim(1, 0)
+
+
+def stack(arguments: Sequence[Tensor], loc: Tensor, scale: Tensor) -> Tensor:
+    """Parameters (B, H, K) of y = loc + scale x, from those of x, the last of which are location and scale, in float32.
+
+    Args:
+        arguments: K of shape (B, H).
+        loc: (B, 1).
+        scale: (B, 1).
+    """
+    *others, own_loc, own_scale = (part if part.dtype == torch.float64 else part.float() for part in arguments)
+    return torch.stack([*others, loc + scale * own_loc, scale * own_scale], -1)
+
+
+class PointForecaster(nn.Module):
+    """A network that gives one number per step, and learned noise around it, in units of the window's scale.
+
+    The noise is one vector per parameter of the family beside its location, equal for all windows: the logarithms of its
+    scale and (Student's t) of its degrees of freedom less 2. They are called ``log_noise``, which the default ``Prior``
+    takes as point estimates.
+
+    Args:
+        point: the network.
+        likelihood: family of the noise.
+    """
+
+    def __init__(self, point: Koopa, likelihood: StepDistribution) -> None:
+        super().__init__()
+        self.point = point
+        self.log_noise = nn.Parameter(torch.empty(likelihood.size - 1, point.horizon))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The scale of a normalised window, and 10 degrees of freedom."""
+        with torch.no_grad():
+            self.log_noise.fill_(math.log(8.0))
+            self.log_noise[-1].fill_(0.0)
+
+    def forward(self, past_target: Tensor, past_observed_values: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """(B, L) twice to (arguments (B, H), location (B, 1), scale (B, 1))."""
+        forecast, loc, scale = self.point(past_target[..., None], past_observed_values[..., None])
+        noise = self.log_noise.exp()[:, None].expand(-1, len(forecast), -1)
+        return [*(2.0 + noise[:-1]), forecast[..., 0], noise[-1]], loc[..., 0], scale[..., 0]
