@@ -79,7 +79,8 @@ def evaluate(source: str, overrides: list[str], split: str, draws: int, output: 
     metrics, figures = score(module, task, config, context, split, draws, posterior=posterior, data=data)
     output.mkdir(parents=True, exist_ok=True)
     stem = f"{config.task.data.kind}_{split}_{draws}_draws"
-    for name, figure in figures.items():
+    drawn = figures()
+    for name, figure in drawn.items():
         figure.savefig(output / f"{stem}_{name}.png", dpi=150)
     record = {"posterior": source, "split": split, "draws": draws, "data": task.describe(), "metrics": metrics}
     if distances is not None:
@@ -94,7 +95,7 @@ def evaluate(source: str, overrides: list[str], split: str, draws: int, output: 
     for line in distances.lines() if distances is not None else ():
         print(f"diagnosis  {line}")
     print(f"metrics  {output / stem}.json")
-    for name in figures:
+    for name in drawn:
         print(f"figure   {output / stem}_{name}.png")
     return 0
 

@@ -9,11 +9,13 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 from torch import Tensor
 
+from proxscore.calibration.comparison import Curve, finish
 from proxscore.calibration.pit import chi_square
 from proxscore.config import ConfigError
 
@@ -198,6 +200,28 @@ def error_by_horizon(
     axes.legend(fontsize=8, framealpha=0.9)
     if title:
         figure.suptitle(title, fontsize=11, color=_INK)
+    return figure
+
+
+def compared_forecasts(curves: Sequence[Curve]) -> Figure:
+    """Left: coverage of central intervals against their level. Right: CRPS by step ahead. Means over seeds.
+
+    Args:
+        curves: whose seeds hold ``levels`` and ``coverage`` (L,) and ``crps`` (H,).
+    """
+    figure = Figure(figsize=(11.0, 5.6), dpi=150, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for curve in curves:
+        coverage, crps = (torch.stack([seed[name] for seed in curve.seeds]).mean(0) for name in ("coverage", "crps"))
+        left.plot(_array(curve.seeds[0]["levels"]), _array(coverage), marker="o", markersize=3, **curve.style)
+        right.plot(np.arange(1, len(crps) + 1), _array(crps), **curve.style)
+    left.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle=":")
+    left.set(xlim=(0.4, 1), ylim=(0, 1), xlabel="level of the interval", ylabel="targets that lie in it")
+    left.set_title("coverage", fontsize=10)
+    right.set(xlabel="steps ahead", ylabel="CRPS, in the unit of the target")
+    right.set_ylim(bottom=0)
+    right.set_title("error by horizon", fontsize=10)
+    finish(figure)
     return figure
 
 

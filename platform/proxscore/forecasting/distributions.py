@@ -48,7 +48,8 @@ class StepDistribution(nn.Module, ABC):
 
         Args:
             outputs: (B, H, K).
-            targets: (B, 2, H), values and observed flags; the value of a missing step is any finite number.
+            targets: (B, 2 or more, H), values, observed flags, and what has no effect here; the value of a missing step
+                is any finite number.
 
         Returns:
             (B,); 0 for a row without an observed step.
@@ -56,12 +57,13 @@ class StepDistribution(nn.Module, ABC):
         Raises:
             ValueError: shapes that do not fit.
         """
-        if outputs.ndim != 3 or targets.shape != (len(outputs), 2, outputs.shape[1]) or outputs.shape[2] != self.size:
+        fits = targets.ndim == 3 and targets.shape[1] >= 2 and targets.shape[::2] == outputs.shape[:2]
+        if outputs.ndim != 3 or not fits or outputs.shape[2] != self.size:
             raise ValueError(
                 f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)} do not fit: "
                 f"expected (B, H, {self.size}) and (B, 2, H)"
             )
-        values, observed = targets.unbind(1)
+        values, observed = targets[:, 0], targets[:, 1]
         return -torch.where(observed > 0, self.log_density(outputs, values), 0).sum(1)
 
     def log_density(self, outputs: Tensor, values: Tensor) -> Tensor:

@@ -174,9 +174,10 @@ def _extend(entry: Series, name: str, beyond: int) -> dict[str, Any]:
 
 
 class Windows(Dataset[tuple[Tensor, Tensor]]):
-    """Some windows of a panel. ``__getitems__`` makes a whole batch: inputs (B, F) and targets (B, 2, H), float32.
+    """Some windows of a panel. ``__getitems__`` makes a whole batch: inputs (B, F) and targets (B, 4, H), float32.
 
-    Targets are values and observed flags (1 or 0); the value of a missing step is 0.
+    Targets are values, observed flags (1 or 0), and, the same at each step, the series' number and the window's origin
+    (exact up to 2^24); the value of a missing step is 0.
 
     Args:
         panel: the series.
@@ -213,9 +214,10 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
     def __getitems__(self, items: Sequence[int]) -> tuple[Tensor, Tensor]:
         """A batch; a DataLoader calls this, with a collate function that returns what it is given."""
         inputs = np.empty((len(items), self.panel.packing.size), np.float32)
-        targets = np.empty((len(items), 2, self.panel.horizon), np.float32)
+        targets = np.empty((len(items), 4, self.panel.horizon), np.float32)
         for row, item in enumerate(items):
-            self.panel.fill(inputs[row], targets[row], *self.index[item].tolist())
+            self.panel.fill(inputs[row], targets[row, :2], *self.index[item].tolist())
+            targets[row, 2:] = self.index[item][:, None]
         return torch.from_numpy(inputs), torch.from_numpy(targets)
 
 

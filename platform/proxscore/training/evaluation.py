@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -34,7 +34,7 @@ def evaluate(
     method: Method | None = None,
     posterior: Posterior | None = None,
     data: TrainingData | RayTrainingData | None = None,
-) -> tuple[dict[str, float], dict[str, Figure]]:
+) -> tuple[dict[str, float], Callable[[], dict[str, Figure]]]:
     """Metrics and figures of the predictive distribution on a split, over all ranks' rows.
 
     Rows that are left out as unreadable count in no metric, but, if there are any, as ``skipped_rows``.
@@ -53,7 +53,7 @@ def evaluate(
 
 def judge(
     predictive: Predictive, task: Task, config: Config, context: Context, split: str, label: str
-) -> tuple[dict[str, float], dict[str, Figure]]:
+) -> tuple[dict[str, float], Callable[[], dict[str, Figure]]]:
     """Metrics and figures of a predictive distribution on a split, over all ranks' rows."""
     title = f"{config.name}: {split} split, {label}"
     values, figures = task.judge(predictive, config.evaluation.bins, context.device, title)
@@ -72,7 +72,7 @@ def tested(
     config: Config,
     context: Context,
     data: TrainingData | RayTrainingData | None,
-) -> dict[str, tuple[dict[str, float], dict[str, Figure]]]:
+) -> dict[str, tuple[dict[str, float], Callable[[], dict[str, Figure]]]]:
     """Metrics and figures on the test split of every variant: posterior and mean (or one member), or point.
 
     With ``evaluation.temperature_scaling`` also, as ``<variant>_tempered``, those at the temperature that validation data

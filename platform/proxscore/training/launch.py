@@ -99,15 +99,14 @@ def _check_this_machine(config: Config, methods: list[MethodConfig], task: Task,
         check_server(config.tracking.uri)
 
 
+def _with_absolute_paths(section: configuration.Section) -> configuration.Section:
+    return section.model_copy(update={key: value.absolute() for key, value in section if isinstance(value, Path)})
+
+
 def absolute(config: Config) -> Config:
     """The same configuration with a name and absolute paths: workers run in other folders than the driver."""
-    data = config.task.data
-    if not isinstance(data, configuration.DigitsConfig):
-        data = data.model_copy(update={"path": data.path.absolute()})
-    model = config.task.model
-    if model.weights is not None:
-        model = model.model_copy(update={"weights": model.weights.absolute()})
-    task = config.task.model_copy(update={"data": data, "model": model})
+    data, model = config.task.data, config.task.model
+    task = config.task.model_copy(update={"data": _with_absolute_paths(data), "model": _with_absolute_paths(model)})
     storage = config.training.storage
     if "://" not in storage:
         storage = str(Path(storage).absolute())

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from proxscore.config import Config, ConfigError, EnsembleConfig, MethodConfig, ParquetConfig
+from proxscore.config import Config, ConfigError, EnsembleConfig, MethodConfig, ParquetConfig, VisionConfig
 from proxscore.inference import noise
 from proxscore.methods import Horizon, Method, advice, build_method, conclude, shards
 from proxscore.posterior import Posterior, Samples
@@ -193,7 +193,7 @@ def initial_module(config: Config, task: Task, context: Context) -> nn.Module:
     """
     if not config.training.meta_init:
         return parallelize(task.build_model().to(context.device), config.training, context.mesh)
-    if config.task.model.weights is not None:
+    if isinstance(config.task, VisionConfig) and config.task.model.weights is not None:
         raise ConfigError("training.meta_init makes initial weights and task.model.weights reads them: choose one")
     module = parallelize(task.build_model(torch.device("meta")), config.training, context.mesh)
     materialize(module, context.device, config.seed)
@@ -391,7 +391,7 @@ def finish(trained: Trained, config: Config, method_config: MethodConfig, task: 
             gathered.save(folder / "posterior")
             (folder / "figures").mkdir()
             for variant, (_, figures) in tested.items():
-                for name, figure in figures.items():
+                for name, figure in figures().items():
                     figure.savefig(folder / "figures" / f"{name}_{variant}.png", dpi=150)
 
     context.report(report_of(snapshot.progress, horizon, [], {}, checkpoint=True), write, wait=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from proxscore.config import TaskConfig
+from proxscore.config import ForecastingConfig, TaskConfig
 from proxscore.posterior import Posterior
 from proxscore.posterior.prediction import Batches
 
@@ -81,8 +81,8 @@ class Task(Protocol):
 
     def judge(
         self, predictive: Any, bins: int, device: torch.device, title: str
-    ) -> tuple[dict[str, float], dict[str, Figure]]:
-        """Metrics of a predictive over all ranks' rows, and figures by name."""
+    ) -> tuple[dict[str, float], Callable[[], dict[str, Figure]]]:
+        """Metrics of a predictive over all ranks' rows, and what draws figures, by name, on any of them."""
 
     def compared(self, predictive: Any) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Of a predictive in a comparison (in one process): more metrics, and what :meth:`comparison_figure` needs of it."""
@@ -100,6 +100,10 @@ def build_task(config: TaskConfig, *, verify: bool = True) -> Task:
     Raises:
         ConfigError: what is at fault in the data, in one line.
     """
+    if isinstance(config, ForecastingConfig):  # imports where they are used: GluonTS takes seconds
+        from proxscore.forecasting.task import ForecastingTask
+
+        return ForecastingTask(config, verify=verify)
     from proxscore.vision.task import VisionTask
 
     return VisionTask(config, verify=verify)

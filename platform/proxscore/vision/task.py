@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -70,12 +70,12 @@ class VisionTask:
 
     def judge(
         self, predictive: CategoricalPredictive, bins: int, device: torch.device, title: str
-    ) -> tuple[dict[str, float], dict[str, Figure]]:
+    ) -> tuple[dict[str, float], Callable[[], dict[str, Figure]]]:
         """Metrics over all ranks' rows, with ``bins`` bins of confidence, and the reliability diagram."""
         metrics = ClassificationMetrics(self.classes, bins).to(device)
         if len(predictive.targets):
             metrics.update(predictive.log_probabilities, predictive.expected_entropy, predictive.targets)
-        return metrics.compute(), {"reliability": metrics.reliability_diagram(title=title)}
+        return metrics.compute(), lambda: {"reliability": metrics.reliability_diagram(title=title)}
 
     def compared(self, predictive: CategoricalPredictive) -> tuple[dict[str, float], dict[str, Tensor]]:
         """The area under the risk-coverage curve; confidence and correctness of every row."""

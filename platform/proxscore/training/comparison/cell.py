@@ -132,7 +132,7 @@ def measured(cell: Cell, recorder: Recorder) -> dict[str, Any]:
     predicting = time.perf_counter() - started
     validation = predict("validation", posterior)
     metrics, figures = evaluation.judge(predictive, task, config, context, "test", f"{cell.method}, seed {cell.seed}")
-    for name, figure in figures.items():
+    for name, figure in figures().items():
         figure.savefig(cell.folder / f"{name}.png", dpi=150)
     more, kept = task.compared(predictive)
     metrics |= more

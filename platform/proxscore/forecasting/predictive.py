@@ -1,0 +1,160 @@
+"""Predictive distributions of windows: a mixture over posterior draws of the network's distributions, streamed draw by draw.
+
+    p(y_h | x) = 1/S sum_s p(y_h | f_h(x; theta_s))
+
+Each of S fixed draws is put into the weights once and run over all windows. Of a draw are kept its parameters per step,
+or, of an autoregressive network, sample paths: its outputs condition on the targets and are no forecasts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from proxscore.forecasting.distributions import Mixture, StepDistribution
+from proxscore.forecasting.network import ForecastNetwork
+from proxscore.inference import noise
+from proxscore.posterior import Posterior
+from proxscore.posterior.prediction import Batches
+
+SAMPLES = 200  # of each window at least, over all draws
+CHUNK = 512  # windows whose samples are held at a time
+
+
+@dataclass
+class ForecastChunk:
+    """Some windows: samples (n, B, H), log-density, mean, aleatoric and epistemic variance (B, H), targets (B, 4, H)."""
+
+    samples: Tensor
+    log_density: Tensor
+    mean: Tensor
+    aleatoric: Tensor | None
+    epistemic: Tensor | None
+    targets: Tensor
+
+
+@dataclass
+class ForecastPredictive:
+    """Of the windows of a data set, on the CPU.
+
+    Attributes:
+        likelihood: family of the parameters.
+        outputs: (S, N, H, K), parameters of every draw; of an autoregressive network those given the targets.
+        paths: (n, N, H), sample paths of an autoregressive network over all draws; else none.
+        targets: (N, 4, H), see :class:`proxscore.forecasting.windows.Windows`.
+        seed: of the samples.
+    """
+
+    likelihood: StepDistribution
+    outputs: Tensor
+    paths: Tensor | None
+    targets: Tensor
+    seed: int = 0
+
+    @property
+    def log_density(self) -> Tensor:
+        """(N,), of the observed steps of each window together: log 1/S sum_s prod_h p(y_h | draw s)."""
+        values, observed = self.targets[:, 0], self.targets[:, 1] > 0
+        each = [
+            torch.where(observed, self.likelihood.log_density(outputs, values), 0).sum(1) for outputs in self.outputs
+        ]
+        return torch.stack(each).double().logsumexp(0) - math.log(len(each))
+
+    def chunks(self, size: int = CHUNK) -> Iterator[ForecastChunk]:
+        """All windows, some at a time. Samples are equal for an equal seed and size."""
+        generator = torch.Generator().manual_seed(noise.key(self.seed, "samples") % 2**62)
+        each = -(-SAMPLES // len(self.outputs))
+        for first in range(0, len(self.targets), size):
+            rows = slice(first, first + size)
+            outputs, targets = self.outputs[:, rows], self.targets[rows]
+            if self.paths is not None:
+                yield self._of_paths(rows)
+                continue
+            mixture = Mixture(self.likelihood, targets[:, 0])
+            samples = []
+            for draw in outputs:
+                mixture.add(draw)
+                samples.append(self.likelihood.sample(draw, each, generator))
+            yield ForecastChunk(
+                torch.cat(samples),
+                mixture.log_density.float(),
+                mixture.mean.float(),
+                mixture.aleatoric.float(),
+                mixture.epistemic.float(),
+                targets,
+            )
+
+    def _of_paths(self, rows: slice) -> ForecastChunk:
+        """The density of a path belongs to all its steps together: each gets an equal part."""
+        assert self.paths is not None
+        part = replace(self, outputs=self.outputs[:, rows], paths=None, targets=self.targets[rows])
+        observed = part.targets[:, 1] > 0
+        share = part.log_density[:, None] / observed.sum(1, keepdim=True).clamp_min(1)
+        paths = self.paths[:, rows]
+        by_draw = paths.reshape(len(self.outputs), -1, *paths.shape[1:])
+        return ForecastChunk(
+            paths,
+            share.float().expand(observed.shape),
+            paths.mean(0),
+            by_draw.var(1, correction=1).mean(0),
+            by_draw.mean(1).var(0, correction=0),
+            part.targets,
+        )
+
+
+@torch.no_grad()
+def predict(
+    module: nn.Module,
+    batches: Batches,
+    posterior: Posterior | None = None,
+    *,
+    draws: int = 16,
+    seed: int = 0,
+    refresh: Batches | None = None,
+    autocast: torch.dtype | None = None,
+) -> ForecastPredictive:
+    """The predictive distribution for all windows of a data set; arguments as :func:`proxscore.posterior.predict`.
+
+    ``refresh`` has no effect: the networks have no BatchNorm layers, except TiDE and PatchTST variants that ask for them,
+    which keep the statistics that training left.
+    """
+    network = module
+    assert isinstance(network, ForecastNetwork)
+    indices: list[int | None] = [None]
+    if posterior is not None and draws and posterior.random:
+        indices = list(posterior.indices(draws))
+    device = next(module.parameters()).device
+    generator = torch.Generator(device).manual_seed(noise.key(seed, "paths") % 2**62)
+    each = -(-SAMPLES // len(indices))
+    training = module.training
+    outputs, paths, targets = [], [], []
+    context = torch.autocast(device.type, autocast) if autocast else nullcontext()
+    try:
+        for position, index in enumerate(indices):
+            with posterior.use(module, index, seed) if posterior is not None else nullcontext(module), context:
+                module.eval()
+                found, sampled = [], []
+                for inputs, labels in batches():
+                    inputs = inputs.to(device, non_blocking=True)
+                    found.append(module(inputs)[: len(labels)].float().cpu())
+                    if network.autoregressive:
+                        sampled.append(network.sample(inputs, each, generator)[:, : len(labels)].float().cpu())
+                    if position == 0:
+                        targets.append(labels.cpu())
+                outputs.append(torch.cat(found))
+                if sampled:
+                    paths.append(torch.cat(sampled, 1))
+    finally:
+        module.train(training)
+    return ForecastPredictive(
+        network.likelihood,
+        torch.stack(outputs),
+        torch.cat(paths) if paths else None,
+        torch.cat(targets),
+        seed,
+    )

@@ -1,0 +1,233 @@
+"""Forecasting as a task: its series, its network, its likelihood, its metrics and its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from proxscore.calibration.comparison import Curve
+from proxscore.calibration.forecast_figures import (
+    compared_forecasts,
+    coverage_against_nominal,
+    error_by_horizon,
+    fan_chart,
+    pit_histogram,
+)
+from proxscore.calibration.forecasting import ForecastMetrics
+from proxscore.calibration.quantiles import quantiles_of_sorted
+from proxscore.config import ForecastingConfig
+from proxscore.forecasting.data import load_series, split_by
+from proxscore.forecasting.distributions import LIKELIHOODS
+from proxscore.forecasting.networks import Features, plan
+from proxscore.forecasting.predictive import ForecastPredictive, predict
+from proxscore.forecasting.series import SeriesData
+from proxscore.forecasting.splits import Split, record, season_errors
+from proxscore.forecasting.windows import Panel, Windows, training_index
+
+FANS = 4  # series in the fan chart
+FAN = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
+
+
+@dataclass(frozen=True)
+class ForecastData:
+    """Windows of the three parts, and a record of how they were split."""
+
+    train: Windows
+    validation: Windows
+    test: Windows
+    splits: dict[str, Any]
+
+
+class ForecastingTask:
+    """Everything about forecasting that training, evaluation and tracking need.
+
+    Args:
+        config: the task's section of the configuration.
+        verify: has no effect: tables are read as a whole, and checked, whenever they are opened.
+
+    Attributes:
+        series: the data set; ``splits`` its parts by series; ``data`` their windows.
+        context: steps that the network looks back to.
+        blueprint: how the network fits the data.
+        likelihood: of the H steps of a window given the network's outputs (B, H, K).
+
+    Raises:
+        ConfigError: what is at fault in data or network, in one line.
+    """
+
+    headline: tuple[str, ...] = ("crps", "nll", "mase", "coverage_90")
+    columns: Sequence[tuple[str, str, int]] = (
+        ("CRPS", "crps", 4),
+        ("wQL", "mean_weighted_quantile_loss", 4),
+        ("NLL", "nll", 4),
+        ("MASE", "mase", 3),
+        ("MSIS", "msis", 2),
+        ("coverage 50", "coverage_50", 3),
+        ("coverage 80", "coverage_80", 3),
+        ("coverage 90", "coverage_90", 3),
+        ("coverage 95", "coverage_95", 3),
+        ("width 90", "width_90", 2),
+        ("epistemic sd", "epistemic_sd", 3),
+    )
+    tempers = False
+    predict = staticmethod(predict)
+
+    def __init__(self, config: ForecastingConfig, *, verify: bool = True) -> None:
+        self.config = config
+        self.context = config.context or 2 * config.horizon
+        self.series: SeriesData = load_series(config.data)
+        self.splits: list[Split] = split_by(config.data, self.series, config.horizon)
+        entries = self.series.to_gluonts()
+        self.blueprint = plan(
+            config.model.name,
+            config.model.kwargs,
+            frequency=self.series.frequency,
+            horizon=config.horizon,
+            context=self.context,
+            features=Features.of(entries, [len(values) for values in self.series.categories.values()]),
+            likelihood=config.model.likelihood,
+        )
+        self.likelihood = LIKELIHOODS[config.model.likelihood]()
+        panel = Panel(entries, self.blueprint.transformation, self.blueprint.packing, config.horizon)
+        train = training_index(
+            [split.train_end for split in self.splits],
+            config.horizon,
+            minimum=min(self.context, *(split.train_end - config.horizon for split in self.splits)),
+            stride=config.train_stride,
+        )
+        parts = {name: _index([getattr(split, name) for split in self.splits]) for name in ("validation", "test")}
+        counts = {"train": len(train)} | {name: len(index) for name, index in parts.items()}
+        self.data = ForecastData(
+            Windows(panel, train),
+            Windows(panel, parts["validation"]),
+            Windows(panel, parts["test"]),
+            {"counts": counts} | record(self.splits, config.horizon),
+        )
+        self.season_errors = torch.from_numpy(season_errors(self.series, self.splits))
+
+    @property
+    def summary(self) -> str:
+        return f"{self.data.splits['counts']} windows of {len(self.series.series)} series, frequency {self.series.frequency}"
+
+    def build_model(self, device: torch.device | None = None) -> nn.Module:
+        """The network.
+
+        Args:
+            device: the meta device leaves out the numbers.
+        """
+        meta = device is not None and device.type == "meta"
+        with device or nullcontext():
+            return self.blueprint.build(None if meta else self.data.train)
+
+    def example(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of a batch's shape and type, all zero."""
+        shape = rows, 4, self.config.horizon
+        return torch.zeros(rows, self.blueprint.packing.size, device=device), torch.zeros(shape, device=device)
+
+    def describe(self) -> dict[str, Any]:
+        """What to record of the data: where they come from, and how they were split."""
+        data = self.series
+        return {
+            "kind": self.config.data.kind,
+            "series": len(data.series),
+            "frequency": data.frequency,
+            "season": data.season,
+            "details": dict(data.details),
+            "splits": self.data.splits,
+        }
+
+    def judge(
+        self, predictive: ForecastPredictive, bins: int, device: torch.device, title: str
+    ) -> tuple[dict[str, float], Callable[[], dict[str, Figure]]]:
+        """Metrics over all ranks' windows, and fan charts (of this rank's), PIT, coverage and errors by step ahead.
+
+        Args:
+            bins: of the PIT histogram.
+        """
+        metrics = self._metrics(predictive, bins, device)
+        values = metrics.compute()
+        return values, lambda: {
+            "fans": self._fans(predictive, title),
+            "pit": pit_histogram(metrics.pit_counts, title=title),
+            "coverage": coverage_against_nominal(metrics.levels, {"": _coverage(metrics, values)}, title=title),
+            "errors": error_by_horizon({"": metrics.by_horizon()}, title=title),
+        }
+
+    def compared(self, predictive: ForecastPredictive) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """No more metrics; coverage by level, and CRPS by step ahead."""
+        metrics = self._metrics(predictive, 10, torch.device("cpu"))
+        values = metrics.compute()
+        return {}, {
+            "levels": torch.tensor(metrics.levels),
+            "coverage": torch.tensor(_coverage(metrics, values)),
+            "crps": metrics.by_horizon()["crps"],
+        }
+
+    def comparison_figure(self, curves: Sequence[Curve], bins: int) -> Figure:
+        """Coverage against the nominal level, and CRPS by step ahead; means over seeds."""
+        return compared_forecasts(curves)
+
+    def _metrics(self, predictive: ForecastPredictive, bins: int, device: torch.device) -> ForecastMetrics:
+        metrics = ForecastMetrics(self.config.horizon, len(self.series.series), bins=max(bins, 2)).to(device)
+        for chunk in predictive.chunks():
+            values, observed, series, _ = chunk.targets.unbind(1)
+            series = series[:, 0].long()
+            metrics.update(
+                chunk.samples,
+                values,
+                observed,
+                season_error=self.season_errors[series],
+                series=series,
+                log_density=chunk.log_density,
+                mean=chunk.mean,
+                aleatoric=chunk.aleatoric,
+                epistemic=chunk.epistemic,
+            )
+        return metrics
+
+    def _fans(self, predictive: ForecastPredictive, title: str) -> Figure:
+        """The last window of some series, evenly spaced."""
+        numbers = predictive.targets[:, 2, 0].long()
+        last = {int(number): row for row, number in enumerate(numbers)}
+        chosen = [last[key] for key in sorted(last)]
+        chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, min(FANS, len(chosen))).astype(int)]
+        part = ForecastPredictive(
+            predictive.likelihood,
+            predictive.outputs[:, chosen],
+            None if predictive.paths is None else predictive.paths[:, chosen],
+            predictive.targets[chosen],
+            predictive.seed,
+        )
+        (chunk,) = part.chunks()
+        values, observed, series, origins = chunk.targets.unbind(1)
+        past = []
+        for number, origin in zip(series[:, 0].long().tolist(), origins[:, 0].long().tolist(), strict=True):
+            target = torch.from_numpy(self.series.series[number].target[max(0, origin - self.context) : origin])
+            past.append(torch.cat([target.new_full((self.context - len(target),), torch.nan), target]))
+        ordered = chunk.samples.sort(0).values
+        return fan_chart(
+            torch.stack(past),
+            torch.where(observed > 0, values, torch.nan),
+            quantiles_of_sorted(ordered, FAN).movedim(0, 1),
+            FAN,
+            names=[self.series.series[number].id for number in series[:, 0].long().tolist()],
+            title=title,
+        )
+
+
+def _coverage(metrics: ForecastMetrics, values: dict[str, float]) -> list[float]:
+    """By level."""
+    return [values[f"coverage_{100 * level:g}"] for level in metrics.levels]
+
+
+def _index(origins: Sequence[np.ndarray]) -> np.ndarray:
+    """(N, 2), series and origin of every window."""
+    pairs = [np.stack([np.full_like(each, number), each], 1) for number, each in enumerate(origins)]
+    return np.concatenate(pairs)
