@@ -79,8 +79,9 @@ class Recorder:
     def _progress(self, payloads: Sequence[dict[str, Any]]) -> None:
         first = payloads[0]
         if first["metrics"]:
-            nll, ece = first["metrics"]["validation/nll"], first["metrics"]["validation/ece"]
-            self._validation = f" · validation NLL {nll:.3f} ECE {ece:.3f}"
+            found = {name: first["metrics"].get(f"validation/{name}") for name in ("nll", "ece", "crps")}
+            shown = (f"{name.upper()} {value:.3f}" for name, value in found.items() if value is not None)
+            self._validation = f" · validation {' '.join(shown)}"
         quiet = time.monotonic() - self._shown < 2 and not first["metrics"]
         if self.show is None or not first["records"] or quiet:
             return
