@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from proxscore import config as configuration
 from proxscore.config import Config, ConfigError
 
 if TYPE_CHECKING:
@@ -60,14 +58,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def evaluate(source: str, overrides: list[str], split: str, draws: int, output: Path, diagnose: int = 0) -> int:
-    from proxscore.posterior import Posterior
     from proxscore.training.context import LocalContext, pick_device
     from proxscore.training.evaluation import evaluate as score
     from proxscore.training.ingest import TrainingData
+    from proxscore.training.saved import load
     from proxscore.training.task import build_task
 
-    posterior = Posterior.load(_folder(source, overrides))
-    config = _config(posterior.description, overrides)
+    saved = load(source, overrides)
+    posterior, config = saved.posterior, saved.config
     task = build_task(config.task)
     device = pick_device(config.training.device)
     built = task.build_model()
@@ -127,34 +125,6 @@ def diagnosis(
         temperature=method.temperature,
         draws=draws,
     )
-
-
-def _folder(source: str, overrides: list[str]) -> Path:
-    """The folder of a saved posterior; that of an MLflow run is downloaded."""
-    run_id = source.removeprefix("runs:/")
-    if not (source.startswith("runs:/") or re.fullmatch("[0-9a-f]{32}", source)) or Path(source).exists():
-        return Path(source)
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    from proxscore.tracking import tracking_uri
-
-    tracking = configuration.load(overrides=[o for o in overrides if o.startswith("tracking.")]).tracking
-    uri = tracking_uri(tracking)
-    try:
-        found = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="posterior", tracking_uri=uri)
-    except (MlflowException, OSError) as error:
-        raise ConfigError(
-            f"MLflow run {run_id} at {uri}: no posterior: {' '.join(str(error).split())[:200]}"
-        ) from error
-    return Path(found)
-
-
-def _config(description: dict[str, Any], overrides: list[str]) -> Config:
-    task = dict(description["task"])
-    if any(override.startswith("task.data.kind=") for override in overrides):
-        task["data"] = {}  # another kind of data has other keys
-    return configuration.load(overrides=overrides, base={"name": "posterior", "task": task})
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from proxscore.calibration.forecast_figures import (
 )
 from proxscore.calibration.forecasting import ForecastMetrics
 from proxscore.calibration.quantiles import quantiles_of_sorted
-from proxscore.config import ForecastingConfig
+from proxscore.config import ConfigError, ForecastingConfig
 from proxscore.forecasting.data import load_series, split_by
 from proxscore.forecasting.distributions import LIKELIHOODS
 from proxscore.forecasting.networks import Features, plan
@@ -139,9 +139,31 @@ class ForecastingTask:
             "series": len(data.series),
             "frequency": data.frequency,
             "season": data.season,
+            "features": self._features(),
             "details": dict(data.details),
             "splits": self.data.splits,
         }
+
+    def _features(self) -> dict[str, Any]:
+        data = self.series
+        return {
+            "known": list(data.known),
+            "past": list(data.past),
+            "categories": {name: list(values) for name, values in data.categories.items()},
+            "static_real": list(data.static_real),
+        }
+
+    def check_trained_on(self, description: dict[str, Any]) -> None:
+        """Compare these data with those that :meth:`describe` a trained network's.
+
+        Raises:
+            ConfigError: another frequency, or other covariates, categories or static numbers: the first is named.
+        """
+        features = self._features() | {"frequency": self.series.frequency}
+        trained = description["features"] | {"frequency": description["frequency"]}
+        for name, value in features.items():
+            if value != trained[name]:
+                raise ConfigError(f"task.data has {name} {value}; the posterior was trained on {trained[name]}")
 
     def judge(
         self, predictive: ForecastPredictive, bins: int, device: torch.device, title: str

@@ -1,0 +1,74 @@
+"""Forecast what comes after the data, with a saved posterior of a forecasting network.
+
+python jobs/forecast.py runs/demand/posterior --output forecasts.parquet
+python jobs/forecast.py runs:/<MLflow run id> task.data.path=/data/new.parquet --draws 64 --quantiles 0.1 0.5 0.9
+
+A row per series and step: mean, aleatoric and epistemic standard deviation, quantiles. Exit status: 0; 2 refused, one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from proxscore.config import ConfigError, ForecastingConfig
+
+QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("posterior", help="folder with posterior.safetensors, or an MLflow run (runs:/<id>)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the task it was trained on")
+    parser.add_argument("--draws", type=int, default=16, help="posterior draws; 0: the mean weights")
+    parser.add_argument("--quantiles", type=float, nargs="+", default=QUANTILES, metavar="Q", help="between 0 and 1")
+    parser.add_argument("--output", type=Path, default=Path("forecasts.parquet"), help="Parquet file to write")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        if options.draws < 0:
+            raise ConfigError(f"--draws is {options.draws}; it must be zero (mean weights) or positive")
+        for quantile in options.quantiles:
+            if not 0 < quantile < 1:
+                raise ConfigError(f"--quantiles: {quantile:g} is not between 0 and 1")
+        if not options.output.absolute().parent.is_dir():
+            raise ConfigError(f"--output {options.output}: the folder {options.output.parent} does not exist")
+        return forecast(options.posterior, options.overrides, options.draws, options.quantiles, options.output)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def forecast(source: str, overrides: list[str], draws: int, quantiles: list[float], output: Path) -> int:
+    from pyarrow import parquet
+
+    from proxscore.training.context import pick_device
+    from proxscore.training.ingest import evaluation_batches
+    from proxscore.training.saved import load
+
+    saved = load(source, overrides)
+    config = saved.config
+    if not isinstance(config.task, ForecastingConfig):
+        raise ConfigError(f"{source}: a posterior of task.kind={config.task.kind}; jobs/evaluate.py judges it")
+    from proxscore.forecasting.forecasts import ahead, table
+    from proxscore.forecasting.task import ForecastingTask
+
+    task = ForecastingTask(config.task)
+    task.check_trained_on(saved.posterior.description["data"])
+    windows = ahead(task)
+    module = saved.posterior.load_into(task.build_model()).to(pick_device(config.training.device))
+    predictive = task.predict(
+        module,
+        lambda: evaluation_batches(windows, config.evaluation.batch_size, 0, 1),
+        saved.posterior,
+        draws=draws,
+        seed=config.evaluation.seed,
+    )
+    rows = table(predictive, task.series, quantiles)
+    parquet.write_table(rows, output)
+    print(f"forecasts  {output}: {len(task.series.series)} series x {config.task.horizon} steps")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
