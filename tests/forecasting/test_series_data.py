@@ -11,7 +11,10 @@ from gluonts.dataset.common import ProcessDataEntry
 from gluonts.time_feature import time_features_from_frequency_str
 from gluonts.transform import AddTimeFeatures
 
-from proxscore.config import ConfigError
+from proxscore.config import ConfigError, GreykiteConfig, RecipeConfig, Section, SeriesConfig, validated
+from proxscore.forecasting.builtin import GREYKITE
+from proxscore.forecasting.data import SOURCES
+from proxscore.forecasting.recipes import RECIPES
 from proxscore.forecasting.series import Series, SeriesData
 
 START = pd.Period("2024-03-01", "D")
@@ -99,3 +102,22 @@ def test_the_record_counts_and_its_sha256_changes_with_any_value() -> None:
         seen.add(data(first, dataclasses.replace(second, **change)).record["sha256"])  # type: ignore[arg-type]
     assert len(seen) == 8
     assert data(first, second).record["sha256"] == record["sha256"]
+
+
+class Holder(Section):
+    data: SeriesConfig
+
+
+def test_every_kind_and_name_of_the_configuration_has_its_source() -> None:
+    with pytest.raises(ConfigError) as caught:
+        validated(Holder, {"data": {"kind": "m4"}}, "job.yaml")
+    kinds = ", ".join(repr(kind) for kind in SOURCES)
+    assert str(caught.value) == f"job.yaml: data.kind is 'm4'; it must be one of {kinds}"
+    for section, known in ((GreykiteConfig, GREYKITE), (RecipeConfig, RECIPES)):
+        assert set(section.model_fields["name"].annotation.__args__) == known.keys()  # type: ignore[union-attr]
+
+
+def test_unknown_settings_are_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigError) as caught:
+        validated(Holder, {"data": {"kind": "table", "path": "x", "target_colum": "y"}}, "job.yaml")
+    assert str(caught.value) == "job.yaml: unknown key 'data.target_colum'; did you mean 'target_column'?"

@@ -189,7 +189,7 @@ def test_two_rows_of_one_step_are_refused_by_row(tmp_path: Path) -> None:
     path = write(table.iloc[[*range(40), 39, *range(40, 60)]], tmp_path / "table.csv")
     assert refusal(path) == (
         f"{path}, row 40, series 'b': time 2024-03-01 10:00:00 is in the same step of h as 2024-03-01 10:00:00 of row 39; "
-        "leave one of the rows"
+        "keep one of the two"
     )
     days = frame(frequency="MS")
     days.loc[7, "timestamp"] = days.timestamp[6] + pd.Timedelta("9D")

@@ -208,7 +208,7 @@ def _steps(table: _Table, grid: Grid, name: str, rows: Rows) -> Rows:
         at = int(twice[0])
         raise ConfigError(
             f"{table.where(rows[at + 1], name)}: time {_text(times[at + 1])} is in the same step of {grid.frequency} as "
-            f"{_text(times[at])} of row {table.columns.where(int(rows[at])).rpartition('row ')[2]}; leave one of the rows"
+            f"{_text(times[at])} of row {table.columns.where(int(rows[at])).rpartition('row ')[2]}; keep one of the two"
         )
     if steps[-1] >= _SPARSEST * len(steps):
         raise ConfigError(
