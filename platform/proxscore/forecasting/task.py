@@ -192,6 +192,13 @@ class ForecastingTask:
             "crps": metrics.by_horizon()["crps"],
         }
 
+    def floors(self) -> dict[str, ForecastPredictive]:
+        """Seasonal naive and exponential smoothing, for the test windows."""
+        from proxscore.forecasting.floors import floors  # here: only comparisons need statsmodels
+
+        targets = [each.target for each in self.series.series]
+        return floors(targets, [split.train_end for split in self.splits], self.series.season, self.data.test)
+
     def comparison_figure(self, curves: Sequence[Curve], bins: int) -> Figure:
         """Coverage against the nominal level, and CRPS by step ahead; means over seeds."""
         return compared_forecasts(curves)

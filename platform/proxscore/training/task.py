@@ -87,6 +87,9 @@ class Task(Protocol):
     def compared(self, predictive: Any) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Of a predictive in a comparison (in one process): more metrics, and what :meth:`comparison_figure` needs of it."""
 
+    def floors(self) -> dict[str, Any]:
+        """Predictives for the test split by name, of what needs no training and any method must beat."""
+
     def comparison_figure(self, curves: Sequence[Curve], bins: int) -> Figure:
         """All methods of a comparison in one figure."""
 

@@ -84,6 +84,10 @@ class VisionTask:
         kept = {"confidences": confidences, "correct": correct}
         return {"aurc": area_under_risk_coverage(confidences, correct)}, kept
 
+    def floors(self) -> dict[str, CategoricalPredictive]:
+        """None."""
+        return {}
+
     def comparison_figure(self, curves: Sequence[Curve], bins: int) -> Figure:
         """Reliability and risk-coverage curves."""
         return classification_curves(curves, bins)

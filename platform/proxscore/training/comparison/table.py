@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from proxscore.config import AdamWConfig
 from proxscore.training.comparison.driver import Records, best
@@ -75,7 +77,16 @@ def rows(plan: Plan, found: Records) -> list[Row]:
     return made
 
 
-def markdown(plan: Plan, table: Sequence[Row]) -> str:
+def floors(plan: Plan) -> dict[str, dict[str, float]]:
+    """Metrics on the test split of what the task says any method must beat."""
+    judged = {}
+    for name, predictive in plan.task.floors().items():
+        metrics, _ = plan.task.judge(predictive, plan.config.evaluation.bins, torch.device("cpu"), name)
+        judged[name] = metrics | plan.task.compared(predictive)[0]
+    return judged
+
+
+def markdown(plan: Plan, table: Sequence[Row], below: Mapping[str, dict[str, float]]) -> str:
     """The table, and below it what is missing and what was tuned."""
     columns = [column for column in (*plan.task.columns, *COSTS) if any(row.numbers(column[1]) for row in table)]
     lines = [
@@ -91,6 +102,9 @@ def markdown(plan: Plan, table: Sequence[Row]) -> str:
         label = row.label if not row.missing else f"{row.label}, {len(row.records)} of {len(plan.seeds)} seeds"
         cells = [average(row.numbers(key), digits) for _, key, digits in columns]
         lines.append(f"| {label} | {setting(row)} | " + " | ".join(cells) + " |")
+    for name, metrics in below.items():
+        cells = [average([metrics[key]] if key in metrics else [], digits) for _, key, digits in columns]
+        lines.append(f"| {name} | {NONE} | " + " | ".join(cells) + " |")
     notes = [f"* {row.label}, seed {seed}: missing: {why}" for row in table for seed, why in row.missing.items()]
     if any(row.contender.trials for row in table):
         (count,) = {len(row.contender.trials) for row in table}
@@ -129,8 +143,8 @@ def write(plan: Plan, found: Records, folder: Path) -> tuple[list[Row], str]:
         The table's rows, and the Markdown.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    table = rows(plan, found)
-    text = markdown(plan, table)
+    table, below = rows(plan, found), floors(plan)
+    text = markdown(plan, table, below)
     (folder / "comparison.md").write_text(text)
     keys = list(dict.fromkeys(name for row in table for record in row.records.values() for name in numbers(record)))
     with (folder / "comparison.csv").open("w", newline="") as file:
@@ -142,6 +156,8 @@ def write(plan: Plan, found: Records, folder: Path) -> tuple[list[Row], str]:
                 status = "finished" if record else f"missing: {row.missing[seed]}"
                 values = [record.get(name, "") for name in keys]
                 out.writerow([row.label, row.setting or "", seed, status, *values, record.get("run_id", "")])
+        for name, metrics in below.items():
+            out.writerow([name, "", "", "no training", *(metrics.get(key, "") for key in keys), ""])
     with (folder / "trials.csv").open("w", newline="") as file:
         out = csv.writer(file)
         out.writerow(["method", "key", "value", "seed", "validation_nll"])
