@@ -1,0 +1,146 @@
+"""Forecasting as a task: its predictive is the mixture written out, and the whole path from training to forecasts."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from scipy import stats
+
+from proxscore import config as configuration
+from proxscore.config import Config, ConfigError
+from proxscore.forecasting.forecasts import ahead, gluonts_forecasts, table
+from proxscore.forecasting.predictive import ForecastPredictive
+from proxscore.forecasting.task import ForecastingTask
+from proxscore.posterior import Posterior
+from proxscore.training.context import LocalContext
+from proxscore.training.ingest import evaluation_batches
+from proxscore.training.loop import train
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "SimpleFeedForward": {"hidden_dimensions": [8]},
+    "DeepAR": {"num_layers": 1, "hidden_size": 8},
+    "Koopa": {},
+}
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> Path:
+    """Two hourly series of 200 steps with a daily season."""
+    generator = np.random.default_rng(0)
+    hours = np.arange(200)
+    frames = [
+        pd.DataFrame(
+            {
+                "timestamp": pd.Timestamp("2024-01-01") + pd.to_timedelta(hours, unit="h"),
+                "name": name,
+                "target": level * (2 + np.sin(2 * np.pi * hours / 24)) + 0.1 * level * generator.standard_normal(200),
+            }
+        )
+        for name, level in (("low", 1.0), ("high", 50.0))
+    ]
+    path = tmp_path / "series.parquet"
+    pd.concat(frames).to_parquet(path)
+    return path
+
+
+def tree(path: Path, network: str = "SimpleFeedForward", **training: Any) -> Config:
+    return configuration.parse(
+        {
+            "name": "series",
+            "task": {
+                "kind": "forecasting",
+                "horizon": 6,
+                "context": 24,
+                "model": {"name": network, "kwargs": NETWORKS[network]},
+                "data": {"kind": "table", "path": str(path), "id_columns": ["name"], "test_windows": 3},
+            },
+            "method": {"kind": "proximal_score", "max_mean_step": 0.5},
+            "training": {"epochs": 1, "batch_size": 32, "workers": 0, "device": "cpu"} | training,
+            "evaluation": {"draws": 4, "validation_draws": 2},
+            "tracking": {"interval": 0},
+        }
+    )
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_network_trains_is_judged_saves_and_forecasts_what_comes_after_the_data(
+    network: str, series: Path, tmp_path: Path
+) -> None:
+    config = tree(series, network)
+    task = ForecastingTask(config.task)  # type: ignore[arg-type]
+    reports: list[dict[str, Any]] = []
+    context = LocalContext(tmp_path / "run", torch.device("cpu"), lambda payloads: reports.append(payloads[0]), keep=1)
+    results = train(config, config.method, config.training.epochs, task, context)
+    assert set(results["test"]) == {"posterior", "mean"}
+    metrics = results["test"]["posterior"]
+    assert {"crps", "nll", "mase", "msis", "coverage_90", "epistemic_sd", "aleatoric_sd"} <= metrics.keys()
+    assert metrics["observed_steps"] == 2 * 3 * 6
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert metrics["epistemic_sd"] > 0
+    json.dumps(task.describe())
+    (final,) = (tmp_path / "run" / "checkpoints").glob("*/posterior")
+    assert len(list(final.parent.glob("figures/*_posterior.png"))) == 4
+
+    posterior = Posterior.load(final)
+    module = posterior.load_into(task.build_model())
+    windows = ahead(task)
+    predictive = task.predict(module, lambda: evaluation_batches(windows, 10, 0, 1), posterior, draws=4)
+    rows = table(predictive, task.series, [0.1, 0.5, 0.9]).to_pandas()
+    assert rows.groupby("series").size().to_dict() == {"high": 6, "low": 6}
+    assert rows["timestamp"].min() == pd.Timestamp("2024-01-01") + pd.Timedelta(hours=200)
+    assert (rows["q0.1"] < rows["q0.5"]).all()
+    assert (rows["q0.5"] < rows["q0.9"]).all()
+    for forecast in gluonts_forecasts(predictive, task.series):
+        assert forecast.samples.shape == (200, 6)
+        assert str(forecast.start_date) == "2024-01-09 08:00"
+        own = rows[rows["series"] == forecast.item_id]
+        np.testing.assert_allclose(own["q0.5"], np.median(forecast.samples, 0), rtol=1e-4)
+
+
+def test_the_predictive_is_the_mixture_over_draws(series: Path) -> None:
+    task = ForecastingTask(tree(series).task)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    outputs = torch.stack([4 + torch.rand(3, 5, 6), torch.randn(3, 5, 6), 0.5 + torch.rand(3, 5, 6)], -1)
+    targets = torch.stack([torch.randn(5, 6), (torch.rand(5, 6) > 0.3).float(), *torch.zeros(2, 5, 6)], 1)
+    predictive = ForecastPredictive(task.likelihood, outputs, None, targets)
+    densities = stats.t(*outputs.double().numpy().transpose(3, 0, 1, 2)).logpdf(targets[:, 0].numpy())
+    observed = targets[:, 1].numpy()
+    joint = np.log(np.exp((densities * observed).sum(-1)).mean(0))
+    np.testing.assert_allclose(predictive.log_density.numpy(), joint, rtol=1e-4)
+    (chunk,) = predictive.chunks()
+    np.testing.assert_allclose(chunk.log_density.numpy(), np.log(np.exp(densities).mean(0)), rtol=1e-4)
+    df, loc, scale = outputs.double().unbind(-1)
+    torch.testing.assert_close(chunk.mean.double(), loc.mean(0), rtol=1e-4, atol=1e-6)
+    assert chunk.aleatoric is not None
+    assert chunk.epistemic is not None
+    torch.testing.assert_close(chunk.aleatoric.double(), (scale**2 * df / (df - 2)).mean(0), rtol=1e-4, atol=0)
+    torch.testing.assert_close(chunk.epistemic.double(), loc.var(0, correction=0), rtol=1e-3, atol=1e-6)
+    # 201 samples of each step: their mean is within five standard errors of the mixture's.
+    error = ((chunk.aleatoric + chunk.epistemic) / len(chunk.samples)).sqrt()
+    assert ((chunk.samples.mean(0) - chunk.mean).abs() < 5 * error).all()
+
+
+def test_forecasts_of_other_data_than_those_of_training_are_refused(series: Path) -> None:
+    task = ForecastingTask(tree(series).task)  # type: ignore[arg-type]
+    trained = task.describe()
+    task.check_trained_on(trained)
+    with pytest.raises(ConfigError, match=r"task\.data has frequency h; the posterior was trained on D"):
+        task.check_trained_on(trained | {"frequency": "D"})
+
+
+def test_a_parquet_table_of_forecasts_can_be_read_back(series: Path, tmp_path: Path) -> None:
+    task = ForecastingTask(tree(series).task)  # type: ignore[arg-type]
+    windows = ahead(task)
+    torch.manual_seed(0)
+    predictive = task.predict(task.build_model(), lambda: evaluation_batches(windows, 10, 0, 1))
+    rows = table(predictive, task.series, [0.5])
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    assert pq.read_table(tmp_path / "rows.parquet").equals(rows)
