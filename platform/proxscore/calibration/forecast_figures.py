@@ -88,8 +88,8 @@ def _draw_fan(
         axes.fill_between(ahead, fan[i], fan[-1 - i], color=_BLUE, alpha=shade, linewidth=0, label=level)
     axes.plot(ahead, fan[pairs], color=_BLUE, linewidth=1.6, label="median")
     # Dots too: a value between two missing ones has no line.
-    style = {"color": _INK, "linewidth": 1.0, "marker": ".", "markersize": 2.5}
-    axes.plot(np.concatenate([before, ahead]), np.concatenate([past, target]), label="observed", **style)
+    steps, values = np.concatenate([before, ahead]), np.concatenate([past, target])
+    axes.plot(steps, values, color=_INK, linewidth=1.0, marker=".", markersize=2.5, label="observed")
     axes.axvline(0.5, color=_INK, linewidth=0.8, linestyle=":")
     axes.margins(x=0.01)
     _tidy(axes)
@@ -239,8 +239,8 @@ def _tidy(axes: Axes) -> None:
     axes.grid(axis="y", color=_GRID, linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8, colors=_INK)
-    axes.xaxis.label.set_size(9)
-    axes.yaxis.label.set_size(9)
+    axes.xaxis.label.set_fontsize(9)
+    axes.yaxis.label.set_fontsize(9)
 
 
 def _array(values: Tensor) -> np.ndarray:

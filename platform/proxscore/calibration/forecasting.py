@@ -69,6 +69,9 @@ class ForecastMetrics:
         self._seed = seed
         self._names = [*_metrics(self.levels), *DENOMINATORS]
         self._device = torch.device("cpu")
+        self._sums: ForecastSums
+        self._total: ForecastSums | None
+        self._generator: torch.Generator | None
         self.reset()
 
     def to(self, device: torch.device | str) -> Self:
@@ -81,9 +84,9 @@ class ForecastMetrics:
     def reset(self) -> None:
         """Forget all windows."""
         self._sums = ForecastSums.zeros(len(self._names), self.horizon, self.series, self.bins, self._device)
-        self._total: ForecastSums | None = None
+        self._total = None
         self._seen = 0
-        self._generator: torch.Generator | None = None
+        self._generator = None
 
     @torch.no_grad()
     def update(
