@@ -11,8 +11,8 @@ from method_problems import section
 from torch import nn
 
 from proxscore import config as configuration
-from proxscore.config import Config, ConfigError
-from proxscore.methods import METHODS, Horizon, build_method
+from proxscore.config import Config, ConfigError, EvaluationConfig, ModelConfig, VisionConfig
+from proxscore.methods import METHODS, Horizon, build_method, check_running_statistics
 from proxscore.training import launch, meshes
 
 HORIZON = Horizon(total_steps=20, steps_per_epoch=4, data_size=200)
@@ -60,6 +60,35 @@ def test_a_method_that_does_not_fit_network_or_run_is_refused_before_a_run_exist
     with pytest.raises(ConfigError, match=message) as refusal:
         launch.run(tree(method))
     assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_draws_below_batch_norm_need_batches_for_its_statistics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
+    samples = section(kind="sgld")
+    with pytest.raises(
+        ConfigError, match=r"evaluation\.norm_batches=0: the network has 1 BatchNorm layers \(1, \.\.\.\)"
+    ):
+        check_running_statistics(samples, network, 0)
+    with pytest.raises(ConfigError, match=r"belong to no draw of method\.kind=elbo"):
+        check_running_statistics(section(kind="ensemble", of={"kind": "elbo"}), network, 0)
+    check_running_statistics(samples, network, 1)
+    check_running_statistics(samples, nn.Linear(8, 2), 0)
+    for fixed in (
+        {"kind": "adamw"},
+        {"kind": "laplace"},
+        {"kind": "proximal_score", "prior": {"select": "last_layer"}},
+    ):
+        check_running_statistics(section(**fixed), network, 0)
+    monkeypatch.chdir(tmp_path)
+    task = VisionConfig(model=ModelConfig(name="resnet10t"))
+    config = tree({"kind": "sgld", "samples": 1}).model_copy(
+        update={"task": task, "evaluation": EvaluationConfig(norm_batches=0)}
+    )
+    with pytest.raises(ConfigError, match=r"evaluation\.norm_batches=0: the network has \d+ BatchNorm layers"):
+        launch.run(config)
     assert not (tmp_path / "runs").exists()
 
 

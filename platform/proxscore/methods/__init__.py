@@ -76,6 +76,10 @@ METHODS = {
 ONE_WORKER = frozenset({"ensemble", "ivon", "laplace"})
 
 
+#: Kinds whose predictions all have the weights that training left.
+FIXED_WEIGHTS = frozenset({"adamw", "mc_dropout", "sgd"})
+
+
 def build_method(
     config: Any,
     module: nn.Module,
@@ -105,6 +109,26 @@ def build_method(
     except ConfigError as error:
         raise MethodError(str(error)) from error
     return method
+
+
+def check_running_statistics(config: Any, module: nn.Module, norm_batches: int) -> None:
+    """Refuse draws of weights below BatchNorm layers that keep the statistics which other weights left.
+
+    Args:
+        config: section of a method.
+        norm_batches: training batches that set the statistics anew for each draw.
+
+    Raises:
+        MethodError: there are such layers, and no batches.
+    """
+    inner = config.of if config.kind == "ensemble" else config
+    drawn = inner.subset if inner.kind == "laplace" else getattr(getattr(inner, "prior", None), "select", "all")
+    layers = [name for name, layer in module.named_modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    if layers and not norm_batches and drawn != "last_layer" and inner.kind not in FIXED_WEIGHTS:
+        raise MethodError(
+            f"evaluation.norm_batches=0: the network has {len(layers)} BatchNorm layers ({layers[0]}, ...), whose statistics "
+            f"belong to no draw of method.kind={inner.kind}; use evaluation.norm_batches=20"
+        )
 
 
 def advice(method: Method) -> list[str]:

@@ -15,7 +15,7 @@ from pyarrow.fs import FileType
 
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, MethodConfig
-from proxscore.methods import evaluations_per_step
+from proxscore.methods import check_running_statistics, evaluations_per_step
 from proxscore.storage import UNREACHABLE, filesystem
 from proxscore.tracking import Recorder, TrackedRun, say, tracking_uri
 from proxscore.tracking.runs import check_server, git_tags
@@ -61,7 +61,8 @@ def run(config: Config, show: Callable[[str], None] = say) -> list[Outcome]:
     """
     config = processes.counted(absolute(config))
     task = build_task(config.task)
-    task.build_model(torch.device("meta") if config.training.meta_init else None)
+    module = task.build_model(torch.device("meta") if config.training.meta_init else None)
+    check_running_statistics(config.method, module, config.evaluation.norm_batches)
     meshes.shape(config, config.method)
     alone = processes.launched() or config.training.workers == 0
     plan = [(config.method, config.training.epochs)]

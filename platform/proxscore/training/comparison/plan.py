@@ -15,7 +15,7 @@ import torch
 
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, EnsembleConfig, MethodConfig
-from proxscore.methods import build_method
+from proxscore.methods import build_method, check_running_statistics
 from proxscore.training import launch
 from proxscore.training.comparison.budget import Budget, share
 from proxscore.training.comparison.settings import ComparisonConfig, method_config
@@ -192,6 +192,7 @@ def _check_method(name: str, config: Config, task: Task, budget: Budget) -> None
     method: MethodConfig = config.method.of if isinstance(config.method, EnsembleConfig) else config.method
     try:
         module = own.build_model()
+        check_running_statistics(config.method, module, config.evaluation.norm_batches)
         horizon = horizon_of(budget.steps_per_epoch, budget.epochs / budget.members, own)
         build_method(method, module, horizon, config.seed, partial(_example_losses, module, own))
     except ConfigError as error:
