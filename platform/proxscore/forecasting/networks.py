@@ -276,8 +276,8 @@ def _gluonts(
     def make() -> nn.Module:
         return estimator.create_lightning_module().model
 
-    described = make().describe_inputs(1)
-    inputs = {key: (tuple(spec.shape[1:]), spec.dtype) for key, spec in described.items()}
+    net: Any = make()
+    inputs = {key: (tuple(spec.shape[1:]), spec.dtype) for key, spec in net.describe_inputs(1).items()}
     autoregressive = kind is DeepAREstimator
     if autoregressive:
         inputs["future_target"] = ((horizon,), torch.float)
