@@ -101,7 +101,8 @@ class StudentT(StepDistribution):
 
     def distribution(self, outputs: Tensor) -> distributions.Distribution:
         """See :class:`StepDistribution`."""
-        return distributions.StudentT(*_parts(outputs), validate_args=False)
+        df, loc, scale = _parts(outputs)
+        return distributions.StudentT(df, loc, scale, validate_args=False)
 
 
 class Normal(StepDistribution):
@@ -111,7 +112,8 @@ class Normal(StepDistribution):
 
     def distribution(self, outputs: Tensor) -> distributions.Distribution:
         """See :class:`StepDistribution`."""
-        return distributions.Normal(*_parts(outputs), validate_args=False)
+        loc, scale = _parts(outputs)
+        return distributions.Normal(loc, scale, validate_args=False)
 
 
 LIKELIHOODS: dict[str, type[StepDistribution]] = {"student_t": StudentT, "normal": Normal}

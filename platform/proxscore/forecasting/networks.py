@@ -247,7 +247,7 @@ def _known(setting: str, value: str, names: Sequence[str]) -> None:
         raise ConfigError(f"{setting} is {value!r}, which is not known; {hint}")
 
 
-def _check_keywords(name: str, kwargs: Mapping[str, Any], kind: type) -> None:
+def _check_keywords(name: str, kwargs: Mapping[str, Any], kind: Any) -> None:
     found = set(inspect.signature(kind.__init__).parameters)
     free = sorted(found - _TAKEN)
     for key in kwargs:
@@ -261,7 +261,7 @@ def _check_keywords(name: str, kwargs: Mapping[str, Any], kind: type) -> None:
 
 
 def _gluonts(
-    name: str, kind: type, keywords: Mapping[str, Any], frequency: str, horizon: int, context: int, likelihood: str
+    name: str, kind: Any, keywords: Mapping[str, Any], frequency: str, horizon: int, context: int, likelihood: str
 ) -> Blueprint:
     keywords = {
         **keywords,
@@ -276,8 +276,8 @@ def _gluonts(
     def make() -> nn.Module:
         return estimator.create_lightning_module().model
 
-    described = make().describe_inputs(1)
-    inputs = {key: (tuple(spec.shape[1:]), spec.dtype) for key, spec in described.items()}
+    net: Any = make()
+    inputs = {key: (tuple(spec.shape[1:]), spec.dtype) for key, spec in net.describe_inputs(1).items()}
     autoregressive = kind is DeepAREstimator
     if autoregressive:
         inputs["future_target"] = ((horizon,), torch.float)

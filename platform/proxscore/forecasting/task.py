@@ -122,9 +122,8 @@ class ForecastingTask:
         Args:
             device: the meta device leaves out the numbers.
         """
-        meta = device is not None and device.type == "meta"
         with device or nullcontext():
-            return self.blueprint.build(None if meta else self.data.train)
+            return self.blueprint.build(self.data.train)
 
     def example(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a batch's shape and type, all zero."""
