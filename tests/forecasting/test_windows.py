@@ -122,7 +122,9 @@ def test_windows_beyond_the_end_have_known_covariates_and_no_targets(entries: Ca
     found = blueprint("TFT", series)
     panel = Panel(series, found.transformation, found.packing, HORIZON, beyond=HORIZON)
     inputs, targets = Windows(panel, np.array([[0, 80]])).__getitems__([0])
-    assert not targets.any()
+    assert not targets[:, :2].any()
+    assert (targets[0, 2] == 0).all()  # the series, and the origin
+    assert (targets[0, 3] == 80).all()
     fields = found.packing.unpack(inputs)
     torch.testing.assert_close(
         fields["feat_dynamic_real"][0, :, -2:].T, torch.from_numpy(series[0]["feat_dynamic_real"][:, 56:85])
