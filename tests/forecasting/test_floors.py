@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from statsmodels.tsa.exponential_smoothing.ets import ETSModel
 
@@ -30,7 +31,7 @@ def test_exponential_smoothing_is_statsmodels_and_follows_the_data_at_later_orig
     values = 10 + 3 * np.sin(2 * np.pi * steps / 12) + 0.01 * steps + 0.3 * generator.standard_normal(400)
     smoothing = ExponentialSmoothing(values[:192], 12)
     model = ETSModel(
-        values[:192], error="add", trend="add", damped_trend=True, seasonal="add", seasonal_periods=12
+        pd.Series(values[:192]), error="add", trend="add", damped_trend=True, seasonal="add", seasonal_periods=12
     ).fit(disp=False, maxiter=100)
     expected = model.get_prediction(start=192, end=203)
     mean, spread = smoothing(values[:192], 12)

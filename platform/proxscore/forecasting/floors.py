@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from statsmodels.tools.sm_exceptions import ConvergenceWarning
@@ -64,7 +65,12 @@ class ExponentialSmoothing:
     def _model(self, values: Values) -> Any:
         seasonal = None if self.season is None else "add"
         return ETSModel(
-            values, error="add", trend="add", damped_trend=True, seasonal=seasonal, seasonal_periods=self.season
+            pd.Series(values),
+            error="add",
+            trend="add",
+            damped_trend=True,
+            seasonal=seasonal,
+            seasonal_periods=self.season,
         )
 
     def __call__(self, past: Values, horizon: int) -> Forecast:
