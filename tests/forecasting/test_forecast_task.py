@@ -20,6 +20,7 @@ from proxscore.forecasting.forecasts import ahead, gluonts_forecasts, table
 from proxscore.forecasting.predictive import ForecastPredictive
 from proxscore.forecasting.task import ForecastingTask
 from proxscore.posterior import Posterior
+from proxscore.training import launch
 from proxscore.training.context import LocalContext
 from proxscore.training.ingest import evaluation_batches
 from proxscore.training.loop import train
@@ -126,6 +127,29 @@ def test_the_predictive_is_the_mixture_over_draws(series: Path) -> None:
     # 201 samples of each step: their mean is within five standard errors of the mixture's.
     error = ((chunk.aleatoric + chunk.epistemic) / len(chunk.samples)).sqrt()
     assert ((chunk.samples.mean(0) - chunk.mean).abs() < 5 * error).all()
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        (
+            "evaluation",
+            {"temperature_scaling": True},
+            r"evaluation\.temperature_scaling: forecasts have no temperature",
+        ),
+        ("training", {"precision": "bf16"}, r"training\.precision=bf16: a window's inputs lie in one vector"),
+        ("training", {"meta_init": True}, r"training\.meta_init: GluonTS's networks have constants"),
+    ],
+)
+def test_settings_that_forecasting_does_not_serve_are_refused_before_a_run_exists(
+    section: str, values: dict[str, Any], message: str, series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = tree(series)
+    changed = getattr(config, section).model_copy(update=values)
+    with pytest.raises(ConfigError, match=message):
+        launch.run(config.model_copy(update={section: changed}))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_forecasts_of_other_data_than_those_of_training_are_refused(series: Path) -> None:

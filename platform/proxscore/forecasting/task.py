@@ -22,7 +22,7 @@ from proxscore.calibration.forecast_figures import (
 )
 from proxscore.calibration.forecasting import ForecastMetrics
 from proxscore.calibration.quantiles import quantiles_of_sorted
-from proxscore.config import ConfigError, ForecastingConfig
+from proxscore.config import Config, ConfigError, ForecastingConfig
 from proxscore.forecasting.data import load_series, split_by
 from proxscore.forecasting.distributions import LIKELIHOODS
 from proxscore.forecasting.networks import Features, plan
@@ -76,7 +76,6 @@ class ForecastingTask:
         ("width 90", "width_90", 2),
         ("epistemic sd", "epistemic_sd", 3),
     )
-    tempers = False
     predict = staticmethod(predict)
 
     def __init__(self, config: ForecastingConfig, *, verify: bool = True) -> None:
@@ -115,6 +114,24 @@ class ForecastingTask:
     @property
     def summary(self) -> str:
         return f"{self.data.splits['counts']} windows of {len(self.series.series)} series, frequency {self.series.frequency}"
+
+    def check(self, config: Config) -> None:
+        """Refuse settings of a run that forecasting networks do not serve.
+
+        Raises:
+            ConfigError: names the setting.
+        """
+        if config.evaluation.temperature_scaling:
+            raise ConfigError("evaluation.temperature_scaling: forecasts have no temperature: leave it out")
+        if config.training.precision != "fp32":
+            raise ConfigError(
+                f"training.precision={config.training.precision}: a window's inputs lie in one vector, whose categories and "
+                "levels it would round: use fp32"
+            )
+        if config.training.meta_init:
+            raise ConfigError(
+                "training.meta_init: GluonTS's networks have constants that are not made shard by shard: leave it out"
+            )
 
     def build_model(self, device: torch.device | None = None) -> nn.Module:
         """The network.

@@ -61,6 +61,7 @@ def run(config: Config, show: Callable[[str], None] = say) -> list[Outcome]:
     """
     config = processes.counted(absolute(config))
     task = build_task(config.task)
+    task.check(config)
     module = task.build_model(torch.device("meta") if config.training.meta_init else None)
     check_running_statistics(config.method, module, config.evaluation.norm_batches)
     meshes.shape(config, config.method)

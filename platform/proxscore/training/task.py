@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from proxscore.config import ForecastingConfig, TaskConfig
+from proxscore.config import Config, ForecastingConfig, TaskConfig
 from proxscore.posterior import Posterior
 from proxscore.posterior.prediction import Batches
 
@@ -43,7 +43,6 @@ class Task(Protocol):
         likelihood: of targets given the network's outputs.
         headline: metrics that are shown first, the first of them in lines of progress.
         columns: heading, metric and digits of a comparison's table.
-        tempers: whether predictives can be scaled by a temperature.
         summary: of the data, in a line.
     """
 
@@ -52,10 +51,12 @@ class Task(Protocol):
     likelihood: Any
     headline: tuple[str, ...]
     columns: Sequence[tuple[str, str, int]]
-    tempers: bool
 
     @property
     def summary(self) -> str: ...
+
+    def check(self, config: Config) -> None:
+        """Refuse settings of a run that do not serve the task, by a ``ConfigError``."""
 
     def build_model(self, device: torch.device | None = None) -> nn.Module:
         """The network; on the meta device without numbers."""

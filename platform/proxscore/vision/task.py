@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from proxscore.calibration import ClassificationMetrics
 from proxscore.calibration.comparison import Curve, classification_curves
 from proxscore.calibration.risk_coverage import area_under_risk_coverage
-from proxscore.config import VisionConfig
+from proxscore.config import Config, VisionConfig
 from proxscore.inference import Categorical
 from proxscore.posterior import CategoricalPredictive, predict
 from proxscore.vision.data import load_images
@@ -46,7 +46,6 @@ class VisionTask:
         ("NLL, tempered", "nll_tempered", 4),
         ("ECE, tempered", "ece_tempered", 4),
     )
-    tempers = True
     predict = staticmethod(predict)
 
     def __init__(self, config: VisionConfig, *, verify: bool = True) -> None:
@@ -54,6 +53,9 @@ class VisionTask:
         self.data = load_images(config.data, verify=verify)
         self.likelihood = Categorical()
         self.classes = len(self.data.classes)
+
+    def check(self, config: Config) -> None:
+        """Every setting of a run serves."""
 
     def build_model(self, device: torch.device | None = None) -> nn.Module:
         """The network for these images and classes; see :func:`proxscore.vision.models.build_model`.

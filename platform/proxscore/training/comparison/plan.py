@@ -191,6 +191,7 @@ def _check_method(name: str, config: Config, task: Task, budget: Budget) -> None
     own.config = config.task
     method: MethodConfig = config.method.of if isinstance(config.method, EnsembleConfig) else config.method
     try:
+        own.check(config)
         module = own.build_model()
         check_running_statistics(config.method, module, config.evaluation.norm_batches)
         horizon = horizon_of(budget.steps_per_epoch, budget.epochs / budget.members, own)
