@@ -1,0 +1,112 @@
+"""jobs/train.py, evaluate.py and forecast.py on a table of series: what was trained forecasts new rows, or says why not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from conftest import script
+
+if TYPE_CHECKING:  # only: several folders may have a module called conftest
+    from conftest import Main
+
+
+def write(path: Path, steps: int, frequency: str = "h") -> Path:
+    """Two series with a season of 24 steps."""
+    generator = np.random.default_rng(0)
+    times = pd.date_range("2024-01-01", periods=steps, freq=frequency)
+    season = np.sin(2 * np.pi * np.arange(steps) / 24)
+    rows = [
+        pd.DataFrame({"timestamp": times, "place": place, "target": level + season + generator.normal(0, 0.1, steps)})
+        for place, level in (("north", 3.0), ("south", 9.0))
+    ]
+    pd.concat(rows).to_parquet(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run, whose posterior is in ``posterior``; the data are in ``series.parquet`` beside it."""
+    folder = tmp_path_factory.mktemp("forecast")
+    data = write(folder / "series.parquet", 240)
+    overrides = [
+        *("name=demand", "task.kind=forecasting", "task.horizon=6", "task.context=24"),
+        *("task.model.name=SimpleFeedForward", "task.model.kwargs={hidden_dimensions: [8]}"),
+        *("task.data.kind=table", f"task.data.path={data}", "task.data.id_columns=[place]"),
+        *("method.max_mean_step=0.5", "training.epochs=1", "training.workers=0", "training.device=cpu"),
+        *("evaluation.draws=4", "evaluation.validation_draws=2"),
+        *(f"training.storage={folder / 'runs'}", f"tracking.uri=sqlite:///{folder / 'mlflow.db'}"),
+        *("--result", str(folder / "result.json")),
+    ]
+    assert script(repository, "train")(overrides) == 0
+    (run,) = json.loads((folder / "result.json").read_text())["runs"]
+    (folder / "posterior").symlink_to(Path(run["folder"]) / "posterior")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def forecast(repository: Path) -> Main:
+    return script(repository, "forecast")
+
+
+def test_new_rows_are_forecast_from_their_end_on(trained: Path, forecast: Main, tmp_path: Path) -> None:
+    output = tmp_path / "forecasts.parquet"
+    new = write(tmp_path / "new.parquet", 300)
+    arguments = [str(trained / "posterior"), f"task.data.path={new}", "--draws", "4", "--output", str(output)]
+    assert forecast([*arguments, "--quantiles", "0.1", "0.5", "0.9"]) == 0
+    rows = pq.read_table(output).to_pandas()
+    assert list(rows.columns[:3]) == ["series", "timestamp", "step"]
+    expected = pd.date_range("2024-01-01", periods=306, freq="h")[300:]
+    for _, own in rows.groupby("series"):
+        assert (own["timestamp"].to_numpy() == expected.to_numpy()).all()
+        assert own["step"].tolist() == [1, 2, 3, 4, 5, 6]
+    means = rows.groupby("series")["mean"].mean()
+    assert means["south"] > means["north"] + 1  # 9 and 3; after one epoch, the levels of the windows at least
+    assert (rows["q0.1"] < rows["q0.9"]).all()
+    again = tmp_path / "again.parquet"
+    assert forecast([*arguments[:-1], str(again), "--quantiles", "0.1", "0.5", "0.9"]) == 0
+    assert pq.read_table(again).equals(pq.read_table(output))  # draws and samples have a seed
+
+
+def test_the_evaluation_of_the_saved_posterior_is_that_of_the_run(
+    trained: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert script(repository, "evaluate")([str(trained / "posterior"), "--draws", "4", "--output", "scores"]) == 0
+    found = json.loads((tmp_path / "scores" / "table_test_4_draws.json").read_text())["metrics"]
+    (run,) = json.loads((trained / "result.json").read_text())["runs"]
+    for name, value in run["test"]["posterior"].items():
+        assert found[name] == pytest.approx(value, rel=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--draws", "-1"], "--draws is -1"),
+        (["--quantiles", "0.5", "1"], "--quantiles: 1 is not between 0 and 1"),
+        (["--output", "nowhere/forecasts.parquet"], "the folder nowhere does not exist"),
+        (["task.data.path=daily.parquet"], "task.data has frequency D; the posterior was trained on h"),
+        (["task.data.path=missing.parquet"], "missing.parquet"),
+    ],
+)
+def test_what_cannot_be_forecast_is_refused_in_one_line(
+    arguments: list[str],
+    message: str,
+    trained: Path,
+    forecast: Main,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "daily.parquet", 240, "D")
+    assert forecast([str(trained / "posterior"), *arguments]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
+    assert not (tmp_path / "forecasts.parquet").exists()
