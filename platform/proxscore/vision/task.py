@@ -80,10 +80,10 @@ class VisionTask:
         return metrics.compute(), lambda: {"reliability": metrics.reliability_diagram(title=title)}
 
     def compared(self, predictive: CategoricalPredictive) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """The area under the risk-coverage curve; confidence and correctness of every row."""
+        """The area under the risk-coverage curve; log-probabilities (N, C) in float32 and targets (N,)."""
         log_confidences, labels = predictive.log_probabilities.max(1)
         confidences, correct = log_confidences.exp().flatten(), (labels == predictive.targets).flatten()
-        kept = {"confidences": confidences, "correct": correct}
+        kept = {"log_probabilities": predictive.log_probabilities.float(), "targets": predictive.targets}
         return {"aurc": area_under_risk_coverage(confidences, correct)}, kept
 
     def floors(self) -> dict[str, CategoricalPredictive]:
