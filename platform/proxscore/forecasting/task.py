@@ -194,8 +194,8 @@ class ForecastingTask:
         return values, lambda: {
             "fans": self._fans(predictive, title),
             "pit": pit_histogram(metrics.pit_counts, title=title),
-            "coverage": coverage_against_nominal(metrics.levels, {"": _coverage(metrics, values)}, title=title),
-            "errors": error_by_horizon({"": metrics.by_horizon()}, title=title),
+            "coverage": coverage_against_nominal(metrics.levels, {"predictive": _coverage(metrics, values)}, title=title),
+            "errors": error_by_horizon({"predictive": metrics.by_horizon()}, title=title),
         }
 
     def compared(self, predictive: ForecastPredictive) -> tuple[dict[str, float], dict[str, Tensor]]:
