@@ -194,7 +194,9 @@ class ForecastingTask:
         return values, lambda: {
             "fans": self._fans(predictive, title),
             "pit": pit_histogram(metrics.pit_counts, title=title),
-            "coverage": coverage_against_nominal(metrics.levels, {"predictive": _coverage(metrics, values)}, title=title),
+            "coverage": coverage_against_nominal(
+                metrics.levels, {"predictive": _coverage(metrics, values)}, title=title
+            ),
             "errors": error_by_horizon({"predictive": metrics.by_horizon()}, title=title),
         }
 
