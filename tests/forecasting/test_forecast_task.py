@@ -106,6 +106,23 @@ def test_a_network_trains_is_judged_saves_and_forecasts_what_comes_after_the_dat
         np.testing.assert_allclose(own["q0.5"], np.median(forecast.samples, 0), rtol=1e-4)
 
 
+def test_forecasts_take_known_covariates_from_the_rows_after_the_last_target(tmp_path: Path) -> None:
+    hours = np.arange(206)
+    frame = pd.DataFrame({"timestamp": pd.Timestamp("2024-01-01") + pd.to_timedelta(hours, unit="h")})
+    frame["load"] = hours.astype(float)
+    frame["target"] = np.where(hours < 200, np.sin(hours / 4), np.nan)
+    frame.to_parquet(tmp_path / "known.parquet")
+    data = {"kind": "table", "path": str(tmp_path / "known.parquet"), "known_covariates": ["load"]}
+    model = {"name": "TiDE", "kwargs": {"num_layers_encoder": 1}}
+    config = configuration.parse(
+        {"task": {"kind": "forecasting", "horizon": 6, "context": 24, "model": model, "data": data}}
+    )
+    windows = ahead(ForecastingTask(config.task))  # type: ignore[arg-type]
+    fields = windows.panel.packing.unpack(windows.__getitems__([0])[0])
+    values = torch.cat([field.flatten() for name, field in fields.items() if "dynamic" in name or "time" in name])
+    assert set(range(200, 206)) <= set(values.tolist())
+
+
 def test_the_predictive_is_the_mixture_over_draws(series: Path) -> None:
     task = ForecastingTask(tree(series).task)  # type: ignore[arg-type]
     torch.manual_seed(0)

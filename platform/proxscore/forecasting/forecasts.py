@@ -24,7 +24,9 @@ def ahead(task: ForecastingTask) -> Windows:
         ConfigError: known covariates that end before the horizon; names the series.
     """
     series, horizon = task.series, task.config.horizon
-    panel = Panel(series.to_gluonts(), task.blueprint.transformation, task.blueprint.packing, horizon, beyond=horizon)
+    panel = Panel(
+        series.to_gluonts(horizon), task.blueprint.transformation, task.blueprint.packing, horizon, beyond=horizon
+    )
     ends = [len(each) for each in series.series]
     return Windows(panel, np.stack([np.arange(len(ends)), np.array(ends)], 1).astype(np.int64))
 
