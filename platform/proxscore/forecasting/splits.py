@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from proxscore.calibration.seasonal_error import seasonal_error
 from proxscore.config import ConfigError
 from proxscore.forecasting.series import SeriesData
 
@@ -92,14 +94,10 @@ def season_errors(data: SeriesData, splits: list[Split]) -> NDArray[np.float32]:
     m is the season, or 1 where the training part is no longer than that; pairs with a missing value count nowhere. A
     series that is constant, or has no pair, has no scale: NaN, so that its scaled errors are NaN too, not infinite.
     """
-    errors = []
-    for each, split in zip(data.series, splits, strict=True):
-        past = each.target[: split.train_end].astype(np.float64)
-        season = data.season if data.season < len(past) else 1
-        differences = np.abs(past[season:] - past[:-season])
-        seen = differences[~np.isnan(differences)]
-        errors.append(seen.mean() if seen.any() else np.nan)
-    return np.array(errors, dtype=np.float32)
+    pairs = zip(data.series, splits, strict=True)
+    errors = [seasonal_error(torch.from_numpy(each.target[: split.train_end]), data.season) for each, split in pairs]
+    found = torch.stack(errors).numpy()
+    return np.where(found > 0, found, np.nan).astype(np.float32)
 
 
 def _from_end(length: int, horizon: int, test_windows: int, validation_windows: int, stride: int) -> Split:

@@ -152,11 +152,8 @@ class ForecastingTask:
         data = self.series
         return {
             "kind": self.config.data.kind,
-            "series": len(data.series),
-            "frequency": data.frequency,
-            "season": data.season,
+            **data.record,
             "features": self._features(),
-            "details": dict(data.details),
             "splits": self.data.splits,
         }
 
