@@ -13,10 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from scipy import stats
+from small_forecasts import tree, write_series
 
 from proxscore import config as configuration
-from proxscore.config import Config, ConfigError
+from proxscore.config import ConfigError
 from proxscore.forecasting.forecasts import ahead, gluonts_forecasts, table
+from proxscore.forecasting.networks import NAMES
 from proxscore.forecasting.predictive import ForecastPredictive
 from proxscore.forecasting.task import ForecastingTask
 from proxscore.posterior import Posterior
@@ -25,53 +27,13 @@ from proxscore.training.context import LocalContext
 from proxscore.training.ingest import evaluation_batches
 from proxscore.training.loop import train
 
-NETWORKS: dict[str, dict[str, Any]] = {
-    "SimpleFeedForward": {"hidden_dimensions": [8]},
-    "DeepAR": {"num_layers": 1, "hidden_size": 8},
-    "Koopa": {},
-}
-
 
 @pytest.fixture
 def series(tmp_path: Path) -> Path:
-    """Two hourly series of 200 steps with a daily season."""
-    generator = np.random.default_rng(0)
-    hours = np.arange(200)
-    frames = [
-        pd.DataFrame(
-            {
-                "timestamp": pd.Timestamp("2024-01-01") + pd.to_timedelta(hours, unit="h"),
-                "name": name,
-                "target": level * (2 + np.sin(2 * np.pi * hours / 24)) + 0.1 * level * generator.standard_normal(200),
-            }
-        )
-        for name, level in (("low", 1.0), ("high", 50.0))
-    ]
-    path = tmp_path / "series.parquet"
-    pd.concat(frames).to_parquet(path)
-    return path
+    return write_series(tmp_path / "series.parquet")
 
 
-def tree(path: Path, network: str = "SimpleFeedForward", **training: Any) -> Config:
-    return configuration.parse(
-        {
-            "name": "series",
-            "task": {
-                "kind": "forecasting",
-                "horizon": 6,
-                "context": 24,
-                "model": {"name": network, "kwargs": NETWORKS[network]},
-                "data": {"kind": "table", "path": str(path), "id_columns": ["name"], "test_windows": 3},
-            },
-            "method": {"kind": "proximal_score", "max_mean_step": 0.5},
-            "training": {"epochs": 1, "batch_size": 32, "workers": 0, "device": "cpu"} | training,
-            "evaluation": {"draws": 4, "validation_draws": 2},
-            "tracking": {"interval": 0},
-        }
-    )
-
-
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", NAMES)
 def test_a_network_trains_is_judged_saves_and_forecasts_what_comes_after_the_data(
     network: str, series: Path, tmp_path: Path
 ) -> None:

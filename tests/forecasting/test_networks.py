@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from small_forecasts import SMALL
 from torch import Tensor
 
 from proxscore.config import ConfigError
@@ -18,16 +19,6 @@ from proxscore.forecasting.networks import NAMES, Blueprint, Features, plan
 from proxscore.forecasting.windows import Panel, Windows, training_index
 
 HORIZON, CONTEXT = 6, 24
-SMALL: dict[str, dict[str, Any]] = {
-    "DLinear": {"hidden_dimension": 4, "kernel_size": 5},
-    "DeepAR": {"hidden_size": 12, "num_layers": 2, "lags_seq": [1, 2, 24]},
-    "LagTST": {"d_model": 8, "nhead": 2, "dim_feedforward": 16, "lags_seq": [1, 2, 24]},
-    "PatchTST": {"d_model": 8, "nhead": 2, "dim_feedforward": 16, "patch_len": 8, "stride": 4},
-    "SimpleFeedForward": {"hidden_dimensions": [16, 8]},
-    "TFT": {"hidden_dim": 8, "variable_dim": 4, "num_heads": 2},
-    "TiDE": {"encoder_hidden_dim": 8, "decoder_hidden_dim": 8},
-    "Koopa": {"dynamic_dim": 8, "hidden_dim": 16, "blocks": 2, "segment": 6},
-}
 
 
 def prepared(name: str, series: list[dict[str, Any]], likelihood: str = "student_t") -> tuple[Blueprint, Windows]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,7 +19,7 @@ from proxscore.forecasting.distributions import Mixture, StepDistribution
 from proxscore.forecasting.network import ForecastNetwork
 from proxscore.inference import noise
 from proxscore.posterior import Posterior
-from proxscore.posterior.prediction import Batches
+from proxscore.posterior.prediction import Batches, draw_indices, each_draw
 
 SAMPLES = 200  # of each window at least, over all draws
 CHUNK = 512  # windows whose samples are held at a time
@@ -118,39 +117,25 @@ def predict(
     refresh: Batches | None = None,
     autocast: torch.dtype | None = None,
 ) -> ForecastPredictive:
-    """The predictive distribution for all windows of a data set; arguments as :func:`proxscore.posterior.predict`.
-
-    ``refresh`` has no effect: the networks have no BatchNorm layers, except TiDE and PatchTST variants that ask for them,
-    which keep the statistics that training left.
-    """
+    """The predictive distribution for all windows of a data set; arguments as :func:`proxscore.posterior.predict`."""
     network = module
     assert isinstance(network, ForecastNetwork)
-    indices: list[int | None] = [None]
-    if posterior is not None and draws and posterior.random:
-        indices = list(posterior.indices(draws))
-    device = next(module.parameters()).device
-    generator = torch.Generator(device).manual_seed(noise.key(seed, "paths") % 2**62)
+    indices = draw_indices(posterior, draws)
+    generator = torch.Generator(next(module.parameters()).device).manual_seed(noise.key(seed, "paths") % 2**62)
     each = -(-SAMPLES // len(indices))
-    training = module.training
     outputs, paths, targets = [], [], []
-    context = torch.autocast(device.type, autocast) if autocast else nullcontext()
-    try:
-        for position, index in enumerate(indices):
-            with posterior.use(module, index, seed) if posterior is not None else nullcontext(module), context:
-                module.eval()
-                found, sampled = [], []
-                for inputs, labels in batches():
-                    inputs = inputs.to(device, non_blocking=True)
-                    found.append(module(inputs)[: len(labels)].float().cpu())
-                    if network.autoregressive:
-                        sampled.append(network.sample(inputs, each, generator)[:, : len(labels)].float().cpu())
-                    if position == 0:
-                        targets.append(labels.cpu())
-                outputs.append(torch.cat(found))
-                if sampled:
-                    paths.append(torch.cat(sampled, 1))
-    finally:
-        module.train(training)
+    for draw, device in each_draw(module, posterior, indices, seed, refresh, autocast):
+        found, sampled = [], []
+        for inputs, labels in batches():
+            inputs = inputs.to(device, non_blocking=True)
+            found.append(module(inputs)[: len(labels)].float().cpu())
+            if network.autoregressive:
+                sampled.append(network.sample(inputs, each, generator)[:, : len(labels)].float().cpu())
+            if draw == 0:
+                targets.append(labels.cpu())
+        outputs.append(torch.cat(found))
+        if sampled:
+            paths.append(torch.cat(sampled, 1))
     return ForecastPredictive(
         network.likelihood,
         torch.stack(outputs),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -70,40 +70,64 @@ def predict(
             stay what training left.
         autocast: compute dtype of the forward passes.
     """
-    indices: list[int | None] = [None]
-    if posterior is not None and draws and posterior.random:
-        indices = list(posterior.indices(draws))
+    log_sum: list[Tensor] = []
+    entropy_sum: list[Tensor] = []
+    targets: list[Tensor] = []
+    indices = draw_indices(posterior, draws)
+    for draw, device in each_draw(module, posterior, indices, seed, refresh, autocast):
+        for row, (inputs, labels) in enumerate(batches()):
+            outputs = module(inputs.to(device, non_blocking=True))[: len(labels)]
+            log_probabilities = outputs.float().log_softmax(1)
+            entropy = -(log_probabilities.exp() * log_probabilities).sum(1)
+            if draw == 0:
+                log_sum.append(log_probabilities.cpu())
+                entropy_sum.append(entropy.cpu())
+                targets.append(labels.cpu())
+            else:
+                torch.logaddexp(log_sum[row], log_probabilities.cpu(), out=log_sum[row])
+                entropy_sum[row] += entropy.cpu()
+    count = len(indices)
+    return CategoricalPredictive(
+        torch.cat(log_sum) - math.log(count), torch.cat(entropy_sum) / count, torch.cat(targets)
+    )
+
+
+def draw_indices(posterior: Posterior | None, draws: int) -> list[int | None]:
+    """Indices of so many draws, or of those that there are; without draws ``[None]``: the mean weights, or the module's."""
+    return list(posterior.indices(draws)) if posterior is not None and draws and posterior.random else [None]
+
+
+def each_draw(
+    module: nn.Module,
+    posterior: Posterior | None,
+    indices: list[int | None],
+    seed: int,
+    refresh: Batches | None,
+    autocast: torch.dtype | None,
+) -> Iterator[tuple[int, torch.device]]:
+    """Put the draws of :func:`draw_indices` into the module, one after another, in evaluation mode.
+
+    Weights, modes of the layers and statistics of BatchNorm are as before afterwards. Other arguments as of :func:`predict`.
+
+    Yields:
+        The draw's position, from 0 on, and the module's device.
+    """
     device = next(module.parameters()).device
     modes = {layer: layer.training for layer in module.modules()}  # layers may differ: frozen ones stay in evaluation
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     context = torch.autocast(device.type, autocast) if autocast else nullcontext()
-    log_sum, entropy_sum, targets = [], [], []
     try:
         for position, index in enumerate(indices):
             with posterior.use(module, index, seed) if posterior is not None else nullcontext(module), context:
                 if refresh is not None:
                     refresh_batch_norm(module, refresh, device)
                 module.eval()
-                for row, (inputs, labels) in enumerate(batches()):
-                    outputs = module(inputs.to(device, non_blocking=True))[: len(labels)]
-                    log_probabilities = outputs.float().log_softmax(1)
-                    entropy = -(log_probabilities.exp() * log_probabilities).sum(1)
-                    if position == 0:
-                        log_sum.append(log_probabilities.cpu())
-                        entropy_sum.append(entropy.cpu())
-                        targets.append(labels.cpu())
-                    else:
-                        torch.logaddexp(log_sum[row], log_probabilities.cpu(), out=log_sum[row])
-                        entropy_sum[row] += entropy.cpu()
+                yield position, device
     finally:
         for layer, training in modes.items():
             layer.training = training
         for name, buffer in module.named_buffers():
             buffer.copy_(buffers[name])
-    count = len(indices)
-    return CategoricalPredictive(
-        torch.cat(log_sum) - math.log(count), torch.cat(entropy_sum) / count, torch.cat(targets)
-    )
 
 
 def refresh_batch_norm(module: nn.Module, batches: Batches, device: torch.device) -> None:
