@@ -1,0 +1,113 @@
+"""The typed configuration: one tree, read once, from YAML and dotted overrides.
+
+    config = load("jobs/configs/quickstart.yaml", ["training.epochs=3", "task.model.name=resnet18"])
+
+Every key that the tree does not know is refused in one line that names the nearest valid key; so is every value of a
+wrong type. Nothing else in the package reads configuration files or environment variables for settings.
+"""
+
+from proxscore.config.forecasting import (
+    BirthsConfig,
+    ForecastingConfig,
+    ForecastModelConfig,
+    GreykiteConfig,
+    RecipeConfig,
+    SeriesConfig,
+    SeriesTableConfig,
+    TaylorConfig,
+)
+from proxscore.config.methods import (
+    AdamWConfig,
+    ELBOConfig,
+    EnsembleConfig,
+    FamilyConfig,
+    FullCovarianceConfig,
+    IVONConfig,
+    KroneckerConfig,
+    LaplaceConfig,
+    LowRankConfig,
+    MCDropoutConfig,
+    MeanFieldConfig,
+    MethodConfig,
+    MixtureConfig,
+    PenaltyConfig,
+    PointConfig,
+    PriorConfig,
+    ProximalScoreConfig,
+    ScheduleConfig,
+    SGDConfig,
+    SGHMCConfig,
+    SGLDConfig,
+    SingleConfig,
+    SolverConfig,
+    SWAGConfig,
+)
+from proxscore.config.reading import dump, flatten, load, parse, read, validated
+from proxscore.config.root import Config, TaskConfig
+from proxscore.config.section import ConfigError, MethodError, Section
+from proxscore.config.training import EvaluationConfig, TrackingConfig, TrainingConfig
+from proxscore.config.vision import (
+    DataConfig,
+    DigitsConfig,
+    IdxConfig,
+    ImageFolderConfig,
+    ModelConfig,
+    ParquetConfig,
+    VisionConfig,
+)
+
+__all__ = [
+    "AdamWConfig",
+    "BirthsConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "DigitsConfig",
+    "ELBOConfig",
+    "EnsembleConfig",
+    "EvaluationConfig",
+    "FamilyConfig",
+    "ForecastModelConfig",
+    "ForecastingConfig",
+    "FullCovarianceConfig",
+    "GreykiteConfig",
+    "IVONConfig",
+    "IdxConfig",
+    "ImageFolderConfig",
+    "KroneckerConfig",
+    "LaplaceConfig",
+    "LowRankConfig",
+    "MCDropoutConfig",
+    "MeanFieldConfig",
+    "MethodConfig",
+    "MethodError",
+    "MixtureConfig",
+    "ModelConfig",
+    "ParquetConfig",
+    "PenaltyConfig",
+    "PointConfig",
+    "PriorConfig",
+    "ProximalScoreConfig",
+    "RecipeConfig",
+    "SGDConfig",
+    "SGHMCConfig",
+    "SGLDConfig",
+    "SWAGConfig",
+    "ScheduleConfig",
+    "Section",
+    "SeriesConfig",
+    "SeriesTableConfig",
+    "SingleConfig",
+    "SolverConfig",
+    "TaskConfig",
+    "TaylorConfig",
+    "TrackingConfig",
+    "TrainingConfig",
+    "VisionConfig",
+    "dump",
+    "flatten",
+    "load",
+    "parse",
+    "read",
+    "validated",
+]

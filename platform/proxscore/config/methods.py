@@ -1,0 +1,250 @@
+"""Methods."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from proxscore.config.section import Section
+
+
+class ScheduleConfig(Section):
+    """How a proximal step (the inverse of a proximal weight) moves over the run; see ``inference.schedules``."""
+
+    kind: Literal["constant", "linear", "cosine", "exponential", "power"] = "constant"
+    unit: Literal["steps", "epochs"] = "steps"
+    warmup: float = Field(0, ge=0)
+    length: float | None = Field(None, gt=0)  # None: the rest of the run
+    end: float = Field(0.0, ge=0)
+    power: float = Field(0.5, gt=0)
+
+
+class PenaltyConfig(Section):
+    """Proximal weights. ``precision: null`` takes the number of steps of the run; see ``inference.penalties``."""
+
+    kind: Literal["forward_kl", "reverse_kl", "quadratic", "none"] = "forward_kl"
+    precision: float | None = Field(None, gt=0)
+    precision_schedule: ScheduleConfig = ScheduleConfig()
+    mean: float = Field(0.5, gt=0)
+    mean_schedule: ScheduleConfig = ScheduleConfig(kind="cosine", unit="epochs", warmup=0.5)
+
+
+class PriorConfig(Section):
+    """Gaussian prior, by groups of parameters; see ``inference.priors``."""
+
+    scale: float = Field(0.1, gt=0)
+    biases: Literal["informative", "flat", "point"] = "informative"
+    norms: Literal["informative", "flat", "point"] = "informative"
+    scales: dict[str, float] = Field({})  # glob pattern of parameter names -> scale
+    mean: Literal["zero", "initial"] = "zero"  # initial: the loaded weights, except the classifier head
+    select: str | list[str] = "all"  # all, last_layer, or glob patterns: which parameters are sampled
+
+
+class MeanFieldConfig(Section):
+    """Independent Gaussians."""
+
+    kind: Literal["mean_field"] = "mean_field"
+
+
+class FullCovarianceConfig(Section):
+    """A Gaussian with full covariance, for a last layer or a small network."""
+
+    kind: Literal["full_covariance"]
+
+
+class LowRankConfig(Section):
+    """A Gaussian with low-rank plus diagonal covariance; see ``inference.families.low_rank``."""
+
+    kind: Literal["low_rank"]
+    rank: int = Field(8, ge=1)
+    spread: float = Field(0.1, gt=0)
+
+
+class KroneckerConfig(Section):
+    """A Kronecker-factored Gaussian for each matrix-shaped parameter."""
+
+    kind: Literal["kronecker"]
+
+
+class MixtureConfig(Section):
+    """A mixture of mean-field Gaussians; see ``inference.families.mixture``, and ``posterior.stacking`` for its weights."""
+
+    kind: Literal["mixture"]
+    components: int = Field(2, ge=1)
+    spread: float = Field(1.0, gt=0)
+    weights: list[float] | Literal["uniform", "stacked"] = "uniform"  # stacked: on validation data, after training
+
+
+FamilyConfig = Annotated[
+    MeanFieldConfig | FullCovarianceConfig | LowRankConfig | KroneckerConfig | MixtureConfig,
+    Field(discriminator="kind"),
+]
+
+
+class SolverConfig(Section):
+    """The gradient solver; see ``inference.solver``. ``optimizer`` is a name of ``torch.optim``."""
+
+    inner_steps: int = Field(10, ge=2)
+    optimizer: str = "Adam"
+    lr: float = Field(0.01, gt=0)
+    options: dict[str, Any] = Field({})
+
+
+class ProximalScoreConfig(Section):
+    """Proximal score matching; see ``inference.optimizer``."""
+
+    kind: Literal["proximal_score"] = "proximal_score"
+    prior: PriorConfig = PriorConfig()
+    penalty: PenaltyConfig = PenaltyConfig()
+    family: FamilyConfig = MeanFieldConfig()
+    families: dict[str, FamilyConfig] = Field(
+        {}
+    )  # glob pattern of parameter names -> family of these; the last match counts
+    solver: SolverConfig | None = None  # null: the closed form for families that have one
+    # Per data point; null: estimated from data, tensor by tensor. Of forecasts: five times the horizon.
+    initial_precision: float | None = Field(0.1, gt=0)
+    paired: bool = True
+    draws: int = Field(1, ge=1)  # pairs (or single draws) per step
+    keep_mean: bool = True  # false: four numbers per parameter instead of five, and more time for the noise
+    momentum: float = Field(0.9, ge=0, lt=1)
+    max_log_precision_step: float | None = Field(1.0, gt=0)
+    max_mean_step: float | None = Field(0.1, gt=0)  # posterior standard deviations; of forecasts 0.6
+    temperature: float = Field(1.0, gt=0)
+    point_lr: float = Field(1e-3, gt=0)  # Adam's, for parameters that are not sampled
+    effective_data_size: float | None = Field(None, gt=0)  # None: training rows, but at least 100,000 (cold posterior)
+    max_skipped_steps: int = Field(10, ge=1)
+
+
+class AdamWConfig(Section):
+    """Point estimate by AdamW, cosine learning rate with warm-up."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup: float = Field(0.05, ge=0, lt=1)  # fraction of the run
+    max_skipped_steps: int = Field(10, ge=1)
+
+
+class SGDConfig(Section):
+    """Point estimate (maximum a posteriori) by SGD with momentum; see ``methods.sgd``."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: float = Field(0.1, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(5e-4, ge=0)  # prior precision divided by the training rows
+    warmup: float = Field(0.05, ge=0, lt=1)  # fraction of the run
+    max_skipped_steps: int = Field(10, ge=1)
+
+
+class ELBOConfig(Section):
+    """Mean-field variational inference by reparametrized gradients (Bayes by Backprop); see ``methods.elbo``."""
+
+    kind: Literal["elbo"] = "elbo"
+    prior: PriorConfig = PriorConfig(scale=1.0)
+    lr: float = Field(1e-3, gt=0)  # Adam's
+    initial_scale: float = Field(0.01, gt=0)  # standard deviations at the start
+    draws: int = Field(1, ge=1)  # per step
+    temperature: float = Field(1.0, gt=0)  # of the KL
+    warmup: float = Field(0.05, ge=0, lt=1)  # fraction of the run
+    max_skipped_steps: int = Field(10, ge=1)
+
+
+class IVONConfig(Section):
+    """IVON by ivon-opt, with its authors' settings for CIFAR; see ``methods.ivon``. One worker."""
+
+    kind: Literal["ivon"] = "ivon"
+    lr: float = Field(0.2, gt=0)
+    ess: float | None = Field(None, gt=0)  # effective sample size; null: the training rows
+    hess_init: float = Field(0.5, gt=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.99999, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0)  # prior precision divided by ess
+    draws: int = Field(1, ge=1)  # per step
+    clip_radius: float | None = Field(None, gt=0)
+    warmup: float = Field(0.05, ge=0, lt=1)  # fraction of the run
+    max_skipped_steps: int = Field(10, ge=1)
+
+
+PointConfig = Annotated[AdamWConfig | SGDConfig, Field(discriminator="kind")]
+
+
+class MCDropoutConfig(Section):
+    """Monte Carlo dropout, of a network with dropout layers; see ``methods.mc_dropout``."""
+
+    kind: Literal["mc_dropout"] = "mc_dropout"
+    of: PointConfig = AdamWConfig()  # how the weights are trained
+
+
+class SGLDConfig(Section):
+    """Stochastic-gradient Langevin dynamics, cyclical as published; see ``methods.sgmcmc``."""
+
+    kind: Literal["sgld"] = "sgld"
+    prior: PriorConfig = PriorConfig(scale=1.0)
+    lr: float = Field(0.5, gt=0)  # at the start of a cycle, of the mean loss
+    schedule: Literal["cyclical", "constant"] = "cyclical"
+    cycles: int = Field(4, ge=1)
+    exploration: float = Field(0.8, ge=0, lt=1)  # fraction of each cycle without noise and samples
+    burn_in: float = Field(0, ge=0)  # epochs at the start from which no sample is kept
+    samples: int = Field(12, ge=1)  # kept, each a copy of the weights
+    temperature: float = Field(1.0, gt=0)
+    max_skipped_steps: int = Field(10, ge=1)
+
+
+class SGHMCConfig(SGLDConfig):
+    """Stochastic-gradient Hamiltonian Monte Carlo, cyclical as published; see ``methods.sgmcmc``."""
+
+    kind: Literal["sghmc"] = "sghmc"  # type: ignore[assignment]
+    friction: float = Field(0.9, gt=0, le=1)  # one minus momentum
+
+
+class SWAGConfig(Section):
+    """SGD whose late iterates make a Gaussian, with its authors' settings; see ``methods.swag``."""
+
+    kind: Literal["swag"] = "swag"
+    lr: float = Field(0.05, gt=0)
+    swag_lr: float = Field(0.01, gt=0)  # constant while weights are collected
+    start: float = Field(0.75, ge=0, lt=1)  # fraction of the run before
+    collect_every: float = Field(1, gt=0)  # epochs
+    rank: int = Field(20, ge=1)  # deviations kept, each a copy of the weights
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    max_skipped_steps: int = Field(10, ge=1)
+
+
+class LaplaceConfig(Section):
+    """The Laplace approximation by laplace-torch, after training; see ``methods.laplace``. One worker."""
+
+    kind: Literal["laplace"] = "laplace"
+    of: PointConfig = AdamWConfig()  # how the weights are trained
+    subset: Literal["last_layer", "all"] = "last_layer"
+    structure: Literal["full", "diag"] = "full"
+    prior_precision: float | None = Field(None, gt=0)  # null: that of the highest marginal likelihood
+
+
+_Single = (
+    ProximalScoreConfig
+    | AdamWConfig
+    | SGDConfig
+    | ELBOConfig
+    | IVONConfig
+    | MCDropoutConfig
+    | SGLDConfig
+    | SGHMCConfig
+    | SWAGConfig
+    | LaplaceConfig
+)
+SingleConfig = Annotated[_Single, Field(discriminator="kind")]
+
+
+class EnsembleConfig(Section):
+    """Members trained one after another from different seeds; see ``training.ensemble``. One worker."""
+
+    kind: Literal["ensemble"] = "ensemble"
+    members: int = Field(5, ge=2)
+    of: SingleConfig = AdamWConfig()
+    budget: Literal["each", "shared"] = "each"  # each member takes training.epochs, or they share them
+
+
+MethodConfig = Annotated[_Single | EnsembleConfig, Field(discriminator="kind")]

@@ -1,0 +1,183 @@
+"""Reads configurations: YAML, dotted overrides, and errors of one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from proxscore.config.forecasting import ForecastingConfig
+from proxscore.config.methods import ProximalScoreConfig
+from proxscore.config.root import Config
+from proxscore.config.section import ConfigError, Section
+from proxscore.config.vision import VisionConfig
+
+Root = TypeVar("Root", bound=Section)
+
+
+def load(path: str | Path | None = None, overrides: Sequence[str] = (), base: dict[str, Any] | None = None) -> Config:
+    """Read YAML from ``path`` (none: ``base``, or defaults), apply ``a.b=value`` overrides (values are YAML), and validate.
+
+    Raises:
+        ConfigError: one line that names the key at fault and what would be right.
+    """
+    return parse(*read(path, overrides, base))
+
+
+def read(
+    path: str | Path | None, overrides: Sequence[str] = (), base: dict[str, Any] | None = None
+) -> tuple[dict[str, Any], str]:
+    """The plain tree that :func:`load` validates, and what to call it in messages.
+
+    Raises:
+        ConfigError: the file, or an override, cannot be read.
+    """
+    tree: dict[str, Any] = base or {}
+    source = "command line"
+    if path is not None:
+        source = str(path)
+        try:
+            loaded = yaml.safe_load(Path(path).read_text())
+        except OSError as error:
+            raise ConfigError(f"configuration file {path}: {error.strerror or error}") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"configuration file {path}: not valid YAML: {' '.join(str(error).split())}") from error
+        if loaded is not None and not isinstance(loaded, dict):
+            raise ConfigError(f"configuration file {path}: expected keys and values, got a {type(loaded).__name__}")
+        tree = loaded or {}
+    for override in overrides:
+        _override(tree, override)
+    return tree, source
+
+
+def parse(tree: dict[str, Any], source: str = "configuration") -> Config:
+    """Validate a plain tree (as read from YAML or JSON). A task or method without a ``kind`` is of the default one."""
+    for key, kind in (("task", VisionConfig().kind), ("method", ProximalScoreConfig().kind)):
+        if isinstance(tree.get(key), dict):
+            tree = tree | {key: {"kind": kind} | tree[key]}
+    return validated(Config, _with_defaults_of_forecasts(tree), source)
+
+
+def _with_defaults_of_forecasts(tree: dict[str, Any]) -> dict[str, Any]:
+    """With other defaults of proximal score matching than those of classes: a window's log-likelihood is a sum over its steps."""
+    task, method = tree.get("task"), tree.get("method", {})
+    if not (isinstance(task, dict) and task.get("kind") == "forecasting" and isinstance(method, dict)):
+        return tree
+    if method.get("kind") == "ensemble":
+        member = method.get("of")
+        if not (isinstance(member, dict) and member.get("kind") == "proximal_score"):
+            return tree
+        return tree | {"method": method | {"of": _defaults_of_forecasts(task) | member}}
+    if method.get("kind", "proximal_score") != "proximal_score":
+        return tree
+    return tree | {"method": _defaults_of_forecasts(task) | method}
+
+
+def _defaults_of_forecasts(task: dict[str, Any]) -> dict[str, Any]:
+    horizon = task.get("horizon", ForecastingConfig.model_fields["horizon"].default)
+    if not isinstance(horizon, int):  # will be refused
+        return {}
+    return {"kind": "proximal_score", "initial_precision": 5.0 * horizon, "max_mean_step": 0.6}
+
+
+def validated(root: type[Root], tree: dict[str, Any], source: str) -> Root:
+    """A plain tree as a section of another kind than :class:`Config`.
+
+    Raises:
+        ConfigError: as :func:`load`.
+    """
+    try:
+        return root.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, source, root)) from None
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML; ``load`` reads it back to an equal tree."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def flatten(section: Section) -> dict[str, Any]:
+    """A resolved section as ``{"training.epochs": 10, ...}``, for tracking."""
+
+    def walk(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+        # Patterns of parameter names as keys would be no names for MLflow's parameters: such a dictionary is one value.
+        if isinstance(value, dict) and value and all(str(key).isidentifier() for key in value):
+            for key, inner in value.items():
+                yield from walk(f"{prefix}.{key}" if prefix else str(key), inner)
+        else:
+            yield prefix, value
+
+    return dict(walk("", section.model_dump(mode="json")))
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r}: write key=value, for example training.epochs=3")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value") from None
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            value = float(value)
+        except ValueError:
+            value = str(value)
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {override!r}: {parent!r} is a value, not a section")
+        node = child
+    node[last] = value
+
+
+def _one_line(error: ValidationError, source: str, root: type[Section]) -> str:
+    first = error.errors(include_url=False)[0]
+    # pydantic puts the tag of a discriminated union into the location; users do not write it
+    location = [str(part) for part in first["loc"]]
+    section, path = _descend(location, root)
+    dotted = ".".join(path) or "top level"
+    if first["type"] == "extra_forbidden":
+        key = path[-1]
+        near = difflib.get_close_matches(key, section, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(sorted(section))}"
+        return f"{source}: unknown key {dotted!r}; {hint}"
+    if first["type"] == "union_tag_invalid":
+        tags = first["ctx"]["expected_tags"]
+        return f"{source}: {dotted}.kind is {first['ctx']['tag']!r}; it must be one of {tags}"
+    if first["type"] == "union_tag_not_found":
+        return f"{source}: {dotted} needs a 'kind'"
+    more = error.error_count() - 1
+    suffix = f" (and {more} more)" if more else ""
+    return f"{source}: {dotted} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}{suffix}"
+
+
+def _descend(location: list[str], root: type[Section]) -> tuple[list[str], list[str]]:
+    """The valid keys of the section that holds the last part of a location, and the location without union tags."""
+    models: list[type[Section]] = [root]
+    path: list[str] = []
+    for depth, part in enumerate(location):
+        tagged = [m for m in models if "kind" in m.model_fields and part in get_args(m.model_fields["kind"].annotation)]
+        if tagged and len(models) > 1:
+            models = tagged
+            continue
+        path.append(part)
+        if depth < len(location) - 1:
+            found = [m.model_fields[part].annotation for m in models if part in m.model_fields]
+            models = [section for annotation in found for section in _sections(annotation)] or models
+    return sorted({name for model in models for name in model.model_fields}), path
+
+
+def _sections(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for inner in get_args(annotation) for section in _sections(inner)]
