@@ -110,4 +110,5 @@ __all__ = [
     "parse",
     "read",
     "validated",
+    "with_value",
 ]

@@ -101,6 +101,13 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+def with_value(tree: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A copy of a plain tree with one value set, by its dotted key."""
+    first, _, rest = key.partition(".")
+    inner = tree.get(first)
+    return tree | {first: with_value(inner if isinstance(inner, dict) else {}, rest, value) if rest else value}
+
+
 def flatten(section: Section) -> dict[str, Any]:
     """A resolved section as ``{"training.epochs": 10, ...}``, for tracking."""
 

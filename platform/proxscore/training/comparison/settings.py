@@ -103,17 +103,10 @@ def method_config(comparison: ComparisonConfig, source: str, name: str, value: f
     section = entry.method
     if value is not None:
         (key,) = entry.tune
-        section = _with(section, key.split("."), value)
+        section = configuration.with_value(section, key, value)
     tree = dict(comparison.base) | {"method": section}
     if kwargs := entry.task.model.kwargs:
         task = dict(tree.get("task") or {})
         model = dict(task.get("model") or {})
         tree["task"] = task | {"model": model | {"kwargs": dict(model.get("kwargs") or {}) | kwargs}}
     return configuration.parse(tree, source)
-
-
-def _with(section: dict[str, Any], path: list[str], value: float) -> dict[str, Any]:
-    """A copy of nested dictionaries with one value set."""
-    first, *rest = path
-    inner = section.get(first)
-    return section | {first: _with(inner if isinstance(inner, dict) else {}, rest, value) if rest else value}
