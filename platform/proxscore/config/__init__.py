@@ -42,7 +42,7 @@ from proxscore.config.methods import (
     SolverConfig,
     SWAGConfig,
 )
-from proxscore.config.reading import dump, flatten, load, parse, read, validated
+from proxscore.config.reading import dump, flatten, load, parse, read, validated, with_value
 from proxscore.config.root import Config, TaskConfig
 from proxscore.config.section import ConfigError, MethodError, Section
 from proxscore.config.training import EvaluationConfig, TrackingConfig, TrainingConfig
