@@ -18,6 +18,7 @@ class ScheduleConfig(Section):
     length: float | None = Field(None, gt=0)  # None: the rest of the run
     end: float = Field(0.0, ge=0)
     power: float = Field(0.5, gt=0)
+    multipliers: list[float] = Field([])  # of equal parts of the run: what a population has learned
 
 
 class PenaltyConfig(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +75,9 @@ class ForecastingTask:
         ("coverage 95", "coverage_95", 3),
         ("width 90", "width_90", 2),
         ("epistemic sd", "epistemic_sd", 3),
+    )
+    objectives: Mapping[str, bool] = dict.fromkeys(
+        ("crps", "nll", "mean_weighted_quantile_loss", "mase", "msis", "mae", "mse"), False
     )
     predict = staticmethod(predict)
 

@@ -29,7 +29,8 @@ class Schedule:
     power         (1 + s / L) ** (-power)
     ============  =====================================================
 
-    Past L, linear, cosine and exponential stay at ``end``.
+    Past L, linear, cosine and exponential stay at ``end``. With ``multipliers`` m_1 ... m_n, f is multiplied by m_i in the i-th
+    of n equal parts of the run (a schedule that a population has learned; f may then exceed 1).
 
     Args:
         kind: one of the names above.
@@ -38,6 +39,8 @@ class Schedule:
         end: final factor, in [0, 1]; must be positive for ``exponential``.
         power: exponent of ``power``, positive.
         unit: what t, ``warmup`` and ``length`` count.
+        multipliers: positive factors of equal parts of the run.
+        total: length of the run in steps, for ``multipliers``; :meth:`resolve` fills it in.
 
     Raises:
         ValueError: a value outside its range; the message names it.
@@ -49,6 +52,8 @@ class Schedule:
     end: float = 0.0
     power: float = 0.5
     unit: Literal["steps", "epochs"] = "steps"
+    multipliers: tuple[float, ...] = ()
+    total: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -65,6 +70,8 @@ class Schedule:
             raise ValueError("schedule end is 0; an exponential schedule needs a positive end, for example 0.01")
         if self.power <= 0:
             raise ValueError(f"schedule power is {self.power}; it must be positive")
+        if not all(0 < multiplier < math.inf for multiplier in self.multipliers):
+            raise ValueError(f"schedule multipliers are {list(self.multipliers)}; they must be positive")
 
     def resolve(self, total_steps: int, steps_per_epoch: int) -> Schedule:
         """The same schedule counted in steps, with its length filled in from the length of the run (in steps)."""
@@ -74,7 +81,7 @@ class Schedule:
             length = self.length * scale
         else:
             length = float(scale) if self.kind == "power" else max(total_steps - warmup, 1.0)
-        return replace(self, unit="steps", warmup=warmup, length=length)
+        return replace(self, unit="steps", warmup=warmup, length=length, total=total_steps)
 
     def factor(self, step: int) -> float:
         """f at a step (counted from zero).
@@ -86,6 +93,16 @@ class Schedule:
             raise ValueError(
                 "a schedule in epochs must be resolved to steps: schedule.resolve(total_steps, steps_per_epoch)"
             )
+        return self._shape(step) * self._multiplier(step)
+
+    def _multiplier(self, step: int) -> float:
+        if not self.multipliers:
+            return 1.0
+        if self.total is None:
+            raise ValueError("multipliers need the length of the run: call schedule.resolve(...)")
+        return self.multipliers[min(step * len(self.multipliers) // self.total, len(self.multipliers) - 1)]
+
+    def _shape(self, step: int) -> float:
         if step < self.warmup:
             return (step + 1) / (math.floor(self.warmup) + 1)
         since = step - self.warmup

@@ -92,7 +92,8 @@ def _solver(config: SolverConfig) -> GradientSolver:
 
 
 def _schedule(config: ScheduleConfig) -> Schedule:
-    return Schedule(**config.model_dump())
+    settings = config.model_dump()
+    return Schedule(**settings | {"multipliers": tuple(settings["multipliers"])})
 
 
 def data_size(config: ProximalScoreConfig, rows: int) -> float:

@@ -131,6 +131,10 @@ class TrackedRun:
         """A figure as an artifact."""
         self.client.log_figure(self.run_id, figure, path)
 
+    def text(self, text: str, path: str) -> None:
+        """A text as an artifact."""
+        self.client.log_text(self.run_id, text, path)
+
     def artifacts(self, folder: Path, path: str) -> None:
         """A folder's files as artifacts under ``path``."""
         self.client.log_artifacts(self.run_id, str(folder), path)

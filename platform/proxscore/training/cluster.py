@@ -10,7 +10,8 @@ import math
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -141,10 +142,26 @@ def check_memory(config: Config, methods: list[MethodConfig], task: Task) -> Non
         )
 
 
+Worker = Callable[[dict[str, Any]], dict[str, Any]]
+
+
 def train_on_ray(
-    config: Config, method: MethodConfig, epochs: float, name: str, recorder: Recorder
+    config: Config,
+    method: MethodConfig,
+    epochs: float,
+    name: str,
+    recorder: Recorder,
+    *,
+    worker: Worker | None = None,
+    settings: dict[str, Any] | None = None,
+    callbacks: Sequence[UserCallback] = (),
 ) -> tuple[dict[str, Any], Path]:
     """Run the loop on the configured workers, resuming the run of this name if there is one.
+
+    Args:
+        worker: what each worker runs instead of the whole loop.
+        settings: for it, beside the configuration.
+        callbacks: of the controller, beside the recorder's.
 
     Returns:
         The loop's results, and a local folder with the last checkpoint (posterior and figures among it).
@@ -157,8 +174,8 @@ def train_on_ray(
     files, folder = filesystem(training.storage)
     payload = {"config": config.model_dump(mode="json"), "baseline": method is config.baseline, "epochs": epochs}
     trainer = TorchTrainer(
-        _worker,
-        train_loop_config=payload,
+        worker or _worker,
+        train_loop_config=payload | (settings or {}),
         torch_config=TorchConfig(backend="nccl" if use_gpu(config) else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=training.workers if training.min_workers is None else (training.min_workers, training.workers),
@@ -174,10 +191,11 @@ def train_on_ray(
                 num_to_keep=training.keep_checkpoints, checkpoint_score_attribute="score", checkpoint_score_order="min"
             ),
             failure_config=FailureConfig(max_failures=training.max_failures),
-            callbacks=[RecorderCallback(recorder)],
+            callbacks=[RecorderCallback(recorder), *callbacks],
             logging_config=LoggingConfig(log_level="WARNING"),  # its own account of each report drowns the progress
         ),
     )
+    main = threading.current_thread() is threading.main_thread()
     interrupt = signal.getsignal(signal.SIGINT)
     try:
         result = trainer.fit()
@@ -186,12 +204,25 @@ def train_on_ray(
             raise error.controller_failure from None
         raise RuntimeError(f"training failed: {cause(error)}") from error
     finally:
-        signal.signal(signal.SIGINT, interrupt)  # Ray leaves its own handler, which would abort the finished run
+        if main:
+            signal.signal(signal.SIGINT, interrupt)  # Ray leaves its own handler, which would abort the finished run
     return result.return_value, _local(result.checkpoint)
 
 
 def _worker(payload: dict[str, Any]) -> dict[str, Any]:
     """What each worker runs."""
+    config, task, context = place(payload)
+    method = config.baseline if payload["baseline"] else config.method
+    assert method is not None
+    return train(config, method, payload["epochs"], task, context)
+
+
+def place(payload: dict[str, Any]) -> tuple[Config, Task, RayContext]:
+    """The configuration and the task of a worker, and where it runs.
+
+    Raises:
+        ConfigError: its GPU has too little memory.
+    """
     # Ray Train prints every report in full; this logger goes by its file's name, which the configured level does not reach.
     logging.getLogger(execution_context.__file__).setLevel(logging.WARNING)
     config = configuration.parse(payload["config"])
@@ -200,7 +231,7 @@ def _worker(payload: dict[str, Any]) -> dict[str, Any]:
     context, task = RayContext(config, method), build_task(config.task, verify=False)
     if context.device.type == "cuda":
         checks.check_memory(config, method, task, checks.free_memory(context.device), "this GPU")
-    return train(config, method, payload["epochs"], task, context)
+    return config, task, context
 
 
 class RecorderCallback(UserCallback):
@@ -221,18 +252,19 @@ class RecorderCallback(UserCallback):
             for kind in FINAL:
                 if isinstance(error, kind):
                     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # not also the traceback of this line
-                    raise kind(_last_line(error)) from None
+                    raise kind(last_line(error)) from None
 
 
 def cause(error: BaseException) -> str:
     """The first cause of a failed run, in one line."""
     if isinstance(error, WorkerGroupError) and error.worker_failures:
         rank, failure = min(error.worker_failures.items())
-        return f"worker {rank}: {_last_line(failure)}"
-    return _last_line(error)
+        return f"worker {rank}: {last_line(failure)}"
+    return last_line(error)
 
 
-def _last_line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
+    """What an error says at its end: Ray puts the traceback of the other process before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 

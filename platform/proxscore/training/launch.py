@@ -138,6 +138,7 @@ def _run_method(
         tags = {f"version.{package}": version for package, version in versions().items()} | git_tags()
         tags["data.splits"] = json.dumps(task.describe())
         tracked.describe(params, tags)
+        tracked.text(configuration.dump(config), "config.yaml")
         recorder = Recorder(uri, tracked.run_id, label, show, kept=memory.beside("undelivered.json"))
         started = time.perf_counter()
         if config.training.workers == 0 or processes.launched():
@@ -145,18 +146,23 @@ def _run_method(
         else:
             results, final = cluster.train_on_ray(config, method, epochs, label, recorder)
         results["seconds_total"] = time.perf_counter() - started
-        for variant, metrics in results["test"].items():
-            prefix = "test" if variant in ("posterior", "point") else f"test_{variant}"
-            tracked.metrics({f"{prefix}/{name}": value for name, value in metrics.items()})
-        if "mixture_weights" in results:
-            tracked.describe({}, {"mixture.weights": json.dumps(results["mixture_weights"])})
-        if results["advice"]:
-            tracked.describe({}, {"advice": " | ".join(results["advice"])})
-        tracked.metrics({"parameters": results["parameters"], "gradient_evaluations": results["evaluations"]})
-        tracked.artifacts(final / "figures", "figures")
-        tracked.artifacts(final / "posterior", "posterior")
-        (final / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        keep(tracked, results, final)
     return Outcome(label, method.kind, tracked.run_id, results, final, task.headline)
+
+
+def keep(tracked: TrackedRun, results: dict[str, Any], final: Path) -> None:
+    """Record the results of a run, as the loop returned them, and what its last checkpoint holds for people."""
+    for variant, metrics in results["test"].items():
+        prefix = "test" if variant in ("posterior", "point") else f"test_{variant}"
+        tracked.metrics({f"{prefix}/{name}": value for name, value in metrics.items()})
+    if "mixture_weights" in results:
+        tracked.describe({}, {"mixture.weights": json.dumps(results["mixture_weights"])})
+    if results["advice"]:
+        tracked.describe({}, {"advice": " | ".join(results["advice"])})
+    tracked.metrics({"parameters": results["parameters"], "gradient_evaluations": results["evaluations"]})
+    tracked.artifacts(final / "figures", "figures")
+    tracked.artifacts(final / "posterior", "posterior")
+    (final / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
 def _train_here(

@@ -99,8 +99,23 @@ def fit_all(config: Config, method_config: MethodConfig, epochs: float, task: Ta
             return Trained(fitted, Samples(members, {}), place, len(members), place.seconds + fitted.seconds)
 
 
-def fit(config: Config, method_config: MethodConfig, epochs: float, task: Task, context: Context) -> Fitted:
-    """All steps of a method on a task, from the context's last checkpoint on, if there is one."""
+def fit(
+    config: Config,
+    method_config: MethodConfig,
+    epochs: float,
+    task: Task,
+    context: Context,
+    *,
+    until: float | None = None,
+    start: Path | None = None,
+) -> Fitted:
+    """The steps of a method on a task, from the context's last checkpoint on, if there is one.
+
+    Args:
+        epochs: of the whole run: what schedules follow.
+        until: epochs after which to end; none: at the end of the run.
+        start: folder of a checkpoint, of any run, to begin with where the context has none.
+    """
     torch.manual_seed(config.seed)
     module = initial_module(config, task, context)
     data = training_data(config, task, context)
@@ -109,7 +124,9 @@ def fit(config: Config, method_config: MethodConfig, epochs: float, task: Task, 
     method = build_method(method_config, module, horizon, config.seed, losses, context.draw_mesh)
     progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "score": WORST, "lanes": 0, "skipped_rows": 0}
     snapshot = checkpoint.Snapshot(module, method, progress)  # type: ignore[arg-type]
-    restore(snapshot, context)
+    stop = horizon.total_steps if until is None else step_at(until / epochs, horizon)
+    if not restore(snapshot, context) and start is not None:
+        checkpoint.load(start, snapshot)
     evaluate = partial(evaluation.evaluate, module, task, config, context, method=method, data=data)
     validate_at = milestones(config.training.validate_every, horizon)
     save_at = milestones(config.training.checkpoint_every, horizon)
@@ -117,7 +134,7 @@ def fit(config: Config, method_config: MethodConfig, epochs: float, task: Task, 
     reported = time.perf_counter()
     started = reported - progress["seconds"]
     observer = Observer(context.device, config.training.profile)
-    for micro_batches, size in observer.timed_iterator(batches(data, progress, horizon, context)):
+    for micro_batches, size in observer.timed_iterator(batches(data, progress, horizon, context, stop)):
         step = progress["step"]
         method.monitor = True
         module.train()
@@ -130,7 +147,7 @@ def fit(config: Config, method_config: MethodConfig, epochs: float, task: Task, 
             record["data/skipped_rows"] = progress["skipped_rows"]
         records.append({"step": step + 1} | record)
         progress |= {"step": step + 1, "seconds": time.perf_counter() - started}
-        last = step + 1 == horizon.total_steps
+        last = step + 1 == stop
         validate, save = step + 1 in validate_at or last, step + 1 in save_at and not last
         if validate or save or due:
             notice = context.leaving() and not last
@@ -158,8 +175,11 @@ def rows_of(data: TrainingData | RayTrainingData) -> Iterator[Batch]:
                 yield inputs[: len(targets)], targets  # without padding
 
 
-def restore(snapshot: checkpoint.Snapshot, context: Context) -> None:
+def restore(snapshot: checkpoint.Snapshot, context: Context) -> bool:
     """Go on from the newest checkpoint, or from an older one where its files are damaged.
+
+    Returns:
+        Whether there is a checkpoint.
 
     Raises:
         ConfigError: a checkpoint does not fit, or all of them are damaged.
@@ -177,12 +197,13 @@ def restore(snapshot: checkpoint.Snapshot, context: Context) -> None:
                     say(
                         f"going on from the checkpoint at step {snapshot.progress['step']} (processes: {context.world})"
                     )
-                return
+                return True
         damaged.append(f"{folder}: {problem or 'damaged for another worker'}")
         if context.rank == 0:
             say(f"checkpoint {damaged[-1]}; going back to the one before")
     if damaged:
         raise ConfigError(f"every checkpoint of this run is damaged ({damaged[0]}): take another name")
+    return False
 
 
 def initial_module(config: Config, task: Task, context: Context) -> nn.Module:
@@ -313,6 +334,11 @@ def horizon_of(steps_per_epoch: int, epochs: float, task: Task) -> Horizon:
     return Horizon(max(round(epochs * steps_per_epoch), 1), steps_per_epoch, len(task.data.train))
 
 
+def step_at(fraction: float, horizon: Horizon) -> int:
+    """The step at which a fraction of the run is over: where a schedule's multipliers change."""
+    return min(max(math.ceil(fraction * horizon.total_steps - 1e-6), 1), horizon.total_steps)
+
+
 def milestones(epochs: float, horizon: Horizon) -> set[int]:
     """Steps that end every so many epochs."""
     interval = max(round(epochs * horizon.steps_per_epoch), 1)
@@ -320,21 +346,21 @@ def milestones(epochs: float, horizon: Horizon) -> set[int]:
 
 
 def batches(
-    data: TrainingData | RayTrainingData, progress: dict[str, Any], horizon: Horizon, context: Context
+    data: TrainingData | RayTrainingData, progress: dict[str, Any], horizon: Horizon, context: Context, stop: int
 ) -> Iterator[tuple[list[Batch], int]]:
-    """Training batches from the progress's step on to the end of the run, epoch by epoch.
+    """Training batches from the progress's step on to the step ``stop``, epoch by epoch.
 
     Writes the number of ranks that an epoch is begun with into ``progress["lanes"]``: its order depends on it to its end.
     """
     step = progress["step"]
-    while step < horizon.total_steps:
+    while step < stop:
         epoch, start = divmod(step, horizon.steps_per_epoch)
         if start == 0:
             progress["lanes"] = context.data_world
         for batch in data.epoch(epoch, start, progress["lanes"]):
             yield batch
             step += 1
-            if step == horizon.total_steps:
+            if step == stop:
                 return
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -43,6 +43,7 @@ class Task(Protocol):
         likelihood: of targets given the network's outputs.
         headline: metrics that are shown first, the first of them in lines of progress.
         columns: heading, metric and digits of a comparison's table.
+        objectives: metrics that a search may optimise, and whether more of each is better; the first is the default.
         summary: of the data, in a line.
     """
 
@@ -51,6 +52,7 @@ class Task(Protocol):
     likelihood: Any
     headline: tuple[str, ...]
     columns: Sequence[tuple[str, str, int]]
+    objectives: Mapping[str, bool]
 
     @property
     def summary(self) -> str: ...

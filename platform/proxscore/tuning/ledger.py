@@ -83,6 +83,7 @@ class Ledger:
         self.folder = folder
         self.trials: list[Trial] = []
         self.run_id: str | None = None
+        self.search_seconds = 0.0  # that the search has run, over all attempts
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         try:
             self.files, root = filesystem(folder)
@@ -106,7 +107,7 @@ class Ledger:
                     f"the sweep in {self.folder} was started with {key}={before}, now it is {wanted}: take another name, or "
                     "the settings it was started with"
                 )
-        self.run_id = held["run_id"]
+        self.run_id, self.search_seconds = held["run_id"], held["search_seconds"]
         self.trials = [Trial(**trial) for trial in held["trials"]]
         for trial in self.trials:
             if trial.status == "running":  # the driver was killed
@@ -116,6 +117,7 @@ class Ledger:
         """Keep everything; on a local disk the file appears whole or not at all, as it does in a bucket."""
         held = {
             "run_id": self.run_id,
+            "search_seconds": self.search_seconds,
             "settings": self.settings,
             "trials": [dataclasses.asdict(trial) for trial in self.trials],
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -46,6 +46,10 @@ class VisionTask:
         ("NLL, tempered", "nll_tempered", 4),
         ("ECE, tempered", "ece_tempered", 4),
     )
+    objectives: Mapping[str, bool] = {
+        **dict.fromkeys(("nll", "ece", "brier", "adaptive_ece", "mce"), False),
+        "accuracy": True,
+    }
     predict = staticmethod(predict)
 
     def __init__(self, config: VisionConfig, *, verify: bool = True) -> None:

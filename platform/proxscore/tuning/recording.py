@@ -1,0 +1,105 @@
+"""A sweep in MLflow: one parent run, and a child for each trial, whose statuses are true whatever happens.
+
+A trial that was stopped early, or that the sweep's end interrupted, is KILLED, and the tag ``tune.status`` says which.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from proxscore import config as configuration
+from proxscore.config import Config
+from proxscore.tracking import TrackedRun
+from proxscore.tracking.runs import git_tags
+from proxscore.tuning.ledger import Ledger, Status, Trial
+from proxscore.tuning.plan import Plan
+
+PARENT = "mlflow.parentRunId"  # MLflow's tag, by which its pages nest runs
+STATUSES: dict[Status, str] = {
+    "finished": "FINISHED",
+    "failed": "FAILED",
+    "stopped": "KILLED",
+    "interrupted": "KILLED",
+}
+
+
+class Recording:
+    """The runs of a sweep; made by :func:`recorded`."""
+
+    def __init__(self, plan: Plan, ledger: Ledger, parent: TrackedRun) -> None:
+        self.plan, self.ledger, self.parent = plan, ledger, parent
+
+    def child(self, trial: Trial) -> TrackedRun:
+        """The run of a trial: a new one, or the one that it has."""
+        tracking = self.plan.config.tracking
+        assert tracking.uri is not None
+        return TrackedRun(tracking.uri, tracking.experiment, self.label(trial), trial.run_id or None)
+
+    def label(self, trial: Trial) -> str:
+        """What a trial's run is called."""
+        name = f"{self.plan.config.name}: trial {trial.number}"
+        if trial.member is not None and trial.round is not None:
+            name += f", member {trial.member}, round {trial.round}"
+        return name if trial.stage == "search" else f"{name}, repetition with seed {trial.seed}"
+
+    def begin(self, trial: Trial, config: Config) -> str:
+        """A trial begins, or goes on; its run is RUNNING.
+
+        Returns:
+            The run's name.
+        """
+        child = self.child(trial)
+        trial.run_id = child.run_id
+        child.client.update_run(child.run_id, status="RUNNING")
+        tags = {PARENT: self.parent.run_id, "tune.stage": trial.stage, "tune.status": "running"}
+        params = configuration.flatten(config) | {"trial": trial.number}
+        child.describe(params, tags | {f"tune.{key}": str(value) for key, value in trial.params.items()})
+        child.text(configuration.dump(config), "config.yaml")
+        return self.label(trial)
+
+    def ended(self, trial: Trial) -> None:
+        """A trial has ended, or was interrupted."""
+        child = self.child(trial)
+        words: str = trial.status
+        if trial.status in ("stopped", "interrupted"):
+            words += f" at epoch {trial.epoch:g} of {trial.epochs:g}"
+        child.describe({}, {"tune.status": words})
+        if trial.error is not None:
+            child.describe({}, {"failure": trial.error[:5000]})
+        finals = {f"validation_final/{name}": value for name, value in trial.final.items() if math.isfinite(value)}
+        child.metrics(finals | {"seconds": trial.seconds})
+        child.client.set_terminated(child.run_id, status=STATUSES[trial.status])
+
+
+@contextmanager
+def recorded(plan: Plan, ledger: Ledger) -> Iterator[Recording]:
+    """The parent run, RUNNING within the context; trials that are running at its end are interrupted."""
+    config = plan.config
+    assert config.tracking.uri is not None
+    assert config.name is not None
+    parent = TrackedRun(config.tracking.uri, config.tracking.experiment, config.name, ledger.run_id)
+    ledger.run_id = parent.run_id
+    ledger.write()
+    with parent.running():
+        tune = {f"tune.{key}": value for key, value in plan.tune.model_dump(mode="json").items() if key != "space"}
+        space = {
+            f"tune.space.{key}": json.dumps(
+                {domain.kind: domain.values, **({"when": domain.when} if domain.when else {})}
+            )
+            for key, domain in plan.space.items()
+        }
+        common: dict[str, Any] = configuration.flatten(config)
+        parent.describe(common | tune | space, git_tags() | {"tune": "sweep"})
+        recording = Recording(plan, ledger, parent)
+        try:
+            yield recording
+        finally:
+            for trial in ledger.trials:
+                if trial.status == "running":
+                    trial.status = "interrupted"
+                    recording.ended(trial)
+            ledger.write()

@@ -1,0 +1,354 @@
+"""A sweep: search, repetitions of the best from other seeds, the winner's test.
+
+Ray Tune runs every stage; the ledger keeps what it left. The objective is that of validation data throughout; the test split is
+looked at once, for the settings that win.
+"""
+
+# Ray exports the types of Train V1 and the classes of V2.
+# mypy: disable-error-code="attr-defined,call-arg,arg-type"
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+
+from proxscore import config as configuration
+from proxscore.config import Config
+from proxscore.tracking import Recorder
+from proxscore.training import cluster, launch
+from proxscore.tuning import trial as trials
+from proxscore.tuning.ledger import Ledger, Trial
+from proxscore.tuning.live import Live
+from proxscore.tuning.plan import Plan
+from proxscore.tuning.population import Population
+from proxscore.tuning.recording import Recording
+from proxscore.tuning.search import Listed, Queue, Sampled, Source
+from proxscore.tuning.space import Params, applied
+
+#: Where drivers of trials run, which need no CPU worth counting: beside the sweep's own, on every cluster's head.
+DRIVER = {"node:__internal_head__": 0.0001}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Settings, and what their runs came to.
+
+    Attributes:
+        label: ``trial 7``, or ``as given``.
+        params: by dotted key.
+        trials: finished runs of it, one for each seed.
+    """
+
+    label: str
+    params: Params
+    trials: list[Trial]
+
+    def values(self, metric: str) -> list[float]:
+        return [trial.value(metric) for trial in self.trials]
+
+    def mean(self, metric: str) -> float:
+        """Over seeds."""
+        return statistics.fmean(self.values(metric)) if self.trials else math.inf
+
+
+class Sweep:
+    """All stages of a plan.
+
+    Args:
+        show: receives lines of progress.
+    """
+
+    def __init__(self, plan: Plan, ledger: Ledger, recording: Recording, live: Live) -> None:
+        self.plan, self.ledger, self.recording, self.live = plan, ledger, recording, live
+        self.config, self.tune = plan.config, plan.tune
+        self.objective, self.maximise = next(iter(plan.objectives.items()))
+
+    def search(self) -> None:
+        """The first stage, as far as its budget goes."""
+        self._stage("search", self._source(), self._scheduler(), self._spent)
+
+    def repeat(self) -> list[Candidate]:
+        """The second: the best settings, and those that were given, from every seed.
+
+        Returns:
+            Candidates, the best first.
+        """
+        wanted = [(params, seed) for _, params in self._chosen() for seed in self.tune.seeds]
+        missing = [(params, seed) for params, seed in wanted if not self._runs(params, [seed])]
+        self._stage("repeat", Listed(self.ledger, missing, self.config.training.epochs), FIFOScheduler(), lambda: False)
+        return self.candidates()
+
+    def candidates(self) -> list[Candidate]:
+        """What was repeated, the best first."""
+        found = [Candidate(label, params, self._runs(params, self.tune.seeds)) for label, params in self._chosen()]
+        return sorted(found, key=lambda candidate: (-len(candidate.trials), self._cost(candidate.mean(self.objective))))
+
+    def _cost(self, value: float) -> float:
+        """The objective as something to be small; what is not finite comes last."""
+        if not math.isfinite(value):
+            return math.inf
+        return -value if self.maximise else value
+
+    def _chosen(self) -> list[tuple[str, Params]]:
+        """Settings that are worth repeating: the best of the search, and those that were given."""
+        whole = [
+            trial
+            for trial in self.ledger.of("search", "finished")
+            if trial.epochs > self.config.training.epochs - 1e-6 and math.isfinite(trial.value(self.objective))
+        ]
+        best = sorted(whole, key=lambda trial: self._cost(trial.value(self.objective)))[: self.tune.top]
+        chosen = [(f"trial {trial.number}", trial.params) for trial in best if trial.params]
+        return [*chosen, ("as given", {})]
+
+    def _runs(self, params: Params, seeds: list[int]) -> list[Trial]:
+        """Finished runs of settings over the whole length, the first of each seed."""
+        found: dict[int, Trial] = {}
+        for trial in self.ledger.trials:
+            whole = trial.status == "finished" and trial.epochs > self.config.training.epochs - 1e-6
+            if whole and trial.params == params and trial.seed in seeds and trial.parent is None:
+                found.setdefault(trial.seed, trial)
+        return [found[seed] for seed in seeds if seed in found]
+
+    # ------------------------------------------------------------ one stage
+
+    def _source(self) -> Source:
+        seed, epochs = self.config.seed, self.config.training.epochs
+        if self.tune.search == "population":
+            return Population(
+                self.ledger,
+                self.tune.population,
+                self.objective,
+                self.maximise,
+                epochs=epochs,
+                seed=seed,
+                search_seed=self.tune.seed,
+            )
+        return Sampled(
+            self.ledger,
+            self.plan.space,
+            configuration.flatten(self.config),
+            self.plan.objectives,
+            trials=self.tune.trials,
+            random=self.tune.search == "random",
+            seed=seed,
+            search_seed=self.tune.seed,
+            epochs=epochs,
+        )
+
+    def _scheduler(self) -> TrialScheduler:
+        """Asynchronous successive halving, with what the trials of an earlier attempt reported."""
+        if self.plan.scheduler == "none":
+            return FIFOScheduler()
+        epochs = self.config.training.epochs
+        scheduler = AsyncHyperBandScheduler(
+            time_attr="epoch",
+            metric=self.objective,
+            mode="max" if self.maximise else "min",
+            max_t=epochs,
+            grace_period=min(self.tune.grace, epochs),
+            reduction_factor=self.tune.reduction,
+            stop_last_trials=False,
+        )
+        for known in self.ledger.of("search", "finished", "stopped"):
+            stand_in = _Known(f"known-{known.number}")
+            scheduler.on_trial_add(None, stand_in)
+            for row in known.curve:
+                scheduler.on_trial_result(None, stand_in, row)
+        return scheduler
+
+    def _stage(self, stage: str, source: Source, scheduler: TrialScheduler, spent: Callable[[], bool]) -> None:
+        queue = Queue(source, self.ledger, stage, self._begin, self._slots, spent)
+        if queue.idle():
+            return
+        keeper = _Keeper(self, queue, stage)
+        self.live.stage(stage, len(self.ledger.of(stage)) + source.left())
+        with tempfile.TemporaryDirectory(prefix="proxscore-tune-") as folder:
+            tuner = tune.Tuner(
+                tune.with_resources(trials.run, DRIVER),
+                tune_config=tune.TuneConfig(search_alg=queue, scheduler=scheduler, num_samples=-1),
+                run_config=tune.RunConfig(
+                    name=stage,
+                    storage_path=folder,
+                    callbacks=[keeper],
+                    stop=_Budget(spent),
+                    failure_config=tune.FailureConfig(max_failures=0),
+                    verbose=0,
+                ),
+            )
+            try:
+                tuner.fit()
+            finally:
+                self.ledger.write()
+                self.live.refresh(force=True)
+
+    def _begin(self, trial: Trial) -> dict[str, Any]:
+        """What a trial's driver is given; its MLflow run is there then."""
+        changed = self.trial_config(trial)
+        label = self.recording.begin(trial, changed)
+        self.ledger.write()
+        start = None if trial.parent is None else f"{changed.training.storage}/{trials.name_of(trial.parent)}"
+        return {
+            "number": trial.number,
+            "config": changed.model_dump(mode="json"),
+            "until": trial.epochs,
+            "start": start,
+            "run_id": trial.run_id,
+            "label": label,
+        }
+
+    def trial_config(self, trial: Trial) -> Config:
+        """The whole configuration of a trial's run."""
+        changed = applied(self.config, trial.params)
+        training = changed.training.model_copy(update={"storage": self.plan.trials_folder})
+        return changed.model_copy(update={"training": training, "seed": trial.seed, "baseline": None})
+
+    def _slots(self) -> int:
+        """Trials that the cluster holds; one more where its autoscaler may add nodes for it."""
+        training = self.config.training
+        each = {"CPU": training.workers * training.cpus_per_worker}
+        if cluster.use_gpu(self.config):
+            each["GPU"] = float(training.workers)
+        now, later = (
+            min(int(held.get(name, 0) / amount + 1e-9) for name, amount in each.items())
+            for held in (ray.cluster_resources(), cluster.capacity())
+        )
+        return max(1, min(now + (later > now), self.tune.concurrent or later))
+
+    def _spent(self) -> bool:
+        """Whether the search has used its time."""
+        if self.tune.time_limit is not None and self.ledger.search_seconds > self.tune.time_limit:
+            return True
+        return self.tune.gpu_hours is not None and self.gpu_hours() > self.tune.gpu_hours
+
+    def test(self, winner: Candidate) -> dict[str, list[float]]:
+        """The third stage: the winner's runs go on from their last checkpoints, where they end, to the test split.
+
+        Returns:
+            Test metrics by name, a value for each seed.
+        """
+        found: dict[str, list[float]] = {}
+        for trial in winner.trials:
+            changed = self.trial_config(trial)
+            child = self.recording.child(trial)
+            assert changed.tracking.uri is not None
+            with child.running():
+                recorder = Recorder(changed.tracking.uri, child.run_id, self.recording.label(trial), None)
+                results, final = cluster.train_on_ray(
+                    changed, changed.method, changed.training.epochs, trials.name_of(trial.number), recorder
+                )
+                launch.keep(child, results, final)
+            test = results["test"].get("posterior") or results["test"]["point"]
+            for name, value in test.items():
+                found.setdefault(name, []).append(value)
+        return found
+
+    def gpu_hours(self) -> float:
+        """Of the search so far."""
+        return sum(trial.seconds for trial in self.ledger.of("search")) * self.config.training.workers / 3600
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Ray Tune without its own tables, files and signal handler, within the context."""
+    ours = {
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is for the sweep, which marks its runs
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+    }
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Stands for a trial of an earlier attempt in the scheduler."""
+
+    trial_id: str
+
+
+class _Budget(tune.Stopper):
+    """Ends a stage when its budget is spent."""
+
+    def __init__(self, spent: Callable[[], bool]) -> None:
+        self.spent = spent
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.spent()
+
+
+class _Keeper(tune.Callback):
+    """Keeps ledger, MLflow runs and live view by what Ray Tune says of its trials."""
+
+    def __init__(self, sweep: Sweep, queue: Queue, stage: str) -> None:
+        self.sweep, self.queue, self.stage = sweep, queue, stage
+        self.running: set[int] = set()
+        self.looked = time.monotonic()
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        now = time.monotonic()
+        passed, self.looked = now - self.looked, now
+        for number in self.running:
+            self.sweep.ledger.trials[number].seconds += passed
+        if self.stage == "search":
+            self.sweep.ledger.search_seconds += passed
+        self.sweep.live.refresh()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.running.add(trial.config["number"])
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        own = self.sweep.ledger.trials[trial.config["number"]]
+        if "final" in result:
+            own.final, own.status = dict(result["final"]), "finished"
+        elif "epoch" in result:
+            known = set(self.sweep.plan.metrics)
+            own.report({name: float(value) for name, value in result.items() if name in known or name == "epoch"})
+            self.sweep.ledger.write()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        own = self.sweep.ledger.trials[trial.config["number"]]
+        if own.status == "running":
+            own.status = "interrupted" if self.queue.spent() else "stopped"
+        self._ended(own)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        own = self.sweep.ledger.trials[trial.config["number"]]
+        if own.status == "running":
+            error = trial.get_error()
+            own.status, own.error = "failed", cluster.last_line(error) if error else "its process died"
+        self._ended(own)
+
+    def _ended(self, own: Trial) -> None:
+        self.on_step_end(0, [])
+        self.running.discard(own.number)
+        self.sweep.recording.ended(own)
+        self.queue.ended(own)
+        self.sweep.ledger.write()
+        self.sweep.live.ended(own)

@@ -1,0 +1,117 @@
+"""One trial: a Ray Train run, sharded and checkpointed as any other, that is judged on validation data alone."""
+
+# Ray exports the types of Train V1 and the classes of V2.
+# mypy: disable-error-code="misc,attr-defined"
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from pyarrow.fs import FileSelector, FileType
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from proxscore import config as configuration
+from proxscore.methods import shards
+from proxscore.storage import filesystem
+from proxscore.tracking import Recorder
+from proxscore.training import checkpoint, evaluation
+from proxscore.training.cluster import place, train_on_ray
+from proxscore.training.loop import fit, report_of
+
+SCORE = "validation/"  # what names of validation metrics begin with
+
+
+def run(settings: dict[str, Any]) -> None:
+    """What Ray Tune runs, in a process of its own: the run's driver.
+
+    Args:
+        settings: ``config`` (a whole tree), ``number``, ``until`` and ``start`` as of :func:`proxscore.training.loop.fit`,
+            ``run_id`` and ``label`` of its MLflow run.
+    """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    config = configuration.parse(settings["config"])
+    uri = config.tracking.uri
+    assert uri is not None
+    folder = f"{config.training.storage.rstrip('/')}/{name_of(settings['number'])}"
+    recorder = Recorder(uri, settings["run_id"], settings["label"], None, kept=f"{folder}/undelivered.json")
+    results, _ = train_on_ray(
+        config,
+        config.method,
+        config.training.epochs,
+        name_of(settings["number"]),
+        recorder,
+        worker=_worker,
+        settings={key: settings[key] for key in ("until", "start")},
+        callbacks=[ValidationReports(settings["until"])],
+    )
+    tune.report(results)
+
+
+def name_of(number: int) -> str:
+    """A trial's run by its number; also its folder."""
+    return f"{number:04d}"
+
+
+def _worker(payload: dict[str, Any]) -> dict[str, Any]:
+    """What each worker runs."""
+    config, task, context = place(payload)
+    if not shards(config.method):
+        context.meshes = None  # the one worker's module stays whole
+    with newest_checkpoint(payload["start"]) as start:
+        fitted = fit(config, config.method, payload["epochs"], task, context, until=payload["until"], start=start)
+    metrics, _ = evaluation.evaluate(
+        fitted.module,
+        task,
+        config,
+        context,
+        "validation",
+        config.evaluation.draws,
+        posterior=fitted.posterior(),
+        data=fitted.data,
+    )
+    progress = fitted.snapshot.progress
+    report = report_of(progress, fitted.horizon, [], metrics, checkpoint=True)
+    context.report(report, partial(checkpoint.save, snapshot=fitted.snapshot), wait=True)
+    return {"final": metrics, "seconds": progress["seconds"]}
+
+
+@contextmanager
+def newest_checkpoint(run: str | None) -> Iterator[Path | None]:
+    """The folder of a run's newest checkpoint, given the run's folder or URI; none: it has none."""
+    found = None
+    if run is not None:
+        files, root = filesystem(run)
+        entries = files.get_file_info(FileSelector(root, allow_not_found=True))
+        names = [info.path for info in entries if info.type == FileType.Directory and "checkpoint_" in info.base_name]
+        if names:
+            found = ray.train.Checkpoint(max(names), filesystem=files)
+    if found is None:
+        yield None
+        return
+    with found.as_directory() as folder:
+        yield Path(folder)
+
+
+class ValidationReports(TuneReportCallback):
+    """Hands validation metrics on the way to Ray Tune, for its scheduler; what comes at the end is the trial's result.
+
+    Args:
+        until: epochs at which the trial ends.
+    """
+
+    def __init__(self, until: float) -> None:
+        super().__init__()
+        self.until = until
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        first = metrics[0]
+        if first["metrics"] and first["epoch"] < self.until - 1e-6:
+            values = {name.removeprefix(SCORE): value for name, value in first["metrics"].items()}
+            self._training_actor_item_queue.put(values | {"epoch": first["epoch"]})
