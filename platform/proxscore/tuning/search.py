@@ -147,7 +147,17 @@ class Listed(Source):
         return Trial(len(self.ledger.trials), "repeat", params, seed, self.epochs)
 
 
-class Queue(Searcher):
+class Unremembered:
+    """Ray Tune pickles what it is given, to restore it: a sweep is restored from its ledger, and this is not pickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return object, ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self
+
+
+class Queue(Unremembered, Searcher):
     """Ray Tune's side of a source.
 
     Args:

@@ -19,7 +19,19 @@ from pydantic import Field
 
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, Section
+from proxscore.methods import evaluations_per_step
 
+#: What all trials have in common, and why: the budget, the meaning of the objective, the place.
+NOT_SEARCHED = {
+    "training.epochs": "every trial has the same budget",
+    "training.storage": "every trial has the same storage",
+    "seed": "good settings are repeated from other seeds",
+    "name": "trials are numbered",
+    "evaluation.": "the objective would change its meaning",
+    "task.data.": "the objective would change its meaning",
+    "tracking.": "the sweep is recorded in one place",
+    "baseline": "a trial has no baseline",
+}
 KINDS = ("choice", "uniform", "loguniform", "randint")
 
 
@@ -89,11 +101,23 @@ def ordered(space: Space) -> list[str]:
 
 
 def applied(config: Config, params: Params) -> Config:
-    """The configuration with the values of a trial."""
+    """The configuration with the values of a trial, and as many gradient evaluations as without.
+
+    Where a step takes more of them (pairs, more draws), there are fewer epochs.
+    """
     tree = config.model_dump(mode="json")
     for key, value in params.items():
         tree = configuration.with_value(tree, key, value)
-    return configuration.parse(tree, "trial")
+    changed = configuration.parse(tree, "trial")
+    cost = relative_cost(changed, config)
+    training = changed.training
+    lengths = {name: getattr(training, name) / cost for name in ("epochs", "validate_every", "checkpoint_every")}
+    return changed.model_copy(update={"training": training.model_copy(update=lengths)})
+
+
+def relative_cost(config: Config, base: Config) -> float:
+    """Gradient evaluations of a step, relative to those of the base."""
+    return evaluations_per_step(config.method) / evaluations_per_step(base.method)
 
 
 def check(space: Space, config: Config) -> None:
@@ -107,6 +131,9 @@ def check(space: Space, config: Config) -> None:
     if not space:
         raise ConfigError("tune.space is empty: name at least one key, or leave it out for the default space")
     for key in ordered(space):
+        for prefix, reason in NOT_SEARCHED.items():
+            if key.startswith(prefix):
+                raise ConfigError(f"tune.space.{key}: {reason}: leave it out")
         _check_domain(key, space[key])
         for other in space[key].when:
             if other not in space and other not in base:

@@ -34,8 +34,8 @@ from proxscore.tuning.live import Live
 from proxscore.tuning.plan import Plan
 from proxscore.tuning.population import Population
 from proxscore.tuning.recording import Recording
-from proxscore.tuning.search import Listed, Queue, Sampled, Source
-from proxscore.tuning.space import Params, applied
+from proxscore.tuning.search import Listed, Queue, Sampled, Source, Unremembered
+from proxscore.tuning.space import Params, applied, relative_cost
 
 #: Where drivers of trials run, which need no CPU worth counting: beside the sweep's own, on every cluster's head.
 DRIVER = {"node:__internal_head__": 0.0001}
@@ -196,13 +196,15 @@ class Sweep:
     def _begin(self, trial: Trial) -> dict[str, Any]:
         """What a trial's driver is given; its MLflow run is there then."""
         changed = self.trial_config(trial)
+        cost = relative_cost(changed, self.config)
         label = self.recording.begin(trial, changed)
         self.ledger.write()
         start = None if trial.parent is None else f"{changed.training.storage}/{trials.name_of(trial.parent)}"
         return {
             "number": trial.number,
             "config": changed.model_dump(mode="json"),
-            "until": trial.epochs,
+            "until": trial.epochs / cost,
+            "cost": cost,
             "start": start,
             "run_id": trial.run_id,
             "label": label,
@@ -288,7 +290,7 @@ class _Known:
     trial_id: str
 
 
-class _Budget(tune.Stopper):
+class _Budget(Unremembered, tune.Stopper):
     """Ends a stage when its budget is spent."""
 
     def __init__(self, spent: Callable[[], bool]) -> None:
@@ -301,7 +303,7 @@ class _Budget(tune.Stopper):
         return self.spent()
 
 
-class _Keeper(tune.Callback):
+class _Keeper(Unremembered, tune.Callback):
     """Keeps ledger, MLflow runs and live view by what Ray Tune says of its trials."""
 
     def __init__(self, sweep: Sweep, queue: Queue, stage: str) -> None:

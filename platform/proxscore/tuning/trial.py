@@ -32,8 +32,9 @@ def run(settings: dict[str, Any]) -> None:
     """What Ray Tune runs, in a process of its own: the run's driver.
 
     Args:
-        settings: ``config`` (a whole tree), ``number``, ``until`` and ``start`` as of :func:`proxscore.training.loop.fit`,
-            ``run_id`` and ``label`` of its MLflow run.
+        settings: ``config`` (a whole tree), ``number``, ``until`` as of :func:`proxscore.training.loop.fit`, ``start`` (folder
+            or URI of a run to begin with), ``cost`` (gradient evaluations of a step, relative to the sweep's), ``run_id`` and
+            ``label`` of its MLflow run.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     config = configuration.parse(settings["config"])
@@ -49,7 +50,7 @@ def run(settings: dict[str, Any]) -> None:
         recorder,
         worker=_worker,
         settings={key: settings[key] for key in ("until", "start")},
-        callbacks=[ValidationReports(settings["until"])],
+        callbacks=[ValidationReports(settings["until"], settings["cost"])],
     )
     tune.report(results)
 
@@ -104,14 +105,15 @@ class ValidationReports(TuneReportCallback):
 
     Args:
         until: epochs at which the trial ends.
+        cost: gradient evaluations of a step, relative to the sweep's: trials are compared where they have taken as many.
     """
 
-    def __init__(self, until: float) -> None:
+    def __init__(self, until: float, cost: float) -> None:
         super().__init__()
-        self.until = until
+        self.until, self.cost = until, cost
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         first = metrics[0]
         if first["metrics"] and first["epoch"] < self.until - 1e-6:
             values = {name.removeprefix(SCORE): value for name, value in first["metrics"].items()}
-            self._training_actor_item_queue.put(values | {"epoch": first["epoch"]})
+            self._training_actor_item_queue.put(values | {"epoch": first["epoch"] * self.cost})
