@@ -17,6 +17,7 @@ from rich.table import Table
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError
 
+MLFLOW = "mlflow:"
 ACRONYMS = ("nll", "ece", "crps", "mase")
 POINTS = {"adamw": "AdamW", "sgd": "SGD"}
 VARIANTS = {
@@ -29,7 +30,7 @@ VARIANTS = {
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, help="YAML file; without it, defaults")
+    parser.add_argument("--config", help="YAML file, or mlflow:RUN_ID (of a run or a sweep); without it, defaults")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, e.g. training.epochs=3")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument(
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     try:
         profile = ["training.profile=true"] if options.profile else []
-        config = configuration.load(options.config, [*options.overrides, *profile])
+        config = configuration.load(_file(options.config, options.overrides), [*options.overrides, *profile])
         if options.print_config:
             print(configuration.dump(config), end="")
             return 0
@@ -61,6 +62,15 @@ def main(arguments: list[str] | None = None) -> int:
             "interrupted: the run is marked KILLED; the same name resumes it from its last checkpoint", file=sys.stderr
         )
         return 130
+
+
+def _file(source: str | None, overrides: list[str]) -> Path | None:
+    """The file of ``--config``; that of an MLflow run is downloaded."""
+    if source is None or not source.startswith(MLFLOW):
+        return None if source is None else Path(source)
+    from proxscore.tracking.artifacts import download
+
+    return download(source.removeprefix(MLFLOW), "config.yaml", overrides)
 
 
 def train(config: Config, result: Path | None) -> int:

@@ -9,10 +9,11 @@ import logging
 import math
 import os
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from proxscore.training.context import RayContext
 from proxscore.training.loop import train
 from proxscore.training.task import Task, build_task
 
+DASHBOARD = "RAY_API_SERVER_ADDRESS"
 FINAL = (ConfigError, FloatingPointError)  # errors that another attempt cannot mend
 
 
@@ -48,14 +50,36 @@ def connected(config: Config) -> Iterator[None]:
     if config.training.min_workers is not None:  # a group for a node that has just been lost is given up sooner
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     ours = not ray.is_initialized()
-    if ours:
-        ray.init(logging_level=logging.WARNING)
-    try:
+    with _started() if ours else nullcontext():
         check_resources(config)
         yield
+
+
+@contextmanager
+def _started() -> Iterator[None]:
+    """A connection, within the context. A new cluster's processes know its dashboard.
+
+    What clears up after a run whose driver was stopped (a trial's) asks the dashboard who is alive. It looks for the cluster on
+    this machine, and gives up if there are several.
+    """
+    address = os.environ.get("RAY_ADDRESS", "local")
+    new = address == "local" and DASHBOARD not in os.environ
+    port = _free_port()
+    if new:
+        os.environ[DASHBOARD] = f"http://127.0.0.1:{port}"
+    try:
+        ray.init(logging_level=logging.WARNING, **({"address": "local", "dashboard_port": port} if new else {}))
+        yield
     finally:
-        if ours:
-            ray.shutdown()
+        ray.shutdown()
+        if new:
+            del os.environ[DASHBOARD]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def use_gpu(config: Config) -> bool:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from proxscore import config as configuration
-from proxscore.config import Config, ConfigError
+from proxscore.config import Config
 from proxscore.posterior import Posterior
-from proxscore.tracking import tracking_uri
+from proxscore.tracking.artifacts import download
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,7 @@ def _folder(source: str, overrides: list[str]) -> Path:
     run_id = source.removeprefix("runs:/")
     if not (source.startswith("runs:/") or re.fullmatch("[0-9a-f]{32}", source)) or Path(source).exists():
         return Path(source)
-    import mlflow  # here: it takes seconds
-    from mlflow.exceptions import MlflowException
-
-    tracking = configuration.load(overrides=[o for o in overrides if o.startswith("tracking.")]).tracking
-    uri = tracking_uri(tracking)
-    try:
-        found = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="posterior", tracking_uri=uri)
-    except (MlflowException, OSError) as error:
-        raise ConfigError(
-            f"MLflow run {run_id} at {uri}: no posterior: {' '.join(str(error).split())[:200]}"
-        ) from error
-    return Path(found)
+    return download(run_id, "posterior", overrides)
 
 
 def _config(description: dict[str, Any], overrides: list[str]) -> Config:
