@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
 from mlflow.entities import Param, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from proxscore.config import ConfigError, TrackingConfig
 from proxscore.tracking.client import Client
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 UNREACHABLE = (MlflowException, SQLAlchemyError, OSError)  # what a server or database that cannot be used raises
 PATIENCE = 600.0  # seconds for which a run that has begun waits for its server

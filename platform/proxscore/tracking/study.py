@@ -7,12 +7,13 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from proxscore.config import TrackingConfig
 from proxscore.tracking.runs import TrackedRun, git_tags, tracking_uri
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Study:

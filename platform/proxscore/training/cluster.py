@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
@@ -29,10 +29,10 @@ from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, MethodConfig, ParquetConfig
 from proxscore.storage import filesystem
 from proxscore.tracking import Recorder
-from proxscore.training import checks
-from proxscore.training.context import RayContext
-from proxscore.training.loop import train
-from proxscore.training.task import Task, build_task
+
+if TYPE_CHECKING:  # what only workers use takes seconds to import: not in every process of a cluster
+    from proxscore.training.context import RayContext
+    from proxscore.training.task import Task
 
 DASHBOARD = "RAY_API_SERVER_ADDRESS"
 FINAL = (ConfigError, FloatingPointError)  # errors that another attempt cannot mend
@@ -133,6 +133,8 @@ def check_storage(config: Config) -> None:
     Raises:
         ConfigError: names the node.
     """
+    from proxscore.training import checks
+
     storage = config.training.storage
     probe = ray.remote(num_cpus=0)(checks.probe_storage)
     nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -155,6 +157,8 @@ def check_memory(config: Config, methods: list[MethodConfig], task: Task) -> Non
     Raises:
         ConfigError: they cannot.
     """
+    from proxscore.training import checks
+
     sizes = [node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]]
     if use_gpu(config) or capacity().get("memory", 0) > sum(sizes):  # the autoscaler may add nodes
         return
@@ -235,6 +239,8 @@ def train_on_ray(
 
 def _worker(payload: dict[str, Any]) -> dict[str, Any]:
     """What each worker runs."""
+    from proxscore.training.loop import train
+
     config, task, context = place(payload)
     method = config.baseline if payload["baseline"] else config.method
     assert method is not None
@@ -247,6 +253,10 @@ def place(payload: dict[str, Any]) -> tuple[Config, Task, RayContext]:
     Raises:
         ConfigError: its GPU has too little memory.
     """
+    from proxscore.training import checks
+    from proxscore.training.context import RayContext
+    from proxscore.training.task import build_task
+
     # Ray Train prints every report in full; this logger goes by its file's name, which the configured level does not reach.
     logging.getLogger(execution_context.__file__).setLevel(logging.WARNING)
     config = configuration.parse(payload["config"])

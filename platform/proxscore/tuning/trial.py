@@ -18,12 +18,9 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from proxscore import config as configuration
-from proxscore.methods import shards
 from proxscore.storage import filesystem
 from proxscore.tracking import Recorder
-from proxscore.training import checkpoint, evaluation
 from proxscore.training.cluster import place, train_on_ray
-from proxscore.training.loop import fit, report_of
 
 SCORE = "validation/"  # what names of validation metrics begin with
 
@@ -62,6 +59,10 @@ def name_of(number: int) -> str:
 
 def _worker(payload: dict[str, Any]) -> dict[str, Any]:
     """What each worker runs."""
+    from proxscore.methods import shards  # here: it takes seconds, which a trial's driver and controller are spared
+    from proxscore.training import checkpoint, evaluation
+    from proxscore.training.loop import fit, report_of
+
     config, task, context = place(payload)
     if not shards(config.method):
         context.meshes = None  # the one worker's module stays whole
