@@ -39,8 +39,11 @@ FINAL = (ConfigError, FloatingPointError)  # errors that another attempt cannot 
 
 
 @contextmanager
-def connected(config: Config) -> Iterator[None]:
+def connected(config: Config, *, log: bool = True) -> Iterator[None]:
     """A connection to the cluster at ``RAY_ADDRESS`` (or that a job runs on), else to a new local one.
+
+    Args:
+        log: show what its processes print.
 
     Raises:
         ConfigError: the cluster can never place the workers.
@@ -50,13 +53,13 @@ def connected(config: Config) -> Iterator[None]:
     if config.training.min_workers is not None:  # a group for a node that has just been lost is given up sooner
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     ours = not ray.is_initialized()
-    with _started() if ours else nullcontext():
+    with _started(log) if ours else nullcontext():
         check_resources(config)
         yield
 
 
 @contextmanager
-def _started() -> Iterator[None]:
+def _started(log: bool) -> Iterator[None]:
     """A connection, within the context. A new cluster's processes know its dashboard.
 
     What clears up after a run whose driver was stopped (a trial's) asks the dashboard who is alive. It looks for the cluster on
@@ -68,7 +71,8 @@ def _started() -> Iterator[None]:
     if new:
         os.environ[DASHBOARD] = f"http://127.0.0.1:{port}"
     try:
-        ray.init(logging_level=logging.WARNING, **({"address": "local", "dashboard_port": port} if new else {}))
+        where = {"address": "local", "dashboard_port": port} if new else {}
+        ray.init(logging_level=logging.WARNING, log_to_driver=log, **where)
         yield
     finally:
         ray.shutdown()

@@ -44,7 +44,7 @@ def run(plan: Plan, show: Callable[[str], None]) -> Found:
         ConfigError: the cluster can never run a trial, or the sweep was begun with other settings.
     """
     ledger = Ledger(plan.folder, plan.settings())
-    with quiet(), cluster.connected(plan.config):
+    with quiet(), cluster.connected(plan.config, log=False):
         cluster.check_storage(plan.config)
         cluster.check_memory(plan.config, [plan.config.method], plan.task)
         if plan.tune.gpu_hours is not None and not cluster.use_gpu(plan.config):
@@ -57,8 +57,7 @@ def run(plan: Plan, show: Callable[[str], None]) -> Found:
             errors = [trial.error for trial in ledger.trials if trial.error]
             found = Found(candidates, recording.parent.run_id, first_error=errors[0] if errors else None)
             if not candidates[0].trials:
-                raise_no_winner = found.first_error or "none"
-                recording.parent.describe({}, {"failure": f"no trial finished; the first error: {raise_no_winner}"})
+                recording.parent.describe({}, {"failure": f"no trial finished; the first error: {found.first_error}"})
                 return found
             found.config = _keep_winner(plan, ledger, recording, candidates)
             show(f"testing {candidates[0].label} with {len(candidates[0].trials)} seeds")

@@ -16,6 +16,7 @@ from proxscore.tuning.plan import Plan
 from proxscore.tuning.space import Params
 
 BEST = 5  # trials in the table, beside those that run
+WIDTH = 120  # of tables in a file
 INTERVAL = 1.0  # seconds between looks on a terminal
 PAPER = 60.0  # seconds between tables where output goes to a file
 
@@ -29,7 +30,7 @@ class Live:
 
     def __init__(self, plan: Plan, ledger: Ledger, show: Callable[[str], None]) -> None:
         self.plan, self.ledger, self.show = plan, ledger, show
-        self.console = Console()
+        self.console = Console() if Console().is_terminal else Console(width=WIDTH)
         self.current, self.total = "", 0
         self.started = self.shown = time.monotonic()
         self.done_before = 0
@@ -96,7 +97,8 @@ class Live:
         """Trials that run, and the best."""
         table = Table(title=self._head(), title_justify="left")
         for column in ("trial", "status", "epoch", *self.plan.objectives, "minutes", "settings"):
-            table.add_column(column, justify="left" if column in ("status", "settings") else "right", overflow="fold")
+            text = column in ("status", "settings")
+            table.add_column(column, justify="left" if text else "right", no_wrap=True, overflow="ellipsis")
         running = [trial for trial in self.ledger.trials if trial.status == "running"]
         for trial in running + self.best()[:BEST]:
             values = [trial.value(name) for name in self.plan.objectives]

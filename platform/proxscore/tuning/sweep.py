@@ -161,11 +161,7 @@ class Sweep:
             reduction_factor=self.tune.reduction,
             stop_last_trials=False,
         )
-        for known in self.ledger.of("search", "finished", "stopped"):
-            stand_in = _Known(f"known-{known.number}")
-            scheduler.on_trial_add(None, stand_in)
-            for row in known.curve:
-                scheduler.on_trial_result(None, stand_in, row)
+        replay(scheduler, self.ledger)
         return scheduler
 
     def _stage(self, stage: str, source: Source, scheduler: TrialScheduler, spent: Callable[[], bool]) -> None:
@@ -259,6 +255,15 @@ class Sweep:
     def gpu_hours(self) -> float:
         """Of the search so far."""
         return sum(trial.seconds for trial in self.ledger.of("search")) * self.config.training.workers / 3600
+
+
+def replay(scheduler: AsyncHyperBandScheduler, ledger: Ledger) -> None:
+    """Tell a scheduler what the trials of an earlier attempt reported."""
+    for known in ledger.of("search", "finished", "stopped"):
+        stand_in = _Known(f"known-{known.number}")
+        scheduler.on_trial_add(None, stand_in)
+        for row in known.curve:
+            scheduler.on_trial_result(None, stand_in, row)
 
 
 @contextmanager

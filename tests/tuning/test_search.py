@@ -1,0 +1,124 @@
+"""Searchers: Optuna's own sequence, an interrupted search that goes on, and a scheduler that remembers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState, create_trial
+from ray.tune.schedulers import AsyncHyperBandScheduler
+from ray.tune.search import Searcher
+from small_sweeps import settings
+
+from proxscore import config as configuration
+from proxscore.tuning.ledger import Ledger, Trial
+from proxscore.tuning.search import Listed, Queue, Sampled
+from proxscore.tuning.space import Domain, distribution
+from proxscore.tuning.sweep import replay
+
+SPACE = {"method.max_mean_step": Domain(loguniform=[0.01, 1.0]), "method.penalty.mean": Domain(uniform=[0.1, 4.0])}
+
+
+def source(ledger: Ledger, folder: Path, **changes: Any) -> Sampled:
+    config, _ = settings(folder)
+    common: dict[str, Any] = {"trials": 20, "random": False, "seed": 0, "search_seed": 5, "epochs": 4.0}
+    return Sampled(ledger, SPACE, configuration.flatten(config), {"nll": False}, **(common | changes))
+
+
+def target(params: dict[str, Any]) -> float:
+    return (params["method.max_mean_step"] - 0.3) ** 2 + (params["method.penalty.mean"] - 1.0) ** 2
+
+
+def finish(trial: Trial, value: float) -> Trial:
+    trial.status, trial.final = "finished", {"nll": value}
+    return trial
+
+
+def test_the_sequence_of_trials_is_that_of_optuna(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "sweep"), {})
+    ours = source(ledger, tmp_path, trials=12)
+    ours.ended(finish(ledger.add(ours.propose() or Trial(0)), 9.0))  # as given
+    theirs = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=5, n_startup_trials=4))
+    distributions = {key: distribution(domain) for key, domain in SPACE.items()}
+    for _ in range(11):
+        trial = ours.propose()
+        assert trial is not None
+        asked = theirs.ask(distributions)
+        assert trial.params == asked.params
+        ours.ended(finish(ledger.add(trial), target(trial.params)))
+        theirs.tell(asked, state=TrialState.FAIL)
+        value = target(asked.params)
+        theirs.add_trial(create_trial(params=asked.params, distributions=distributions, value=value))
+    assert ours.left() == 0
+    assert ours.study.best_value == theirs.best_value
+
+
+def test_a_search_that_goes_on_knows_what_was_found(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "sweep"), {})
+    first = source(ledger, tmp_path)
+    for value in (9.0, 0.5, 0.4):
+        trial = first.propose()
+        assert trial is not None
+        first.ended(finish(ledger.add(trial), value))
+    stopped = first.propose()
+    assert stopped is not None
+    ledger.add(stopped)
+    stopped.status, stopped.curve = "stopped", [{"epoch": 1.0, "nll": 3.0}, {"epoch": 2.0, "nll": 2.0}]
+    failed = first.propose()
+    assert failed is not None
+    ledger.add(failed).status = "failed"
+    ledger.write()
+    again = source(Ledger(str(tmp_path / "sweep"), {}), tmp_path)
+    told = again.study.trials
+    assert [trial.state for trial in told] == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.PRUNED]
+    assert [trial.value for trial in told] == [0.5, 0.4, None]
+    assert told[2].intermediate_values == {0: 3.0, 1: 2.0}  # what TPE ranks a stopped one by
+    assert again.left() == 15
+    fresh = again.propose()
+    assert fresh is not None
+    assert fresh.params not in [trial.params for trial in ledger.trials]
+
+
+def queue(ledger: Ledger, given: Any, slots: int = 2) -> Queue:
+    return Queue(given, ledger, "search", lambda trial: {"number": trial.number}, lambda: slots, lambda: False)
+
+
+def test_interrupted_trials_come_first_and_no_more_run_than_there_is_room_for(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "sweep"), {})
+    for status in ("finished", "interrupted", "stopped", "interrupted"):
+        ledger.add(Trial(len(ledger.trials), status=status, params={"method.penalty.mean": 1.0}))  # type: ignore[arg-type]
+    waiting = queue(ledger, source(ledger, tmp_path, trials=5))
+    assert [waiting.suggest("a"), waiting.suggest("b"), waiting.suggest("c")] == [{"number": 1}, {"number": 3}, None]
+    waiting.ended(finish(ledger.trials[1], 1.0))
+    assert waiting.suggest("d") == {"number": 4}
+    waiting.ended(finish(ledger.trials[3], 1.0))
+    assert waiting.suggest("e") == Searcher.FINISHED
+
+
+def test_a_list_is_worked_off_once(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "sweep"), {})
+    wanted: list[tuple[dict[str, Any], int]] = [({"a": 1}, 0), ({"a": 1}, 1), ({}, 1)]
+    listed = Listed(ledger, wanted, 4.0)
+    while listed.left():
+        ledger.add(listed.propose() or Trial(0))
+    assert [(trial.params, trial.seed) for trial in ledger.of("repeat")] == wanted
+    assert Listed(ledger, wanted, 4.0).left() == 0
+
+
+@pytest.mark.parametrize("known", [0, 9])
+def test_the_scheduler_stops_what_is_worse_than_trials_of_an_earlier_attempt(known: int, tmp_path: Path) -> None:
+    """One in three goes on past a rung: after nine trials of nll 1, one of nll 2 is stopped; the first one never is."""
+    ledger = Ledger(str(tmp_path / "sweep"), {})
+    for number in range(known):
+        ledger.add(Trial(number, status="finished", curve=[{"epoch": 1.0, "nll": 1.0 + 0.01 * number}]))
+    scheduler = AsyncHyperBandScheduler(
+        time_attr="epoch", metric="nll", mode="min", max_t=9, reduction_factor=3, stop_last_trials=False
+    )
+    replay(scheduler, ledger)
+    new: Any = SimpleNamespace(trial_id="new")
+    scheduler.on_trial_add(None, new)
+    decision = scheduler.on_trial_result(None, new, {"epoch": 1.0, "nll": 2.0})
+    assert decision == ("STOP" if known else "CONTINUE")
