@@ -53,13 +53,12 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
-    """Ray in this process, never an existing cluster: 4 logical CPUs, and room for drivers of tuning trials."""
+    """Ray in this process, never an existing cluster: 4 logical CPUs."""
     import ray
 
     ray.init(
         address="local",
         num_cpus=LOGICAL_CPUS,
-        resources={"tune_driver": 1},
         object_store_memory=OBJECT_STORE_BYTES,
         include_dashboard=False,
         log_to_driver=False,
@@ -94,7 +93,7 @@ def ray_head() -> Iterator[RayHead]:
         *("ray", "start", "--head", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1"),
         *(f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"),
         *(f"--dashboard-agent-listen-port={agent}", f"--temp-dir={folder}", f"--num-cpus={LOGICAL_CPUS}"),
-        *('--resources={"tune_driver": 1}', f"--object-store-memory={OBJECT_STORE_BYTES}"),
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
     ]
     with (folder / "start.log").open("w") as log:
         process = subprocess.Popen(

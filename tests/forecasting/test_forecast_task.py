@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from small_forecasts import tree, write_series
 
 from proxscore import config as configuration
 from proxscore.config import ConfigError
+from proxscore.forecasting import predictive
 from proxscore.forecasting.forecasts import ahead, gluonts_forecasts, table
 from proxscore.forecasting.networks import NAMES
 from proxscore.forecasting.predictive import ForecastPredictive
@@ -55,13 +57,13 @@ def test_a_network_trains_is_judged_saves_and_forecasts_what_comes_after_the_dat
     posterior = Posterior.load(final)
     module = posterior.load_into(task.build_model())
     windows = ahead(task)
-    predictive = task.predict(module, lambda: evaluation_batches(windows, 10, 0, 1), posterior, draws=4)
-    rows = table(predictive, task.series, [0.1, 0.5, 0.9]).to_pandas()
+    found = task.predict(module, lambda: evaluation_batches(windows, 10, 0, 1), posterior, draws=4)
+    rows = table(found, task.series, [0.1, 0.5, 0.9]).to_pandas()
     assert rows.groupby("series").size().to_dict() == {"high": 6, "low": 6}
     assert rows["timestamp"].min() == pd.Timestamp("2024-01-01") + pd.Timedelta(hours=200)
     assert (rows["q0.1"] < rows["q0.5"]).all()
     assert (rows["q0.5"] < rows["q0.9"]).all()
-    for forecast in gluonts_forecasts(predictive, task.series):
+    for forecast in gluonts_forecasts(found, task.series):
         assert forecast.samples.shape == (200, 6)
         assert str(forecast.start_date) == "2024-01-09 08:00"
         own = rows[rows["series"] == forecast.item_id]
@@ -90,12 +92,12 @@ def test_the_predictive_is_the_mixture_over_draws(series: Path) -> None:
     torch.manual_seed(0)
     outputs = torch.stack([4 + torch.rand(3, 5, 6), torch.randn(3, 5, 6), 0.5 + torch.rand(3, 5, 6)], -1)
     targets = torch.stack([torch.randn(5, 6), (torch.rand(5, 6) > 0.3).float(), *torch.zeros(2, 5, 6)], 1)
-    predictive = ForecastPredictive(task.likelihood, outputs, None, targets)
+    mixture = ForecastPredictive(task.likelihood, outputs, None, targets)
     densities = stats.t(*outputs.double().numpy().transpose(3, 0, 1, 2)).logpdf(targets[:, 0].numpy())
     observed = targets[:, 1].numpy()
     joint = np.log(np.exp((densities * observed).sum(-1)).mean(0))
-    np.testing.assert_allclose(predictive.log_density.numpy(), joint, rtol=1e-4)
-    (chunk,) = predictive.chunks()
+    np.testing.assert_allclose(mixture.log_density.numpy(), joint, rtol=1e-4)
+    (chunk,) = mixture.chunks()
     np.testing.assert_allclose(chunk.log_density.numpy(), np.log(np.exp(densities).mean(0)), rtol=1e-4)
     df, loc, scale = outputs.double().unbind(-1)
     torch.testing.assert_close(chunk.mean.double(), loc.mean(0), rtol=1e-4, atol=1e-6)
@@ -106,6 +108,30 @@ def test_the_predictive_is_the_mixture_over_draws(series: Path) -> None:
     # 201 samples of each step: their mean is within five standard errors of the mixture's.
     error = ((chunk.aleatoric + chunk.epistemic) / len(chunk.samples)).sqrt()
     assert ((chunk.samples.mean(0) - chunk.mean).abs() < 5 * error).all()
+
+
+@pytest.mark.parametrize("network", ["SimpleFeedForward", "DeepAR"])
+def test_many_windows_are_kept_in_a_file_with_the_same_numbers(
+    network: str, series: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    task = ForecastingTask(tree(series, network).task)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    module = task.build_model()
+
+    def found() -> ForecastPredictive:
+        torch.manual_seed(0)
+        return task.predict(module, lambda: evaluation_batches(task.data.test, 4, 0, 1))
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    in_memory = found()
+    monkeypatch.setattr(predictive, "IN_MEMORY", 100)
+    in_file = found()
+    assert torch.equal(in_file.outputs, in_memory.outputs)
+    if in_memory.paths is not None:
+        assert in_file.paths is not None
+        assert torch.equal(in_file.paths, in_memory.paths)
+    assert torch.equal(in_file.log_density, in_memory.log_density)
+    assert not list(tmp_path.glob("proxscore-forecasts-*"))  # the file is gone with the last reference
 
 
 @pytest.mark.parametrize(
@@ -143,8 +169,8 @@ def test_a_parquet_table_of_forecasts_can_be_read_back(series: Path, tmp_path: P
     task = ForecastingTask(tree(series).task)  # type: ignore[arg-type]
     windows = ahead(task)
     torch.manual_seed(0)
-    predictive = task.predict(task.build_model(), lambda: evaluation_batches(windows, 10, 0, 1))
-    rows = table(predictive, task.series, [0.5])
+    found = task.predict(task.build_model(), lambda: evaluation_batches(windows, 10, 0, 1))
+    rows = table(found, task.series, [0.5])
     pq.write_table(rows, tmp_path / "rows.parquet")
     assert pq.read_table(tmp_path / "rows.parquet").equals(rows)
 

@@ -62,7 +62,6 @@ def test_the_head_is_on_demand_and_offers_no_cpu(cluster: Config) -> None:
     head, _ = head_and_workers(cluster)
     assert "InstanceMarketOptions" not in head["node_config"]
     assert head["resources"]["CPU"] == 0
-    assert head["resources"]["tune_driver"] > 0
 
 
 def test_workers_are_spot_machines_from_zero_up(cluster: Config) -> None:

@@ -3,12 +3,15 @@
     p(y_h | x) = 1/S sum_s p(y_h | f_h(x; theta_s))
 
 Each of S fixed draws is put into the weights once and run over all windows. Of a draw are kept its parameters per step,
-or, of an autoregressive network, sample paths: its outputs condition on the targets and are no forecasts.
+or, of an autoregressive network, sample paths: its outputs condition on the targets and are no forecasts. What is kept lies in
+a file where it is much, and is read some windows at a time.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -22,6 +25,7 @@ from proxscore.posterior import Posterior
 from proxscore.posterior.prediction import Batches, draw_indices, each_draw
 
 SAMPLES = 200  # of each window at least, over all draws
+IN_MEMORY = 2**30  # bytes of outputs, over all draws, up to which they are held in memory
 CHUNK = 512  # windows whose samples are held at a time
 
 
@@ -123,7 +127,9 @@ def predict(
     indices = draw_indices(posterior, draws)
     generator = torch.Generator(next(module.parameters()).device).manual_seed(noise.key(seed, "paths") % 2**62)
     each = -(-SAMPLES // len(indices))
-    outputs, paths, targets = [], [], []
+    outputs: Tensor | None = None
+    paths: Tensor | None = None
+    targets = []
     for draw, device in each_draw(module, posterior, indices, seed, refresh, autocast):
         found, sampled = [], []
         for inputs, labels in batches():
@@ -133,13 +139,25 @@ def predict(
                 sampled.append(network.sample(inputs, each, generator)[:, : len(labels)].float().cpu())
             if draw == 0:
                 targets.append(labels.cpu())
-        outputs.append(torch.cat(found))
+        rows = torch.cat(found)
+        outputs = store(len(indices), *rows.shape) if outputs is None else outputs
+        outputs[draw] = rows
         if sampled:
-            paths.append(torch.cat(sampled, 1))
-    return ForecastPredictive(
-        network.likelihood,
-        torch.stack(outputs),
-        torch.cat(paths) if paths else None,
-        torch.cat(targets),
-        seed,
-    )
+            samples = torch.cat(sampled, 1)
+            paths = store(len(indices) * each, *samples.shape[1:]) if paths is None else paths
+            paths[draw * each : (draw + 1) * each] = samples
+    assert outputs is not None
+    return ForecastPredictive(network.likelihood, outputs, paths, torch.cat(targets), seed)
+
+
+def store(*shape: int) -> Tensor:
+    """Room for so many float32 numbers: in memory, or, for many windows, in a file that is gone when nothing refers to it."""
+    count = math.prod(shape)
+    if 4 * count <= IN_MEMORY:
+        return torch.empty(shape)
+    handle, path = tempfile.mkstemp(prefix="proxscore-forecasts-")
+    os.close(handle)
+    try:
+        return torch.from_file(path, shared=True, size=count).view(shape)
+    finally:
+        os.unlink(path)

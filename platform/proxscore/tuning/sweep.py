@@ -29,6 +29,7 @@ from proxscore.config import Config
 from proxscore.tracking import Recorder
 from proxscore.training import cluster, launch
 from proxscore.tuning import trial as trials
+from proxscore.tuning.figures import pareto
 from proxscore.tuning.ledger import Ledger, Trial
 from proxscore.tuning.live import Live
 from proxscore.tuning.plan import Plan
@@ -108,9 +109,19 @@ class Sweep:
             for trial in self.ledger.of("search", "finished")
             if trial.epochs > self.config.training.epochs - 1e-6 and math.isfinite(trial.value(self.objective))
         ]
-        best = sorted(whole, key=lambda trial: self._cost(trial.value(self.objective)))[: self.tune.top]
+        best = sorted(whole, key=self._rank(whole))[: self.tune.top]
         chosen = [(f"trial {trial.number}", trial.params) for trial in best if trial.params]
         return [*chosen, ("as given", {})]
+
+    def _rank(self, whole: list[Trial]) -> Callable[[Trial], tuple[bool, float]]:
+        """The best first; of two objectives, those that no other trial beats in both, by the first objective."""
+        signs = {name: -1 if more else 1 for name, more in self.plan.objectives.items()}
+        front: set[int] = set()
+        if len(signs) > 1:
+            (first, one), (second, other) = signs.items()
+            found = pareto([(one * trial.value(first), other * trial.value(second)) for trial in whole])
+            front = {whole[index].number for index in found}
+        return lambda trial: (bool(front) and trial.number not in front, self._cost(trial.value(self.objective)))
 
     def _runs(self, params: Params, seeds: list[int]) -> list[Trial]:
         """Finished runs of settings over the whole length, the first of each seed."""
@@ -165,7 +176,7 @@ class Sweep:
         return scheduler
 
     def _stage(self, stage: str, source: Source, scheduler: TrialScheduler, spent: Callable[[], bool]) -> None:
-        queue = Queue(source, self.ledger, stage, self._begin, self._slots, spent)
+        queue = Queue(source, self.ledger, stage, self._begin, self.slots, spent)
         if queue.idle():
             return
         keeper = _Keeper(self, queue, stage)
@@ -212,7 +223,7 @@ class Sweep:
         training = changed.training.model_copy(update={"storage": self.plan.trials_folder})
         return changed.model_copy(update={"training": training, "seed": trial.seed, "baseline": None})
 
-    def _slots(self) -> int:
+    def slots(self) -> int:
         """Trials that the cluster holds; one more where its autoscaler may add nodes for it."""
         training = self.config.training
         each = {"CPU": training.workers * training.cpus_per_worker}

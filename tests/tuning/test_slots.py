@@ -1,0 +1,41 @@
+"""How many trials run at a time: what a real cluster holds, and more when it grows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from small_sweeps import tree
+
+from proxscore import config as configuration
+from proxscore.tuning.ledger import Ledger
+from proxscore.tuning.plan import Plan, plan
+from proxscore.tuning.settings import TuneConfig
+from proxscore.tuning.sweep import Sweep
+
+pytestmark = pytest.mark.timeout(200)
+
+
+def slots(planned: Plan, folder: Path) -> int:
+    nothing: object = None
+    return Sweep(planned, Ledger(str(folder / "sweep"), {}), nothing, nothing).slots()  # type: ignore[arg-type]
+
+
+def test_more_nodes_are_more_trials_and_one_trial_always_queues(tmp_path: Path) -> None:
+    """Two workers of half a CPU each take one CPU; two of one CPU each take two, and wait where there is one."""
+    half = plan(configuration.parse(tree(tmp_path)), TuneConfig())
+    whole = plan(configuration.parse(tree(tmp_path, training={"cpus_per_worker": 1})), TuneConfig())
+    limited = plan(configuration.parse(tree(tmp_path)), TuneConfig(concurrent=2))
+    assert not ray.is_initialized()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        ray.init(cluster.address, log_to_driver=False)
+        assert [slots(half, tmp_path), slots(whole, tmp_path)] == [1, 1]
+        cluster.add_node(num_cpus=4)
+        cluster.wait_for_nodes()
+        assert [slots(half, tmp_path), slots(whole, tmp_path), slots(limited, tmp_path)] == [5, 2, 2]
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
