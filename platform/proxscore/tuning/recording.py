@@ -53,7 +53,9 @@ class Recording:
             The run's name.
         """
         child = self.child(trial)
-        trial.run_id = child.run_id
+        if trial.run_id != child.run_id:  # known before anything else happens: a killed sweep leaves no run behind
+            trial.run_id = child.run_id
+            self.ledger.write()
         child.client.update_run(child.run_id, status="RUNNING")
         tags = {PARENT: self.parent.run_id, "tune.stage": trial.stage, "tune.status": "running"}
         params = configuration.flatten(config) | {"trial": trial.number}

@@ -12,12 +12,14 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -205,7 +207,6 @@ class Sweep:
         changed = self.trial_config(trial)
         cost = relative_cost(changed, self.config)
         label = self.recording.begin(trial, changed)
-        self.ledger.write()
         start = None if trial.parent is None else f"{changed.training.storage}/{trials.name_of(trial.parent)}"
         return {
             "number": trial.number,
@@ -307,6 +308,16 @@ class _Known:
     trial_id: str
 
 
+def _reason(trial: Any) -> str:
+    """Why a trial of Ray Tune's failed: the last line of its error, which lies in its local folder at this time."""
+    try:
+        lines = Path(trial.error_file).read_text().splitlines()
+    except (OSError, TypeError):
+        return "its process died"
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "its process died")
+    return re.sub(r"^(?:[\w.]+\.)?(?:ConfigError: )?", "", last)  # a refusal needs no name of its class
+
+
 class _Budget(Unremembered, tune.Stopper):
     """Ends a stage when its budget is spent."""
 
@@ -360,8 +371,7 @@ class _Keeper(Unremembered, tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         own = self.sweep.ledger.trials[trial.config["number"]]
         if own.status == "running":
-            error = trial.get_error()
-            own.status, own.error = "failed", cluster.last_line(error) if error else "its process died"
+            own.status, own.error = "failed", _reason(trial)
         self._ended(own)
 
     def _ended(self, own: Trial) -> None:
