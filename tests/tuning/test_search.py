@@ -17,7 +17,7 @@ from proxscore import config as configuration
 from proxscore.tuning.ledger import Ledger, Trial
 from proxscore.tuning.search import Listed, Queue, Sampled
 from proxscore.tuning.space import Domain, distribution
-from proxscore.tuning.sweep import replay
+from proxscore.tuning.stage import replay
 
 SPACE = {"method.max_mean_step": Domain(loguniform=[0.01, 1.0]), "method.penalty.mean": Domain(uniform=[0.1, 4.0])}
 

@@ -15,7 +15,8 @@ from proxscore.tuning.ledger import Ledger, Trial
 from proxscore.tuning.live import Live
 from proxscore.tuning.plan import Plan
 from proxscore.tuning.recording import Recording, recorded
-from proxscore.tuning.sweep import Candidate, Sweep, quiet
+from proxscore.tuning.stage import quiet
+from proxscore.tuning.sweep import Candidate, Sweep
 
 
 @dataclass

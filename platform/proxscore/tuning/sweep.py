@@ -9,21 +9,13 @@ looked at once, for the settings that win.
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import re
 import statistics
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
-from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from proxscore import config as configuration
@@ -37,11 +29,9 @@ from proxscore.tuning.live import Live
 from proxscore.tuning.plan import Plan
 from proxscore.tuning.population import Population
 from proxscore.tuning.recording import Recording
-from proxscore.tuning.search import Listed, Queue, Sampled, Source, Unremembered
+from proxscore.tuning.search import Listed, Queue, Sampled, Source
 from proxscore.tuning.space import Params, applied, relative_cost
-
-#: Where drivers of trials run, which need no CPU worth counting: beside the sweep's own, on every cluster's head.
-DRIVER = {"node:__internal_head__": 0.0001}
+from proxscore.tuning.stage import Keeper, replay, run_stage
 
 
 @dataclass(frozen=True)
@@ -67,11 +57,7 @@ class Candidate:
 
 
 class Sweep:
-    """All stages of a plan.
-
-    Args:
-        show: receives lines of progress.
-    """
+    """All stages of a plan, which go on from the ledger."""
 
     def __init__(self, plan: Plan, ledger: Ledger, recording: Recording, live: Live) -> None:
         self.plan, self.ledger, self.recording, self.live = plan, ledger, recording, live
@@ -181,26 +167,14 @@ class Sweep:
         queue = Queue(source, self.ledger, stage, self._begin, self.slots, spent)
         if queue.idle():
             return
-        keeper = _Keeper(self, queue, stage)
         self.live.stage(stage, len(self.ledger.of(stage)) + source.left())
-        with tempfile.TemporaryDirectory(prefix="proxscore-tune-") as folder:
-            tuner = tune.Tuner(
-                tune.with_resources(trials.run, DRIVER),
-                tune_config=tune.TuneConfig(search_alg=queue, scheduler=scheduler, num_samples=-1),
-                run_config=tune.RunConfig(
-                    name=stage,
-                    storage_path=folder,
-                    callbacks=[keeper],
-                    stop=_Budget(spent),
-                    failure_config=tune.FailureConfig(max_failures=0),
-                    verbose=0,
-                ),
+        try:
+            run_stage(
+                stage, queue, scheduler, Keeper(self.ledger, self.recording, self.live, queue, stage, self.plan.metrics)
             )
-            try:
-                tuner.fit()
-            finally:
-                self.ledger.write()
-                self.live.refresh(force=True)
+        finally:
+            self.ledger.write()
+            self.live.refresh(force=True)
 
     def _begin(self, trial: Trial) -> dict[str, Any]:
         """What a trial's driver is given; its MLflow run is there then."""
@@ -267,117 +241,3 @@ class Sweep:
     def gpu_hours(self) -> float:
         """Of the search so far."""
         return sum(trial.seconds for trial in self.ledger.of("search")) * self.config.training.workers / 3600
-
-
-def replay(scheduler: AsyncHyperBandScheduler, ledger: Ledger) -> None:
-    """Tell a scheduler what the trials of an earlier attempt reported."""
-    for known in ledger.of("search", "finished", "stopped"):
-        stand_in = _Known(f"known-{known.number}")
-        scheduler.on_trial_add(None, stand_in)
-        for row in known.curve:
-            scheduler.on_trial_result(None, stand_in, row)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Ray Tune without its own tables, files and signal handler, within the context."""
-    ours = {
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is for the sweep, which marks its runs
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial's last word is its result, which no scheduler is to see
-        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-        "RAY_AIR_NEW_OUTPUT": "0",
-    }
-    before = {name: os.environ.get(name) for name in ours}
-    os.environ.update(ours)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@dataclass(frozen=True)
-class _Known:
-    """Stands for a trial of an earlier attempt in the scheduler."""
-
-    trial_id: str
-
-
-def _reason(trial: Any) -> str:
-    """Why a trial of Ray Tune's failed: the last line of its error, which lies in its local folder at this time."""
-    try:
-        lines = Path(trial.error_file).read_text().splitlines()
-    except (OSError, TypeError):
-        return "its process died"
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "its process died")
-    return re.sub(r"^(?:[\w.]+\.)?(?:ConfigError: )?", "", last)  # a refusal needs no name of its class
-
-
-class _Budget(Unremembered, tune.Stopper):
-    """Ends a stage when its budget is spent."""
-
-    def __init__(self, spent: Callable[[], bool]) -> None:
-        self.spent = spent
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
-        return self.spent()
-
-
-class _Keeper(Unremembered, tune.Callback):
-    """Keeps ledger, MLflow runs and live view by what Ray Tune says of its trials."""
-
-    def __init__(self, sweep: Sweep, queue: Queue, stage: str) -> None:
-        self.sweep, self.queue, self.stage = sweep, queue, stage
-        self.running: set[int] = set()
-        self.looked = time.monotonic()
-
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        now = time.monotonic()
-        passed, self.looked = now - self.looked, now
-        for number in self.running:
-            self.sweep.ledger.trials[number].seconds += passed
-        if self.stage == "search":
-            self.sweep.ledger.search_seconds += passed
-        self.sweep.live.refresh()
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.running.add(trial.config["number"])
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        own = self.sweep.ledger.trials[trial.config["number"]]
-        if "final" in result:
-            own.final, own.status = dict(result["final"]), "finished"
-        elif "epoch" in result:
-            known = set(self.sweep.plan.metrics)
-            own.report({name: float(value) for name, value in result.items() if name in known or name == "epoch"})
-            self.sweep.ledger.write()
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        own = self.sweep.ledger.trials[trial.config["number"]]
-        if own.status == "running":
-            own.status = "interrupted" if self.queue.spent() else "stopped"
-        self._ended(own)
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        own = self.sweep.ledger.trials[trial.config["number"]]
-        if own.status == "running":
-            own.status, own.error = "failed", _reason(trial)
-        self._ended(own)
-
-    def _ended(self, own: Trial) -> None:
-        self.on_step_end(0, [])
-        self.running.discard(own.number)
-        self.sweep.recording.ended(own)
-        self.queue.ended(own)
-        self.sweep.ledger.write()
-        self.sweep.live.ended(own)
