@@ -95,10 +95,13 @@ class Live:
 
     def table(self) -> Table:
         """Trials that run, and the best."""
-        table = Table(title=self._head(), title_justify="left")
+        table = Table(title=self._head(), title_justify="left", expand=True)
         for column in ("trial", "status", "epoch", *self.plan.objectives, "minutes", "settings"):
-            text = column in ("status", "settings")
-            table.add_column(column, justify="left" if text else "right", no_wrap=True, overflow="ellipsis")
+            left = column in ("status", "settings")
+            ratio = 1 if column == "settings" else None  # what the others leave
+            table.add_column(
+                column, justify="left" if left else "right", no_wrap=True, overflow="ellipsis", ratio=ratio
+            )
         running = [trial for trial in self.ledger.trials if trial.status == "running"]
         for trial in running + self.best()[:BEST]:
             values = [trial.value(name) for name in self.plan.objectives]
