@@ -42,7 +42,7 @@ def build(
             module.named_parameters(),
             data_size(config, horizon.data_size),
             prior=prior(config, module),
-            penalty=_penalty(config.penalty, horizon),
+            penalty=penalty_of(config.penalty, horizon),
             family=_family(config.family),
             families={pattern: _family(family) for pattern, family in config.families.items()},
             solver=None if config.solver is None else _solver(config.solver),
@@ -63,7 +63,8 @@ def build(
         raise ConfigError(f"method: {error}") from error
 
 
-def _penalty(config: PenaltyConfig, horizon: Horizon) -> Penalty:
+def penalty_of(config: PenaltyConfig, horizon: Horizon) -> Penalty:
+    """The penalty of the section, its schedules counted in the steps of a run."""
     penalty = PENALTIES[config.kind](
         precision=config.precision or float(horizon.total_steps),
         mean=config.mean,
