@@ -46,11 +46,12 @@ def tune(path: Path | None, overrides: list[str], *, show_only: bool) -> int:
         print(configuration.dump(planned.config), end="")
         print(job.space_text(planned), end="")
         return 0
-    found = job.run(planned, lambda line: print(line, flush=True))
-    console = Console(width=120)
-    if not found.candidates or not found.candidates[0].trials:
-        print(f"error: no trial finished; the first error: {found.first_error or 'none'}", file=sys.stderr)
+    try:
+        found = job.run(planned, lambda line: print(line, flush=True))
+    except job.NothingFoundError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
+    console = Console(width=120)
     header, rows = report.leaderboard(planned, found.candidates)
     table = Table(title=f"{planned.config.name}: leaderboard, validation split", title_justify="left")
     for column in header:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import yaml
 
@@ -28,14 +28,16 @@ class Found:
         test: metrics of the winner on the test split by name, a value for each seed.
         config: file or URI of the winner's configuration.
         run_id: of the sweep in MLflow, which has it too.
-        first_error: of a trial that failed.
     """
 
     candidates: list[Candidate]
+    test: dict[str, list[float]]
+    config: str
     run_id: str
-    test: dict[str, list[float]] = field(default_factory=dict)
-    config: str = ""
-    first_error: str | None = None
+
+
+class NothingFoundError(RuntimeError):
+    """No trial finished."""
 
 
 def run(plan: Plan, show: Callable[[str], None]) -> Found:
@@ -43,6 +45,7 @@ def run(plan: Plan, show: Callable[[str], None]) -> Found:
 
     Raises:
         ConfigError: the cluster can never run a trial, or the sweep was begun with other settings.
+        NothingFoundError: no trial finished; the sweep's run is FAILED.
     """
     ledger = Ledger(plan.folder, plan.settings())
     with quiet(), cluster.connected(plan.config, log=False):
@@ -55,16 +58,15 @@ def run(plan: Plan, show: Callable[[str], None]) -> Found:
             sweep.search()
             _leave(plan, ledger, recording, live.best())
             candidates = sweep.repeat()
-            errors = [trial.error for trial in ledger.trials if trial.error]
-            found = Found(candidates, recording.parent.run_id, first_error=errors[0] if errors else None)
-            if not candidates[0].trials:
-                recording.parent.describe({}, {"failure": f"no trial finished; the first error: {found.first_error}"})
-                return found
-            found.config = _keep_winner(plan, ledger, recording, candidates)
-            show(f"testing {candidates[0].label} with {len(candidates[0].trials)} seeds")
-            found.test = sweep.test(candidates[0])
-            recording.parent.metrics(_moments(found.test))
-            return found
+            winner = candidates[0]
+            if not winner.trials:
+                errors = [trial.error for trial in ledger.trials if trial.error] or ["none; the budget was too small"]
+                raise NothingFoundError(f"no trial finished; the first error: {errors[0]}")
+            file = _keep_winner(plan, ledger, recording, candidates)
+            show(f"testing {winner.label} with {len(winner.trials)} seeds")
+            test = sweep.test(winner)
+            recording.parent.metrics(_moments(test))
+            return Found(candidates, test, file, recording.parent.run_id)
 
 
 def _moments(test: dict[str, list[float]]) -> dict[str, float]:

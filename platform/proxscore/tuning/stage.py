@@ -140,7 +140,7 @@ class Keeper(Unremembered, tune.Callback):
     ) -> None:
         own = self.ledger.trials[trial.config["number"]]
         if "final" in result:
-            own.final, own.status = dict(result["final"]), "finished"
+            own.final = dict(result["final"])
         elif "epoch" in result:
             known = set(self.metrics)
             own.report({name: float(value) for name, value in result.items() if name in known or name == "epoch"})
@@ -148,14 +148,12 @@ class Keeper(Unremembered, tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         own = self.ledger.trials[trial.config["number"]]
-        if own.status == "running":
-            own.status = "interrupted" if self.queue.spent() else "stopped"
+        own.status = "finished" if own.final else "interrupted" if self.queue.spent() else "stopped"
         self._ended(own)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         own = self.ledger.trials[trial.config["number"]]
-        if own.status == "running":
-            own.status, own.error = "failed", _reason(trial)
+        own.status, own.error = "failed", _reason(trial)
         self._ended(own)
 
     def _ended(self, own: Trial) -> None:
