@@ -56,13 +56,13 @@ def run(plan: Plan, show: Callable[[str], None]) -> Found:
         with recorded(plan, ledger) as recording, Live(plan, ledger, show) as live:
             sweep = Sweep(plan, ledger, recording, live)
             sweep.search()
-            _leave(plan, ledger, recording, live.best())
+            leave_figures(plan, ledger, recording, live.best())
             candidates = sweep.repeat()
             winner = candidates[0]
             if not winner.trials:
                 errors = [trial.error for trial in ledger.trials if trial.error] or ["none; the budget was too small"]
                 raise NothingFoundError(f"no trial finished; the first error: {errors[0]}")
-            file = _keep_winner(plan, ledger, recording, candidates)
+            file = keep_winner(plan, ledger, recording, candidates)
             show(f"testing {winner.label} with {len(winner.trials)} seeds")
             test = sweep.test(winner)
             recording.parent.metrics(_moments(test))
@@ -75,7 +75,7 @@ def _moments(test: dict[str, list[float]]) -> dict[str, float]:
     return means | {f"test_sd/{name}": statistics.stdev(v) for name, v in test.items() if len(v) > 1}
 
 
-def _leave(plan: Plan, ledger: Ledger, recording: Recording, best: list[Trial]) -> None:
+def leave_figures(plan: Plan, ledger: Ledger, recording: Recording, best: list[Trial]) -> None:
     """Figures and the table of all trials."""
     for name, figure in report.drawn(plan, ledger, best[:3]).items():
         recording.parent.figure(figure, f"figures/{name}.png")
@@ -84,7 +84,7 @@ def _leave(plan: Plan, ledger: Ledger, recording: Recording, best: list[Trial]) 
     recording.parent.metrics({f"trials_{status}": count for status, count in counts.items()})
 
 
-def _keep_winner(plan: Plan, ledger: Ledger, recording: Recording, candidates: list[Candidate]) -> str:
+def keep_winner(plan: Plan, ledger: Ledger, recording: Recording, candidates: list[Candidate]) -> str:
     """The winner's configuration and the leaderboard, in MLflow and beside the trials; returns where the file is."""
     winner = candidates[0]
     text = report.winner_config(plan, winner)
