@@ -143,3 +143,19 @@ def test_a_posterior_that_the_penalty_held_still_comes_with_advice(
     (run,) = client.search_runs([client.get_experiment_by_name("proxscore").experiment_id])
     assert ("advice" in run.data.tags) == bool(advice) == warned
     assert all("is still at its initial precision" in line and "penalty.precision" in line for line in advice)
+
+
+def test_the_configuration_of_a_recorded_run_starts_a_new_one(
+    train: Main, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    uri = f"tracking.uri=sqlite:///{trained.folder / 'mlflow.db'}"
+    run = trained.result["runs"][0]["mlflow_run_id"]
+    assert train(["--config", f"mlflow:{run}", uri, "training.epochs=3", "--print-config"]) == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    printed = configuration.load(tmp_path / "printed.yaml")
+    recorded = configuration.parse(trained.result["config"])
+    expected = {"name": None, "training": recorded.training.model_copy(update={"epochs": 3.0})}
+    assert printed == recorded.model_copy(update=expected)
+    assert train(["--config", "mlflow:nowhere", uri]) == 2
+    assert "MLflow run nowhere at sqlite:" in capsys.readouterr().err

@@ -187,7 +187,7 @@ def train_on_ray(
     worker: Worker | None = None,
     settings: dict[str, Any] | None = None,
     callbacks: Sequence[UserCallback] = (),
-) -> tuple[dict[str, Any], Path]:
+) -> tuple[dict[str, Any], Any]:
     """Run the loop on the configured workers, resuming the run of this name if there is one.
 
     Args:
@@ -196,7 +196,7 @@ def train_on_ray(
         callbacks: of the controller, beside the recorder's.
 
     Returns:
-        The loop's results, and a local folder with the last checkpoint (posterior and figures among it).
+        The loop's results, and Ray's last checkpoint (posterior and figures among it); see :func:`local`.
 
     Raises:
         ConfigError: what the loop refused.
@@ -238,7 +238,7 @@ def train_on_ray(
     finally:
         if main:
             signal.signal(signal.SIGINT, interrupt)  # Ray leaves its own handler, which would abort the finished run
-    return result.return_value, _local(result.checkpoint)
+    return result.return_value, result.checkpoint
 
 
 def _worker(payload: dict[str, Any]) -> dict[str, Any]:
@@ -307,7 +307,7 @@ def last_line(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _local(checkpoint: Any) -> Path:
+def local(checkpoint: Any) -> Path:
     """A checkpoint's folder on this machine; one on remote storage is copied."""
     if os.path.isdir(checkpoint.path):
         return Path(checkpoint.path)

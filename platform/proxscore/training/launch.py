@@ -138,13 +138,14 @@ def _run_method(
         tags = {f"version.{package}": version for package, version in versions().items()} | git_tags()
         tags["data.splits"] = json.dumps(task.describe())
         tracked.describe(params, tags)
-        tracked.text(configuration.dump(config), "config.yaml")
+        tracked.text(configuration.dump(config.model_copy(update={"name": None})), "config.yaml")  # for a new run
         recorder = Recorder(uri, tracked.run_id, label, show, kept=memory.beside("undelivered.json"))
         started = time.perf_counter()
         if config.training.workers == 0 or processes.launched():
             results, final = _train_here(config, method, epochs, task, label, recorder)
         else:
-            results, final = cluster.train_on_ray(config, method, epochs, label, recorder)
+            results, checkpoint = cluster.train_on_ray(config, method, epochs, label, recorder)
+            final = cluster.local(checkpoint)
         results["seconds_total"] = time.perf_counter() - started
         keep(tracked, results, final)
     return Outcome(label, method.kind, tracked.run_id, results, final, task.headline)

@@ -60,7 +60,8 @@ class Recording:
         tags = {PARENT: self.parent.run_id, "tune.stage": trial.stage, "tune.status": "running"}
         params = configuration.flatten(config) | {"trial": trial.number}
         child.describe(params, tags | {f"tune.{key}": str(value) for key, value in trial.params.items()})
-        child.text(configuration.dump(config), "config.yaml")
+        training = config.training.model_copy(update={"storage": self.plan.config.training.storage})
+        child.text(configuration.dump(config.model_copy(update={"name": None, "training": training})), "config.yaml")
         return self.label(trial)
 
     def ended(self, trial: Trial) -> None:

@@ -229,10 +229,10 @@ class Sweep:
             assert changed.tracking.uri is not None
             with child.running():
                 recorder = Recorder(changed.tracking.uri, child.run_id, self.recording.label(trial), None)
-                results, final = cluster.train_on_ray(
+                results, checkpoint = cluster.train_on_ray(
                     changed, changed.method, changed.training.epochs, trials.name_of(trial.number), recorder
                 )
-                launch.keep(child, results, final)
+                launch.keep(child, results, cluster.local(checkpoint))
             test = results["test"].get("posterior") or results["test"]["point"]
             for name, value in test.items():
                 found.setdefault(name, []).append(value)
