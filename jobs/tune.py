@@ -65,6 +65,7 @@ def tune(path: Path | None, overrides: list[str], *, show_only: bool) -> int:
     print(f"winner     {found.config}")
     print(f"reproduce  python jobs/train.py --config mlflow:{found.run_id}")
     print(f"browse     {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {planned.config.tracking.uri}")
+    print(f"           #/experiments/{found.experiment_id}/runs?workflowType=machine_learning behind its address")
     return 0
 
 

@@ -102,7 +102,9 @@ def test_the_leaderboard_has_means_and_deviations_over_seeds(planned: Plan) -> N
     deviation = statistics.stdev([0.30, 0.34, 0.29])
     assert rows[0] == ["trial 2", f"0.3100 ± {deviation:.4f}", "0.1000 ± 0.0000", "3", "penalty.mean=3"]
     assert rows[1] == ["as given", "–", "–", "0", "as given"]
-    assert report.markdown(header, rows).splitlines()[2].startswith("| trial 2 | 0.3100 ±")
+    lines = report.markdown(header, rows).splitlines()
+    assert lines[2] == f"| trial 2 | 0.3100 ± {deviation:.4f} | 0.1000 ± 0.0000 | 3 |"
+    assert lines[-2:] == ["* trial 2: penalty.mean=3", "* as given: as given"]
 
 
 def test_the_table_of_trials_has_every_one_with_its_error(planned: Plan, ledger: Ledger) -> None:

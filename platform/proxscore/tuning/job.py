@@ -27,13 +27,14 @@ class Found:
         candidates: repeated settings, the best first.
         test: metrics of the winner on the test split by name, a value for each seed.
         config: file or URI of the winner's configuration.
-        run_id: of the sweep in MLflow, which has it too.
+        run_id, experiment_id: of the sweep in MLflow, which has it too.
     """
 
     candidates: list[Candidate]
     test: dict[str, list[float]]
     config: str
     run_id: str
+    experiment_id: str
 
 
 class NothingFoundError(RuntimeError):
@@ -66,7 +67,7 @@ def run(plan: Plan, show: Callable[[str], None]) -> Found:
             show(f"testing {winner.label} with {len(winner.trials)} seeds")
             test = sweep.test(winner)
             recording.parent.metrics(_moments(test))
-            return Found(candidates, test, file, recording.parent.run_id)
+            return Found(candidates, test, file, recording.parent.run_id, recording.parent.experiment_id)
 
 
 def _moments(test: dict[str, list[float]]) -> dict[str, float]:

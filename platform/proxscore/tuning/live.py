@@ -59,7 +59,7 @@ class Live:
             what = f"failed: {trial.error}"
         else:
             what = (
-                f"{trial.status} at epoch {trial.epoch if not trial.final else trial.epochs:g}, validation "
+                f"{trial.status} at epoch {trial.epoch if not trial.final else trial.epochs:.3g}, validation "
                 + " ".join(f"{name} {trial.value(name):.4f}" for name in self.plan.objectives)
             )
         best = self.best()

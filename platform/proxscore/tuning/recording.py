@@ -40,11 +40,11 @@ class Recording:
         return TrackedRun(tracking.uri, tracking.experiment, self.label(trial), trial.run_id or None)
 
     def label(self, trial: Trial) -> str:
-        """What a trial's run is called."""
-        name = f"{self.plan.config.name}: trial {trial.number}"
-        if trial.member is not None and trial.round is not None:
-            name += f", member {trial.member}, round {trial.round}"
-        return name if trial.stage == "search" else f"{name}, repetition with seed {trial.seed}"
+        """What a trial's run is called, below its sweep."""
+        if trial.stage == "repeat":
+            return f"trial {trial.number}, seed {trial.seed}"
+        member = "" if trial.member is None else f", member {trial.member}, round {trial.round}"
+        return f"trial {trial.number}{member}"
 
     def begin(self, trial: Trial, config: Config) -> str:
         """A trial begins, or goes on; its run is RUNNING.
@@ -69,7 +69,7 @@ class Recording:
         child = self.child(trial)
         words: str = trial.status
         if trial.status in ("stopped", "interrupted"):
-            words += f" at epoch {trial.epoch:g} of {trial.epochs:g}"
+            words += f" at epoch {trial.epoch:.3g} of {trial.epochs:g}"
         child.describe({}, {"tune.status": words})
         if trial.error is not None:
             child.describe({}, {"failure": trial.error[:5000]})

@@ -42,8 +42,11 @@ def spread(values: Sequence[float]) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A leaderboard in Markdown; the values of the settings stand below the table, which pages show at little height."""
+    values = [f"* {row[0]}: {row[-1]}" for row in rows]
+    header, rows = header[:-1], [row[:-1] for row in rows]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows), "", *values]) + "\n"
 
 
 def trials_table(plan: Plan, ledger: Ledger) -> str:

@@ -30,6 +30,7 @@ from proxscore.tuning.figures.drawing import (
 from proxscore.tuning.ledger import Trial
 from proxscore.tuning.space import Domain, Space
 
+WIDEST = 15.0  # inches: a page shows a figure at its own width
 MISSING = -0.14  # where trials without a parameter pass its axis, which reaches from 0 to 1
 
 
@@ -42,7 +43,7 @@ def parallel_coordinates(trials: Sequence[Trial], space: Space, objective: str, 
     labels = short_labels(list(space))
     goal = _numbers(objective, min(values), max(values))
     scales = {key: _scale(labels[key], domain) for key, domain in space.items()}
-    figure, host = one_panel((max(6.0, 1.5 * len(scales) + 2.0), 4.8))
+    figure, host = one_panel((max(6.0, min(1.5 * len(scales) + 2.0, WIDEST)), 4.8))
     _upright(host, [*scales.values(), goal])
     leader = best(drawn, objective, maximise)
     # The better ones come last and lie above the others.
