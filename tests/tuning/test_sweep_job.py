@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import yaml
-from mlflow import MlflowClient
-from mlflow.entities import Run
-from small_sweeps import tree
+from small_sweeps import Swept, ledger, lines, start, tree
 
 from proxscore import config as configuration
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a quick one is in test_small_sweep.py
 
 STEPS = 16  # of a run
 TRIALS = 4
@@ -38,51 +33,6 @@ TUNE: dict[str, Any] = {
         WIDTH: {"choice": [4, 0]},
     },
 }
-
-
-@dataclass(frozen=True)
-class Swept:
-    """A finished sweep: its folder, the ledger when its driver was killed and at the end, and the output of each attempt."""
-
-    folder: Path
-    killed: dict[str, Any]
-    ended: dict[str, Any]
-    outputs: list[str]
-
-    @property
-    def client(self) -> MlflowClient:
-        return MlflowClient(f"sqlite:///{self.folder / 'mlflow.db'}")
-
-    @property
-    def runs(self) -> list[Run]:
-        experiment = self.client.get_experiment_by_name("proxscore")
-        assert experiment is not None
-        return list(self.client.search_runs([experiment.experiment_id]))
-
-    @property
-    def parent(self) -> Run:
-        (parent,) = (run for run in self.runs if "mlflow.parentRunId" not in run.data.tags)
-        return parent
-
-
-def ledger(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "runs" / "sweep" / "sweep.json").read_text())
-    return found
-
-
-def start(repository: Path, folder: Path, *overrides: str) -> subprocess.Popen[str]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | {"RAY_ADDRESS": "local"}
-    command = [sys.executable, str(repository / "jobs" / "tune.py"), "--config", str(folder / "sweep.yaml"), *overrides]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def lines(process: subprocess.Popen[str], output: list[str]) -> Iterator[str]:
-    assert process.stdout is not None
-    for line in process.stdout:
-        output.append(line)
-        yield line
 
 
 def kill(process: subprocess.Popen[str]) -> None:

@@ -1,0 +1,57 @@
+"""jobs/tune.py from its file to its winner: two trials of two workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from small_sweeps import Swept, ledger, lines, start, tree
+
+from proxscore import config as configuration
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def swept(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    folder = tmp_path_factory.mktemp("sweep")
+    content = tree(folder, training={"epochs": 2}) | {"tune": {"trials": 2, "top": 1, "seeds": [0]}}
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(content))
+    output: list[str] = []
+    process = start(repository, folder)
+    for _ in lines(process, output):
+        pass
+    assert process.wait() == 0, "".join(output)
+    return Swept(folder, {}, ledger(folder), ["".join(output)])
+
+
+def test_trials_are_children_of_the_sweep_with_every_step_once(swept: Swept) -> None:
+    trials = swept.ended["trials"]
+    assert [trial["number"] for trial in trials] == [0, 1]
+    assert trials[0]["params"] == {}  # as given
+    assert trials[1]["params"]  # from the default space
+    assert swept.parent.info.status == "FINISHED"
+    for trial in trials:
+        run = swept.client.get_run(trial["run_id"])
+        assert run.info.status == {"finished": "FINISHED", "stopped": "KILLED"}[trial["status"]]
+        assert run.data.tags["mlflow.parentRunId"] == swept.parent.info.run_id
+    points = swept.client.get_metric_history(trials[0]["run_id"], "train/nll")
+    assert [point.step for point in points] == list(range(1, 9))
+    assert [row["epoch"] for row in trials[0]["curve"]] == [1.0]  # what comes at the end is the result
+
+
+def test_the_winner_alone_is_tested_and_its_configuration_is_left(swept: Swept) -> None:
+    finished = [trial for trial in swept.ended["trials"] if trial["status"] == "finished"]
+    winner = min(finished, key=lambda trial: trial["final"]["nll"])
+    parent = swept.parent
+    tested = [run for run in swept.runs if "test/nll" in run.data.metrics and run.info.run_id != parent.info.run_id]
+    assert [run.info.run_id for run in tested] == [winner["run_id"]]
+    assert parent.data.tags["best.run_id"] == winner["run_id"]
+    assert parent.data.metrics["best/nll"] == pytest.approx(winner["final"]["nll"])
+    best = configuration.load(swept.folder / "runs" / "sweep" / "best.yaml")
+    flat = configuration.flatten(best)
+    assert {key: flat[key] for key in winner["params"]} == winner["params"]
+    figures = {Path(item.path).stem for item in swept.client.list_artifacts(parent.info.run_id, "figures")}
+    assert figures == {"objective_over_time", "learning_curves", "parallel_coordinates", "importance", "schedules"}
+    assert "leaderboard, validation split" in swept.outputs[0]
