@@ -52,7 +52,8 @@ def test_a_submitted_job_trains_on_the_cluster_and_records_its_run(
     assert run.data.params["training.workers"] == "2"
     assert f"{run.data.metrics['test/nll']:.4f}" in rows[1]
     assert len(client.get_metric_history(run.info.run_id, "train/nll")) == 4
-    assert {Path(item.path).name for item in client.list_artifacts(run.info.run_id)} == {"figures", "posterior"}
+    artifacts = {Path(item.path).name for item in client.list_artifacts(run.info.run_id)}
+    assert artifacts == {"config.yaml", "figures", "posterior"}
     assert (tmp_path / "runs" / "submitted-proximal_score" / "run.json").is_file()
 
 

@@ -38,7 +38,7 @@ def trained(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("name=demand", "task.kind=forecasting", "task.horizon=6", "task.context=24"),
         *("task.model.name=SimpleFeedForward", "task.model.kwargs={hidden_dimensions: [8]}"),
         *("task.data.kind=table", f"task.data.path={data}", "task.data.id_columns=[place]"),
-        *("method.max_mean_step=0.5", "training.epochs=1", "training.workers=0", "training.device=cpu"),
+        *("training.epochs=4", "training.batch_size=20", "training.workers=0", "training.device=cpu"),
         *("evaluation.draws=4", "evaluation.validation_draws=2"),
         *(f"training.storage={folder / 'runs'}", f"tracking.uri=sqlite:///{folder / 'mlflow.db'}"),
         *("--result", str(folder / "result.json")),
@@ -66,7 +66,7 @@ def test_new_rows_are_forecast_from_their_end_on(trained: Path, forecast: Main, 
         assert (own["timestamp"].to_numpy() == expected.to_numpy()).all()
         assert own["step"].tolist() == [1, 2, 3, 4, 5, 6]
     means = rows.groupby("series")["mean"].mean()
-    assert means["south"] > means["north"] + 1  # 9 and 3; after one epoch, the levels of the windows at least
+    assert means["south"] > means["north"] + 1  # 9 and 3: after four epochs, the levels at least
     assert (rows["q0.1"] < rows["q0.9"]).all()
     again = tmp_path / "again.parquet"
     assert forecast([*arguments[:-1], str(again), "--quantiles", "0.1", "0.5", "0.9"]) == 0

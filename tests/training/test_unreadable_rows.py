@@ -189,6 +189,6 @@ def test_an_epoch_keeps_the_lanes_that_it_was_begun_with_and_the_next_takes_the_
 
     context = Three(Path(), torch.device("cpu"), lambda payloads: None, 1)
     progress = {"step": 5, "lanes": 2}
-    lanes = [progress["lanes"] for _ in batches(Data(), progress, Horizon(10, 4, 100), context)]  # type: ignore[arg-type]
+    lanes = [progress["lanes"] for _ in batches(Data(), progress, Horizon(10, 4, 100), context, 10)]  # type: ignore[arg-type]
     assert asked == [(1, 1, 2), (2, 0, 3)]
     assert lanes == [2, 2, 2, 3, 3]

@@ -138,7 +138,8 @@ def _run_method(
         tags = {f"version.{package}": version for package, version in versions().items()} | git_tags()
         tags["data.splits"] = json.dumps(task.describe())
         tracked.describe(params, tags)
-        tracked.text(configuration.dump(config.model_copy(update={"name": None})), "config.yaml")  # for a new run
+        if tracked.run_id != earlier:  # a continued run keeps its own
+            tracked.text(configuration.dump(config.model_copy(update={"name": None})), "config.yaml")
         recorder = Recorder(uri, tracked.run_id, label, show, kept=memory.beside("undelivered.json"))
         started = time.perf_counter()
         if config.training.workers == 0 or processes.launched():

@@ -67,7 +67,7 @@ def quiet() -> Iterator[None]:
     }
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors of trials are kept, and shown in a line
     try:
         yield
     finally:
