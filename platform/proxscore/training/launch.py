@@ -223,7 +223,8 @@ class RunMemory:
         now = self._settings(config, method, epochs)
         for key in (*memory["settings"], *now):
             before, wanted = memory["settings"].get(key), now.get(key)
-            if before != wanted:
+            new = key not in memory["settings"] and wanted in (None, [], {})  # of a later version, and not used
+            if before != wanted and not new:
                 raise ConfigError(
                     f"run {config.name!r} in {config.training.storage} was started with {key}={before}, now it is {wanted}: "
                     "take another name, or the settings it was started with"
