@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live as RichLive
 from rich.table import Table
 
+from proxscore.training.comparison.driver import duration
 from proxscore.tuning.ledger import Ledger, Trial
 from proxscore.tuning.plan import Plan
 from proxscore.tuning.space import Params
@@ -130,13 +131,6 @@ class Live:
                 left = min(left, max(limit - self.ledger.search_seconds, 0))
             text += f" · {3600 * finished / seconds:.0f} per hour · {duration(left)} left"
         return text
-
-
-def duration(seconds: float) -> str:
-    """As people say it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def short(params: Params) -> str:

@@ -33,7 +33,6 @@ class Plan:
         config: of every trial, but for what is searched.
         space: domains by dotted key.
         objectives: validation metrics, and whether more of each is better; the first decides.
-        metrics: all that the task's trials report and a search could optimise.
         scheduler: that stops trials early.
         steps: of a run as it is given.
         folder: of the sweep; ``trials_folder`` of its runs.
@@ -44,7 +43,6 @@ class Plan:
     task: Task
     space: Space
     objectives: Mapping[str, bool]
-    metrics: Mapping[str, bool]
     scheduler: Literal["asha", "none"]
     steps: int
     folder: str
@@ -96,7 +94,7 @@ def plan(config: Config, tune: TuneConfig) -> Plan:
     assert config.tracking.uri is not None
     check_server(config.tracking.uri)
     folder = f"{config.training.storage.rstrip('/')}/{config.name}"
-    return Plan(config, tune, task, space, objectives, task.objectives, scheduler, horizon.total_steps, folder)
+    return Plan(config, tune, task, space, objectives, scheduler, horizon.total_steps, folder)
 
 
 def _objectives(tune: TuneConfig, task: Task) -> dict[str, bool]:

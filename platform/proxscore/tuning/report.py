@@ -94,7 +94,7 @@ def drawn(plan: Plan, ledger: Ledger, best: Sequence[Trial]) -> dict[str, Figure
     if isinstance(plan.config.method, ProximalScoreConfig):
         per_epoch = max(round(plan.steps / plan.config.training.epochs), 1)
         found["schedules"] = figures.schedules(entries, Horizon(plan.steps, per_epoch, len(plan.task.data.train)))
-    if others:
+    if others and not more and not others[0][1]:  # the front is drawn of two that are to be small
         found["pareto_front"] = figures.pareto_front(trials, objective, others[0][0])
     return found
 

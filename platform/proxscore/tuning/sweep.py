@@ -170,7 +170,10 @@ class Sweep:
         self.live.stage(stage, len(self.ledger.of(stage)) + source.left())
         try:
             run_stage(
-                stage, queue, scheduler, Keeper(self.ledger, self.recording, self.live, queue, stage, self.plan.metrics)
+                stage,
+                queue,
+                scheduler,
+                Keeper(self.ledger, self.recording, self.live, queue, stage, self.plan.task.objectives),
             )
         finally:
             self.ledger.write()
