@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 UNREACHABLE = (MlflowException, SQLAlchemyError, OSError)  # what a server or database that cannot be used raises
+PARENT = "mlflow.parentRunId"  # MLflow's tag, by which its pages nest runs
 PATIENCE = 600.0  # seconds for which a run that has begun waits for its server
 
 

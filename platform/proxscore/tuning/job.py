@@ -106,8 +106,5 @@ def keep_winner(plan: Plan, ledger: Ledger, recording: Recording, candidates: li
 def space_text(plan: Plan) -> str:
     """The section ``tune`` with the space that will be searched, as YAML."""
     section = plan.tune.model_dump(mode="json", exclude={"space"})
-    section["space"] = {
-        key: {domain.kind: domain.values} | ({"when": domain.when} if domain.when else {})
-        for key, domain in plan.space.items()
-    }
+    section["space"] = {key: domain.written() for key, domain in plan.space.items()}
     return yaml.safe_dump({"tune": section}, sort_keys=False)

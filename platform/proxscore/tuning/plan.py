@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -89,7 +89,7 @@ def plan(config: Config, tune: TuneConfig) -> Plan:
     module = task.build_model(torch.device("meta") if config.training.meta_init else None)
     check_running_statistics(config.method, module, config.evaluation.norm_batches)
     if not config.training.meta_init:
-        build_method(config.method, module, horizon, config.seed, partial(_example_losses, module, task))
+        build_method(config.method, module, horizon, config.seed, partial(checks.example_losses, module, task))
     checks.check_disk(config, [config.method], task)
     assert config.tracking.uri is not None
     check_server(config.tracking.uri)
@@ -143,8 +143,3 @@ def _check_population(tune: TuneConfig, config: Config, steps: int) -> None:
         raise ConfigError("tune.search=population ranks by one objective: give one")
     if tune.population.rounds > steps:
         raise ConfigError(f"tune.population.rounds={tune.population.rounds}: a run has {steps} steps")
-
-
-def _example_losses(module: torch.nn.Module, task: Task) -> Iterator[tuple[torch.Tensor, int]]:
-    inputs, targets = task.data.train.__getitems__([0, 1])
-    yield task.likelihood.nll(module(inputs), targets).mean(), 2

@@ -14,11 +14,10 @@ from typing import Any
 from proxscore import config as configuration
 from proxscore.config import Config
 from proxscore.tracking import TrackedRun
-from proxscore.tracking.runs import git_tags
+from proxscore.tracking.runs import PARENT, git_tags
 from proxscore.tuning.ledger import Ledger, Status, Trial
 from proxscore.tuning.plan import Plan
 
-PARENT = "mlflow.parentRunId"  # MLflow's tag, by which its pages nest runs
 STATUSES: dict[Status, str] = {
     "finished": "FINISHED",
     "failed": "FAILED",
@@ -89,12 +88,7 @@ def recorded(plan: Plan, ledger: Ledger) -> Iterator[Recording]:
     ledger.write()
     with parent.running():
         tune = {f"tune.{key}": value for key, value in plan.tune.model_dump(mode="json").items() if key != "space"}
-        space = {
-            f"tune.space.{key}": json.dumps(
-                {domain.kind: domain.values, **({"when": domain.when} if domain.when else {})}
-            )
-            for key, domain in plan.space.items()
-        }
+        space = {f"tune.space.{key}": json.dumps(domain.written()) for key, domain in plan.space.items()}
         common: dict[str, Any] = configuration.flatten(config)
         parent.describe(common | tune | space, git_tags() | {"tune": "sweep"})
         recording = Recording(plan, ledger, parent)

@@ -54,6 +54,10 @@ class Domain(Section):
         found: list[Any] = getattr(self, self.kind)
         return found
 
+    def written(self) -> dict[str, Any]:
+        """As people write it."""
+        return {self.kind: self.values} | ({"when": self.when} if self.when else {})
+
 
 Space = Mapping[str, Domain]
 Params = dict[str, Any]

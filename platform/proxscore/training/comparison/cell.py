@@ -21,7 +21,7 @@ from proxscore.calibration.temperature import fit_temperature, tempered
 from proxscore.posterior import Posterior
 from proxscore.posterior.stacking import stack, wants_stacking
 from proxscore.tracking import Recorder, TrackedRun
-from proxscore.tracking.runs import git_tags
+from proxscore.tracking.runs import PARENT, git_tags
 from proxscore.training import evaluation
 from proxscore.training.comparison import records
 from proxscore.training.comparison.plan import Cell
@@ -31,7 +31,6 @@ from proxscore.training.loop import fit_all
 from proxscore.training.task import build_task
 
 TEMPERED = ("nll", "ece", "brier")  # what is reported at the fitted temperature, too
-PARENT = "mlflow.parentRunId"  # MLflow's tag, by which its pages nest runs
 
 
 def run(cell: Cell, parent: str) -> dict[str, Any]:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, EnsembleConfig, MethodConfig
 from proxscore.methods import build_method, check_running_statistics
 from proxscore.training import launch
+from proxscore.training.checks import example_losses
 from proxscore.training.comparison.budget import Budget, share
 from proxscore.training.comparison.settings import ComparisonConfig, method_config
 from proxscore.training.loop import horizon_of
@@ -195,11 +193,6 @@ def _check_method(name: str, config: Config, task: Task, budget: Budget) -> None
         module = own.build_model()
         check_running_statistics(config.method, module, config.evaluation.norm_batches)
         horizon = horizon_of(budget.steps_per_epoch, budget.epochs / budget.members, own)
-        build_method(method, module, horizon, config.seed, partial(_example_losses, module, own))
+        build_method(method, module, horizon, config.seed, partial(example_losses, module, own))
     except ConfigError as error:
         raise ConfigError(f"methods.{name}: {error}") from error
-
-
-def _example_losses(module: torch.nn.Module, task: Task) -> Iterator[tuple[torch.Tensor, int]]:
-    inputs, targets = task.data.train.__getitems__([0, 1])
-    yield task.likelihood.nll(module(inputs), targets).mean(), 2
