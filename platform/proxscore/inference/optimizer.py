@@ -33,10 +33,11 @@ from proxscore.inference.blocks import Block, SolvedBlock, block
 from proxscore.inference.families import Family, MeanField
 from proxscore.inference.groups import all_reduce_together
 from proxscore.inference.monitor import Monitor
+from proxscore.inference.names import canonical_names
 from proxscore.inference.parts import Draw, Member, Part, ProximalStep
 from proxscore.inference.penalties import ForwardKL, Penalty
 from proxscore.inference.points import Points
-from proxscore.inference.priors import Assignment, Prior, canonical
+from proxscore.inference.priors import Assignment, Prior
 from proxscore.inference.shards import MeanlessShards, Shards
 from proxscore.inference.solver import GradientSolver
 
@@ -163,9 +164,7 @@ class ProximalScore(torch.optim.Optimizer):
         Raises:
             ValueError: a setting of a group, or a parameter that cannot be trained like this.
         """
-        named = [
-            (canonical(n), p) for g in self.param_groups for n, p in zip(g["param_names"], g["params"], strict=True)
-        ]
+        named = self.named_parameters()
         for name, parameter in named:
             _check(name, parameter)
         for pattern in self.families:
@@ -177,13 +176,14 @@ class ProximalScore(torch.optim.Optimizer):
             if unknown:
                 raise ValueError(f"{setting} names {sorted(unknown)[0]!r}, which is no trained parameter")
         groups = []
+        names = {id(parameter): name for name, parameter in named}
         for group in self.param_groups:
             for setting, least in (("lr", True), ("initial_precision", False)):
                 if not (group[setting] >= 0 if least else group[setting] > 0):
                     raise ValueError(f"{setting} is {group[setting]}; it must be positive")
             if not 0 <= group["momentum"] < 1:
                 raise ValueError(f"momentum is {group['momentum']}; it must lie in [0, 1)")
-            pairs = zip(map(canonical, group["param_names"]), group["params"], strict=True)
+            pairs = [(names[id(p)], p) for p in group["params"]]
             groups.append([self._member(name, p, assignments[name], group["initial_precision"]) for name, p in pairs])
         return groups
 
@@ -239,6 +239,11 @@ class ProximalScore(torch.optim.Optimizer):
         if hasattr(self, "_parts"):
             raise ValueError("parameters cannot be added later: build a new optimizer with all of them")
         super().add_param_group(param_group)
+
+    def named_parameters(self) -> list[tuple[str, Tensor]]:
+        """(name, parameter) of all parameters; names are those of the module without torch's wrappers."""
+        given = [name for group in self.param_groups for name in group["param_names"]]
+        return list(zip(canonical_names(given), self._parameters(), strict=True))
 
     def sampled(self) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         """(name, parameter, state) of every parameter with a mean-field posterior in closed form."""

@@ -19,7 +19,7 @@ from proxscore.config import ConfigError
 from proxscore.inference import MeanField, Prior
 from proxscore.inference.families import Family, State
 from proxscore.inference.families.base import whole
-from proxscore.inference.priors import canonical
+from proxscore.inference.names import named_parameters
 from proxscore.posterior.diagnostics.pareto import FEWEST_DRAWS, pareto_k
 from proxscore.posterior.posterior import Posterior
 from proxscore.posterior.prediction import Batches
@@ -238,7 +238,7 @@ def _score(
 
 
 def _parts(module: nn.Module, posterior: Posterior, prior: Prior) -> list[_Part]:
-    named = {canonical(name): parameter for name, parameter in module.named_parameters()}
+    named = named_parameters(module)
     if any(isinstance(tensor, DTensor) for tensor in (*named.values(), *posterior.mean.values())):
         raise ConfigError("diagnostics take no sharded module: use posterior.gather() and a whole module on one device")
     if not posterior.random:
