@@ -38,6 +38,10 @@ class DropoutPosterior(Posterior):
         return True
 
     @property
+    def varying(self) -> None:
+        """Draws are masks, no weights."""
+
+    @property
     def family(self) -> str:
         return self.kind
 

@@ -102,7 +102,7 @@ class Posterior:
         Raises:
             ConfigError: the optimizer samples a parameter that is none of the module's.
         """
-        _reshard(module)
+        reshard(module)
         parameters = named_parameters(module)
         names = {id(parameter): name for name, parameter in parameters.items()}
 
@@ -131,6 +131,11 @@ class Posterior:
     def random(self) -> bool:
         """Whether anything is: draws of a point estimate are all the same."""
         return bool(self.precision or self.joint)
+
+    @property
+    def varying(self) -> set[str] | None:
+        """Names of the parameters in which draws differ; none where draws are made of more than weights and buffers."""
+        return {*self.precision, *(name for joint in self.joint for name in joint.names)}
 
     @property
     def family(self) -> str:
@@ -177,7 +182,7 @@ class Posterior:
         Raises:
             ConfigError: the module is of another architecture.
         """
-        _reshard(module)
+        reshard(module)
         parameters = named_parameters(module)
         self._check(parameters)
         before = {name: noise.local(parameter).clone() for name, parameter in parameters.items()}
@@ -196,7 +201,7 @@ class Posterior:
             torch.clear_autocast_cache()
             yield module
         finally:
-            _reshard(module)
+            reshard(module)
             with torch.no_grad():
                 for name, values in before.items():
                     noise.local(parameters[name]).copy_(values)
@@ -470,7 +475,7 @@ def _joint(folder: Path, described: Any, parts: Mapping[str, dict[str, Tensor]])
     return joint
 
 
-def _reshard(module: nn.Module) -> None:
+def reshard(module: nn.Module) -> None:
     """Free the gathered weights that FSDP2 keeps after a forward without backward: they would outlive the draw."""
     for layer in module.modules():
         if isinstance(layer, FSDPModule):

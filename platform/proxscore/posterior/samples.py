@@ -41,6 +41,10 @@ class Samples(Posterior):
         return len(self.members) > 1 or self.members[0].random
 
     @property
+    def varying(self) -> set[str] | None:
+        return None if any(member.varying is None for member in self.members) else set(self.mean)
+
+    @property
     def family(self) -> str:
         return f"{len(self.members)} x {self.members[-1].family}"
 
