@@ -127,6 +127,14 @@ class Block(Part):
             else:
                 state[self.members[0].parameter][name] = value.detach().clone()
 
+    def names(self) -> dict[Tensor, set[str]]:
+        """By parameter, the names of what :meth:`export` writes."""
+        found: dict[Tensor, set[str]] = {member.parameter: set() for member in self.members}
+        for name, value in self.entries().items():
+            for member in self.members if self._by_parameter(value) else self.members[:1]:
+                found[member.parameter].add(name)
+        return found
+
     def load(self, state: States) -> None:
         """Read back what :meth:`export` wrote."""
         with torch.no_grad():

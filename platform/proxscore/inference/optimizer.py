@@ -448,22 +448,23 @@ class ProximalScore(torch.optim.Optimizer):
         Raises:
             ValueError: the state is that of another family, solver or selection; names the parameter.
         """
-        for each in self.blocks():
-            each.export(self.state)
         before = {parameter: dict(state) for parameter, state in self.state.items()}
+        expected = {parameter: set(state) for parameter, state in self.state.items()}
+        for each in self.blocks():  # no export: what is loaded may be the state itself
+            expected |= each.names()
         super().load_state_dict(state_dict)
         self._scored = False
         names = {id(parameter): name for name, parameter in self.named_parameters()}
-        for parameter, expected in before.items():
+        for parameter, keys in expected.items():
             loaded = self.state[parameter]
-            for key in (expected.keys() - loaded.keys()) & _REMADE:
-                loaded[key] = parameter.detach().clone() if key == "mean" else expected[key]
-            for key in (loaded.keys() - expected.keys()) & _REMADE:
+            for key in (keys - loaded.keys()) & _REMADE:
+                loaded[key] = parameter.detach().clone() if key == "mean" else before[parameter][key]
+            for key in (loaded.keys() - keys) & _REMADE:
                 del loaded[key]
-            if loaded.keys() != expected.keys():
+            if loaded.keys() != keys:
                 raise ValueError(
                     f"the saved state of {names[id(parameter)]} holds {_listed(loaded)}, these settings need "
-                    f"{_listed(expected)}: build the optimizer with the family, the solver and the prior's selection "
+                    f"{_listed(keys)}: build the optimizer with the family, the solver and the prior's selection "
                     "that it was saved with"
                 )
         for each in self.blocks():

@@ -1,23 +1,39 @@
-"""Checkpoints by torch.distributed.checkpoint: weights, variational state, counters; they reshard as Adam's state does."""
+"""Checkpoints by torch.distributed.checkpoint: weights, variational state, counters; they reshard as Adam's state does.
+
+Tensors are in safetensors files, one for each rank, and everything else in ``checkpoint.json``, which also lists the files.
+Nothing in a checkpoint is a pickle: what lies in a storage is only ever parsed, never executed.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.distributed.checkpoint._nested_dict import flatten_state_dict
+from torch.distributed.checkpoint._traverse import set_element
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.tensor import DTensor
 
 from proxscore.config import ConfigError
 
+INDEX_FILE = "checkpoint.json"
+_FORMAT = 2  # 1 was torch's own, with pickles
+
 
 class Snapshot:
-    """The state of a run as DCP's ``Stateful``: module, optimizer, and a dictionary of plain values."""
+    """The state of a run: module, optimizer, and a dictionary of plain values."""
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
         self.module, self.optimizer, self.progress = module, optimizer, progress
@@ -33,15 +49,37 @@ class Snapshot:
         self.progress.update(state["progress"])
 
 
+class _Writer(HuggingFaceStorageWriter):
+    """A safetensors file for each rank, and, when all are written, the index with the plain values."""
+
+    def __init__(self, folder: Path, values: dict[str, Any]) -> None:
+        super().__init__(str(folder), save_distributed=True)
+        self._folder, self._values = folder, values
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        files = sorted({Path(result.storage_data.relative_path).name for each in results for result in each})
+        index = {"format": _FORMAT, "files": files, "values": self._values}
+        (self._folder / INDEX_FILE).write_text(json.dumps(index, indent=1) + "\n")
+
+
 def save(folder: Path, snapshot: Snapshot) -> None:
     """Write this rank's part of a checkpoint into a folder (of its own or shared by the ranks).
 
     Raises:
         RuntimeError: it cannot be written, for example because the disk is full.
+        ConfigError: the state holds what is neither a tensor nor a plain value; names it.
     """
+    flat, _ = flatten_state_dict(snapshot.state_dict())
+    values = {name: value for name, value in flat.items() if not isinstance(value, Tensor)}
+    for name, value in values.items():
+        if not _plain(value):
+            raise ConfigError(
+                f"{name} is a {type(value).__name__}, which cannot be saved in a checkpoint: only tensors and plain values can"
+            )
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with _interrupts():
-            dcp.save({"run": snapshot}, checkpoint_id=folder)
+            dcp.save(_separate(flat), storage_writer=_Writer(folder, values), no_dist=not dist.is_initialized())
     except (CheckpointException, OSError) as error:
         raise RuntimeError(
             f"the checkpoint at step {snapshot.progress['step']} cannot be written: {_reason(error)}"
@@ -49,20 +87,22 @@ def save(folder: Path, snapshot: Snapshot) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What of a checkpoint is missing or cut short, in a few words; none: its files are as long as they must be."""
+    """What of a checkpoint is missing or cut short, in a few words; none: all its files are there, and whole."""
     try:
-        pieces = dcp.FileSystemReader(folder).read_metadata().storage_data
-    except Exception as error:  # whatever unpickling half a file raises
-        return f".metadata cannot be read ({type(error).__name__})"
-    ends: dict[str, int] = {}
-    for piece in (pieces or {}).values():
-        ends[piece.relative_path] = max(ends.get(piece.relative_path, 0), piece.offset + piece.length)
-    for name, end in ends.items():
-        file = folder / name
-        if not file.exists():
+        files, _ = _index(folder)
+    except ConfigError as error:
+        return str(error)
+    for name in files:
+        if not (folder / name).is_file():
             return f"{name} is missing"
-        if file.stat().st_size < end:
-            return f"{name} has {file.stat().st_size:,} of {end:,} bytes"
+        try:
+            with safe_open(folder / name, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            return f"{name} ({(folder / name).stat().st_size:,} bytes) cannot be read ({_reason(error)})"
+    for path in sorted(folder.glob("*.safetensors")):
+        if path.name not in files:
+            return f"{path.name} belongs to another checkpoint"
     return None
 
 
@@ -73,10 +113,68 @@ def load(folder: Path, snapshot: Snapshot) -> None:
         ConfigError: the checkpoint is of another architecture or method, or is damaged; names what does not fit.
     """
     try:
+        _, values = _index(folder)
+        state = snapshot.state_dict()
+        flat, paths = flatten_state_dict(state)
+        tensors = {name: value for name, value in flat.items() if isinstance(value, Tensor)}
+        reader = HuggingFaceStorageReader(str(folder))
+        held = reader.read_metadata().state_dict_metadata.keys()
+        surplus = sorted({*held, *values} - flat.keys()) + sorted(flat.keys() - {*held, *values})
+        if surplus:
+            raise ValueError(f"{surplus[0]} is on one side only")
         with _interrupts():
-            dcp.load({"run": snapshot}, checkpoint_id=folder)
-    except (CheckpointException, RuntimeError, ValueError, KeyError, OSError) as error:
+            dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+        for name, value in (tensors | values).items():
+            set_element(state, paths[name], tuple(value) if isinstance(flat[name], tuple) else value)
+        snapshot.load_state_dict(state)
+    except (
+        *(AttributeError, CheckpointException, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError),
+    ) as error:
         raise ConfigError(f"checkpoint {folder} does not fit this model and method: {_reason(error)}") from error
+
+
+def _index(folder: Path) -> tuple[list[str], dict[str, Any]]:
+    """Names of the files of a checkpoint, and its plain values.
+
+    Raises:
+        ConfigError: there is no index, or it is not what :func:`save` writes.
+    """
+    try:
+        index = json.loads((folder / INDEX_FILE).read_text())
+        files, values = index["files"], index["values"]
+        known = index["format"] == _FORMAT and isinstance(values, dict)
+        if not known or not all(isinstance(name, str) and name == Path(name).name for name in files):
+            raise ValueError("not of this format")
+    except FileNotFoundError:
+        if (folder / ".metadata").exists():
+            raise ConfigError("it is of an earlier version, whose checkpoints held code (pickles)") from None
+        raise ConfigError(f"{INDEX_FILE} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{INDEX_FILE} cannot be read ({type(error).__name__})") from None
+    return files, values
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) for key in value) and all(map(_plain, value.values()))
+    return (
+        all(map(_plain, value))
+        if isinstance(value, (list, tuple))
+        else isinstance(value, (bool, int, float, str, type(None)))
+    )
+
+
+def _separate(flat: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors, contiguous, none of which shares its memory with another: what safetensors can hold."""
+    result: dict[str, Tensor] = {}
+    memory: set[int] = set()
+    for name, value in flat.items():
+        if isinstance(value, Tensor):
+            local = value.to_local() if isinstance(value, DTensor) else value
+            place = local.untyped_storage().data_ptr()
+            result[name] = value.clone() if place in memory or not local.is_contiguous() else value
+            memory.add(place)
+    return {name: value if isinstance(value, DTensor) else value.contiguous() for name, value in result.items()}
 
 
 def _reason(error: BaseException) -> str:
