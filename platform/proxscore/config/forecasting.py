@@ -32,6 +32,7 @@ class SeriesTableConfig(_SeriesConfig):
     static_categories: list[str] = Field([])  # text, constant in each series; an id column may be one
     static_reals: list[str] = Field([])  # numbers, constant in each series
     frequency: str | None = None  # a pandas alias (h, 30min, D, ME); null: told from the timestamps
+    time_zone: str | None = None  # whose clock days and longer follow (Europe/Berlin); null: that of the timestamps
     sort: bool = False  # order rows by time; false: rows out of order are an error
 
 

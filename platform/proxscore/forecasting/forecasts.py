@@ -32,7 +32,8 @@ def ahead(task: ForecastingTask) -> Windows:
 
 
 def table(predictive: ForecastPredictive, data: SeriesData, quantiles: Sequence[float]) -> pa.Table:
-    """A row per series and step: series, timestamp (start of the step), step (from 1), mean, aleatoric_sd, epistemic_sd,
+    """A row per series and step: series, timestamp (as those of the data go on, in their zone and of their type; UTC where
+    series have several zones), step (from 1), mean, aleatoric_sd, epistemic_sd,
     and a column per quantile, ``q0.05``; all but the first three float64 in the unit of the target."""
     parts = []
     for chunk in predictive.chunks():
@@ -46,16 +47,26 @@ def table(predictive: ForecastPredictive, data: SeriesData, quantiles: Sequence[
         }
         numbers, origins = chunk.targets[:, 2, 0].long().tolist(), chunk.targets[:, 3, 0].long().tolist()
         horizon = chunk.mean.shape[1]
-        starts = [data.series[n].start + o for n, o in zip(numbers, origins, strict=True)]
-        stamps = np.concatenate([pd.period_range(s, periods=horizon).to_timestamp().to_numpy() for s in starts])
+        stamps = [data.series[n].timestamps(o, horizon) for n, o in zip(numbers, origins, strict=True)]
         named = {
             "series": pa.array(np.repeat([data.series[n].id for n in numbers], horizon)),
-            "timestamp": pa.array(stamps),
+            "timestamp": _arrow(stamps, data),
             "step": pa.array(np.tile(np.arange(1, horizon + 1), len(numbers))),
         }
         named |= {name: pa.array(value.double().flatten().numpy()) for name, value in columns.items()}
         parts.append(pa.table(named))
     return pa.concat_tables(parts)
+
+
+def _arrow(stamps: Sequence[pd.DatetimeIndex], data: SeriesData) -> pa.Array:
+    """Timestamps of all windows, of the type that the data came in."""
+    zone = data.zone
+    if zone is not None:
+        stamps = [each.tz_convert("UTC").tz_localize(None) for each in stamps]
+    values = pa.array(np.concatenate([each.to_numpy().astype("datetime64[ns]") for each in stamps]))
+    if zone is not None:
+        return values.cast(pa.timestamp("ns", zone)).cast(pa.timestamp(data.stamps.unit, zone))
+    return values.cast(data.stamps)
 
 
 def gluonts_forecasts(predictive: ForecastPredictive, data: SeriesData) -> Iterator[SampleForecast]:
