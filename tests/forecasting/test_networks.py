@@ -33,7 +33,7 @@ def prepared(name: str, series: list[dict[str, Any]], likelihood: str = "student
     )
     panel = Panel(series, blueprint.transformation, blueprint.packing, HORIZON)
     return blueprint, Windows(
-        panel, training_index([len(entry["target"]) for entry in series], HORIZON, minimum=CONTEXT)
+        panel, training_index([len(entry["target"]) for entry in series], HORIZON, past=CONTEXT)
     )
 
 

@@ -101,7 +101,7 @@ class ForecastingTask:
         train = training_index(
             [split.train_end for split in self.splits],
             config.horizon,
-            minimum=min(self.context, *(split.train_end - config.horizon for split in self.splits)),
+            past=self.context,
             stride=config.train_stride,
         )
         parts = {name: _index([getattr(split, name) for split in self.splits]) for name in ("validation", "test")}
