@@ -87,3 +87,5 @@ class ForecastingConfig(Section):
     horizon: int = Field(48, ge=2)  # steps that a window forecasts
     context: int | None = Field(None, ge=1)  # steps that the network looks back to; null: twice the horizon
     train_stride: int = Field(1, ge=1)  # steps between the starts of training windows
+    # What comparisons show below the methods; arima takes minutes per series where the season is long.
+    floors: list[Literal["seasonal_naive", "ets", "theta", "arima"]] = Field(["seasonal_naive", "ets", "theta"])

@@ -211,11 +211,18 @@ class ForecastingTask:
         }
 
     def floors(self) -> dict[str, ForecastPredictive]:
-        """Seasonal naive and exponential smoothing, for the test windows."""
-        from proxscore.forecasting.floors import floors  # here: only comparisons need statsmodels
+        """What ``task.floors`` names, for the test windows."""
+        from proxscore.forecasting.floors import floors, seasons
 
-        targets = [each.target for each in self.series.series]
-        return floors(targets, [split.train_end for split in self.splits], self.series.season, self.data.test)
+        data = self.series
+        return floors(
+            self.config.floors,
+            [each.target for each in data.series],
+            [split.train_end for split in self.splits],
+            seasons(data.frequency, data.season),
+            self.data.validation,
+            self.data.test,
+        )
 
     def comparison_figure(self, curves: Sequence[Curve], bins: int) -> Figure:
         """Coverage against the nominal level, and CRPS by step ahead; means over seeds."""
