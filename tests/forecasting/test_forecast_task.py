@@ -6,6 +6,7 @@ import json
 import math
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,12 @@ from proxscore.forecasting.predictive import ForecastPredictive
 from proxscore.forecasting.task import ForecastingTask
 from proxscore.posterior import Posterior
 from proxscore.training import launch
+from proxscore.training.comparison import table as table_of_comparison
+from proxscore.training.comparison.driver import Progress
 from proxscore.training.context import LocalContext
 from proxscore.training.ingest import evaluation_batches
 from proxscore.training.loop import train
+from proxscore.tuning import job, report
 
 
 @pytest.fixture
@@ -163,6 +167,50 @@ def test_forecasts_of_other_data_than_those_of_training_are_refused(series: Path
     task.check_trained_on(trained)
     with pytest.raises(ConfigError, match=r"task\.data has frequency h; the posterior was trained on D"):
         task.check_trained_on(trained | {"frequency": "D"})
+
+
+@pytest.mark.parametrize("kind", ["constant", "zero", "validation unobserved", "all unobserved"])
+def test_an_undefined_metric_is_left_out_told_and_ends_no_run(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_series(tmp_path / "series.parquet")
+    frame = pd.read_parquet(tmp_path / "series.parquet")
+    late = frame.groupby("name").cumcount(ascending=False)
+    if kind in ("constant", "zero"):
+        frame["target"] = 3.0 if kind == "constant" else 0.0
+    else:  # of 3 test windows of 6 steps the last one's last step is needed to end the series
+        first = 18 if kind == "validation unobserved" else 1
+        frame.loc[(late >= first) & (late < 24), "target"] = np.nan
+    frame.to_parquet(tmp_path / "series.parquet")
+    config = tree(tmp_path / "series.parquet")
+    task = ForecastingTask(config.task)  # type: ignore[arg-type]
+    reports: list[dict[str, Any]] = []
+    context = LocalContext(tmp_path / "run", torch.device("cpu"), lambda payloads: reports.append(payloads[0]), keep=1)
+    with caplog.at_level("WARNING"):
+        results = train(config, config.method, config.training.epochs, task, context)
+    found, validated = results["test"]["posterior"], reports[-1]["metrics"]
+    assert all(math.isfinite(value) for value in found.values())
+    if kind in ("constant", "zero"):
+        assert not {"mase", "msis"} & found.keys()
+        assert {"crps", "nll", "coverage_90"} <= found.keys()
+        assert ("mean_weighted_quantile_loss" in found) == (kind == "constant")
+        assert "mase, msis (the past of these series is constant" in caplog.text
+    else:
+        assert "crps" in found
+        assert not any(name.endswith(("crps", "nll")) for name in validated)
+        assert "undefined, and left out: crps, nll" in caplog.text
+        assert "(no target of these windows is observed)" in caplog.text
+
+
+def test_tables_and_lines_show_an_undefined_metric_as_such() -> None:
+    lines: list[str] = []
+    progress = Progress(lines.append, 1, "crps")
+    cell = SimpleNamespace(method="a", setting="b", seed=0)
+    progress.ended(cell, {"status": "finished", "metrics": {}, "seconds": 1.0})  # type: ignore[arg-type]
+    assert "a, b, seed 0: crps undefined, 1.0 s of training" in lines[0]
+    assert table_of_comparison.average([math.inf, 1.0], 2) == "inf"
+    assert report.spread([math.inf, math.inf]) == "–"
+    assert job._moments({"nll": [1.0, math.inf]}) == {"test/nll": math.inf}
 
 
 def test_a_parquet_table_of_forecasts_can_be_read_back(series: Path, tmp_path: Path) -> None:

@@ -155,20 +155,17 @@ class ForecastMetrics:
             pit_pvalue: chi-square test of the PIT histogram (:mod:`proxscore.calibration.pit`); it assumes independent
                 steps, which neighbouring steps and windows that overlap are not.
             observed_steps, scaled_steps: how many steps count, in all and in ``mase`` and ``msis``.
-        A metric of which there is no step is left out: ``nll`` if no update had a ``log_density``, and so on.
-
-        Raises:
-            ConfigError: no rank has any observed step.
+        A metric of which there is no step is left out: ``nll`` if no update had a ``log_density``, ``mase`` if all series
+        are constant, all but the two numbers of steps if none was observed.
         """
         self._total = total = self._sums.reduced()
         sums = total.by_horizon.sum(dim=1, keepdim=True)
         totals = dict(zip(self._names, sums.flatten().tolist(), strict=True))
-        if not totals["steps"]:
-            raise ConfigError("no observed steps to compute metrics of; call update() with at least one on some rank")
         values = {
             name: float(value) for name, value in ratios(self._names, sums).items() if totals[denominator(name)] > 0
         }
-        values["pit_pvalue"] = chi_square(total.pit)[1]
+        if totals["steps"]:
+            values["pit_pvalue"] = chi_square(total.pit)[1]
         return values | {"observed_steps": totals["steps"], "scaled_steps": totals["scaled_steps"]}
 
     def by_horizon(self) -> dict[str, Tensor]:

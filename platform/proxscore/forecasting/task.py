@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ from proxscore.forecasting.series import SeriesData
 from proxscore.forecasting.splits import Split, record, season_errors
 from proxscore.forecasting.windows import Panel, Windows, training_index
 
+log = logging.getLogger(__name__)
 FANS = 4  # series in the fan chart
 FAN = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 
@@ -83,6 +86,7 @@ class ForecastingTask:
 
     def __init__(self, config: ForecastingConfig, *, verify: bool = True) -> None:
         self.config = config
+        self._told: set[tuple[str, ...]] = set()
         self.context = config.context or 2 * config.horizon
         self.series: SeriesData = load_series(config.data)
         self.splits: list[Split] = split_by(config.data, self.series, config.horizon)
@@ -191,6 +195,7 @@ class ForecastingTask:
         """
         metrics = self._metrics(predictive, bins, device)
         values = metrics.compute()
+        self._tell_undefined(values)
         return values, lambda: {
             "fans": self._fans(predictive, title),
             "pit": pit_histogram(metrics.pit_counts, title=title),
@@ -199,6 +204,16 @@ class ForecastingTask:
             ),
             "errors": error_by_horizon({"predictive": metrics.by_horizon()}, title=title),
         }
+
+    def _tell_undefined(self, values: dict[str, float]) -> None:
+        """Say, once, which metrics are left out, and why."""
+        missing = tuple(name for name in self.objectives if name not in values)
+        if missing and missing not in self._told:
+            self._told.add(missing)
+            why = "no target of these windows is observed"
+            if values["observed_steps"]:
+                why = "the past of these series is constant, which gives no scale, or their targets are all 0"
+            log.warning("undefined, and left out: %s (%s)", ", ".join(missing), why)
 
     def compared(self, predictive: ForecastPredictive) -> tuple[dict[str, float], dict[str, Tensor]]:
         """No more metrics; coverage by level, and CRPS by step ahead."""
@@ -278,7 +293,7 @@ class ForecastingTask:
 
 def _coverage(metrics: ForecastMetrics, values: dict[str, float]) -> list[float]:
     """By level."""
-    return [values[f"coverage_{100 * level:g}"] for level in metrics.levels]
+    return [values.get(f"coverage_{100 * level:g}", math.nan) for level in metrics.levels]
 
 
 def _index(origins: Sequence[np.ndarray]) -> np.ndarray:
