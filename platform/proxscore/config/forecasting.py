@@ -75,6 +75,8 @@ class ForecastModelConfig(Section):
 
     name: str = "PatchTST"
     kwargs: dict[str, Any] = Field({})
+    # Least scale of a window, in mean steps |y_t - y_(t-1)| of the calmest series; for windows that are all zero.
+    scale_floor: float = Field(0.1, ge=0, allow_inf_nan=False)
     likelihood: Literal["student_t", "normal"] = "student_t"  # of each step, given the network's outputs
 
 

@@ -30,7 +30,7 @@ from proxscore.forecasting.distributions import LIKELIHOODS
 from proxscore.forecasting.networks import Features, plan
 from proxscore.forecasting.predictive import ForecastPredictive, predict
 from proxscore.forecasting.series import SeriesData
-from proxscore.forecasting.splits import Split, record, season_errors
+from proxscore.forecasting.splits import Split, record, scale_floor, season_errors
 from proxscore.forecasting.windows import Panel, Windows, training_index
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ class ForecastingTask:
     Attributes:
         series: the data set; ``splits`` its parts by series; ``data`` their windows.
         context: steps that the network looks back to.
+        scale_floor: least scale of a window.
         blueprint: how the network fits the data.
         likelihood: of the H steps of a window given the network's outputs (B, H, K).
 
@@ -116,6 +117,7 @@ class ForecastingTask:
             Windows(panel, parts["test"]),
             {"counts": counts} | record(self.splits, config.horizon),
         )
+        self.scale_floor = scale_floor(self.series, self.splits, config.model.scale_floor)
         self.season_errors = torch.from_numpy(season_errors(self.series, self.splits))
 
     @property
@@ -147,7 +149,7 @@ class ForecastingTask:
             device: the meta device leaves out the numbers.
         """
         with device or nullcontext():
-            return self.blueprint.build(self.data.train)
+            return self.blueprint.build(self.data.train, self.scale_floor)
 
     def example(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a batch's shape and type, all zero."""
@@ -162,6 +164,7 @@ class ForecastingTask:
             **data.record,
             "features": self._features(),
             "splits": self.data.splits,
+            "scale_floor": self.scale_floor,
         }
 
     def _features(self) -> dict[str, Any]:
