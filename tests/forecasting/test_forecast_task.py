@@ -20,7 +20,7 @@ from small_forecasts import tree, write_series
 from proxscore import config as configuration
 from proxscore.config import ConfigError
 from proxscore.forecasting import predictive
-from proxscore.forecasting.forecasts import ahead, gluonts_forecasts, table
+from proxscore.forecasting.forecasts import Forecaster, ahead, gluonts_forecasts, table
 from proxscore.forecasting.networks import NAMES
 from proxscore.forecasting.predictive import ForecastPredictive
 from proxscore.forecasting.task import ForecastingTask
@@ -162,11 +162,68 @@ def test_settings_that_forecasting_does_not_serve_are_refused_before_a_run_exist
 
 
 def test_forecasts_of_other_data_than_those_of_training_are_refused(series: Path) -> None:
-    task = ForecastingTask(tree(series).task)  # type: ignore[arg-type]
-    trained = task.describe()
-    task.check_trained_on(trained)
+    config = tree(series).task
+    trained = ForecastingTask(config).describe()  # type: ignore[arg-type]
+    ForecastingTask(config, trained=trained)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"task\.data has frequency h; the posterior was trained on D"):
-        task.check_trained_on(trained | {"frequency": "D"})
+        ForecastingTask(config, trained=trained | {"frequency": "D"})  # type: ignore[arg-type]
+
+
+def _regions(path: Path, regions: dict[str, str], steps: int) -> Path:
+    rng = np.random.default_rng(0)
+    parts = [
+        pd.DataFrame(
+            {
+                "timestamp": pd.date_range("2024-01-01", periods=steps, freq="h"),
+                "name": name,
+                "region": region,
+                "target": rng.normal(10 * number + 10, 1, steps),
+            }
+        )
+        for number, (name, region) in enumerate(regions.items())
+    ]
+    pd.concat(parts).to_parquet(path)
+    return path
+
+
+def _config(path: Path, network: str) -> Any:
+    data = {"kind": "table", "path": str(path), "id_columns": ["name"], "static_categories": ["region"]}
+    found = tree(path, network).model_dump(mode="json")["task"]
+    return configuration.parse({"task": found | {"data": data}}).task
+
+
+@pytest.mark.parametrize("network", ["SimpleFeedForward", "DeepAR", "TFT"])
+@pytest.mark.parametrize("steps", [24, 2, 9])
+def test_only_a_context_of_any_trained_category_is_needed_to_forecast(network: str, steps: int, tmp_path: Path) -> None:
+    """The forecast of a few steps of one series is that of the same series among all, whose categories have other codes."""
+    regions = {"a": "east", "b": "north", "c": "south", "d": "west"}
+    config = _config(_regions(tmp_path / "all.parquet", regions, 100), network)
+    task = ForecastingTask(config)
+    torch.manual_seed(0)
+    module = task.build_model().eval()
+    frame = pd.read_parquet(tmp_path / "all.parquet")
+    short = frame[(frame["name"] == "c") & (frame.groupby("name").cumcount(ascending=False) < steps)]
+    short.assign(name="new").to_parquet(tmp_path / "few.parquet")
+    forecaster = Forecaster(_config(tmp_path / "few.parquet", network), task.describe())
+    assert forecaster.series.series[0].static_categories == (2,) if network != "SimpleFeedForward" else True
+    rebuilt = forecaster.build_model().eval()
+    rebuilt.load_state_dict(module.state_dict())
+    inputs = ahead(forecaster).__getitems__([0])[0]
+    assert inputs.shape[1] == task.blueprint.packing.size
+    if steps == 24 and network != "DeepAR":  # whose lags reach further back
+        torch.testing.assert_close(rebuilt(inputs), module(ahead(task).__getitems__([2])[0]), rtol=1e-4, atol=1e-4)
+    assert rebuilt(inputs).isfinite().all()
+
+
+def test_an_unknown_category_is_refused_where_the_network_takes_it(tmp_path: Path) -> None:
+    trained = _regions(tmp_path / "all.parquet", {"a": "east", "b": "north"}, 100)
+    new = _regions(tmp_path / "new.parquet", {"x": "north", "y": "moon"}, 30)
+    description = ForecastingTask(_config(trained, "DeepAR")).describe()
+    with pytest.raises(ConfigError) as caught:
+        Forecaster(_config(new, "DeepAR"), description)
+    expected = "static category region is 'moon', which the network was not trained on; it knows east, north"
+    assert str(caught.value) == f"series 'y': {expected}"
+    assert len(ahead(Forecaster(_config(new, "SimpleFeedForward"), description))) == 2
 
 
 @pytest.mark.parametrize("kind", ["constant", "zero", "validation unobserved", "all unobserved"])

@@ -128,6 +128,12 @@ _ESTIMATORS = {
 }
 NAMES = (*_ESTIMATORS, "Koopa")
 
+
+def takes(name: str) -> tuple[str, ...]:
+    """Features of series that a network takes: of known, past, categories and real."""
+    return _ESTIMATORS[name].takes if name in _ESTIMATORS else ()
+
+
 _OUTPUTS: dict[str, type[DistributionOutput]] = {"student_t": StudentTOutput, "normal": NormalOutput}
 
 # Keywords of estimators that are not the user's: they come from the data or the task, belong to the method and the

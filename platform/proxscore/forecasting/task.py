@@ -31,6 +31,7 @@ from proxscore.forecasting.networks import Features, plan
 from proxscore.forecasting.predictive import ForecastPredictive, predict
 from proxscore.forecasting.series import SeriesData
 from proxscore.forecasting.splits import Split, record, scale_floor, season_errors
+from proxscore.forecasting.trained import as_trained, features
 from proxscore.forecasting.windows import Panel, Windows, training_index
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class ForecastingTask:
     Args:
         config: the task's section of the configuration.
         verify: has no effect: tables are read as a whole, and checked, whenever they are opened.
+        trained: what :meth:`describe` said of the data that the network was trained on, where those are others.
 
     Attributes:
         series: the data set; ``splits`` its parts by series; ``data`` their windows.
@@ -85,11 +87,15 @@ class ForecastingTask:
     )
     predict = staticmethod(predict)
 
-    def __init__(self, config: ForecastingConfig, *, verify: bool = True) -> None:
+    def __init__(
+        self, config: ForecastingConfig, *, verify: bool = True, trained: Mapping[str, Any] | None = None
+    ) -> None:
         self.config = config
         self._told: set[tuple[str, ...]] = set()
         self.context = config.context or 2 * config.horizon
-        self.series: SeriesData = load_series(config.data)
+        self.series: SeriesData = load_series(config.data, None if trained is None else trained["frequency"])
+        if trained is not None:
+            self.series = as_trained(self.series, trained, config.model.name)
         self.splits: list[Split] = split_by(config.data, self.series, config.horizon)
         entries = self.series.to_gluonts()
         self.blueprint = plan(
@@ -117,7 +123,8 @@ class ForecastingTask:
             Windows(panel, parts["test"]),
             {"counts": counts} | record(self.splits, config.horizon),
         )
-        self.scale_floor = scale_floor(self.series, self.splits, config.model.scale_floor)
+        own_floor = scale_floor(self.series, self.splits, config.model.scale_floor)
+        self.scale_floor = float((trained or {}).get("scale_floor", own_floor))
         self.season_errors = torch.from_numpy(season_errors(self.series, self.splits))
 
     @property
@@ -162,31 +169,10 @@ class ForecastingTask:
         return {
             "kind": self.config.data.kind,
             **data.record,
-            "features": self._features(),
+            "features": features(data),
             "splits": self.data.splits,
             "scale_floor": self.scale_floor,
         }
-
-    def _features(self) -> dict[str, Any]:
-        data = self.series
-        return {
-            "known": list(data.known),
-            "past": list(data.past),
-            "categories": {name: list(values) for name, values in data.categories.items()},
-            "static_real": list(data.static_real),
-        }
-
-    def check_trained_on(self, description: dict[str, Any]) -> None:
-        """Compare these data with those that :meth:`describe` a trained network's.
-
-        Raises:
-            ConfigError: another frequency, or other covariates, categories or static numbers: the first is named.
-        """
-        features = self._features() | {"frequency": self.series.frequency}
-        trained = description["features"] | {"frequency": description["frequency"]}
-        for name, value in features.items():
-            if value != trained[name]:
-                raise ConfigError(f"task.data has {name} {value}; the posterior was trained on {trained[name]}")
 
     def judge(
         self, predictive: ForecastPredictive, bins: int, device: torch.device, title: str
