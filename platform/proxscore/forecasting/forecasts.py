@@ -12,7 +12,6 @@ import pyarrow as pa
 import torch
 from gluonts.model.forecast import SampleForecast
 
-from proxscore.calibration.quantiles import quantiles_of_sorted
 from proxscore.config import ForecastingConfig
 from proxscore.forecasting.data import load_series
 from proxscore.forecasting.network import ForecastNetwork
@@ -95,14 +94,11 @@ def table(predictive: ForecastPredictive, data: SeriesData, quantiles: Sequence[
     and a column per quantile, ``q0.05``; all but the first three float64 in the unit of the target."""
     parts = []
     for chunk in predictive.chunks():
-        ordered = chunk.samples.double().sort(0).values
         columns = {"mean": chunk.mean}
         for name, variance in (("aleatoric_sd", chunk.aleatoric), ("epistemic_sd", chunk.epistemic)):
             if variance is not None:
                 columns[name] = variance.sqrt()
-        columns |= {
-            f"q{q:g}": value for q, value in zip(quantiles, quantiles_of_sorted(ordered, quantiles), strict=True)
-        }
+        columns |= {f"q{q:g}": value for q, value in zip(quantiles, chunk.quantiles(quantiles), strict=True)}
         numbers, origins = chunk.targets[:, 2, 0].long().tolist(), chunk.targets[:, 3, 0].long().tolist()
         horizon = chunk.mean.shape[1]
         stamps = [data.series[n].timestamps(o, horizon) for n, o in zip(numbers, origins, strict=True)]

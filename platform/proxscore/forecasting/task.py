@@ -23,7 +23,6 @@ from proxscore.calibration.forecast_figures import (
     pit_histogram,
 )
 from proxscore.calibration.forecasting import ForecastMetrics
-from proxscore.calibration.quantiles import quantiles_of_sorted
 from proxscore.config import Config, ConfigError, ForecastingConfig
 from proxscore.forecasting.data import load_series, split_by
 from proxscore.forecasting.distributions import LIKELIHOODS
@@ -241,6 +240,8 @@ class ForecastingTask:
                 chunk.samples,
                 values,
                 observed,
+                quantiles=None if chunk.steps is None else chunk.steps.quantiles,
+                cdf=None if chunk.steps is None else chunk.steps.cdf(values),
                 season_error=self.season_errors[series],
                 series=series,
                 log_density=chunk.log_density,
@@ -269,11 +270,10 @@ class ForecastingTask:
         for number, origin in zip(series[:, 0].long().tolist(), origins[:, 0].long().tolist(), strict=True):
             target = torch.from_numpy(self.series.series[number].target[max(0, origin - self.context) : origin])
             past.append(torch.cat([target.new_full((self.context - len(target),), torch.nan), target]))
-        ordered = chunk.samples.sort(0).values
         return fan_chart(
             torch.stack(past),
             torch.where(observed > 0, values, torch.nan),
-            quantiles_of_sorted(ordered, FAN).movedim(0, 1),
+            chunk.quantiles(FAN).float().movedim(0, 1),
             FAN,
             names=[self.series.series[number].id for number in series[:, 0].long().tolist()],
             title=title,
