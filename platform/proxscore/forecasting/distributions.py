@@ -114,6 +114,14 @@ class StudentT(StepDistribution):
         df, loc, scale = _parts(outputs)
         return distributions.StudentT(df, loc, scale, validate_args=False)
 
+    def log_density(self, outputs: Tensor, values: Tensor) -> Tensor:
+        """See :class:`StepDistribution`. Written out: torch's distribution checks its arguments in spite of ``validate_args``,
+        which waits for a GPU at every step, and cannot be done without numbers."""
+        df, loc, scale = _parts(outputs)
+        z = (values - loc) / scale
+        constant = torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - 0.5 * torch.log(df * math.pi) - torch.log(scale)
+        return constant - (df + 1) / 2 * torch.log1p(z.square() / df)
+
     def cdf(self, outputs: Tensor, values: Tensor) -> Tensor:
         """See :class:`StepDistribution`; by scipy, as torch has none."""
         df, loc, scale = outputs.detach().double().unbind(-1)
