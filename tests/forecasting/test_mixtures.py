@@ -34,7 +34,7 @@ FAMILIES: dict[str, StepDistribution] = {"student_t": StudentT(), "normal": Norm
 
 @pytest.mark.parametrize("kind", FAMILIES)
 @pytest.mark.parametrize(("draws", "spread"), [(1, 0.0), (2, 30.0), (8, 0.0), (16, 1.0), (5, 1000.0)])
-@pytest.mark.parametrize("unit", [1.0, 1e-6, 1e6])
+@pytest.mark.parametrize("unit", [1.0, 1e-6])
 def test_quantiles_are_those_of_scipy_by_its_root_finder(kind: str, draws: int, spread: float, unit: float) -> None:
     values = outputs(kind, draws, spread, unit)
     found = StepMixture(FAMILIES[kind], values).quantiles(PROBABILITIES)
