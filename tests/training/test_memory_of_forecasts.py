@@ -39,8 +39,10 @@ def test_a_network_is_counted_as_it_is(network: str, likelihood: str, tmp_path: 
     inputs, targets = task.data.train.__getitems__(range(config.training.batch_size))
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss = task.likelihood.nll(module.train()(inputs), targets).sum()
-    recurrent = network in ("DeepAR", "TFT")  # what a recurrent layer keeps is its library's own affair
-    assert found.activations == pytest.approx(sum(saved.values()), rel=0.5 if recurrent else 0.15)
+    if network in ("DeepAR", "TFT"):  # what recurrent layers keep within is not seen on the meta device
+        assert 0.2 * sum(saved.values()) < found.activations < 1.2 * sum(saved.values())
+    else:
+        assert found.activations == pytest.approx(sum(saved.values()), rel=0.15)
     del loss
 
 
