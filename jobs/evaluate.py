@@ -66,7 +66,7 @@ def evaluate(source: str, overrides: list[str], split: str, draws: int, output: 
 
     saved = load(source, overrides)
     posterior, config = saved.posterior, saved.config
-    task = build_task(config.task)
+    task = build_task(config.task, trained=posterior.description.get("data"))
     device = pick_device(config.training.device)
     built = task.build_model()
     distances = diagnosis(built, task, posterior, config, device, diagnose) if diagnose else None

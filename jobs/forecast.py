@@ -50,14 +50,17 @@ def forecast(source: str, overrides: list[str], draws: int, quantiles: list[floa
     config = saved.config
     if not isinstance(config.task, ForecastingConfig):
         raise ConfigError(f"{source}: a posterior of task.kind={config.task.kind}; jobs/evaluate.py judges it")
-    from proxscore.forecasting.forecasts import ahead, table
-    from proxscore.forecasting.task import ForecastingTask
+    from proxscore.forecasting.forecasts import Forecaster, ahead, floored, table
+    from proxscore.forecasting.predictive import predict
 
-    task = ForecastingTask(config.task)
-    task.check_trained_on(saved.posterior.description["data"])
+    task = Forecaster(config.task, saved.posterior.description["data"])
     windows = ahead(task)
-    module = saved.posterior.load_into(task.build_model()).to(pick_device(config.training.device))
-    predictive = task.predict(
+    network = task.build_model()
+    module = saved.posterior.load_into(network).to(pick_device(config.training.device))
+    if flat := floored(network, windows):
+        print(f"scale      {len(flat)} of {len(windows)} contexts do not vary (the first: {flat[0]}): their forecasts")
+        print(f"           have the least scale, {task.scale_floor:.4g}")
+    predictive = predict(
         module,
         lambda: evaluation_batches(windows, config.evaluation.batch_size, 0, 1),
         saved.posterior,

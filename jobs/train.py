@@ -91,7 +91,7 @@ def train(config: Config, result: Path | None) -> int:
     for outcome, variant, metrics in rows:
         name = VARIANTS[variant.removesuffix("_tempered")].format(POINTS.get(outcome.kind, outcome.kind))
         name += ", tempered" if variant.endswith("_tempered") else ""
-        values = [f"{metrics[column]:.4f}" for column in columns]
+        values = [f"{metrics[column]:.4f}" if column in metrics else "–" for column in columns]  # it may be undefined
         table.add_row(name, *values, f"{outcome.results['seconds']:.1f}", str(outcome.results["evaluations"]))
     Console(width=100).print(table)
     for outcome in outcomes:

@@ -32,9 +32,7 @@ def prepared(name: str, series: list[dict[str, Any]], likelihood: str = "student
         likelihood=likelihood,
     )
     panel = Panel(series, blueprint.transformation, blueprint.packing, HORIZON)
-    return blueprint, Windows(
-        panel, training_index([len(entry["target"]) for entry in series], HORIZON, minimum=CONTEXT)
-    )
+    return blueprint, Windows(panel, training_index([len(entry["target"]) for entry in series], HORIZON, past=CONTEXT))
 
 
 def batch(windows: Windows, rows: int = 32) -> tuple[Tensor, Tensor]:

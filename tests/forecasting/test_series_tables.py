@@ -250,12 +250,18 @@ def test_times_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
         table.loc[3, "timestamp"] = value
         where = f"{write(table, tmp_path / 'text.parquet')}, row 3: timestamp is {text}; expected a time"
         assert refusal(tmp_path / "text.parquet").startswith(where)
+    assert "row 0: target is '101.25730221093393'; expected a time" in refusal(
+        path, timestamp_column="target", target_column="price"
+    )
+    path = write(table, tmp_path / "table.parquet")
     assert "column 'target' is double; expected dates" in refusal(
         path, timestamp_column="target", target_column="price"
     )
+    counted = table.assign(timestamp=np.arange(len(table)) * 3600 + 1704067200)
+    assert "timestamp is '1704067200'; expected a time" in refusal(write(counted, tmp_path / "counted.csv"))
 
 
-def test_text_dates_and_time_zones_are_read_as_their_utc_time(tmp_path: Path) -> None:
+def test_hours_in_text_and_in_time_zones_are_read_as_their_utc_time(tmp_path: Path) -> None:
     table = frame(("a",))
     plain = load(write(table, tmp_path / "plain.parquet"))
     zone = table.assign(timestamp=table.timestamp.dt.tz_localize("UTC").dt.tz_convert("Asia/Kolkata"))

@@ -146,6 +146,16 @@ def test_a_window_that_reaches_beyond_its_series_is_refused(entries: Callable[..
 
 
 def test_the_training_index_ends_with_the_last_window_of_each_series() -> None:
-    assert training_index([8, 3, 6], 4, minimum=2).tolist() == [[0, 2], [0, 3], [0, 4], [2, 2]]
-    assert training_index([10], 3, minimum=1, stride=3).tolist() == [[0, 1], [0, 4], [0, 7]]
+    assert training_index([8, 6], 4, past=2).tolist() == [[0, 2], [0, 3], [0, 4], [1, 2]]
+    assert training_index([10], 3, past=1, stride=3).tolist() == [[0, 1], [0, 4], [0, 7]]
     assert training_index([2], 4).shape == (0, 2)
+
+
+def test_a_short_series_has_one_window_and_leaves_those_of_others_alone() -> None:
+    assert training_index([20, 6, 20], 4, past=10).tolist() == (
+        [[0, origin] for origin in range(10, 17)] + [[1, 2]] + [[2, origin] for origin in range(10, 17)]
+    )
+    with_short = training_index([500, 9, 400], 6, past=24, stride=5)
+    for number, end in ((0, 500), (2, 400)):
+        alone = training_index([end], 6, past=24, stride=5)[:, 1]
+        assert np.array_equal(with_short[with_short[:, 0] == number][:, 1], alone)

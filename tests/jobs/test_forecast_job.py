@@ -73,6 +73,25 @@ def test_new_rows_are_forecast_from_their_end_on(trained: Path, forecast: Main, 
     assert pq.read_table(again).equals(pq.read_table(output))  # draws and samples have a seed
 
 
+def test_new_series_need_no_more_than_a_context(
+    trained: Path, forecast: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two rows of one series, too few to split or to tell a frequency, and zeros, which have the least scale."""
+    times = pd.date_range("2025-03-01 00:30", periods=2, freq="h", tz="Europe/Berlin")
+    rows = [
+        pd.DataFrame({"timestamp": times, "place": name, "target": value}) for name, value in (("x", 5.0), ("y", 0.0))
+    ]
+    pd.concat(rows).to_parquet(tmp_path / "new.parquet")
+    output = tmp_path / "forecasts.parquet"
+    arguments = [f"task.data.path={tmp_path / 'new.parquet'}", "task.data.id_columns=place", "--output", str(output)]
+    assert forecast([str(trained / "posterior"), *arguments]) == 0
+    found = pq.read_table(output).to_pandas()
+    expected = pd.date_range("2025-03-01 02:30", periods=6, freq="h", tz="Europe/Berlin")
+    assert found[found["series"] == "x"]["timestamp"].tolist() == expected.tolist()
+    assert "1 of 2 contexts do not vary (the first: y)" in capsys.readouterr().out
+    assert found[found["series"] == "y"]["aleatoric_sd"].min() > 1e-3
+
+
 def test_the_evaluation_of_the_saved_posterior_is_that_of_the_run(
     trained: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ Only sums are kept, per step ahead and per series; the samples are not. Missing 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
@@ -97,6 +97,8 @@ class ForecastMetrics:
         *,
         season_error: Tensor,
         series: Tensor,
+        quantiles: Callable[[Sequence[float]], Tensor] | None = None,
+        cdf: Tensor | None = None,
         log_density: Tensor | None = None,
         mean: Tensor | None = None,
         aleatoric: Tensor | None = None,
@@ -112,6 +114,8 @@ class ForecastMetrics:
             season_error: (B,), :func:`proxscore.calibration.seasonal_error` of the past of each series. Windows where
                 it is zero (a constant series), infinite or NaN do not count in ``mase`` and ``msis``.
             series: (B,) integers, the series of each window.
+            quantiles: gives the predictive's (Q, B, H) of probabilities, where they are known better than by the samples'.
+            cdf: (B, H), the predictive's distribution function at the targets, for PIT, likewise.
             log_density: (B, H) of the targets under the predictive (nats per unit); -inf is allowed.
             mean: (B, H) of the predictive, where it is known better than as the mean of the samples.
             aleatoric, epistemic: (B, H), mean over draws of the variance, and variance over draws of the mean.
@@ -121,20 +125,27 @@ class ForecastMetrics:
                 are no numbers. It names the window, counted on this rank since the last reset, and the step.
         """
         device = samples.device
-        optional = {"log_density": log_density, "mean": mean, "aleatoric": aleatoric, "epistemic": epistemic}
+        optional = {
+            "cdf": cdf,
+            "log_density": log_density,
+            "mean": mean,
+            "aleatoric": aleatoric,
+            "epistemic": epistemic,
+        }
         known = {name: values.to(device) for name, values in optional.items() if values is not None}
         self._check_shapes(samples, targets, {"observed": observed, **known}, season_error, series)
         targets, observed, series = targets.to(device), observed.to(device) > 0, series.to(device, torch.long)
         self._check_values(samples, targets, observed, known, series)
         samples, targets = (torch.where(observed, _at_least_float32(v), 0.0) for v in (samples, targets))
         scale = _at_least_float32(season_error).to(device).unsqueeze(1)
-        terms = self._terms(samples, targets, scale) | _known_terms(known, like=targets)
+        terms = self._terms(samples, targets, scale, quantiles) | _known_terms(known, like=targets)
         terms["mse"] = (targets - known.get("mean", samples.mean(dim=0))).square()
         scaled = observed & (scale > 0) & scale.isfinite()
         counted = [scaled if "scaled_steps" in (name, denominator(name)) else observed for name in self._names]
         values = torch.stack([terms[name].expand_as(targets) for name in self._names]).double()
         self._sums.add(torch.where(torch.stack(counted), values, 0.0), series)
-        pit = pit_values(samples, targets, generator=self._random())[observed]
+        pit = known["cdf"] if cdf is not None else pit_values(samples, targets, generator=self._random())
+        pit = pit[observed]
         self._sums.pit += pit_counts(pit, bins=self.bins).to(self._sums.pit)
         self._seen += len(targets)
         self._total = None
@@ -155,20 +166,17 @@ class ForecastMetrics:
             pit_pvalue: chi-square test of the PIT histogram (:mod:`proxscore.calibration.pit`); it assumes independent
                 steps, which neighbouring steps and windows that overlap are not.
             observed_steps, scaled_steps: how many steps count, in all and in ``mase`` and ``msis``.
-        A metric of which there is no step is left out: ``nll`` if no update had a ``log_density``, and so on.
-
-        Raises:
-            ConfigError: no rank has any observed step.
+        A metric of which there is no step is left out: ``nll`` if no update had a ``log_density``, ``mase`` if all series
+        are constant, all but the two numbers of steps if none was observed.
         """
         self._total = total = self._sums.reduced()
         sums = total.by_horizon.sum(dim=1, keepdim=True)
         totals = dict(zip(self._names, sums.flatten().tolist(), strict=True))
-        if not totals["steps"]:
-            raise ConfigError("no observed steps to compute metrics of; call update() with at least one on some rank")
         values = {
             name: float(value) for name, value in ratios(self._names, sums).items() if totals[denominator(name)] > 0
         }
-        values["pit_pvalue"] = chi_square(total.pit)[1]
+        if totals["steps"]:
+            values["pit_pvalue"] = chi_square(total.pit)[1]
         return values | {"observed_steps": totals["steps"], "scaled_steps": totals["scaled_steps"]}
 
     def by_horizon(self) -> dict[str, Tensor]:
@@ -194,14 +202,20 @@ class ForecastMetrics:
             self._total = self._sums.reduced()
         return self._total
 
-    def _terms(self, samples: Tensor, targets: Tensor, scale: Tensor) -> dict[str, Tensor]:
+    def _terms(
+        self,
+        samples: Tensor,
+        targets: Tensor,
+        scale: Tensor,
+        exact: Callable[[Sequence[float]], Tensor] | None,
+    ) -> dict[str, Tensor]:
         """(B, H) or a number: what each observed step adds to the sums of this name."""
         ordered = samples.sort(dim=0).values
-        losses = [
-            2 * pinball_loss(quantile, targets, probability)
-            for probability, quantile in zip(self.quantiles, quantiles_of_sorted(ordered, self.quantiles), strict=True)
-        ]
-        absolute_error = (targets - quantiles_of_sorted(ordered, (0.5,))[0]).abs()
+        probabilities = sorted({0.5, *self.quantiles, *(p for level in self.levels for p in central(level))})
+        found = quantiles_of_sorted(ordered, probabilities) if exact is None else exact(probabilities).to(targets)
+        of = dict(zip(probabilities, found, strict=True))
+        losses = [2 * pinball_loss(of[probability], targets, probability) for probability in self.quantiles]
+        absolute_error = (targets - of[0.5]).abs()
         one = torch.ones((), device=targets.device)
         terms = {
             "crps": crps_of_sorted(ordered, targets),
@@ -213,7 +227,7 @@ class ForecastMetrics:
             "scaled_steps": one,
         }
         for level in self.levels:
-            lower, upper = quantiles_of_sorted(ordered, central(level))
+            lower, upper = (of[probability] for probability in central(level))
             score = interval_score(lower, upper, targets, level)
             terms[_key("winkler", level)] = score
             terms[_key("width", level)] = upper - lower

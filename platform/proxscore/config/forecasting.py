@@ -32,6 +32,7 @@ class SeriesTableConfig(_SeriesConfig):
     static_categories: list[str] = Field([])  # text, constant in each series; an id column may be one
     static_reals: list[str] = Field([])  # numbers, constant in each series
     frequency: str | None = None  # a pandas alias (h, 30min, D, ME); null: told from the timestamps
+    time_zone: str | None = None  # whose clock days and longer follow (Europe/Berlin); null: that of the timestamps
     sort: bool = False  # order rows by time; false: rows out of order are an error
 
 
@@ -74,6 +75,8 @@ class ForecastModelConfig(Section):
 
     name: str = "PatchTST"
     kwargs: dict[str, Any] = Field({})
+    # Least scale of a window, in mean steps |y_t - y_(t-1)| of the calmest series; for windows that are all zero.
+    scale_floor: float = Field(0.1, ge=0, allow_inf_nan=False)
     likelihood: Literal["student_t", "normal"] = "student_t"  # of each step, given the network's outputs
 
 
@@ -86,3 +89,5 @@ class ForecastingConfig(Section):
     horizon: int = Field(48, ge=2)  # steps that a window forecasts
     context: int | None = Field(None, ge=1)  # steps that the network looks back to; null: twice the horizon
     train_stride: int = Field(1, ge=1)  # steps between the starts of training windows
+    # What comparisons show below the methods; arima takes minutes per series where the season is long.
+    floors: list[Literal["seasonal_naive", "ets", "theta", "arima"]] = Field(["seasonal_naive", "ets", "theta"])

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from proxscore.config import ConfigError
-from proxscore.forecasting.frequencies import Times
+from proxscore.forecasting.clocks import UTC, Stamps, known
 
 _ENDINGS = (".parquet", ".csv", ".csv.gz", ".arrow", ".ipc", ".feather")
 _LARGEST = float(np.finfo(np.float32).max)
@@ -80,24 +80,27 @@ class Columns:
             raise ConfigError(f"{self.where(row)}: {name} is {values[row]}; expected a number that float32 can hold")
         return values
 
-    def times(self, name: str) -> Times:
-        """A column of dates, timestamps or text (ISO 8601, or as 2000/1/31 13:00) in nanoseconds; time zones become UTC.
+    def times(self, name: str, zone: str | None = None) -> Stamps:
+        """A column of dates, timestamps or text (ISO 8601, or as 2000/1/31 13:00; with or without an offset as +01:00).
+
+        Args:
+            name: of the column; a CSV file's must be among ``texts``, or its offsets are lost.
+            zone: whose clock counts, for timestamps that have zones of their own.
 
         Raises:
-            ConfigError: another type, a null, text that is no such time, or a time outside 1678..2261.
+            ConfigError: another type, a null, text that is no such time, a time outside 1678..2261, times with a zone among
+                times without, or none with a zone where ``zone`` is given.
         """
         parts = []
         for first, column in self._parts(name):
             kind = column.type
             if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-                times = _parsed(column)
+                part = _parsed(column)
             elif pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-                years = pc.year(column)
-                held = pc.if_else(pc.and_(pc.greater(years, 1677), pc.less(years, 2262)), column, None)
-                times = held.cast(pa.timestamp("ns", getattr(kind, "tz", None))).to_numpy()
+                part = self._typed(name, first, column)
             else:
                 raise ConfigError(f"{self.where(first)}: column {name!r} is {kind}; expected dates, timestamps or text")
-            unread = np.flatnonzero(np.isnat(times))
+            unread = np.flatnonzero(np.isnat(part.instants))
             if unread.size:
                 row = int(unread[0])
                 value = column[row].as_py()
@@ -105,8 +108,36 @@ class Columns:
                     f"{self.where(first + row)}: {name} is {'null' if value is None else repr(value)}; "
                     "expected a time such as 2000-01-31 13:00, from 1678 to 2261"
                 )
-            parts.append(times.astype("datetime64[ns]"))
-        return np.concatenate(parts)
+            parts.append((first, part))
+        self._check_zones(name, parts, zone)
+        stamps = Stamps.joined([part for _, part in parts])
+        return stamps if zone is None else Stamps.of(stamps.instants, zone, stamps.kind)
+
+    def _typed(self, name: str, first: int, column: Any) -> Stamps:
+        kind = column.type
+        zone = getattr(kind, "tz", None)
+        if zone is not None and not known(zone):
+            raise ConfigError(f"{self.where(first)}: column {name!r} is of time zone {zone!r}, which is not known")
+        years = pc.year(column)
+        held = pc.if_else(pc.and_(pc.greater(years, 1677), pc.less(years, 2262)), column, None)
+        times = held.cast(pa.timestamp("ns", zone)).to_numpy().astype("datetime64[ns]")
+        return Stamps.of(times, zone, pa.timestamp(kind.unit) if pa.types.is_timestamp(kind) else kind)
+
+    def _check_zones(self, name: str, parts: Sequence[tuple[int, Stamps]], zone: str | None) -> None:
+        for first, part in parts:
+            without = np.flatnonzero(part.codes < 0) if part.zones else np.arange(1)
+            if not without.size:
+                continue
+            row = self.where(first + int(without[0]))
+            if zone is not None:
+                raise ConfigError(
+                    f"{row}: {name} has no time zone; leave out task.data.time_zone, or write them with one"
+                )
+            zoned = next((f + int(np.argmax(p.codes >= 0)) for f, p in parts if p.zones), None)
+            if zoned is not None:
+                raise ConfigError(
+                    f"{row}: {name} has no time zone, and that of {self.where(zoned)} has one; all or none must have one"
+                )
 
     def texts(self, name: str) -> NDArray[Any]:
         """A column of text, integers, booleans or dates as str.
@@ -185,13 +216,28 @@ def _read(path: Path, names: Sequence[str] | None, texts: Sequence[str]) -> Any:
         raise ConfigError(f"{path}: not a readable table: {' '.join(str(error).split())}") from error
 
 
-def _parsed(column: Any) -> Times:
+# Of text: what follows a time of the day. A date's last number is no offset.
+_OFFSET = r"[T ]\s*\d{1,2}(?:[:.]?\d{2})*(?:[.,]\d+)?\s*(Z|z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)\s*$"
+
+
+def _parsed(column: Any) -> Stamps:
     """Times from text; NaT where it is none. The year must come first: 01/02/2000 means two days to two readers."""
     texts = pd.Series(column.to_pylist(), dtype=object)
-    texts = texts.where(texts.str.match(r"\s*\d{4}", na=False))
+    # A number is a year or a date without dashes; any other counts seconds, or something else, from somewhere.
+    texts = texts.where(texts.str.match(r"(?!\s*\d+\.\d*\s*$)\s*(?:\d{4}|\d{8}|\d{4}\D.*|\d{8}[T ].*)\s*$", na=False))
     times = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=True)
     if times.isna().any():
         guessed = pd.to_datetime(texts, errors="coerce", utc=True)
         times = guessed if guessed.isna().sum() < times.isna().sum() else times
     times = times.where((times.dt.year > 1677) & (times.dt.year < 2262))  # nanoseconds hold no others
-    return times.dt.tz_localize(None).to_numpy().astype("datetime64[ns]")
+    instants = times.dt.tz_localize(None).to_numpy().astype("datetime64[ns]")
+    found = texts.str.extract(_OFFSET, expand=False)
+    if found.isna().all():
+        return Stamps.of(instants)
+    offsets = found.str.replace(":", "").replace({"Z": "+0000", "z": "+0000", "UTC": "+0000", "GMT": "+0000"})
+    offsets = offsets.where(offsets.str.len() != 3, offsets + "00")
+    codes, names = pd.factorize(offsets)  # -1 where there is none
+    lengths = [int(f"{each[0]}1") * (60 * int(each[1:3]) + int(each[3:])) for each in names]
+    moved = np.array([*lengths, 0], dtype="timedelta64[m]")[codes]
+    zones = tuple(UTC if not length else f"{each[:3]}:{each[3:]}" for each, length in zip(names, lengths, strict=True))
+    return Stamps(instants, instants + moved, zones, codes.astype(np.int64))

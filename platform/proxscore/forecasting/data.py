@@ -25,13 +25,17 @@ SOURCES: dict[str, Callable[[Any], SeriesData]] = {
 }
 
 
-def load_series(config: SeriesConfig) -> SeriesData:
+def load_series(config: SeriesConfig, frequency: str | None = None) -> SeriesData:
     """Open the data set that ``config.kind`` names.
+
+    Args:
+        config: its section of the configuration.
+        frequency: of the network that it is for, taken where the timestamps of a table are too few to tell theirs.
 
     Raises:
         ConfigError: a path, file, row or package at fault; one line names it.
     """
-    return SOURCES[config.kind](config)
+    return tables.load(config, frequency) if config.kind == "table" else SOURCES[config.kind](config)
 
 
 def split_by(config: SeriesConfig, data: SeriesData, horizon: int, *, context: int = 1) -> list[Split]:

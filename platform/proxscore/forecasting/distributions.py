@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
+import numpy as np
 import torch
+from scipy import special
 from torch import Tensor, distributions, nn
 
 
@@ -37,6 +39,14 @@ class StepDistribution(nn.Module, ABC):
     @abstractmethod
     def distribution(self, outputs: Tensor) -> distributions.Distribution:
         """Of torch, with batch shape (..., H)."""
+
+    @abstractmethod
+    def cdf(self, outputs: Tensor, values: Tensor) -> Tensor:
+        """Distribution function of each step, float64, without gradient, on the CPU: (..., H, K) and (..., H) to (..., H)."""
+
+    @abstractmethod
+    def icdf(self, outputs: Tensor, probability: float) -> Tensor:
+        """Quantile of each step, its inverse: (..., H, K) to (..., H)."""
 
     @property
     def size(self) -> int:
@@ -104,6 +114,24 @@ class StudentT(StepDistribution):
         df, loc, scale = _parts(outputs)
         return distributions.StudentT(df, loc, scale, validate_args=False)
 
+    def log_density(self, outputs: Tensor, values: Tensor) -> Tensor:
+        """See :class:`StepDistribution`. Written out: torch's distribution checks its arguments in spite of ``validate_args``,
+        which waits for a GPU at every step, and cannot be done without numbers."""
+        df, loc, scale = _parts(outputs)
+        z = (values - loc) / scale
+        constant = torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - 0.5 * torch.log(df * math.pi) - torch.log(scale)
+        return constant - (df + 1) / 2 * torch.log1p(z.square() / df)
+
+    def cdf(self, outputs: Tensor, values: Tensor) -> Tensor:
+        """See :class:`StepDistribution`; by scipy, as torch has none."""
+        df, loc, scale = outputs.detach().double().unbind(-1)
+        return torch.from_numpy(np.asarray(special.stdtr(df.numpy(), ((values.double() - loc) / scale).numpy())))
+
+    def icdf(self, outputs: Tensor, probability: float) -> Tensor:
+        """See :class:`StepDistribution`."""
+        df, loc, scale = outputs.detach().double().unbind(-1)
+        return loc + scale * torch.from_numpy(np.asarray(special.stdtrit(df.numpy(), probability)))
+
 
 class Normal(StepDistribution):
     """Gaussian: mean and standard deviation."""
@@ -114,6 +142,16 @@ class Normal(StepDistribution):
         """See :class:`StepDistribution`."""
         loc, scale = _parts(outputs)
         return distributions.Normal(loc, scale, validate_args=False)
+
+    def cdf(self, outputs: Tensor, values: Tensor) -> Tensor:
+        """See :class:`StepDistribution`."""
+        loc, scale = outputs.detach().double().unbind(-1)
+        return torch.special.ndtr((values.double() - loc) / scale)
+
+    def icdf(self, outputs: Tensor, probability: float) -> Tensor:
+        """See :class:`StepDistribution`."""
+        loc, scale = outputs.detach().double().unbind(-1)
+        return loc + scale * torch.special.ndtri(torch.tensor(probability, dtype=torch.float64))
 
 
 LIKELIHOODS: dict[str, type[StepDistribution]] = {"student_t": StudentT, "normal": Normal}

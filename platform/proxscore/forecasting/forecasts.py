@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,52 +12,115 @@ import pyarrow as pa
 import torch
 from gluonts.model.forecast import SampleForecast
 
-from proxscore.calibration.quantiles import quantiles_of_sorted
+from proxscore.config import ForecastingConfig
+from proxscore.forecasting.data import load_series
+from proxscore.forecasting.network import ForecastNetwork
+from proxscore.forecasting.networks import Features, plan, takes
 from proxscore.forecasting.predictive import ForecastPredictive
 from proxscore.forecasting.series import SeriesData
 from proxscore.forecasting.task import ForecastingTask
+from proxscore.forecasting.trained import as_trained
 from proxscore.forecasting.windows import Panel, Windows
 
+log = logging.getLogger(__name__)
 
-def ahead(task: ForecastingTask) -> Windows:
+
+class Forecaster:
+    """What a trained network needs of new series to forecast what comes after them: their context, and no splits.
+
+    Args:
+        config: the task's section of the configuration.
+        trained: what :meth:`ForecastingTask.describe` said of the data of training.
+
+    Raises:
+        ConfigError: see :func:`proxscore.forecasting.trained.as_trained`.
+    """
+
+    def __init__(self, config: ForecastingConfig, trained: Mapping[str, Any]) -> None:
+        self.config = config
+        self.series = as_trained(load_series(config.data, trained["frequency"]), trained, config.model.name)
+        entries = self.series.to_gluonts()
+        context = config.context or 2 * config.horizon
+        self.blueprint = plan(
+            config.model.name,
+            config.model.kwargs,
+            frequency=trained["frequency"],
+            horizon=config.horizon,
+            context=context,
+            features=Features.of(entries, [len(values) for values in self.series.categories.values()]),
+            likelihood=config.model.likelihood,
+        )
+        self.scale_floor = float(trained.get("scale_floor", 0.0))
+        short = [each.id for each in self.series.series if len(each) < context]
+        if short:
+            log.warning(
+                "%d of %d series (the first: %s) are shorter than the context of %d steps: zeros stand before them",
+                *(len(short), len(self.series.series), short[0], context),
+            )
+
+    def build_model(self) -> ForecastNetwork:
+        """The network, with numbers that are to be loaded."""
+        return self.blueprint.build(None, self.scale_floor)
+
+
+def floored(network: ForecastNetwork, windows: Windows, batch: int = 256) -> list[str]:
+    """Names of the series whose forecasts have the floor for their scale: their contexts are zero, or constant."""
+    device, found = next(network.parameters()).device, []
+    for first in range(0, len(windows), batch):
+        items = range(first, min(first + batch, len(windows)))
+        flags = network.floored(windows.__getitems__(items)[0].to(device)).tolist()
+        found += [windows.panel.ids[windows.index[item, 0]] for item, flag in zip(items, flags, strict=True) if flag]
+    return found
+
+
+def ahead(task: ForecastingTask | Forecaster) -> Windows:
     """For each series the window whose first step comes after its last one.
 
     Raises:
         ConfigError: known covariates that end before the horizon; names the series.
     """
     series, horizon = task.series, task.config.horizon
+    covered = horizon if "known" in takes(task.config.model.name) else 0
     panel = Panel(
-        series.to_gluonts(horizon), task.blueprint.transformation, task.blueprint.packing, horizon, beyond=horizon
+        series.to_gluonts(covered), task.blueprint.transformation, task.blueprint.packing, horizon, beyond=horizon
     )
     ends = [len(each) for each in series.series]
     return Windows(panel, np.stack([np.arange(len(ends)), np.array(ends)], 1).astype(np.int64))
 
 
 def table(predictive: ForecastPredictive, data: SeriesData, quantiles: Sequence[float]) -> pa.Table:
-    """A row per series and step: series, timestamp (start of the step), step (from 1), mean, aleatoric_sd, epistemic_sd,
+    """A row per series and step: series, timestamp (as those of the data go on, in their zone and of their type; UTC where
+    series have several zones), step (from 1), mean, aleatoric_sd, epistemic_sd,
     and a column per quantile, ``q0.05``; all but the first three float64 in the unit of the target."""
     parts = []
     for chunk in predictive.chunks():
-        ordered = chunk.samples.double().sort(0).values
         columns = {"mean": chunk.mean}
         for name, variance in (("aleatoric_sd", chunk.aleatoric), ("epistemic_sd", chunk.epistemic)):
             if variance is not None:
                 columns[name] = variance.sqrt()
-        columns |= {
-            f"q{q:g}": value for q, value in zip(quantiles, quantiles_of_sorted(ordered, quantiles), strict=True)
-        }
+        columns |= {f"q{q:g}": value for q, value in zip(quantiles, chunk.quantiles(quantiles), strict=True)}
         numbers, origins = chunk.targets[:, 2, 0].long().tolist(), chunk.targets[:, 3, 0].long().tolist()
         horizon = chunk.mean.shape[1]
-        starts = [data.series[n].start + o for n, o in zip(numbers, origins, strict=True)]
-        stamps = np.concatenate([pd.period_range(s, periods=horizon).to_timestamp().to_numpy() for s in starts])
+        stamps = [data.series[n].timestamps(o, horizon) for n, o in zip(numbers, origins, strict=True)]
         named = {
             "series": pa.array(np.repeat([data.series[n].id for n in numbers], horizon)),
-            "timestamp": pa.array(stamps),
+            "timestamp": _arrow(stamps, data),
             "step": pa.array(np.tile(np.arange(1, horizon + 1), len(numbers))),
         }
         named |= {name: pa.array(value.double().flatten().numpy()) for name, value in columns.items()}
         parts.append(pa.table(named))
     return pa.concat_tables(parts)
+
+
+def _arrow(stamps: Sequence[pd.DatetimeIndex], data: SeriesData) -> pa.Array:
+    """Timestamps of all windows, of the type that the data came in."""
+    zone = data.zone
+    if zone is not None:
+        stamps = [each.tz_convert("UTC").tz_localize(None) for each in stamps]
+    values = pa.array(np.concatenate([each.to_numpy().astype("datetime64[ns]") for each in stamps]))
+    if zone is not None:
+        return values.cast(pa.timestamp("ns", zone)).cast(pa.timestamp(data.stamps.unit, zone))
+    return values.cast(data.stamps)
 
 
 def gluonts_forecasts(predictive: ForecastPredictive, data: SeriesData) -> Iterator[SampleForecast]:

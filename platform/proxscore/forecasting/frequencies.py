@@ -3,7 +3,8 @@
 A frequency is a pandas offset alias: ``s``, ``min``, ``h``, ``D``, ``W-SUN`` (any weekday), ``B``, ``ME``, ``QE-DEC``,
 ``YE-DEC`` (any month), and multiples as ``30min``. Seconds to weeks have steps of one length, and every timestamp must lie
 a whole number of them after the first. Business days, months, quarters and years are calendar units: a timestamp stands
-for the unit that holds it, so the first, the last or any other day of a month will do.
+for the unit that holds it, so the first, the last or any other day of a month will do (``MS``, ``BME``, ``WOM-3FRI`` and
+their like are months).
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from numpy.typing import NDArray
 from pandas.tseries.frequencies import to_offset
 
 from proxscore.config import ConfigError
+from proxscore.forecasting.clocks import Times
 
-Times = NDArray[np.datetime64]  # of nanoseconds
 Steps = NDArray[np.int64]
 
 _SECOND = 1_000_000_000
@@ -59,6 +60,9 @@ class Grid:
         except ValueError:
             offset = None
         base, _, anchor = offset.rule_code.partition("-") if offset is not None else ("", "", "")
+        if base in {"WOM", "LWOM"}:
+            base, anchor = "ME", ""
+        base = base.removeprefix("B") if base in {"BMS", "BME", "BQS", "BQE", "BYS", "BYE"} else base
         if offset is None or offset.n < 1 or base not in {*_LENGTHS, "B", "MS", "ME", "QS", "QE", "YS", "YE"}:
             raise ConfigError(f"{source} {frequency!r} is unknown; use {_KNOWN}")
         if base in {"QS", "YS"}:  # named by their first month; their last one is eleven months on
@@ -70,6 +74,16 @@ class Grid:
         suffix = f"-{anchor}" if anchor else ""
         step = offset.n * _LENGTHS[base] if base in _LENGTHS else None
         return cls(f"{count}{base}{suffix}", f"{count}{base.removesuffix('E')}{suffix}", offset.n, step)
+
+    @property
+    def unit(self) -> str:
+        """Alias for ``pandas.Period`` of one unit: ``M``, ``B``, ``Q-DEC``."""
+        return self.period.lstrip("0123456789")
+
+    @property
+    def days(self) -> bool:
+        """Whether steps are days or longer, which follow the clock on the wall; 24 hours do not."""
+        return self.unit[0] in "DBWMQY"
 
     def start(self, time: np.datetime64) -> pd.Period:
         """The period that holds a timestamp."""
@@ -84,7 +98,7 @@ class Grid:
         if self.step is not None:
             steps, rest = np.divmod((times - times[0]).astype(np.int64), self.step)
             return steps, rest == 0
-        unit = self.period.lstrip("0123456789")
+        unit = self.unit
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             numbers = pd.DatetimeIndex(times).to_period(unit).asi8
@@ -96,8 +110,9 @@ def infer(times: Times) -> Grid | None:
     """The grid that ascending timestamps (N,) lie on, or None where they do not tell.
 
     ``pandas.infer_freq`` reads the longest stretch without a gap, that is, without a difference above 1.5 times the
-    median one. Days without a weekend among ten or more are business days. Where pandas sees no pattern, the most
-    common difference is taken if it makes up half of all: the timestamps off that grid can then be named.
+    median one. Days without a weekend among ten or more are business days. Where pandas sees no pattern, but all stamps are on
+    one day of the month, steps are months, quarters or years; else the most common difference is taken if it makes up half of
+    all: the timestamps off that grid can then be named.
     """
     if len(times) < 3:
         return None
@@ -106,13 +121,25 @@ def infer(times: Times) -> Grid | None:
     first, last = max(pairwise([0, *ends.tolist(), len(times)]), key=lambda stretch: stretch[1] - stretch[0])
     name = pd.infer_freq(pd.DatetimeIndex(times[first:last])) if last - first >= 3 else None
     if name is None:
-        name = _most_common(differences, times[0])
+        name = _by_month(times) or _most_common(differences, times[0])
     if name == "D" and len(times) >= 10 and np.is_busday(times.astype("datetime64[D]")).all():
         name = "B"
     try:
         return Grid.of(name) if name is not None else None
     except ConfigError:  # a pattern that is no grid of ours, such as every second Tuesday of a month
         return None
+
+
+def _by_month(times: Times) -> str | None:
+    """Months, quarters or years, if all stamps are on one day of the month (its last where it is shorter), at one time."""
+    days, months = times.astype("datetime64[D]"), times.astype("datetime64[M]")
+    numbers, of_day = (days - months).astype(int), times - days
+    last = (months + 1).astype("datetime64[D]") - np.timedelta64(1, "D")
+    if (of_day != of_day[0]).any() or ((numbers != numbers.max()) & (days != last)).any():
+        return None
+    values, counts = np.unique(np.diff(months.astype(int)), return_counts=True)
+    common, month = int(values[counts.argmax()]), _MONTHS[int(months[0].astype(int)) % 12]
+    return {1: "ME", 3: f"QE-{month}", 12: f"YE-{month}"}.get(common, f"{common}ME" if common > 0 else None)
 
 
 def _most_common(differences: Steps, first: np.datetime64) -> str | None:

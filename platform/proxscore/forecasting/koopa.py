@@ -16,7 +16,9 @@ by the blocks, so that operators of all blocks live in one space. What a block p
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,11 @@ from proxscore.config import ConfigError
 
 _VARIANCE_FLOOR = 1e-5  # of the normalisation, as in the authors' code
 _RIDGE = 1e-5  # of the trace; see least_squares_operator
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Without autocast, which the meta device does not know."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def normalise(x: Tensor, observed: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,7 +155,7 @@ class LocalDynamics(nn.Module):
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Embedded segments (B, F, E) to their one-step reconstruction (B, F, E) and forecast (B, steps, E)."""
-        with torch.autocast(z.device.type, enabled=False):  # powers of K multiply what half precision would round away
+        with full_precision(z.device):  # powers of K multiply what half precision would round away
             states = z if z.dtype == torch.float64 else z.float()
             operator = least_squares_operator(states[:, :-1], states[:, 1:])
             reconstruction = torch.cat([states[:, :1], states[:, :-1] @ operator], 1)
@@ -244,11 +251,11 @@ class Koopa(nn.Module):
         Returns:
             (B, H, C) normalised forecast, (B, 1, C) mean and (B, 1, C) scale: the forecast is mean + scale * forecast.
         """
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             residual, mean, scale = normalise(x, observed)
         forecast = torch.zeros_like(residual[:, :1])
         for operator in self.operators:
-            with torch.autocast(x.device.type, enabled=False):  # there is no Fourier transform in half precision
+            with full_precision(x.device):  # there is no Fourier transform in half precision
                 invariant, variant = split_frequencies(residual, self.dominant)
             backcast, later = self._variant(variant)
             forecast = forecast + self._invariant(invariant, operator) + later

@@ -2,6 +2,9 @@
 
 The network within says, as those of GluonTS do, what is predicted of the window that it has scaled: the arguments of a
 distribution of x, a location a and a scale s, so that the target is y = a + s x. Outputs are the parameters of y.
+
+Networks take s from the window. A window that is all zero (or constant, by networks that take its standard deviation) would
+have a scale of 1e-5 or less, and a forecast that is certain: no scale is below a floor, which follows from the training data.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from gluonts.torch.scaler import MeanScaler
 from torch import Tensor, nn
 
 from proxscore.forecasting.distributions import StepDistribution, seeded
@@ -26,6 +30,7 @@ class ForecastNetwork(nn.Module):
         packing: of the inputs.
         likelihood: family of the K parameters. Its last two are location and scale.
         horizon: H.
+        scale_floor: least scale of a window, in the unit of the target.
 
     Attributes:
         autoregressive: the outputs of a step condition on the targets of the steps before it, which are among the
@@ -35,9 +40,15 @@ class ForecastNetwork(nn.Module):
 
     autoregressive = False
 
-    def __init__(self, net: nn.Module, packing: Packing, likelihood: StepDistribution, horizon: int) -> None:
+    def __init__(
+        self, net: nn.Module, packing: Packing, likelihood: StepDistribution, horizon: int, scale_floor: float = 0.0
+    ) -> None:
         super().__init__()
         self.net, self.packing, self.likelihood, self.horizon = net, packing, likelihood, horizon
+        self.scale_floor = scale_floor
+        scaler = getattr(net, "scaler", None)
+        if self.autoregressive and isinstance(scaler, MeanScaler):  # its samples are drawn within
+            scaler.minimum_scale = max(scaler.minimum_scale, scale_floor)
 
     def forward(self, inputs: Tensor, samples: int = 0, generator: torch.Generator | None = None) -> Tensor:
         """Parameters (B, H, K); or, with ``samples`` n > 0, sample paths (n, B, H). See :meth:`sample`."""
@@ -59,8 +70,20 @@ class ForecastNetwork(nn.Module):
         with torch.no_grad():
             return self(inputs, samples=n, generator=generator)
 
+    def floored(self, inputs: Tensor) -> Tensor:
+        """(B,) bool: whether a window (B, F) has the floor for its scale. Weights have no part in it."""
+        fields = self.packing.unpack(inputs)
+        with torch.no_grad():
+            _, _, scale, *_ = self._scaled(fields)
+        return (scale <= self.scale_floor).flatten(1).all(1) & (self.scale_floor > 0)
+
+    def _scaled(self, fields: dict[str, Tensor]) -> tuple[Any, ...]:
+        """Arguments, location and scale of the net."""
+        return tuple(self.net(**fields))
+
     def _outputs(self, fields: dict[str, Tensor]) -> Tensor:
-        return stack(*self.net(**fields))
+        arguments, loc, scale = self._scaled(fields)
+        return stack(arguments, loc, scale.clamp_min(self.scale_floor))
 
     def _sample(self, fields: dict[str, Tensor], n: int, generator: torch.Generator | None) -> Tensor:
         return self.likelihood.sample(self._outputs(fields), n, generator)
@@ -75,9 +98,13 @@ class AutoregressiveNetwork(ForecastNetwork):
     autoregressive = True
 
     def _outputs(self, fields: dict[str, Tensor]) -> Tensor:
+        arguments, loc, scale = self._scaled(fields)
+        return stack([part[:, -self.horizon :] for part in arguments], loc, scale)
+
+    def _scaled(self, fields: dict[str, Tensor]) -> tuple[Any, ...]:
         net: Any = self.net
         arguments, scale, *_ = net.unroll_lagged_rnn(**fields)
-        return stack([part[:, -self.horizon :] for part in arguments], torch.zeros_like(scale), scale)
+        return arguments, torch.zeros_like(scale), scale
 
     def _sample(self, fields: dict[str, Tensor], n: int, generator: torch.Generator | None) -> Tensor:
         del fields["future_target"]

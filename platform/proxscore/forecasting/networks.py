@@ -128,6 +128,12 @@ _ESTIMATORS = {
 }
 NAMES = (*_ESTIMATORS, "Koopa")
 
+
+def takes(name: str) -> tuple[str, ...]:
+    """Features of series that a network takes: of known, past, categories and real."""
+    return _ESTIMATORS[name].takes if name in _ESTIMATORS else ()
+
+
 _OUTPUTS: dict[str, type[DistributionOutput]] = {"student_t": StudentTOutput, "normal": NormalOutput}
 
 # Keywords of estimators that are not the user's: they come from the data or the task, belong to the method and the
@@ -166,18 +172,19 @@ class Blueprint:
     make: Callable[[], nn.Module]
     estimator: PyTorchLightningEstimator | None = None
 
-    def build(self, training: Windows | None = None) -> ForecastNetwork:
+    def build(self, training: Windows | None = None, scale_floor: float = 0.0) -> ForecastNetwork:
         """A network with random weights, on the default device.
 
         Args:
             training: windows that Koopa's filter is computed from; others have no use for them. A network whose state
                 is loaded afterwards needs none: the filter is part of the state.
+            scale_floor: least scale of a window; see :mod:`proxscore.forecasting.network`.
         """
         net = self.make()
         if isinstance(net, PointForecaster) and training is not None:
             net.point.set_filter(_spread(training, self.packing))
         kind = AutoregressiveNetwork if self.autoregressive else ForecastNetwork
-        return kind(net, self.packing, LIKELIHOODS[self.likelihood](), self.horizon)
+        return kind(net, self.packing, LIKELIHOODS[self.likelihood](), self.horizon, scale_floor)
 
 
 def _spread(windows: Windows, packing: Packing, count: int = 4096, batch: int = 256) -> Iterable[tuple[Tensor, Tensor]]:

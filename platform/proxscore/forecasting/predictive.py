@@ -12,14 +12,16 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from proxscore.calibration.quantiles import quantiles_of_sorted
 from proxscore.config import ConfigError
 from proxscore.forecasting.distributions import Mixture, StepDistribution
+from proxscore.forecasting.mixtures import StepMixture
 from proxscore.forecasting.network import ForecastNetwork
 from proxscore.inference import noise
 from proxscore.posterior import Posterior
@@ -33,7 +35,8 @@ CHUNK = 512  # windows whose samples are held at a time
 
 @dataclass
 class ForecastChunk:
-    """Some windows: samples (n, B, H), log-density, mean, aleatoric and epistemic variance (B, H), targets (B, 4, H)."""
+    """Some windows: samples (n, B, H), log-density, mean, aleatoric and epistemic variance (B, H), targets (B, 4, H), and the
+    distribution of each step, if it is known by more than samples."""
 
     samples: Tensor
     log_density: Tensor
@@ -41,6 +44,13 @@ class ForecastChunk:
     aleatoric: Tensor | None
     epistemic: Tensor | None
     targets: Tensor
+    steps: StepMixture | None = None
+
+    def quantiles(self, probabilities: Sequence[float]) -> Tensor:
+        """(Q, B, H): exact, or, of sample paths, those of the samples."""
+        if self.steps is None:
+            return quantiles_of_sorted(self.samples.double().sort(0).values, probabilities)
+        return self.steps.quantiles(probabilities)
 
 
 @dataclass
@@ -92,6 +102,7 @@ class ForecastPredictive:
                 mixture.aleatoric.float(),
                 mixture.epistemic.float(),
                 targets,
+                StepMixture(self.likelihood, outputs),
             )
 
     def _of_paths(self, rows: slice) -> ForecastChunk:

@@ -22,8 +22,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from proxscore.config import ConfigError, RecipeConfig
+from proxscore.forecasting.clocks import Times
 from proxscore.forecasting.columns import Columns
-from proxscore.forecasting.frequencies import Grid, Times
+from proxscore.forecasting.frequencies import Grid
+from proxscore.forecasting.places import Marks
 from proxscore.forecasting.series import Borders, Series, SeriesData
 
 _LONG, _WEEKS, _KOOPA = (96, 192, 336, 720), (24, 36, 48, 60), (48, 96, 144, 192)
@@ -79,16 +81,19 @@ def load(config: RecipeConfig) -> SeriesData:
     """
     recipe = RECIPES[config.name]
     file = _find(config.path, recipe.file, config.name)
-    columns = Columns([file])
+    columns = Columns([file], texts=[_DATE])
     if _DATE not in columns.names:
         raise ConfigError(f"{file}: no column {_DATE!r}; it has {', '.join(columns.names[:10])}")
     if len(columns) < 2:
         raise ConfigError(f"{file}: {len(columns)} rows; {config.name} has thousands")
-    times = columns.times(_DATE)
+    times = columns.times(_DATE).shown
     grid, irregular = _grid(times, recipe.frequency, file)
     borders = recipe.borders(len(columns))
     if borders.test > len(columns):
         raise ConfigError(f"{file}: {len(columns)} rows; the splits of {config.name} need {borders.test}")
+    # From the last date on: forecasts come after it, whatever jumps there are before.
+    assert grid.step is not None
+    marks = Marks(grid, times[-1] - np.timedelta64((len(times) - 1) * grid.step, "ns"))
     series = []
     for name in columns.names:
         if name != _DATE:
@@ -99,7 +104,7 @@ def load(config: RecipeConfig) -> SeriesData:
                     f"{columns.where(int(missing[0]))}: {name} is missing; the official file has every value"
                 )
             scaled = _standardised(values, borders.train) if config.standardise else values
-            series.append(Series.plain(name, grid.start(times[0]), scaled))
+            series.append(Series.plain(name, grid.start(times[0]), scaled, marks))
     return SeriesData(
         tuple(series),
         grid.frequency,

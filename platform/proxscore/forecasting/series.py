@@ -13,6 +13,8 @@ from gluonts.dataset.field_names import FieldName
 from numpy.typing import NDArray
 
 from proxscore.config import ConfigError
+from proxscore.forecasting.clocks import NANOSECONDS, UTC
+from proxscore.forecasting.places import Marks
 
 Values = NDArray[np.float32]
 
@@ -38,6 +40,7 @@ class Series:
         past: (P, T) covariates that are known only once their step is over.
         static_categories: one code per category, from 0.
         static_real: (R,) numbers that hold for the whole series.
+        marks: timestamps of its steps; None: the beginnings of their periods.
     """
 
     id: str
@@ -47,13 +50,20 @@ class Series:
     past: Values
     static_categories: tuple[int, ...] = ()
     static_real: Values = field(default_factory=lambda: np.empty(0, dtype=np.float32))
+    marks: Marks | None = None
 
     @classmethod
-    def plain(cls, id: str, start: pd.Period, target: NDArray[Any]) -> Series:
+    def plain(cls, id: str, start: pd.Period, target: NDArray[Any], marks: Marks | None = None) -> Series:
         """A series without covariates and static features."""
         values = np.asarray(target, dtype=np.float32)
         none = np.empty((0, len(values)), dtype=np.float32)
-        return cls(id, start, values, known=none, past=none)
+        return cls(id, start, values, known=none, past=none, marks=marks)
+
+    def timestamps(self, first: int, count: int) -> pd.DatetimeIndex:
+        """Of ``count`` steps from step ``first`` on, which may lie after the end; in the zone of the series, if it has one."""
+        if self.marks is None:
+            return pd.period_range(self.start + first, periods=count).to_timestamp()
+        return self.marks.at(np.arange(first, first + count))
 
     def __len__(self) -> int:
         return len(self.target)
@@ -71,6 +81,7 @@ class SeriesData:
         categories: name of each static category -> its values, in the order of their codes.
         static_real: names of the static numbers.
         borders: the split that the data set brings; None: splits are made from the ends of the series.
+        stamps: Arrow's type of the timestamps of its source, without a zone.
         details: what the source has to say for the record (files, gaps that were filled, ...).
 
     Raises:
@@ -85,6 +96,7 @@ class SeriesData:
     categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     static_real: tuple[str, ...] = ()
     borders: Borders | None = None
+    stamps: Any = NANOSECONDS
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -114,6 +126,12 @@ class SeriesData:
     def lengths(self) -> NDArray[np.int64]:
         """(N,) number T of steps of each series."""
         return np.array([len(each) for each in self.series], dtype=np.int64)
+
+    @property
+    def zone(self) -> str | None:
+        """Time zone of all timestamps; UTC where series have several, None where they have none."""
+        zones = {None if each.marks is None else each.marks.zone for each in self.series}
+        return zones.pop() if len(zones) == 1 else UTC
 
     @property
     def cardinalities(self) -> tuple[int, ...]:

@@ -100,6 +100,14 @@ def season_errors(data: SeriesData, splits: list[Split]) -> NDArray[np.float32]:
     return np.where(found > 0, found, np.nan).astype(np.float32)
 
 
+def scale_floor(data: SeriesData, splits: list[Split], fraction: float) -> float:
+    """``fraction`` of the least mean |y_t - y_(t-1)| of the series over their training parts; 0 if all are constant."""
+    pairs = zip(data.series, splits, strict=True)
+    steps = np.array([seasonal_error(torch.from_numpy(each.target[: split.train_end]), 1) for each, split in pairs])
+    moving = steps[steps > 0]
+    return fraction * float(moving.min()) if len(moving) else 0.0
+
+
 def _from_end(length: int, horizon: int, test_windows: int, validation_windows: int, stride: int) -> Split:
     test = length - horizon - stride * np.arange(test_windows, dtype=np.int64)[::-1]
     validation = test[0] - horizon - stride * np.arange(validation_windows, dtype=np.int64)[::-1]

@@ -9,7 +9,12 @@ What is done with rows that are not as they should be:
 * after the last target of a series: its future, which gives known covariates and is not part of the series;
 * a series without a target: refused; one whose targets are all equal: kept, counted, and warned of;
 * a covariate or static feature that is null or NaN: refused; a static feature that changes within a series: refused;
-* series of different frequencies: refused.
+* series of different frequencies: refused;
+* timestamps with a zone: days and longer follow its clock, hours and shorter the instants, and forecasts are in it again.
+  Text has offsets and no zone: where they change (summer time), ``time_zone`` says which clock days follow. Timestamps
+  with and without a zone together: refused;
+* stamps anywhere in their weeks, months, quarters or years: kept, and those of forecasts stand at the same place; where
+  they have none in common, at the beginning, which is warned of.
 
 Refusals name the file and the row.
 """
@@ -23,21 +28,25 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from gluonts.time_feature import get_seasonality
 from numpy.typing import NDArray
 
 from proxscore.config import ConfigError, SeriesTableConfig
+from proxscore.forecasting.clocks import NANOSECONDS, known
 from proxscore.forecasting.columns import Columns, find_files
-from proxscore.forecasting.frequencies import Grid, Times, infer
 from proxscore.forecasting.series import Series, SeriesData
+from proxscore.forecasting.timelines import Line, Rowwise, Timelines, in_order, timelines
 
-_SPARSEST = 100  # steps per row, above which a frequency or a timestamp must be wrong
 
-
-def load(config: SeriesTableConfig) -> SeriesData:
+def load(config: SeriesTableConfig, trained: str | None = None) -> SeriesData:
     """The series of a table, in the order in which they first appear.
 
     A series is called by its id columns, joined by "/", or by the target column where the table is one series.
+
+    Args:
+        config: its section of the configuration.
+        trained: the frequency of the network that it is for, taken where too few timestamps tell one.
 
     Raises:
         ConfigError: as the module says; or a file, column or setting at fault. One line names it.
@@ -46,38 +55,47 @@ def load(config: SeriesTableConfig) -> SeriesData:
     _check_names(config, features)
     texts = list(dict.fromkeys([*config.id_columns, *config.static_categories]))
     numeric = [config.target_column, *features, *config.static_reals]
+    if config.time_zone is not None and not known(config.time_zone):
+        raise ConfigError(f"task.data.time_zone is {config.time_zone!r}, which is not known; Europe/Berlin would be")
     columns = Columns(
-        find_files(config.path, "task.data.path"), [config.timestamp_column, *texts, *numeric], texts=texts
+        find_files(config.path, "task.data.path"),
+        [config.timestamp_column, *texts, *numeric],
+        texts=[config.timestamp_column, *texts],
     )
     if not len(columns):
         raise ConfigError(f"task.data.path {config.path}: the table has no rows")
+    stamps = columns.times(config.timestamp_column, config.time_zone)
     table = _Table(
         columns=columns,
-        times=columns.times(config.timestamp_column),
+        rowwise=Rowwise(stamps, columns.where),
         target=columns.numbers(config.target_column),
         known={name: columns.numbers(name) for name in config.known_covariates},
         past={name: columns.numbers(name) for name in config.past_covariates},
     )
     groups = _groups([columns.texts(name) for name in config.id_columns], config.target_column, len(columns))
-    groups = {name: _in_order(table, name, rows, config.sort) for name, rows in groups.items()}
-    grid = Grid.of(config.frequency, "task.data.frequency") if config.frequency else _common_grid(table, groups)
+    groups = {name: in_order(table.rowwise, name, rows, config.sort) for name, rows in groups.items()}
+    placed = timelines(table.rowwise, groups, config.frequency, trained)
+    frequency = placed.grid.frequency
+    _warn_of_places(placed)
     codes = {name: _codes(columns, name, groups) for name in config.static_categories}
     reals = {name: _constants(columns, name, columns.numbers(name), groups) for name in config.static_reals}
     series, filled, future = [], 0, 0
     for position, (name, rows) in enumerate(groups.items()):
-        body, gaps, beyond = _series(table, grid, name, rows)
+        line = placed.lines[name]
+        body, gaps, beyond = _series(table, line, name, rows)
         categories = tuple(int(values[position]) for _, values in codes.values())
         static = np.array([values[position] for values in reals.values()], dtype=np.float32)
-        series.append(Series(name, *body, categories, static))
+        series.append(Series(name, line.start, *body, categories, static, line.marks))
         filled, future = filled + gaps, future + beyond
     return SeriesData(
         tuple(series),
-        frequency=grid.frequency,
-        season=config.season or get_seasonality(grid.frequency),
+        frequency=frequency,
+        season=config.season or get_seasonality(frequency),
         known=tuple(config.known_covariates),
         past=tuple(config.past_covariates),
         categories={name: names for name, (names, _) in codes.items()},
         static_real=tuple(config.static_reals),
+        stamps=stamps.kind if placed.grid.days or pa.types.is_timestamp(stamps.kind) else NANOSECONDS,
         details={
             "source": "table",
             "files": [str(file) for file in columns.files],
@@ -85,6 +103,7 @@ def load(config: SeriesTableConfig) -> SeriesData:
             "filled_gaps": filled,
             "future_rows": future,
             "constant_series": _constant(series),
+            "time_zones": list(stamps.zones),
         },
     )
 
@@ -92,13 +111,13 @@ def load(config: SeriesTableConfig) -> SeriesData:
 @dataclass(frozen=True)
 class _Table:
     columns: Columns
-    times: Times
+    rowwise: Rowwise
     target: NDArray[np.float64]
     known: dict[str, NDArray[np.float64]]
     past: dict[str, NDArray[np.float64]]
 
     def where(self, row: int | np.integer[Any], name: str) -> str:
-        return f"{self.columns.where(int(row))}, series {name!r}"
+        return self.rowwise.named(row, name)
 
 
 Rows = NDArray[np.int64]
@@ -137,50 +156,12 @@ def _groups(ids: Sequence[NDArray[Any]], alone: str, count: int) -> dict[str, Ro
     return groups
 
 
-def _in_order(table: _Table, name: str, rows: Rows, sort: bool) -> Rows:
-    """The rows of a series, ascending in time."""
-    times = table.times[rows]
-    back = np.flatnonzero(times[1:] < times[:-1])
-    if not back.size:
-        return rows
-    if sort:
-        return rows[np.argsort(times, kind="stable")]
-    at = int(back[0]) + 1
-    raise ConfigError(
-        f"{table.where(rows[at], name)}: its time {_text(times[at])} is before {_text(times[at - 1])} of the row before; "
-        "order the rows by time, or set task.data.sort: true"
-    )
+Body = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
 
 
-def _common_grid(table: _Table, groups: dict[str, Rows]) -> Grid:
-    """The frequency that the timestamps of every series tell; series too short to tell take it from the others."""
-    first: tuple[str, Grid] | None = None
-    for name, rows in groups.items():
-        times = np.unique(table.times[rows])
-        grid = infer(times)
-        if grid is None and len(times) >= 3:
-            raise ConfigError(
-                f"{table.where(rows[0], name)}: its timestamps tell no frequency; set task.data.frequency (h, D, ME, ...)"
-            )
-        if grid is None:
-            continue
-        if first is not None and grid != first[1]:
-            raise ConfigError(
-                f"{table.where(rows[0], name)}: the frequency is {grid.frequency}, and that of series {first[0]!r} is "
-                f"{first[1].frequency}; a table must have one frequency: split it, or set task.data.frequency"
-            )
-        first = first or (name, grid)
-    if first is None:
-        raise ConfigError("task.data.frequency: no series has three rows, which would tell it; set it (h, D, ME, ...)")
-    return first[1]
-
-
-Body = tuple[pd.Period, NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
-
-
-def _series(table: _Table, grid: Grid, name: str, rows: Rows) -> tuple[Body, int, int]:
-    """Start, target, known and past covariates of a series; the steps filled as missing; the rows of its future."""
-    steps = _steps(table, grid, name, rows)
+def _series(table: _Table, line: Line, name: str, rows: Rows) -> tuple[Body, int, int]:
+    """Target, known and past covariates of a series; the steps filled as missing; the rows of its future."""
+    steps = line.steps
     target = table.target[rows]
     filled = np.flatnonzero(~np.isnan(target))
     if not filled.size:
@@ -191,31 +172,7 @@ def _series(table: _Table, grid: Grid, name: str, rows: Rows) -> tuple[Body, int
     values[steps[:inside]] = target[:inside]
     known = _covariates(table, table.known, name, rows, steps)
     past = _covariates(table, table.past, name, rows[:inside], steps[:inside])
-    return (grid.start(table.times[rows[0]]), values, known, past), length - inside, len(rows) - inside
-
-
-def _steps(table: _Table, grid: Grid, name: str, rows: Rows) -> Rows:
-    times = table.times[rows]
-    steps, exact = grid.steps(times)
-    if not exact.all():
-        at = int(np.argmin(exact))
-        raise ConfigError(
-            f"{table.where(rows[at], name)}: time {_text(times[at])} is no step of {grid.frequency} from {_text(times[0])}; "
-            "correct it, or set task.data.frequency"
-        )
-    twice = np.flatnonzero(np.diff(steps) == 0)
-    if twice.size:
-        at = int(twice[0])
-        raise ConfigError(
-            f"{table.where(rows[at + 1], name)}: time {_text(times[at + 1])} is in the same step of {grid.frequency} as "
-            f"{_text(times[at])} of row {table.columns.where(int(rows[at])).rpartition('row ')[2]}; keep one of the two"
-        )
-    if steps[-1] >= _SPARSEST * len(steps):
-        raise ConfigError(
-            f"{table.where(rows[-1], name)}: {len(steps)} rows over {steps[-1] + 1} steps of {grid.frequency}, from "
-            f"{_text(times[0])} to {_text(times[-1])}; correct the times, or set task.data.frequency"
-        )
-    return steps
+    return (values, known, past), length - inside, len(rows) - inside
 
 
 def _covariates(
@@ -231,7 +188,7 @@ def _covariates(
     if covariates and len(steps) <= steps[-1]:
         at = int(np.flatnonzero(np.diff(steps) > 1)[0])
         raise ConfigError(
-            f"{table.where(rows[at], name)}: no row for the step after {_text(table.times[rows[at]])}, so covariate "
+            f"{table.where(rows[at], name)}: no row for the step after {table.rowwise.text(rows[at])}, so covariate "
             f"{next(iter(covariates))} is missing there; add the rows, with a null target"
         )
     return np.array([values[rows] for values in covariates.values()], dtype=np.float32).reshape(-1, int(steps[-1]) + 1)
@@ -261,6 +218,16 @@ def _constants(columns: Columns, name: str, values: NDArray[Any], groups: dict[s
     return np.array([values[rows[0]] for rows in groups.values()])
 
 
+def _warn_of_places(placed: Timelines) -> None:
+    names = [name for name, line in placed.lines.items() if not line.regular]
+    if names:
+        logging.getLogger(__name__).warning(
+            "%d of %d series (the first: %s) have timestamps at no one place in their steps of %s: those of forecasts are at the "
+            "beginning",
+            *(len(names), len(placed.lines), names[0], placed.grid.frequency),
+        )
+
+
 def _constant(series: Sequence[Series]) -> int:
     """How many series have one value only."""
     names = [each.id for each in series if np.nanmin(each.target) == np.nanmax(each.target)]
@@ -272,7 +239,3 @@ def _constant(series: Sequence[Series]) -> int:
             names[0],
         )
     return len(names)
-
-
-def _text(time: np.datetime64) -> str:
-    return str(pd.Timestamp(time))

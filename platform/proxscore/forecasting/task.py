@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,16 +23,17 @@ from proxscore.calibration.forecast_figures import (
     pit_histogram,
 )
 from proxscore.calibration.forecasting import ForecastMetrics
-from proxscore.calibration.quantiles import quantiles_of_sorted
 from proxscore.config import Config, ConfigError, ForecastingConfig
 from proxscore.forecasting.data import load_series, split_by
 from proxscore.forecasting.distributions import LIKELIHOODS
 from proxscore.forecasting.networks import Features, plan
 from proxscore.forecasting.predictive import ForecastPredictive, predict
 from proxscore.forecasting.series import SeriesData
-from proxscore.forecasting.splits import Split, record, season_errors
+from proxscore.forecasting.splits import Split, record, scale_floor, season_errors
+from proxscore.forecasting.trained import as_trained, features
 from proxscore.forecasting.windows import Panel, Windows, training_index
 
+log = logging.getLogger(__name__)
 FANS = 4  # series in the fan chart
 FAN = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 
@@ -51,10 +54,12 @@ class ForecastingTask:
     Args:
         config: the task's section of the configuration.
         verify: has no effect: tables are read as a whole, and checked, whenever they are opened.
+        trained: what :meth:`describe` said of the data that the network was trained on, where those are others.
 
     Attributes:
         series: the data set; ``splits`` its parts by series; ``data`` their windows.
         context: steps that the network looks back to.
+        scale_floor: least scale of a window.
         blueprint: how the network fits the data.
         likelihood: of the H steps of a window given the network's outputs (B, H, K).
 
@@ -81,10 +86,15 @@ class ForecastingTask:
     )
     predict = staticmethod(predict)
 
-    def __init__(self, config: ForecastingConfig, *, verify: bool = True) -> None:
+    def __init__(
+        self, config: ForecastingConfig, *, verify: bool = True, trained: Mapping[str, Any] | None = None
+    ) -> None:
         self.config = config
+        self._told: set[tuple[str, ...]] = set()
         self.context = config.context or 2 * config.horizon
-        self.series: SeriesData = load_series(config.data)
+        self.series: SeriesData = load_series(config.data, None if trained is None else trained["frequency"])
+        if trained is not None:
+            self.series = as_trained(self.series, trained, config.model.name)
         self.splits: list[Split] = split_by(config.data, self.series, config.horizon)
         entries = self.series.to_gluonts()
         self.blueprint = plan(
@@ -101,7 +111,7 @@ class ForecastingTask:
         train = training_index(
             [split.train_end for split in self.splits],
             config.horizon,
-            minimum=min(self.context, *(split.train_end - config.horizon for split in self.splits)),
+            past=self.context,
             stride=config.train_stride,
         )
         parts = {name: _index([getattr(split, name) for split in self.splits]) for name in ("validation", "test")}
@@ -112,6 +122,8 @@ class ForecastingTask:
             Windows(panel, parts["test"]),
             {"counts": counts} | record(self.splits, config.horizon),
         )
+        own_floor = scale_floor(self.series, self.splits, config.model.scale_floor)
+        self.scale_floor = float((trained or {}).get("scale_floor", own_floor))
         self.season_errors = torch.from_numpy(season_errors(self.series, self.splits))
 
     @property
@@ -143,7 +155,7 @@ class ForecastingTask:
             device: the meta device leaves out the numbers.
         """
         with device or nullcontext():
-            return self.blueprint.build(self.data.train)
+            return self.blueprint.build(self.data.train, self.scale_floor)
 
     def example(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a batch's shape and type, all zero."""
@@ -156,30 +168,10 @@ class ForecastingTask:
         return {
             "kind": self.config.data.kind,
             **data.record,
-            "features": self._features(),
+            "features": features(data),
             "splits": self.data.splits,
+            "scale_floor": self.scale_floor,
         }
-
-    def _features(self) -> dict[str, Any]:
-        data = self.series
-        return {
-            "known": list(data.known),
-            "past": list(data.past),
-            "categories": {name: list(values) for name, values in data.categories.items()},
-            "static_real": list(data.static_real),
-        }
-
-    def check_trained_on(self, description: dict[str, Any]) -> None:
-        """Compare these data with those that :meth:`describe` a trained network's.
-
-        Raises:
-            ConfigError: another frequency, or other covariates, categories or static numbers: the first is named.
-        """
-        features = self._features() | {"frequency": self.series.frequency}
-        trained = description["features"] | {"frequency": description["frequency"]}
-        for name, value in features.items():
-            if value != trained[name]:
-                raise ConfigError(f"task.data has {name} {value}; the posterior was trained on {trained[name]}")
 
     def judge(
         self, predictive: ForecastPredictive, bins: int, device: torch.device, title: str
@@ -191,6 +183,7 @@ class ForecastingTask:
         """
         metrics = self._metrics(predictive, bins, device)
         values = metrics.compute()
+        self._tell_undefined(values)
         return values, lambda: {
             "fans": self._fans(predictive, title),
             "pit": pit_histogram(metrics.pit_counts, title=title),
@@ -199,6 +192,16 @@ class ForecastingTask:
             ),
             "errors": error_by_horizon({"predictive": metrics.by_horizon()}, title=title),
         }
+
+    def _tell_undefined(self, values: dict[str, float]) -> None:
+        """Say, once, which metrics are left out, and why."""
+        missing = tuple(name for name in self.objectives if name not in values)
+        if missing and missing not in self._told:
+            self._told.add(missing)
+            why = "no target of these windows is observed"
+            if values["observed_steps"]:
+                why = "the past of these series is constant, which gives no scale, or their targets are all 0"
+            log.warning("undefined, and left out: %s (%s)", ", ".join(missing), why)
 
     def compared(self, predictive: ForecastPredictive) -> tuple[dict[str, float], dict[str, Tensor]]:
         """No more metrics; coverage by level, and CRPS by step ahead."""
@@ -211,11 +214,18 @@ class ForecastingTask:
         }
 
     def floors(self) -> dict[str, ForecastPredictive]:
-        """Seasonal naive and exponential smoothing, for the test windows."""
-        from proxscore.forecasting.floors import floors  # here: only comparisons need statsmodels
+        """What ``task.floors`` names, for the test windows."""
+        from proxscore.forecasting.floors import floors, seasons
 
-        targets = [each.target for each in self.series.series]
-        return floors(targets, [split.train_end for split in self.splits], self.series.season, self.data.test)
+        data = self.series
+        return floors(
+            self.config.floors,
+            [each.target for each in data.series],
+            [split.train_end for split in self.splits],
+            seasons(data.frequency, data.season),
+            self.data.validation,
+            self.data.test,
+        )
 
     def comparison_figure(self, curves: Sequence[Curve], bins: int) -> Figure:
         """Coverage against the nominal level, and CRPS by step ahead; means over seeds."""
@@ -230,6 +240,8 @@ class ForecastingTask:
                 chunk.samples,
                 values,
                 observed,
+                quantiles=None if chunk.steps is None else chunk.steps.quantiles,
+                cdf=None if chunk.steps is None else chunk.steps.cdf(values),
                 season_error=self.season_errors[series],
                 series=series,
                 log_density=chunk.log_density,
@@ -258,11 +270,10 @@ class ForecastingTask:
         for number, origin in zip(series[:, 0].long().tolist(), origins[:, 0].long().tolist(), strict=True):
             target = torch.from_numpy(self.series.series[number].target[max(0, origin - self.context) : origin])
             past.append(torch.cat([target.new_full((self.context - len(target),), torch.nan), target]))
-        ordered = chunk.samples.sort(0).values
         return fan_chart(
             torch.stack(past),
             torch.where(observed > 0, values, torch.nan),
-            quantiles_of_sorted(ordered, FAN).movedim(0, 1),
+            chunk.quantiles(FAN).float().movedim(0, 1),
             FAN,
             names=[self.series.series[number].id for number in series[:, 0].long().tolist()],
             title=title,
@@ -271,7 +282,7 @@ class ForecastingTask:
 
 def _coverage(metrics: ForecastMetrics, values: dict[str, float]) -> list[float]:
     """By level."""
-    return [values[f"coverage_{100 * level:g}"] for level in metrics.levels]
+    return [values.get(f"coverage_{100 * level:g}", math.nan) for level in metrics.levels]
 
 
 def _index(origins: Sequence[np.ndarray]) -> np.ndarray:

@@ -221,16 +221,20 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
         return torch.from_numpy(inputs), torch.from_numpy(targets)
 
 
-def training_index(ends: Sequence[int], horizon: int, *, minimum: int = 1, stride: int = 1) -> Rows:
-    """(N, 2): in each series the origins end - H, end - H - stride, ... down to ``minimum``, in ascending order.
+def training_index(ends: Sequence[int], horizon: int, *, past: int = 1, stride: int = 1) -> Rows:
+    """(N, 2): in each series the origins end - H, end - H - stride, ... in ascending order, that have ``past`` steps before.
+
+    A series with less past than that has one window, at end - H; what a network looks back to beyond it is zeros.
 
     Args:
         ends: steps of each series that belong to training.
         horizon: H.
-        minimum: steps before the first origin; what a network looks back to beyond them is zeros.
+        past: steps before an origin.
         stride: steps between origins.
     """
-    origins = [np.arange(end - horizon, minimum - 1, -stride, dtype=np.int64)[::-1] for end in ends]
+    origins = [
+        np.arange(end - horizon, min(past, max(end - horizon, 1)) - 1, -stride, dtype=np.int64)[::-1] for end in ends
+    ]
     return np.concatenate(
         [np.empty((0, 2), np.int64), *(np.stack([np.full_like(o, s), o], 1) for s, o in enumerate(origins))]
     )

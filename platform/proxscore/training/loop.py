@@ -154,7 +154,8 @@ def fit(
             save |= notice
             metrics = evaluate("validation", config.evaluation.validation_draws)[0] if validate else {}
             if validate:
-                progress["score"] = metrics["nll"] if math.isfinite(metrics["nll"]) else WORST
+                nll = metrics.get("nll", math.inf)  # undefined where no target is observed
+                progress["score"] = nll if math.isfinite(nll) else WORST
             payload = report_of(progress, horizon, records, metrics, checkpoint=save)
             payload["resources"] = observer.summary()
             with observer.timed("checkpoint" if save else "report"):

@@ -29,7 +29,8 @@ class Memory:
         gathered: bytes of the blocks that FSDP2 gathers in a step: the largest one, the next one on its way, and the
             largest one's gradients; none without sharding.
         activations: bytes that the forward pass of a micro-batch leaves for the backward pass, as if nothing were
-            compiled; in bfloat16 about half of those in float32.
+            compiled; in bfloat16 about half of those in float32. Gates that recurrent layers keep within are not seen: up to
+            four times as much.
     """
 
     parameters: int

@@ -97,11 +97,12 @@ class Task(Protocol):
         """All methods of a comparison in one figure."""
 
 
-def build_task(config: TaskConfig, *, verify: bool = True) -> Task:
+def build_task(config: TaskConfig, *, verify: bool = True, trained: Mapping[str, Any] | None = None) -> Task:
     """The task that a section describes.
 
     Args:
         verify: look at every file of the data once.
+        trained: what a trained network's description says of its data, where these are others.
 
     Raises:
         ConfigError: what is at fault in the data, in one line.
@@ -109,7 +110,7 @@ def build_task(config: TaskConfig, *, verify: bool = True) -> Task:
     if isinstance(config, ForecastingConfig):  # imports where they are used: GluonTS takes seconds
         from proxscore.forecasting.task import ForecastingTask
 
-        return ForecastingTask(config, verify=verify)
+        return ForecastingTask(config, verify=verify, trained=trained)
     from proxscore.vision.task import VisionTask
 
     return VisionTask(config, verify=verify)

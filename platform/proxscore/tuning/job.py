@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,6 +59,8 @@ def run(plan: Plan, show: Callable[[str], None]) -> Found:
             sweep = Sweep(plan, ledger, recording, live)
             sweep.search()
             leave_figures(plan, ledger, recording, live.best())
+            if not live.best():
+                show(f"no trial has a finite {sweep.objective}: the configuration as given is the winner")
             candidates = sweep.repeat()
             winner = candidates[0]
             if not winner.trials:
@@ -73,7 +76,8 @@ def run(plan: Plan, show: Callable[[str], None]) -> Found:
 def _moments(test: dict[str, list[float]]) -> dict[str, float]:
     """Means over seeds, and standard deviations."""
     means = {f"test/{name}": statistics.fmean(values) for name, values in test.items()}
-    return means | {f"test_sd/{name}": statistics.stdev(v) for name, v in test.items() if len(v) > 1}
+    spread = {name: values for name, values in test.items() if len(values) > 1 and all(map(math.isfinite, values))}
+    return means | {f"test_sd/{name}": statistics.stdev(values) for name, values in spread.items()}
 
 
 def leave_figures(plan: Plan, ledger: Ledger, recording: Recording, best: list[Trial]) -> None:
@@ -93,7 +97,8 @@ def keep_winner(plan: Plan, ledger: Ledger, recording: Recording, candidates: li
     recording.parent.text(report.markdown(*report.leaderboard(plan, candidates)), "leaderboard.md")
     recording.parent.text(report.trials_table(plan, ledger), "trials.csv")
     recording.parent.describe({}, {"best.trial": winner.label, "best.run_id": winner.trials[0].run_id})
-    recording.parent.metrics({f"best/{name}": winner.mean(name) for name in plan.objectives})
+    means = {f"best/{name}": winner.mean(name) for name in plan.objectives}
+    recording.parent.metrics({name: value for name, value in means.items() if math.isfinite(value)})
     for candidate in candidates:
         for trial in candidate.trials:
             recording.child(trial).describe({}, {"tune.best": str(candidate is winner).lower()})

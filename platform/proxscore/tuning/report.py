@@ -34,7 +34,8 @@ def leaderboard(plan: Plan, candidates: Sequence[Candidate]) -> tuple[list[str],
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation over seeds."""
+    """Mean and standard deviation over seeds, of which the metric may be undefined."""
+    values = [value for value in values if math.isfinite(value)]
     if not values:
         return "–"
     mean = statistics.fmean(values)

@@ -117,14 +117,14 @@ class Sampled(Source):
         values = [trial.value(metric) for metric in self.objectives]
         if trial.status not in ("finished", "stopped") or not all(map(math.isfinite, values)) or not trial.params:
             return
-        pruned = trial.status == "stopped"
+        pruned, first = trial.status == "stopped", next(iter(self.objectives))
         self.study.add_trial(
             create_trial(
                 state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
                 params=trial.params,
                 distributions={key: distribution(self.space[key]) for key in trial.params},
                 values=None if pruned else values,
-                intermediate_values={index: row[next(iter(self.objectives))] for index, row in enumerate(trial.curve)}
+                intermediate_values={index: row[first] for index, row in enumerate(trial.curve) if first in row}
                 if pruned
                 else {},
             )

@@ -49,8 +49,9 @@ class Progress:
         self.done += 1
         name = f"{cell.method}, {cell.setting}, seed {cell.seed}"
         if record["status"] == "finished":
-            value = record["metrics"][self.headline]
-            self.line(f"{name}: {self.headline} {value:.4f}, {record['seconds']:.1f} s of training")
+            value = record["metrics"].get(self.headline)
+            shown = f"{self.headline} {'undefined' if value is None else f'{value:.4f}'}"
+            self.line(f"{name}: {shown}, {record['seconds']:.1f} s of training")
         else:
             self.failed += 1
             self.line(f"{name} failed: {record['reason']}")

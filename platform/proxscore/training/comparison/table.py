@@ -127,11 +127,11 @@ def setting(row: Row) -> str:
 
 
 def average(values: Sequence[float], digits: int) -> str:
-    """``mean ± standard error`` (of the mean, with n - 1); the mean alone where the values are equal or one."""
+    """``mean ± standard error`` (of the mean, with n - 1); the mean alone where the values are equal, one, or not finite."""
     if not values:
         return NONE
     mean = f"{statistics.mean(values):.{digits}f}"
-    if len(set(values)) == 1:
+    if len(set(values)) == 1 or not all(map(math.isfinite, values)):
         return mean
     return f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.{digits}f}"
 

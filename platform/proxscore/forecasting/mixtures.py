@@ -1,0 +1,72 @@
+"""The exact distribution function and quantiles of a mixture over draws, from the draws' stacked parameters.
+
+    F(y) = 1/S sum_s F(y | outputs_s),    q(p) = the y with F(y) = p
+
+A quantile of the mixture lies between the least and the largest of the draws' own. Within that bracket Newton's method finds
+it, with bisection where a step would leave the bracket. All is float64, on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from proxscore.forecasting.distributions import StepDistribution
+
+TOLERANCE = 1e-9  # of the bracket, relative to the largest of all
+CLOSE = 1e-4  # of |F(y) - p| relative to p or 1 - p, below which one more step of Newton's is the last: it squares the error
+ITERATIONS = 100  # bisection alone reaches the tolerance in fewer
+
+
+@dataclass(frozen=True)
+class StepMixture:
+    """Of the steps of some windows.
+
+    Attributes:
+        likelihood: family of the parameters.
+        outputs: (S, B, H, K), of every draw.
+    """
+
+    likelihood: StepDistribution
+    outputs: Tensor
+
+    def cdf(self, values: Tensor) -> Tensor:
+        """(B, H) to (B, H): probability of at most these values."""
+        total = torch.zeros(values.shape, dtype=torch.float64)
+        for draw in self.outputs:
+            total += self.likelihood.cdf(draw.cpu(), values.cpu())
+        return total / len(self.outputs)
+
+    def quantiles(self, probabilities: Sequence[float]) -> Tensor:
+        """(Q, B, H), in the order of the probabilities, which lie between 0 and 1."""
+        with ThreadPoolExecutor(max(torch.get_num_threads(), 1)) as threads:  # scipy's functions have one each
+            return torch.stack(list(threads.map(self._quantile, probabilities)))
+
+    def _quantile(self, probability: float) -> Tensor:
+        outputs = self.outputs.cpu().double().flatten(1, 2)  # (S, N, K)
+        own = torch.stack([self.likelihood.icdf(draw, probability) for draw in outputs])
+        lower, upper = own.amin(0), own.amax(0)
+        found = own.mean(0)
+        scale = (upper - lower).amax().clamp_min(1e-300)
+        rows = torch.arange(found.numel())
+        for _ in range(ITERATIONS):
+            rows = rows[
+                (upper - lower)[rows] > TOLERANCE * torch.minimum(scale, found[rows].abs() + (upper - lower)[rows])
+            ]
+            if not len(rows):
+                break
+            parts, at = outputs[:, rows], found[rows]
+            excess = torch.stack([self.likelihood.cdf(part, at) for part in parts]).mean(0) - probability
+            above = excess > 0
+            upper[rows] = torch.where(above, at, upper[rows])
+            lower[rows] = torch.where(above, lower[rows], at)
+            density = torch.stack([self.likelihood.log_density(part, at).exp() for part in parts]).mean(0)
+            step = at - excess / density
+            inside = (step > lower[rows]) & (step < upper[rows])
+            found[rows] = torch.where(inside, step, (lower[rows] + upper[rows]) / 2)
+            rows = rows[~(inside & (excess.abs() <= CLOSE * min(probability, 1 - probability)))]
+        return found.reshape(self.outputs.shape[1:3])
