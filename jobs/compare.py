@@ -35,6 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def compare(path: Path, overrides: list[str]) -> int:
+    from proxscore.storage import replacing
+    from proxscore.tracking import browse
     from proxscore.training.comparison import (
         driver,
         figure,
@@ -43,21 +45,24 @@ def compare(path: Path, overrides: list[str]) -> int:
     )  # here: importing Ray and MLflow takes seconds
     from proxscore.training.comparison.plan import plan
     from proxscore.training.comparison.settings import load
+    from proxscore.training.exclusive import exclusive
 
     comparison, source = load(path, overrides)
     planned = plan(comparison, source)
-    with driver.connected(planned), study.recorded(planned, comparison) as tracked:
+    one_job = exclusive(planned.config.training.storage, [planned.name])
+    with driver.connected(planned), one_job, study.recorded(planned, comparison) as tracked:
         found = driver.run(planned, tracked.run_id, lambda line: print(line, flush=True))
         report = planned.folder / "report"
         rows, text = table.write(planned, found, report)
-        figure.draw(planned, rows).savefig(report / "comparison.png", dpi=150)
+        with replacing(report / "comparison.png") as partial:
+            figure.draw(planned, rows).savefig(partial, dpi=150)
         tracked.artifacts(report, "comparison")
-        failed = sum(record["status"] == "failed" for record in found.values())
+        failed = sum(record["status"] != "finished" for record in found.values())
         tracked.metrics({"cells": len(found), "cells_failed": failed})
     print(f"\n{text}")
     for file in sorted(report.iterdir()):
         print(f"{file.suffix[1:]:<10} {file}")
-    print(f"browse     {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {planned.config.tracking.uri}")
+    print(f"browse     {browse(planned.config.tracking)}")
     if failed:
         print(f"error: {failed} of {len(found)} cells failed; name={planned.name} tries them again", file=sys.stderr)
     return 1 if failed else 0

@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 def forecast(source: str, overrides: list[str], draws: int, quantiles: list[float], output: Path) -> int:
     from pyarrow import parquet
 
+    from proxscore.storage import replacing
     from proxscore.training.context import pick_device
     from proxscore.training.ingest import evaluation_batches
     from proxscore.training.saved import load
@@ -65,7 +66,8 @@ def forecast(source: str, overrides: list[str], draws: int, quantiles: list[floa
         seed=config.evaluation.seed,
     )
     rows = table(predictive, task.series, quantiles)
-    parquet.write_table(rows, output)
+    with replacing(output) as partial:
+        parquet.write_table(rows, partial)
     print(f"forecasts  {output}: {len(task.series.series)} series x {config.task.horizon} steps")
     return 0
 

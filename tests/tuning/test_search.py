@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.trial import TrialState, create_trial
+from optuna.trial import TrialState
 from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search import Searcher
 from small_sweeps import settings
@@ -61,9 +61,7 @@ def test_the_sequence_of_trials_is_that_of_optuna_with_the_given_point_enqueued(
 
 
 def test_of_the_given_point_the_sampler_learns_what_lies_in_the_space(tmp_path: Path) -> None:
-    ours = source(
-        Ledger(str(tmp_path), {}), tmp_path, base={"method.max_mean_step": None, "method.penalty.mean": 4.0}
-    )
+    ours = source(Ledger(str(tmp_path), {}), tmp_path, base={"method.max_mean_step": None, "method.penalty.mean": 4.0})
     first = ours.propose()
     assert first is not None
     ours.ended(finish(ours.ledger.add(first), 0.1))

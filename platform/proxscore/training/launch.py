@@ -5,23 +5,23 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pyarrow.fs import FileType
 
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, MethodConfig
 from proxscore.methods import check_running_statistics, evaluations_per_step
-from proxscore.storage import UNREACHABLE, filesystem
+from proxscore.storage import UNREACHABLE, filesystem, put, read, write
 from proxscore.tracking import Recorder, TrackedRun, say, tracking_uri
 from proxscore.tracking.runs import check_server, git_tags
 from proxscore.training import checks, cluster, meshes, processes
 from proxscore.training.context import LocalContext, pick_device
 from proxscore.training.evaluation import versions
+from proxscore.training.exclusive import exclusive
 from proxscore.training.loop import train
 from proxscore.training.task import Task, build_task
 
@@ -79,11 +79,14 @@ def run(config: Config, show: Callable[[str], None] = say) -> list[Outcome]:
         place: AbstractContextManager[None] = processes.group(config)
     else:
         place = cluster.connected(config) if config.training.workers else nullcontext()
-    with place:
+    with ExitStack() as stack:
+        stack.enter_context(place)
         if not alone:
             cluster.check_storage(config)
             cluster.check_memory(config, methods, task)
         config = processes.named(config)
+        labels = [label_of(config, method) for method in methods] if processes.rank() == 0 else []
+        stack.enter_context(exclusive(config.training.storage, labels))
         outcomes = [_run_method(config, method, epochs, task, show) for method, epochs in plan]
     return [outcome for outcome in outcomes if outcome is not None]
 
@@ -118,10 +121,15 @@ def absolute(config: Config) -> Config:
     return config.model_copy(update={"task": task, "training": training, "tracking": tracking, "name": name})
 
 
+def label_of(config: Config, method: MethodConfig) -> str:
+    """What a method's run is called; also its folder."""
+    return f"{config.name}-{method.kind}"
+
+
 def _run_method(
     config: Config, method: MethodConfig, epochs: float, task: Task, show: Callable[[str], None]
 ) -> Outcome | None:
-    label = f"{config.name}-{method.kind}"
+    label = label_of(config, method)
     if processes.rank() > 0:
         _train_here(config, method, epochs, task, label, lambda payloads: None)
         return None
@@ -164,7 +172,7 @@ def keep(tracked: TrackedRun, results: dict[str, Any], final: Path) -> None:
     tracked.metrics({"parameters": results["parameters"], "gradient_evaluations": results["evaluations"]})
     tracked.artifacts(final / "figures", "figures")
     tracked.artifacts(final / "posterior", "posterior")
-    (final / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    write(final / "results.json", json.dumps(results, indent=2) + "\n")
 
 
 def _train_here(
@@ -216,10 +224,13 @@ class RunMemory:
         Raises:
             ConfigError: the run was started with settings that its checkpoints do not fit; names the first.
         """
-        if self.files.get_file_info(self.path).type != FileType.File:
+        content = read(self.files, self.path)
+        if content is None:
             return None
-        with self.files.open_input_stream(self.path) as stream:
-            memory = json.loads(stream.read())
+        try:
+            memory = json.loads(content)
+        except ValueError as error:
+            raise ConfigError(f"{self.path} is damaged ({error}): take another name, or remove its folder") from error
         now = self._settings(config, method, epochs)
         for key in (*memory["settings"], *now):
             before, wanted = memory["settings"].get(key), now.get(key)
@@ -234,8 +245,7 @@ class RunMemory:
     def write(self, config: Config, method: MethodConfig, epochs: float, run_id: str) -> None:
         """Remember this run."""
         memory = {"run_id": run_id, "settings": self._settings(config, method, epochs)}
-        with self.files.open_output_stream(self.path) as stream:
-            stream.write((json.dumps(memory, indent=2) + "\n").encode())
+        put(self.files, self.path, json.dumps(memory, indent=2) + "\n")
 
     @staticmethod
     def _settings(config: Config, method: MethodConfig, epochs: float) -> dict[str, Any]:

@@ -14,13 +14,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from proxscore.config import Config, ConfigError, EnsembleConfig, MethodConfig, ParquetConfig, VisionConfig
+from proxscore.config import (
+    Config,
+    ConfigError,
+    DivergedError,
+    EnsembleConfig,
+    MethodConfig,
+    ParquetConfig,
+    VisionConfig,
+)
 from proxscore.inference import noise
 from proxscore.methods import Horizon, Method, advice, build_method, conclude, shards
 from proxscore.posterior import Posterior, Samples
 from proxscore.posterior.stacking import stack, wants_stacking
 from proxscore.tracking import say
-from proxscore.training import checkpoint, ensemble, evaluation
+from proxscore.training import checkpoint, diverged, ensemble, evaluation
 from proxscore.training.context import Context
 from proxscore.training.ingest import Batch, RayTrainingData, TrainingData, together
 from proxscore.training.materialize import materialize
@@ -134,32 +142,41 @@ def fit(
     reported = time.perf_counter()
     started = reported - progress["seconds"]
     observer = Observer(context.device, config.training.profile)
+    asked = (
+        config.tracking.interval == 0
+    )  # a report after this step, on all ranks: then the method's statistics are taken
     for micro_batches, size in observer.timed_iterator(batches(data, progress, horizon, context, stop)):
         step = progress["step"]
-        method.monitor = True
+        last = step + 1 == stop
+        validate, save = step + 1 in validate_at or last, step + 1 in save_at and not last
+        method.monitor, method.statistics = asked or validate or save, {}
         module.train()
         due = float(time.perf_counter() - reported >= config.tracking.interval)
         if context.busy():
             due = -float(context.world)
-        record, due = train_step(module, method, task, micro_batches, size, config, context, step, due, observer)
+        told = partial(diverged.told, step + 1, horizon.total_steps, method_config, module)
+        with told():
+            record, wanted = train_step(module, method, task, micro_batches, size, config, context, step, due, observer)
         if "data/skipped_rows" in record:  # of the step; recorded is their number so far
             progress["skipped_rows"] += record["data/skipped_rows"]
             record["data/skipped_rows"] = progress["skipped_rows"]
         records.append({"step": step + 1} | record)
         progress |= {"step": step + 1, "seconds": time.perf_counter() - started}
-        last = step + 1 == stop
-        validate, save = step + 1 in validate_at or last, step + 1 in save_at and not last
-        if validate or save or due:
+        asked, report = wanted, asked or validate or save
+        if report:
             notice = context.leaving() and not last
             save |= notice
-            metrics = evaluate("validation", config.evaluation.validation_draws)[0] if validate else {}
+            metrics: dict[str, float] = {}
             if validate:
+                with told():
+                    metrics = evaluate("validation", config.evaluation.validation_draws)[0]
                 progress["score"] = metrics["nll"] if math.isfinite(metrics["nll"]) else WORST
             payload = report_of(progress, horizon, records, metrics, checkpoint=save)
             payload["resources"] = observer.summary()
             with observer.timed("checkpoint" if save else "report"):
                 context.report(payload, partial(checkpoint.save, snapshot=snapshot) if save else None, wait=notice)
             records, reported = [], time.perf_counter()
+            asked = asked and config.tracking.interval == 0
 
     ended = time.perf_counter()
     conclude(method, module, task.likelihood, partial(rows_of, data), horizon.data_size)
@@ -241,8 +258,9 @@ def train_step(
         observer: of the time that the parts of the step take.
 
     Returns:
-        What to record: ``train/nll`` (nats per row, mean over the draws, all ranks' rows), the method's statistics, and,
-        if there are any, the number of rows that were left out as unreadable; and whether a report is due on any rank.
+        What to record: ``train/nll`` (nats per row, mean over the draws, all ranks' rows), the method's statistics of this
+        step, if it monitors them, and, if there are any, the number of rows that were left out as unreadable; and whether a
+        report is due on any rank.
     """
     observer = observer or Observer(context.device)
     nll = torch.zeros((), device=context.device)

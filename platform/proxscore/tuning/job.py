@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import yaml
 
 from proxscore.config import ConfigError
+from proxscore.storage import put
 from proxscore.training import cluster
+from proxscore.training.exclusive import exclusive
 from proxscore.tuning import report
 from proxscore.tuning.ledger import Ledger, Trial
 from proxscore.tuning.live import Live
@@ -48,8 +50,13 @@ def run(plan: Plan, show: Callable[[str], None]) -> Found:
         ConfigError: the cluster can never run a trial, or the sweep was begun with other settings.
         NothingFoundError: no trial finished; the sweep's run is FAILED.
     """
-    ledger = Ledger(plan.folder, plan.settings())
-    with quiet(), cluster.connected(plan.config, log=False):
+    assert plan.config.name is not None
+    with (
+        quiet(),
+        cluster.connected(plan.config, log=False),
+        exclusive(plan.config.training.storage, [plan.config.name]),
+    ):
+        ledger = Ledger(plan.folder, plan.settings())
         cluster.check_storage(plan.config)
         cluster.check_memory(plan.config, [plan.config.method], plan.task)
         if plan.tune.gpu_hours is not None and not cluster.use_gpu(plan.config):
@@ -82,6 +89,7 @@ def leave_figures(plan: Plan, ledger: Ledger, recording: Recording, best: list[T
         recording.parent.figure(figure, f"figures/{name}.png")
     recording.parent.text(report.trials_table(plan, ledger), "trials.csv")
     counts = {status: float(len(ledger.of("search", status))) for status in ("finished", "stopped", "failed")}
+    counts["diverged"] = float(sum(trial.diverged for trial in ledger.of("search", "failed")))
     recording.parent.metrics({f"trials_{status}": count for status, count in counts.items()})
 
 
@@ -98,8 +106,7 @@ def keep_winner(plan: Plan, ledger: Ledger, recording: Recording, candidates: li
         for trial in candidate.trials:
             recording.child(trial).describe({}, {"tune.best": str(candidate is winner).lower()})
     path = f"{ledger.path.removesuffix('sweep.json')}best.yaml"
-    with ledger.files.open_output_stream(path) as stream:
-        stream.write(text.encode())
+    put(ledger.files, path, text)
     return f"{plan.folder}/best.yaml"
 
 

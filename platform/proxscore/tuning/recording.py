@@ -66,12 +66,12 @@ class Recording:
     def ended(self, trial: Trial) -> None:
         """A trial has ended, or was interrupted."""
         child = self.child(trial)
-        words: str = trial.status
+        words = trial.outcome
         if trial.status in ("stopped", "interrupted"):
             words += f" at epoch {trial.epoch:.3g} of {trial.epochs:g}"
         child.describe({}, {"tune.status": words})
         if trial.error is not None:
-            child.describe({}, {"failure": trial.error[:5000]})
+            child.describe({}, {"failure": trial.error[:5000]} | ({"diverged": "true"} if trial.diverged else {}))
         finals = {f"validation_final/{name}": value for name, value in trial.final.items() if math.isfinite(value)}
         child.metrics(finals | {"seconds": trial.seconds})
         child.client.set_terminated(child.run_id, status=STATUSES[trial.status])

@@ -59,7 +59,7 @@ def trials_table(plan: Plan, ledger: Ledger) -> str:
         values = [trial.value(name) for name in plan.objectives]
         writer.writerow(
             [
-                *(trial.number, trial.stage, trial.status, trial.seed, trial.epochs if trial.final else trial.epoch),
+                *(trial.number, trial.stage, trial.outcome, trial.seed, trial.epochs if trial.final else trial.epoch),
                 *("" if math.isinf(value) else value for value in values),
                 *(round(trial.seconds, 1), trial.run_id, trial.error or ""),
                 *(trial.params.get(key, "") for key in keys),

@@ -225,7 +225,7 @@ class Queue(Unremembered, Searcher):
             if proposed is None:
                 return None
             trial = self.ledger.add(proposed)
-        trial.status, trial.error = "running", None
+        trial.status, trial.error, trial.diverged = "running", None, False
         self.running.add(trial.number)
         return self.begin(trial)
 

@@ -119,7 +119,7 @@ def applied(config: Config, params: Params) -> Config:
 
     Where a step takes more of them (pairs, more draws), there are fewer epochs.
     """
-    tree = config.model_dump(mode="json")
+    tree = configuration.plain(config)
     for key, value in params.items():
         tree = configuration.with_value(tree, key, value)
     changed = configuration.parse(tree, "trial")

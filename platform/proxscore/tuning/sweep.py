@@ -187,7 +187,7 @@ class Sweep:
         start = None if trial.parent is None else f"{changed.training.storage}/{trials.name_of(trial.parent)}"
         return {
             "number": trial.number,
-            "config": changed.model_dump(mode="json"),
+            "config": changed,
             "until": trial.epochs / cost,
             "cost": cost,
             "start": start,

@@ -53,7 +53,7 @@ class Progress:
             self.line(f"{name}: {self.headline} {value:.4f}, {record['seconds']:.1f} s of training")
         else:
             self.failed += 1
-            self.line(f"{name} failed: {record['reason']}")
+            self.line(f"{name} {record['status']}: {record['reason']}")
 
     def line(self, what: str) -> None:
         """Cells done, rate, time left, and what just happened."""

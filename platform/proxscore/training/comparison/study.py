@@ -9,6 +9,7 @@ from typing import Any
 
 from proxscore import config as configuration
 from proxscore.config import ConfigError
+from proxscore.storage import write
 from proxscore.tracking import TrackedRun
 from proxscore.tracking.runs import check_server, git_tags
 from proxscore.training.comparison import records
@@ -36,7 +37,7 @@ def recorded(plan: Plan, comparison: ComparisonConfig) -> Iterator[TrackedRun]:
         plan.folder.mkdir(parents=True, exist_ok=True)
         earlier = json.loads(file.read_text())["run_id"] if file.exists() else None
         tracked = TrackedRun(uri, config.tracking.experiment, plan.name, earlier)
-        file.write_text(json.dumps({"run_id": tracked.run_id}) + "\n")
+        write(file, json.dumps({"run_id": tracked.run_id}) + "\n")
     except OSError as error:
         raise ConfigError(f"training.storage {config.training.storage}: cannot be written: {error}") from error
     with tracked.running():
