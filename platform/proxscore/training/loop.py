@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from proxscore.config import (
     Config,
     ConfigError,
-    DivergedError,
     EnsembleConfig,
     MethodConfig,
     ParquetConfig,
