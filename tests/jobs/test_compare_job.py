@@ -317,9 +317,9 @@ def test_validation_data_choose_a_learning_rate_and_the_table_shows_both(here: P
     scores |= {("ours", "default", 0): 0.5, ("ours", "default", 1): 0.7, ("ours", "max_mean_step=0.2", 0): 0.9}
     scores |= {("ours", "max_mean_step=0.4", 0): 0.6}
     leave(made, scores)
-    assert driver.left(made)  # ours at 0.4 with the second seed
+    assert driver.kept(made) is None  # ours at 0.4 with the second seed
     leave(made, {("ours", "max_mean_step=0.4", 1): 0.8})
-    assert not driver.left(made)
+    assert driver.kept(made) is not None
     found = driver.run(made, "parent", lambda line: None)  # no cell runs: Ray is not needed
     rows, text = table.write(made, found, here / "report")
     nll = {row.label: (row.setting, row.numbers("nll")) for row in rows}

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray.train
 import torch
 
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, MethodConfig
 from proxscore.methods import check_running_statistics, evaluations_per_step
-from proxscore.storage import UNREACHABLE, filesystem, put, read, write
+from proxscore.storage import UNREACHABLE, exists, filesystem, put, read, write
 from proxscore.tracking import Recorder, TrackedRun, say, tracking_uri
 from proxscore.tracking.runs import check_server, git_tags
 from proxscore.training import checks, cluster, meshes, processes
@@ -24,6 +25,8 @@ from proxscore.training.evaluation import versions
 from proxscore.training.exclusive import exclusive
 from proxscore.training.loop import train
 from proxscore.training.task import Task, build_task
+
+FINISHED = "finished.json"  # beside run.json: what a finished run left
 
 
 @dataclass
@@ -60,19 +63,23 @@ def run(config: Config, show: Callable[[str], None] = say) -> list[Outcome]:
         ConfigError: a setting or file at fault, before anything is trained.
     """
     config = processes.counted(absolute(config))
+    plan = [(config.method, config.training.epochs)]
+    if config.baseline is not None:
+        plan.insert(0, (config.baseline, config.training.epochs * evaluations_per_step(config.method)))
+    alone = processes.launched() or config.training.workers == 0
+    if alone and "://" in config.training.storage:
+        raise ConfigError(
+            f"training.storage {config.training.storage}: without Ray's workers it must be a local folder"
+        )
+    before = [finished(config, method, epochs) for method, epochs in plan]
+    if all(before):  # no cluster, no data, and nothing that is recorded twice
+        show(f"{config.name} is finished: these are its results; another name begins a new run")
+        return [outcome for outcome in before if outcome is not None and processes.rank() == 0]
     task = build_task(config.task)
     task.check(config)
     module = task.build_model(torch.device("meta") if config.training.meta_init else None)
     check_running_statistics(config.method, module, config.evaluation.norm_batches)
     meshes.shape(config, config.method)
-    alone = processes.launched() or config.training.workers == 0
-    plan = [(config.method, config.training.epochs)]
-    if alone and "://" in config.training.storage:
-        raise ConfigError(
-            f"training.storage {config.training.storage}: without Ray's workers it must be a local folder"
-        )
-    if config.baseline is not None:
-        plan.insert(0, (config.baseline, config.training.epochs * evaluations_per_step(config.method)))
     methods = [method for method, _ in plan]
     _check_this_machine(config, methods, task, alone=alone)
     if processes.launched():
@@ -130,6 +137,9 @@ def _run_method(
     config: Config, method: MethodConfig, epochs: float, task: Task, show: Callable[[str], None]
 ) -> Outcome | None:
     label = label_of(config, method)
+    before = finished(config, method, epochs)
+    if before is not None:
+        return before if processes.rank() == 0 else None
     if processes.rank() > 0:
         _train_here(config, method, epochs, task, label, lambda payloads: None)
         return None
@@ -152,12 +162,26 @@ def _run_method(
         started = time.perf_counter()
         if config.training.workers == 0 or processes.launched():
             results, final = _train_here(config, method, epochs, task, label, recorder)
+            name = f"{final.parent.name}/{final.name}"
         else:
             results, checkpoint = cluster.train_on_ray(config, method, epochs, label, recorder)
-            final = cluster.local(checkpoint)
+            final, name = cluster.local(checkpoint), Path(checkpoint.path).name
         results["seconds_total"] = time.perf_counter() - started
         keep(tracked, results, final)
-    return Outcome(label, method.kind, tracked.run_id, results, final, task.headline)
+    outcome = Outcome(label, method.kind, tracked.run_id, results, final, tuple(task.headline))
+    memory.finish(config, outcome, name)
+    return outcome
+
+
+def finished(config: Config, method: MethodConfig, epochs: float) -> Outcome | None:
+    """What a method's run left when it was finished before; none: it was not, or its last checkpoint is gone.
+
+    Raises:
+        ConfigError: it was finished with other settings; names the first.
+    """
+    memory = RunMemory(config.training.storage, label_of(config, method))
+    memory.read(config, method, epochs)
+    return memory.outcome(config, method)
 
 
 def keep(tracked: TrackedRun, results: dict[str, Any], final: Path) -> None:
@@ -207,8 +231,9 @@ class RunMemory:
         try:
             self.folder = f"{storage.rstrip('/')}/{label}"
             self.files, root = filesystem(storage)
-            self.path = f"{root.rstrip('/')}/{label}/run.json"
-            self.files.create_dir(f"{root.rstrip('/')}/{label}", recursive=True)
+            self.root = f"{root.rstrip('/')}/{label}"
+            self.path = f"{self.root}/run.json"
+            self.files.get_file_info(self.path)
         except UNREACHABLE as error:
             raise ConfigError(
                 f"training.storage {storage}: cannot be written: {' '.join(str(error).split())}"
@@ -245,7 +270,46 @@ class RunMemory:
     def write(self, config: Config, method: MethodConfig, epochs: float, run_id: str) -> None:
         """Remember this run."""
         memory = {"run_id": run_id, "settings": self._settings(config, method, epochs)}
+        self.files.create_dir(self.root, recursive=True)
         put(self.files, self.path, json.dumps(memory, indent=2) + "\n")
+
+    def finish(self, config: Config, outcome: Outcome, checkpoint: str) -> None:
+        """Remember what the run left.
+
+        Args:
+            checkpoint: the last one's name below the run's folder.
+        """
+        left = {
+            "run_id": outcome.run_id,
+            "checkpoint": checkpoint,
+            "headline": outcome.headline,
+            "evaluation": configuration.flatten(config.evaluation),
+            "results": outcome.results,
+        }
+        put(self.files, f"{self.root}/{FINISHED}", json.dumps(left, indent=2) + "\n")
+
+    def outcome(self, config: Config, method: MethodConfig) -> Outcome | None:
+        """What :meth:`finish` remembered.
+
+        Raises:
+            ConfigError: the results are those of other settings of the evaluation.
+        """
+        content = read(self.files, f"{self.root}/{FINISHED}")
+        if content is None:
+            return None
+        left = json.loads(content)
+        place = f"{self.root}/{left['checkpoint']}"
+        if not exists(self.files, f"{place}/posterior/posterior.json"):
+            return None
+        for key, now in configuration.flatten(config.evaluation).items():
+            if key in left["evaluation"] and left["evaluation"][key] != now:
+                raise ConfigError(
+                    f"run {config.name!r} is finished, with evaluation.{key}={left['evaluation'][key]}, now it is {now}: "
+                    "jobs/evaluate.py judges its posterior anew; or take another name"
+                )
+        folder = cluster.local(ray.train.Checkpoint(place, filesystem=self.files))
+        label = Path(self.root).name
+        return Outcome(label, method.kind, left["run_id"], left["results"], folder, tuple(left["headline"]))
 
     @staticmethod
     def _settings(config: Config, method: MethodConfig, epochs: float) -> dict[str, Any]:

@@ -89,6 +89,7 @@ class Ledger:
         self.trials: list[Trial] = []
         self.run_id: str | None = None
         self.search_seconds = 0.0  # that the search has run, over all attempts
+        self.found: dict[str, Any] | None = None  # what the sweep came to, once it is finished: see :mod:`tuning.job`
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         try:
             self.files, root = filesystem(folder)
@@ -116,6 +117,7 @@ class Ledger:
                     "the settings it was started with"
                 )
         self.run_id, self.search_seconds = held["run_id"], held["search_seconds"]
+        self.found = held.get("found")
         self.trials = [Trial(**trial) for trial in held["trials"]]
         for trial in self.trials:
             if trial.status == "running":  # the driver was killed
@@ -126,6 +128,7 @@ class Ledger:
         held = {
             "run_id": self.run_id,
             "search_seconds": self.search_seconds,
+            "found": self.found,
             "settings": self.settings,
             "trials": [dataclasses.asdict(trial) for trial in self.trials],
         }

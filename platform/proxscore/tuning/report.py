@@ -15,12 +15,12 @@ from proxscore import config as configuration
 from proxscore.config import Config, ProximalScoreConfig
 from proxscore.methods import Horizon
 from proxscore.tuning import figures
+from proxscore.tuning.choice import Candidate
 from proxscore.tuning.ledger import Ledger, Trial
 from proxscore.tuning.live import short
 from proxscore.tuning.plan import Plan
 from proxscore.tuning.population import MULTIPLIERS
 from proxscore.tuning.space import Domain, Space, applied
-from proxscore.tuning.sweep import Candidate
 
 
 def leaderboard(plan: Plan, candidates: Sequence[Candidate]) -> tuple[list[str], list[list[str]]]:

@@ -10,7 +10,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class Sampled(Source):
         ledger: Ledger,
         space: Space,
         base: dict[str, Any],
-        objectives: dict[str, bool],
+        objectives: Mapping[str, bool],
         *,
         trials: int,
         random: bool,

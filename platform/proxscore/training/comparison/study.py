@@ -19,6 +19,12 @@ from proxscore.training.comparison.settings import ComparisonConfig
 MEMORY = "comparison.json"
 
 
+def finished(plan: Plan) -> bool:
+    """Whether the comparison was recorded to its end, as far as its cells went then."""
+    file = plan.folder / MEMORY
+    return file.exists() and bool(json.loads(file.read_text()).get("finished"))
+
+
 @contextmanager
 def recorded(plan: Plan, comparison: ComparisonConfig) -> Iterator[TrackedRun]:
     """The run, RUNNING within the context.
@@ -52,3 +58,4 @@ def recorded(plan: Plan, comparison: ComparisonConfig) -> Iterator[TrackedRun]:
         }
         tracked.describe(common, git_tags() | methods)
         yield tracked
+    write(file, json.dumps({"run_id": tracked.run_id, "finished": True}) + "\n")
