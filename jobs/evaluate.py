@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from proxscore.config import Config, ConfigError
+from proxscore.config import Config, ConfigError, expanded
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="also tell how far the posterior is from its target, from so many draws: a forward and backward pass over "
         "the training data for each (Pareto k-hat needs 100)",
     )
-    parser.add_argument("--output", type=Path, default=Path("evaluation"), help="folder for metrics and figure")
+    parser.add_argument("--output", type=expanded, default=Path("evaluation"), help="folder for metrics and figure")
     options = parser.parse_intermixed_args(arguments)
     try:
         if options.draws < 0:

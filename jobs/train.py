@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from proxscore import config as configuration
-from proxscore.config import Config, ConfigError, DivergedError
+from proxscore.config import Config, ConfigError, DivergedError, expanded
 
 MLFLOW = "mlflow:"
 ACRONYMS = ("nll", "ece", "crps", "mase")
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--dry-run", action="store_true", help="one step in this process, costs and estimates, and stop"
     )
     parser.add_argument("--profile", action="store_true", help="leave a trace of a few steps in MLflow")
-    parser.add_argument("--result", type=Path, metavar="FILE.json", help="write the results there, too")
+    parser.add_argument("--result", type=expanded, metavar="FILE.json", help="write the results there, too")
     options = parser.parse_intermixed_args(arguments)
     try:
         profile = ["training.profile=true"] if options.profile else []

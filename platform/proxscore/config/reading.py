@@ -14,7 +14,7 @@ from proxscore.config.credentials import masked
 from proxscore.config.forecasting import ForecastingConfig
 from proxscore.config.methods import ProximalScoreConfig
 from proxscore.config.root import Config
-from proxscore.config.section import REVEAL, ConfigError, Section
+from proxscore.config.section import REVEAL, ConfigError, Section, expanded
 from proxscore.config.vision import VisionConfig
 
 Root = TypeVar("Root", bound=Section)
@@ -42,7 +42,7 @@ def read(
     if path is not None:
         source = str(path)
         try:
-            loaded = yaml.safe_load(Path(path).read_text())
+            loaded = yaml.safe_load(expanded(path).read_text())
         except OSError as error:
             raise ConfigError(f"configuration file {path}: {error.strerror or error}") from error
         except yaml.YAMLError as error:

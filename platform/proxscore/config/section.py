@@ -55,13 +55,13 @@ class Section(BaseModel):
             yield name, masked_tree(value)
 
 
-def expanded(path: Path) -> Path:
+def expanded(path: str | Path) -> Path:
     """A path with ``~`` or ``~user`` at its beginning replaced by that user's folder.
 
     Raises:
         ConfigError: there is no such user, or no such folder is known.
     """
     try:
-        return path.expanduser()
+        return Path(path).expanduser()
     except RuntimeError as error:
         raise ConfigError(f"path {path}: {str(error).lower()}") from error

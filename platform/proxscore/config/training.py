@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -38,7 +37,7 @@ class TrainingConfig(Section):
     @field_validator("storage")
     @classmethod
     def _users_folder(cls, value: str) -> str:
-        return str(expanded(Path(value))) if value.startswith("~") else value
+        return str(expanded(value)) if value.startswith("~") else value
 
 
 class EvaluationConfig(Section):

@@ -42,7 +42,7 @@ def tracking_uri(config: TrackingConfig) -> str:
     """
     uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(Path.cwd() / "mlflow.db")
     if uri.startswith(f"{SQLITE}~"):
-        uri = sqlite_uri(expanded(Path(uri.removeprefix(SQLITE))))
+        uri = sqlite_uri(expanded(uri.removeprefix(SQLITE)))
     return _completed(uri) if MASK in uri else uri
 
 

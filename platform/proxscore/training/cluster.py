@@ -176,6 +176,13 @@ def check_memory(config: Config, methods: list[MethodConfig], task: Task) -> Non
 Worker = Callable[[dict[str, Any]], dict[str, Any]]
 
 
+class _Trainer(TorchTrainer):
+    """Leaves Ctrl-C to whoever called: Ray's handler waits for its controller, which may wait for the tracking server."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        return
+
+
 def train_on_ray(
     config: Config,
     method: MethodConfig,
@@ -204,7 +211,7 @@ def train_on_ray(
     training = config.training
     files, folder = filesystem(training.storage)
     payload = {"config": config, "baseline": method is config.baseline, "epochs": epochs}
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         worker or _worker,
         train_loop_config=payload | (settings or {}),
         torch_config=TorchConfig(backend="nccl" if use_gpu(config) else "gloo"),
