@@ -58,7 +58,7 @@ def compare(path: Path, overrides: list[str]) -> int:
         print(f"{planned.name} is finished: these are its results; another name begins a new comparison")
         return show(planned, before, table.write(planned, before, report)[1])
     one_job = exclusive(planned.config.training.storage, [planned.name])
-    with driver.connected(planned), one_job, study.recorded(planned, comparison) as tracked:
+    with one_job, driver.connected(planned), study.recorded(planned, comparison) as tracked:
         found = driver.run(planned, tracked.run_id, lambda line: print(line, flush=True))
         rows, text = table.write(planned, found, report)
         with replacing(report / "comparison.png") as partial:

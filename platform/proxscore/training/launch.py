@@ -87,15 +87,21 @@ def run(config: Config, show: Callable[[str], None] = say) -> list[Outcome]:
     else:
         place = cluster.connected(config) if config.training.workers else nullcontext()
     with ExitStack() as stack:
+        if not processes.launched():
+            stack.enter_context(_exclusive(config, methods))
         stack.enter_context(place)
         if not alone:
             cluster.check_storage(config)
             cluster.check_memory(config, methods, task)
-        config = processes.named(config)
-        labels = [label_of(config, method) for method in methods] if processes.rank() == 0 else []
-        stack.enter_context(exclusive(config.training.storage, labels))
+        if processes.launched():
+            config = processes.named(config)
+            stack.enter_context(_exclusive(config, methods if processes.rank() == 0 else []))
         outcomes = [_run_method(config, method, epochs, task, show) for method, epochs in plan]
     return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _exclusive(config: Config, methods: list[MethodConfig]) -> AbstractContextManager[None]:
+    return exclusive(config.training.storage, [label_of(config, method) for method in methods])
 
 
 def _check_this_machine(config: Config, methods: list[MethodConfig], task: Task, *, alone: bool) -> None:

@@ -58,8 +58,8 @@ def run(plan: Plan, show: Callable[[str], None]) -> Found:
         return found
     with (
         quiet(),
-        cluster.connected(plan.config, log=False),
         exclusive(plan.config.training.storage, [plan.config.name]),
+        cluster.connected(plan.config, log=False),
     ):
         ledger = Ledger(plan.folder, plan.settings())
         cluster.check_storage(plan.config)
