@@ -51,8 +51,11 @@ def _of_nan(error: ValueError) -> bool:
 
 
 @contextmanager
-def told(step: int, steps: int, method: MethodConfig, module: nn.Module) -> Iterator[None]:
+def told(step: int, steps: int, method: MethodConfig, section: str, module: nn.Module) -> Iterator[None]:
     """Within the context, what a run does that has diverged is said as such, with the step that it is at.
+
+    Args:
+        section: of the configuration that the method's settings are in.
 
     Raises:
         DivergedError: numbers are not finite: of scores, weights or predictions.
@@ -60,20 +63,20 @@ def told(step: int, steps: int, method: MethodConfig, module: nn.Module) -> Iter
     try:
         yield
     except FloatingPointError as error:
-        raise at(step, steps, error, method) from error
+        raise at(step, steps, error, method, section) from error
     except ValueError as error:
         weights = (noise.local(parameter.detach()) for parameter in module.parameters())
         if isinstance(error, ConfigError) or not (_of_nan(error) or not all(bool(w.isfinite().all()) for w in weights)):
             raise
-        raise at(step, steps, FloatingPointError(NANS), method) from error
+        raise at(step, steps, FloatingPointError(NANS), method, section) from error
 
 
-def at(step: int, steps: int, error: FloatingPointError, method: MethodConfig) -> DivergedError:
+def at(step: int, steps: int, error: FloatingPointError, method: MethodConfig, section: str) -> DivergedError:
     """What is said of a run that an error has ended at a step."""
-    return DivergedError(f"diverged at step {step} of {steps}: {error}; {remedy(method)}")
+    return DivergedError(f"diverged at step {step} of {steps}: {error}; {remedy(method, section)}")
 
 
-def remedy(method: MethodConfig, section: str = "method") -> str:
+def remedy(method: MethodConfig, section: str) -> str:
     """Settings that keep steps small."""
     if isinstance(method, EnsembleConfig):
         return remedy(method.of, f"{section}.of")

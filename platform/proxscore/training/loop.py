@@ -141,6 +141,7 @@ def fit(
     reported = time.perf_counter()
     started = reported - progress["seconds"]
     observer = Observer(context.device, config.training.profile)
+    section = section_of(method_config, config, context)
     asked = (
         config.tracking.interval == 0
     )  # a report after this step, on all ranks: then the method's statistics are taken
@@ -153,7 +154,7 @@ def fit(
         due = float(time.perf_counter() - reported >= config.tracking.interval)
         if context.busy():
             due = -float(context.world)
-        told = partial(diverged.told, step + 1, horizon.total_steps, method_config, module)
+        told = partial(diverged.told, step + 1, horizon.total_steps, method_config, section, module)
         with told():
             record, wanted = train_step(module, method, task, micro_batches, size, config, context, step, due, observer)
         if "data/skipped_rows" in record:  # of the step; recorded is their number so far
@@ -181,6 +182,13 @@ def fit(
     conclude(method, module, task.likelihood, partial(rows_of, data), horizon.data_size)
     seconds = progress["seconds"] + time.perf_counter() - ended
     return Fitted(module, method, data, horizon, snapshot, seconds)
+
+
+def section_of(method_config: MethodConfig, config: Config, context: Context) -> str:
+    """Where the settings of a method that is fitted are in the configuration."""
+    if method_config is config.baseline:
+        return "baseline"
+    return "method.of" if isinstance(context, ensemble.MemberContext) else "method"
 
 
 def rows_of(data: TrainingData | RayTrainingData) -> Iterator[Batch]:
@@ -417,7 +425,8 @@ def finish(trained: Trained, config: Config, method_config: MethodConfig, task: 
             return predictive.log_density
 
         posterior, results["mixture_weights"] = stack(posterior, log_density)
-    tested = evaluation.tested(posterior, module, task, config, context, fitted.data)
+    with diverged.told(horizon.total_steps, horizon.total_steps, method_config, "method", module):
+        tested = evaluation.tested(posterior, module, task, config, context, fitted.data)
     results |= {
         "test": {name: metrics for name, (metrics, _) in tested.items()},
         "steps": horizon.total_steps * trained.members,
