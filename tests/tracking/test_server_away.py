@@ -49,7 +49,7 @@ class Server:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        for _ in range(600):
+        for _ in range(1800):
             try:
                 with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
                     return
