@@ -13,8 +13,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from proxscore.config import ConfigError
+
+if TYPE_CHECKING:
+    from proxscore.training.comparison.driver import Records
+    from proxscore.training.comparison.plan import Plan
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def compare(path: Path, overrides: list[str]) -> int:
+    from proxscore.storage import replacing
     from proxscore.training.comparison import (
         driver,
         figure,
@@ -43,22 +49,37 @@ def compare(path: Path, overrides: list[str]) -> int:
     )  # here: importing Ray and MLflow takes seconds
     from proxscore.training.comparison.plan import plan
     from proxscore.training.comparison.settings import load
+    from proxscore.training.exclusive import exclusive
 
     comparison, source = load(path, overrides)
     planned = plan(comparison, source)
-    with driver.connected(planned), study.recorded(planned, comparison) as tracked:
+    report, before = planned.folder / "report", driver.kept(planned)
+    if before is not None and study.finished(planned):
+        print(f"{planned.name} is finished: these are its results; another name begins a new comparison")
+        return show(planned, before, table.write(planned, before, report)[1])
+    one_job = exclusive(planned.config.training.storage, [planned.name])
+    with one_job, driver.connected(planned), study.recorded(planned, comparison) as tracked:
         found = driver.run(planned, tracked.run_id, lambda line: print(line, flush=True))
-        report = planned.folder / "report"
         rows, text = table.write(planned, found, report)
-        figure.draw(planned, rows).savefig(report / "comparison.png", dpi=150)
+        with replacing(report / "comparison.png") as partial:
+            figure.draw(planned, rows).savefig(partial, dpi=150)
         tracked.artifacts(report, "comparison")
-        failed = sum(record["status"] == "failed" for record in found.values())
-        tracked.metrics({"cells": len(found), "cells_failed": failed})
+        tracked.metrics({"cells": len(found), "cells_failed": failures(found)})
+    return show(planned, found, text)
+
+
+def failures(found: Records) -> int:
+    return sum(record["status"] != "finished" for record in found.values())
+
+
+def show(planned: Plan, found: Records, text: str) -> int:
+    from proxscore.tracking import browse
+
     print(f"\n{text}")
-    for file in sorted(report.iterdir()):
+    for file in sorted((planned.folder / "report").iterdir()):
         print(f"{file.suffix[1:]:<10} {file}")
-    print(f"browse     {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {planned.config.tracking.uri}")
-    if failed:
+    print(f"browse     {browse(planned.config.tracking)}")
+    if failed := failures(found):
         print(f"error: {failed} of {len(found)} cells failed; name={planned.name} tries them again", file=sys.stderr)
     return 1 if failed else 0
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from proxscore.config import Config, ConfigError
+from proxscore.config import Config, ConfigError, expanded
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="also tell how far the posterior is from its target, from so many draws: a forward and backward pass over "
         "the training data for each (Pareto k-hat needs 100)",
     )
-    parser.add_argument("--output", type=Path, default=Path("evaluation"), help="folder for metrics and figure")
+    parser.add_argument("--output", type=expanded, default=Path("evaluation"), help="folder for metrics and figure")
     options = parser.parse_intermixed_args(arguments)
     try:
         if options.draws < 0:
@@ -58,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def evaluate(source: str, overrides: list[str], split: str, draws: int, output: Path, diagnose: int = 0) -> int:
+    from proxscore.storage import replacing, write
     from proxscore.training.context import LocalContext, pick_device
     from proxscore.training.evaluation import evaluate as score
     from proxscore.training.ingest import TrainingData
@@ -79,11 +80,12 @@ def evaluate(source: str, overrides: list[str], split: str, draws: int, output: 
     stem = f"{config.task.data.kind}_{split}_{draws}_draws"
     drawn = figures()
     for name, figure in drawn.items():
-        figure.savefig(output / f"{stem}_{name}.png", dpi=150)
+        with replacing(output / f"{stem}_{name}.png") as partial:
+            figure.savefig(partial, dpi=150)
     record = {"posterior": source, "split": split, "draws": draws, "data": task.describe(), "metrics": metrics}
     if distances is not None:
         record["diagnosis"] = {"draws": diagnose, **distances.metrics()}
-    (output / f"{stem}.json").write_text(json.dumps(record, indent=2) + "\n")
+    write(output / f"{stem}.json", json.dumps(record, indent=2) + "\n")
     table = Table(
         "metric", "value", title=f"{config.task.data.kind}, {split} split, {draws} draws", title_justify="left"
     )

@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from proxscore.config import ConfigError, ForecastingConfig
+from proxscore.config import ConfigError, ForecastingConfig, expanded
 
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the task it was trained on")
     parser.add_argument("--draws", type=int, default=16, help="posterior draws; 0: the mean weights")
     parser.add_argument("--quantiles", type=float, nargs="+", default=QUANTILES, metavar="Q", help="between 0 and 1")
-    parser.add_argument("--output", type=Path, default=Path("forecasts.parquet"), help="Parquet file to write")
+    parser.add_argument("--output", type=expanded, default=Path("forecasts.parquet"), help="Parquet file to write")
     options = parser.parse_intermixed_args(arguments)
     try:
         if options.draws < 0:
@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 def forecast(source: str, overrides: list[str], draws: int, quantiles: list[float], output: Path) -> int:
     from pyarrow import parquet
 
+    from proxscore.storage import replacing
     from proxscore.training.context import pick_device
     from proxscore.training.ingest import evaluation_batches
     from proxscore.training.saved import load
@@ -68,7 +69,8 @@ def forecast(source: str, overrides: list[str], draws: int, quantiles: list[floa
         seed=config.evaluation.seed,
     )
     rows = table(predictive, task.series, quantiles)
-    parquet.write_table(rows, output)
+    with replacing(output) as partial:
+        parquet.write_table(rows, partial)
     print(f"forecasts  {output}: {len(task.series.series)} series x {config.task.horizon} steps")
     return 0
 

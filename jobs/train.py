@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from proxscore import config as configuration
-from proxscore.config import Config, ConfigError
+from proxscore.config import Config, ConfigError, DivergedError, expanded
 
 MLFLOW = "mlflow:"
 ACRONYMS = ("nll", "ece", "crps", "mase")
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--dry-run", action="store_true", help="one step in this process, costs and estimates, and stop"
     )
     parser.add_argument("--profile", action="store_true", help="leave a trace of a few steps in MLflow")
-    parser.add_argument("--result", type=Path, metavar="FILE.json", help="write the results there, too")
+    parser.add_argument("--result", type=expanded, metavar="FILE.json", help="write the results there, too")
     options = parser.parse_intermixed_args(arguments)
     try:
         profile = ["training.profile=true"] if options.profile else []
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         if not (isinstance(error, ConfigError) and processes.rank() > 0):  # torchrun: all processes find the same
             print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, DivergedError) else 2
     except (KeyboardInterrupt, SystemExit):
         print(
             "interrupted: the run is marked KILLED; the same name resumes it from its last checkpoint", file=sys.stderr
@@ -74,6 +74,8 @@ def _file(source: str | None, overrides: list[str]) -> Path | None:
 
 
 def train(config: Config, result: Path | None) -> int:
+    from proxscore.storage import write
+    from proxscore.tracking import browse
     from proxscore.training import launch  # here: importing Ray and MLflow takes seconds that --print-config spares
 
     if result is not None and not result.parent.is_dir():
@@ -106,9 +108,9 @@ def train(config: Config, result: Path | None) -> int:
             if "point" not in outcome.results["test"]
             else f"weights    {outcome.folder / 'posterior'}"
         )
-    print(f"browse     {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {config.tracking.uri}")
+    print(f"browse     {browse(config.tracking)}")
     if result is not None:
-        result.write_text(json.dumps(_summary(config, outcomes), indent=2) + "\n")
+        write(result, json.dumps(_summary(config, outcomes), indent=2) + "\n")
     return 0
 
 

@@ -38,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def tune(path: Path | None, overrides: list[str], *, show_only: bool) -> int:
+    from proxscore.tracking import browse
     from proxscore.tuning import job, report, settings  # here: importing Ray and MLflow takes seconds
     from proxscore.tuning.plan import plan
 
@@ -64,7 +65,7 @@ def tune(path: Path | None, overrides: list[str], *, show_only: bool) -> int:
             print(f"test       {name} {report.spread(found.test[name])} ({found.candidates[0].label})")
     print(f"winner     {found.config}")
     print(f"reproduce  python jobs/train.py --config mlflow:{found.run_id}")
-    print(f"browse     {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {planned.config.tracking.uri}")
+    print(f"browse     {browse(planned.config.tracking)}")
     print(f"           #/experiments/{found.experiment_id}/runs?workflowType=machine_learning behind its address")
     return 0
 

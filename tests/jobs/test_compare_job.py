@@ -116,6 +116,27 @@ def compared(ray_local: None, compare: Main, tmp_path_factory: pytest.TempPathFa
     os.chdir(before)
 
 
+def test_a_finished_comparison_prints_its_results_and_ends(
+    compared: Compared, compare: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = MlflowClient(f"sqlite:///{compared.folder / 'mlflow.db'}")
+
+    def points() -> dict[str, int]:
+        runs = client.search_runs([client.get_experiment_by_name("proxscore").experiment_id])
+        return {
+            f"{run.info.run_id} {name}": len(client.get_metric_history(run.info.run_id, name))
+            for run in runs
+            for name in run.data.metrics
+        }
+
+    before = points()
+    assert compare(compared.arguments) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("tiny is finished: these are its results")
+    assert shown[shown.index("# tiny") :].strip() == compared.output[compared.output.index("# tiny") :].strip()
+    assert points() == before
+
+
 def test_the_table_is_what_the_predictions_of_the_cells_give(compared: Compared) -> None:
     report = compared.folder / "runs" / "tiny" / "report"
     lines = [line for line in (report / "comparison.md").read_text().splitlines() if line.startswith("|")]
@@ -317,9 +338,9 @@ def test_validation_data_choose_a_learning_rate_and_the_table_shows_both(here: P
     scores |= {("ours", "default", 0): 0.5, ("ours", "default", 1): 0.7, ("ours", "max_mean_step=0.2", 0): 0.9}
     scores |= {("ours", "max_mean_step=0.4", 0): 0.6}
     leave(made, scores)
-    assert driver.left(made)  # ours at 0.4 with the second seed
+    assert driver.kept(made) is None  # ours at 0.4 with the second seed
     leave(made, {("ours", "max_mean_step=0.4", 1): 0.8})
-    assert not driver.left(made)
+    assert driver.kept(made) is not None
     found = driver.run(made, "parent", lambda line: None)  # no cell runs: Ray is not needed
     rows, text = table.write(made, found, here / "report")
     nll = {row.label: (row.setting, row.numbers("nll")) for row in rows}

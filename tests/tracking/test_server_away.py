@@ -49,7 +49,7 @@ class Server:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        for _ in range(600):
+        for _ in range(1800):
             try:
                 with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
                     return
@@ -146,6 +146,80 @@ def test_an_unreachable_server_is_refused_within_seconds() -> None:
     with pytest.raises(ConfigError, match=r"tracking.uri http://127.0.0.1:9: cannot be used"):
         TrackedRun("http://127.0.0.1:9", "away", "a run")
     assert time.monotonic() - started < 90  # MLflow's own retries take four minutes
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("moment", ["training", "waiting"])
+def test_a_job_that_is_interrupted_while_the_server_is_away_ends_soon_and_loses_no_point(
+    moment: str, workers: int, number: signal.Signals, repository: Path, server: Server, tmp_path: Path
+) -> None:
+    """At the end of its steps a job waits ten minutes for the server; an interrupt ends that. The same name delivers."""
+    epochs = 40 if moment == "waiting" else 4000
+    command = [
+        *(sys.executable, str(repository / "jobs" / "train.py"), "name=left", "task.data={kind: digits, limit: 200}"),
+        *(
+            "task.model={name: small_cnn, kwargs: {width: 4, hidden: 8}}",
+            "training.device=cpu",
+            "training.batch_size=50",
+        ),
+        *(
+            f"training.epochs={epochs}",
+            "training.validate_every=40",
+            "training.checkpoint_every=2",
+            "evaluation.draws=2",
+        ),
+        *(
+            f"training.workers={workers}",
+            "training.cpus_per_worker=0.5",
+            f"tracking.uri={server.uri}",
+            "tracking.interval=0.1",
+        ),
+    ]
+    folder = tmp_path / "runs" / "left-proximal_score"
+
+    def begin(*more: str) -> subprocess.Popen[str]:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | {"RAY_ADDRESS": "local"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen([*command, *more], cwd=tmp_path, env=environment, text=True, **pipes)
+
+    job = begin()
+    assert job.stdout is not None
+    for line in job.stdout:
+        if " · step " in line:
+            server.kill()
+            break
+    waiting = "is away: waiting up to" if moment == "waiting" else " · tracking server away for "
+    seen = [line]
+    for line in job.stdout:
+        seen.append(line)
+        if waiting in line:
+            break
+    assert waiting in seen[-1], "".join(seen)
+    job.send_signal(number)
+    output, _ = job.communicate(timeout=100)  # of ten minutes
+    assert job.returncode == 130, output
+    assert "is not marked KILLED" in output
+    assert "interrupted: " in output
+    assert "Traceback" not in output
+    assert (folder / "undelivered.json").exists()
+    assert not list(folder.glob("lock-*"))
+    server.start()
+    again = begin()
+    if moment == "training":
+        assert again.stdout is not None
+        for line in again.stdout:
+            if " · step " in line:
+                break
+        again.send_signal(number)
+    output, _ = again.communicate(timeout=250)
+    (run,) = MlflowClient(server.uri).search_runs(["1"])
+    recorded = steps(server.uri, run.info.run_id)
+    assert recorded == list(range(1, len(recorded) + 1))
+    if moment == "waiting":
+        assert again.returncode == 0, output
+        assert len(recorded) == 4 * epochs
+        assert not (folder / "undelivered.json").exists()
 
 
 def test_a_job_whose_server_is_away_for_a_while_is_recorded_whole(server: Server, tmp_path: Path) -> None:

@@ -22,10 +22,10 @@ from PIL import Image
 from small_sweeps import settings
 
 from proxscore.tuning import job, recording
+from proxscore.tuning.choice import Candidate
 from proxscore.tuning.ledger import Ledger, Trial
 from proxscore.tuning.plan import plan
 from proxscore.tuning.space import applied
-from proxscore.tuning.sweep import Candidate
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Locator, Page

@@ -65,6 +65,19 @@ def test_the_worst_member_takes_over_one_of_the_best_and_varies_its_multipliers(
     assert source.left() == 0
 
 
+def test_no_member_goes_on_from_a_failed_one_however_many_failed(tmp_path: Path) -> None:
+    source = population(tmp_path)
+    one_round(source, {0: None, 1: 0.4, 2: None, 3: float("nan")})
+    second = one_round(source, {0: 0.1, 1: 0.2, 2: 0.3, 3: 0.4})
+    assert [trial.parent for trial in second] == [1, 1, 1, 1]
+
+
+def test_a_population_without_a_usable_member_ends(tmp_path: Path) -> None:
+    source = population(tmp_path)
+    one_round(source, dict.fromkeys(range(SIZE)))
+    assert source.left() == 0
+
+
 def test_a_population_that_goes_on_makes_the_same_choices(tmp_path: Path) -> None:
     values: dict[int, float | None] = {0: 0.5, 1: 0.4, 2: 0.9, 3: 0.6}
     whole = population(tmp_path / "whole")

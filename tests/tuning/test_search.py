@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.trial import TrialState, create_trial
+from optuna.trial import TrialState
 from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search import Searcher
 from small_sweeps import settings
@@ -24,8 +24,9 @@ SPACE = {"method.max_mean_step": Domain(loguniform=[0.01, 1.0]), "method.penalty
 
 def source(ledger: Ledger, folder: Path, **changes: Any) -> Sampled:
     config, _ = settings(folder)
+    base = changes.pop("base", configuration.flatten(config))
     common: dict[str, Any] = {"trials": 20, "random": False, "seed": 0, "search_seed": 5, "epochs": 4.0}
-    return Sampled(ledger, SPACE, configuration.flatten(config), {"nll": False}, **(common | changes))
+    return Sampled(ledger, SPACE, base, {"nll": False}, **(common | changes))
 
 
 def target(params: dict[str, Any]) -> float:
@@ -37,23 +38,59 @@ def finish(trial: Trial, value: float) -> Trial:
     return trial
 
 
-def test_the_sequence_of_trials_is_that_of_optuna(tmp_path: Path) -> None:
+GIVEN = {"method.max_mean_step": 0.2, "method.penalty.mean": 1.0}  # as the configuration is
+
+
+def test_the_sequence_of_trials_is_that_of_optuna_with_the_given_point_enqueued(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path / "sweep"), {})
-    ours = source(ledger, tmp_path, trials=12)
-    ours.ended(finish(ledger.add(ours.propose() or Trial(0)), 9.0))  # as given
+    ours = source(ledger, tmp_path, trials=12, base={"method.max_mean_step": 0.2, "method.penalty.mean": 1.0})
     theirs = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=5, n_startup_trials=4))
+    theirs.enqueue_trial(GIVEN)
     distributions = {key: distribution(domain) for key, domain in SPACE.items()}
-    for _ in range(11):
+    for number in range(12):
         trial = ours.propose()
         assert trial is not None
         asked = theirs.ask(distributions)
-        assert trial.params == asked.params
-        ours.ended(finish(ledger.add(trial), target(trial.params)))
-        theirs.tell(asked, state=TrialState.FAIL)
-        value = target(asked.params)
-        theirs.add_trial(create_trial(params=asked.params, distributions=distributions, value=value))
+        assert trial.params == ({} if number == 0 else asked.params)
+        ours.ended(finish(ledger.add(trial), target(asked.params)))
+        theirs.tell(asked, target(asked.params))
     assert ours.left() == 0
     assert ours.study.best_value == theirs.best_value
+    assert ours.study.trials[0].params == GIVEN
+    assert all(trial.state == TrialState.COMPLETE for trial in ours.study.trials)
+
+
+def test_of_the_given_point_the_sampler_learns_what_lies_in_the_space(tmp_path: Path) -> None:
+    ours = source(Ledger(str(tmp_path), {}), tmp_path, base={"method.max_mean_step": None, "method.penalty.mean": 4.0})
+    first = ours.propose()
+    assert first is not None
+    ours.ended(finish(ours.ledger.add(first), 0.1))
+    assert first.params == {}
+    assert [(trial.params, trial.value) for trial in ours.study.trials] == [({"method.penalty.mean": 4.0}, 0.1)]
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_settings_like_those_that_failed_are_proposed_less_often(resumed: bool, tmp_path: Path) -> None:
+    """All trials above 1.0 fail, the others end with the same value: only the failures tell them apart."""
+
+    def share(told: bool) -> float:
+        ledger = Ledger(str(tmp_path / f"{told}"), {})
+        ours = source(ledger, tmp_path, trials=60, base={})
+        proposed = []
+        for number in range(60):
+            if resumed and number == 30:
+                ours = source(ledger, tmp_path, trials=60, base={})
+            trial = ledger.add(ours.propose() or Trial(0))
+            mean = trial.params.get("method.penalty.mean", 0.5)
+            proposed.append(mean)
+            if told and mean > 1.0:
+                trial.status, trial.error = "failed", "diverged"
+                ours.ended(trial)
+            else:
+                ours.ended(finish(trial, 1.0))
+        return sum(mean > 1.0 for mean in proposed[30:]) / 30
+
+    assert share(told=True) < 0.5 * share(told=False)
 
 
 def test_a_search_that_goes_on_knows_what_was_found(tmp_path: Path) -> None:
@@ -73,9 +110,10 @@ def test_a_search_that_goes_on_knows_what_was_found(tmp_path: Path) -> None:
     ledger.write()
     again = source(Ledger(str(tmp_path / "sweep"), {}), tmp_path)
     told = again.study.trials
-    assert [trial.state for trial in told] == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.PRUNED]
-    assert [trial.value for trial in told] == [0.5, 0.4, None]
-    assert told[2].intermediate_values == {0: 3.0, 1: 2.0}  # what TPE ranks a stopped one by
+    assert [trial.state for trial in told] == [*3 * [TrialState.COMPLETE], *2 * [TrialState.PRUNED]]
+    assert [trial.value for trial in told[:3]] == [9.0, 0.5, 0.4]  # the first: as given
+    assert told[3].intermediate_values == {0: 3.0, 1: 2.0}  # what TPE ranks a stopped one by
+    assert (told[4].params, told[4].intermediate_values) == (failed.params, {})  # and a failed one as the worst
     assert again.left() == 15
     fresh = again.propose()
     assert fresh is not None

@@ -55,3 +55,22 @@ def test_the_winner_alone_is_tested_and_its_configuration_is_left(swept: Swept) 
     figures = {Path(item.path).stem for item in swept.client.list_artifacts(parent.info.run_id, "figures")}
     assert figures == {"objective_over_time", "learning_curves", "parallel_coordinates", "importance", "schedules"}
     assert "leaderboard, validation split" in swept.outputs[0]
+
+
+def test_a_finished_sweep_prints_its_results_and_ends(swept: Swept, repository: Path) -> None:
+    def points() -> dict[str, int]:
+        return {
+            f"{run.info.run_id} {name}": len(swept.client.get_metric_history(run.info.run_id, name))
+            for run in swept.runs
+            for name in run.data.metrics
+        }
+
+    before, output = points(), list[str]()
+    process = start(repository, swept.folder)
+    for _ in lines(process, output):
+        pass
+    assert process.wait() == 0, "".join(output)
+    assert output[0].startswith("sweep is finished: these are its results")
+    assert output[-6:] == swept.outputs[0].splitlines(keepends=True)[-6:]
+    assert points() == before
+    assert ledger(swept.folder) == swept.ended

@@ -15,10 +15,10 @@ from small_sweeps import settings
 from proxscore import config as configuration
 from proxscore.tuning import live as views
 from proxscore.tuning import report
+from proxscore.tuning.choice import Candidate
 from proxscore.tuning.ledger import Ledger, Trial
 from proxscore.tuning.live import Live, short
 from proxscore.tuning.plan import Plan, plan
-from proxscore.tuning.sweep import Candidate
 
 KEY = "method.penalty.mean"
 

@@ -6,6 +6,7 @@ Every key that the tree does not know is refused in one line that names the near
 wrong type. Nothing else in the package reads configuration files or environment variables for settings.
 """
 
+from proxscore.config.credentials import MASK, masked
 from proxscore.config.forecasting import (
     BirthsConfig,
     ForecastingConfig,
@@ -42,9 +43,9 @@ from proxscore.config.methods import (
     SolverConfig,
     SWAGConfig,
 )
-from proxscore.config.reading import dump, flatten, load, parse, read, validated, with_value
+from proxscore.config.reading import dump, flatten, load, parse, plain, read, validated, with_value
 from proxscore.config.root import Config, TaskConfig
-from proxscore.config.section import ConfigError, MethodError, Section
+from proxscore.config.section import ConfigError, DivergedError, MethodError, Section, expanded
 from proxscore.config.training import EvaluationConfig, TrackingConfig, TrainingConfig
 from proxscore.config.vision import (
     DataConfig,
@@ -57,12 +58,14 @@ from proxscore.config.vision import (
 )
 
 __all__ = [
+    "MASK",
     "AdamWConfig",
     "BirthsConfig",
     "Config",
     "ConfigError",
     "DataConfig",
     "DigitsConfig",
+    "DivergedError",
     "ELBOConfig",
     "EnsembleConfig",
     "EvaluationConfig",
@@ -105,9 +108,12 @@ __all__ = [
     "TrainingConfig",
     "VisionConfig",
     "dump",
+    "expanded",
     "flatten",
     "load",
+    "masked",
     "parse",
+    "plain",
     "read",
     "validated",
     "with_value",

@@ -10,10 +10,11 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import ValidationError
 
+from proxscore.config.credentials import masked
 from proxscore.config.forecasting import ForecastingConfig
 from proxscore.config.methods import ProximalScoreConfig
 from proxscore.config.root import Config
-from proxscore.config.section import ConfigError, Section
+from proxscore.config.section import REVEAL, ConfigError, Section, expanded
 from proxscore.config.vision import VisionConfig
 
 Root = TypeVar("Root", bound=Section)
@@ -41,7 +42,7 @@ def read(
     if path is not None:
         source = str(path)
         try:
-            loaded = yaml.safe_load(Path(path).read_text())
+            loaded = yaml.safe_load(expanded(path).read_text())
         except OSError as error:
             raise ConfigError(f"configuration file {path}: {error.strerror or error}") from error
         except yaml.YAMLError as error:
@@ -93,12 +94,17 @@ def validated(root: type[Root], tree: dict[str, Any], source: str) -> Root:
     try:
         return root.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_one_line(error, source, root)) from None
+        raise ConfigError(masked(_one_line(error, source, root))) from None
 
 
 def dump(config: Config) -> str:
-    """The resolved configuration as YAML; ``load`` reads it back to an equal tree."""
+    """The resolved configuration as YAML; ``load`` reads it back to an equal tree, but for credentials, which are masked."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """The tree that :func:`parse` reads back to an equal one, credentials among it: it must not leave the process."""
+    return config.model_dump(mode="json", context=REVEAL)
 
 
 def with_value(tree: dict[str, Any], key: str, value: Any) -> dict[str, Any]:

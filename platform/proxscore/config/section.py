@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from proxscore.config.credentials import masked_tree
+
+REVEAL = {"credentials": True}  # context of a dump that stays in the process
 
 
 class ConfigError(ValueError):
@@ -16,8 +30,16 @@ class MethodError(ConfigError):
     """A setting or network that a method refuses."""
 
 
+class DivergedError(FloatingPointError):
+    """The numbers of a run are no longer finite; the message is one line with the step and the settings to change."""
+
+
 class Section(BaseModel):
-    """A part of the tree: immutable, and without unknown keys. Where a list of texts is expected, a text is a list of one."""
+    """A part of the tree: immutable, and without unknown keys.
+
+    A path that begins with ``~`` is that of the user's folder; where a list of texts is expected, a text is a list of one. What
+    a section is dumped to, or printed as, keeps no credentials of URIs.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -30,6 +52,19 @@ class Section(BaseModel):
         texts = {name for name, field in cls.model_fields.items() if name in alone and _lists_texts(field.annotation)}
         return {name: [value] if name in texts else value for name, value in values.items()}
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        return expanded(value) if isinstance(value, Path) else value
+
+    @model_serializer(mode="wrap")
+    def _mask(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:
+        return dump(self) if info.context == REVEAL else masked_tree(dump(self))
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, masked_tree(value)
+
 
 def _lists_texts(annotation: Any) -> bool:
     """Whether a setting is a list of texts, and is never a text itself."""
@@ -40,3 +75,15 @@ def _lists_texts(annotation: Any) -> bool:
         return False
     (inner,) = get_args(annotation)
     return inner is str or (get_origin(inner) is Literal and all(isinstance(value, str) for value in get_args(inner)))
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with ``~`` or ``~user`` at its beginning replaced by that user's folder.
+
+    Raises:
+        ConfigError: there is no such user, or no such folder is known.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"path {path}: {str(error).lower()}") from error

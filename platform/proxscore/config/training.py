@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from proxscore.config.section import Section
+from proxscore.config.section import Section, expanded
 
 
 class TrainingConfig(Section):
@@ -33,6 +33,11 @@ class TrainingConfig(Section):
     profile: bool = False  # leave a trace of a few early steps in MLflow (profile/rank-0.json.gz)
     max_failures: int = Field(3, ge=-1)
     storage: str = "runs"  # a folder, or a URI that pyarrow or fsspec reads (s3://..., gs://...)
+
+    @field_validator("storage")
+    @classmethod
+    def _users_folder(cls, value: str) -> str:
+        return str(expanded(value)) if value.startswith("~") else value
 
 
 class EvaluationConfig(Section):

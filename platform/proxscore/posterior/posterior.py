@@ -21,6 +21,7 @@ from proxscore.inference import MeanField, ProximalScore, noise
 from proxscore.inference.families import FAMILIES, State
 from proxscore.inference.layout import Layout
 from proxscore.inference.names import named_buffers, named_layers, named_parameters, persistent_buffers
+from proxscore.storage import replacing, write
 
 WEIGHTS_FILE = "posterior.safetensors"
 DESCRIPTION_FILE = "posterior.json"
@@ -302,8 +303,9 @@ class Posterior:
         header, tensors = self.pack()
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / WEIGHTS_FILE)
-        (folder / DESCRIPTION_FILE).write_text(json.dumps(header, indent=2) + "\n")
+        with replacing(folder / WEIGHTS_FILE) as partial:
+            save_file(tensors, partial)
+        write(folder / DESCRIPTION_FILE, json.dumps(header, indent=2) + "\n")
         return folder
 
     def groups(self) -> dict[str, dict[str, Tensor]]:

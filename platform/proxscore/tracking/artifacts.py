@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from proxscore import config as configuration
-from proxscore.config import ConfigError
+from proxscore.config import ConfigError, masked
 from proxscore.tracking.runs import tracking_uri
 
 
@@ -27,5 +27,6 @@ def download(run_id: str, path: str, overrides: Sequence[str]) -> Path:
     try:
         found = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path, tracking_uri=uri)
     except (MlflowException, OSError) as error:
-        raise ConfigError(f"MLflow run {run_id} at {uri}: no {path}: {' '.join(str(error).split())[:200]}") from error
+        reason = masked(f"MLflow run {run_id} at {uri}: no {path}: {' '.join(str(error).split())[:200]}")
+        raise ConfigError(reason) from error
     return Path(found)

@@ -14,9 +14,11 @@ from typing import Any
 # Before the import: the client's session is made with what stands there then.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 
-from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import OperationalError
+
+from proxscore.config import masked
+from proxscore.tracking import databases
 
 LONGEST_PAUSE = 10.0  # seconds between two attempts
 #: What waiting mends: a server that cannot be reached or is overloaded, a database that is locked.
@@ -24,7 +26,7 @@ PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"
 
 
 class Client:
-    """An ``MlflowClient`` whose calls run on a thread of their own, one after the other.
+    """An ``MlflowClient`` whose calls run on a thread of their own, one after the other. Its errors keep no credentials.
 
     Ctrl-C and SIGTERM raise within whatever the main thread is doing. Within a transaction they may leave it open, and
     SQLite locked against every later call, that which marks the run KILLED among them. A call on another thread ends
@@ -36,16 +38,44 @@ class Client:
     """
 
     def __init__(self, uri: str, patience: float = 0.0) -> None:
-        self._client, self._thread = MlflowClient(tracking_uri=uri), _Thread()
+        self._thread = _Thread()
         self.patience = patience
         #: When the current call failed for the first time; none: it did not. In seconds of the monotonic clock.
         self.failing_since: float | None = None
+        self._end: float | None = None  # of all calls together
+        self._hurried = threading.Event()
+        self._client = self._thread.submit(lambda: self._connected(uri)).result()
+
+    def hurry(self, seconds: float) -> None:
+        """From now on, calls take no longer than that, all together; one that was made before is not tried again.
+
+        A call that takes longer raises TimeoutError, also while an earlier one is in its way.
+        """
+        self._end = time.monotonic() + seconds
+        self._hurried.set()
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._client, name)
-        return lambda *values, **named: self._thread.submit(lambda: self._patiently(method, *values, **named)).result()
 
-    def _patiently(self, method: Callable[..., Any], *values: Any, **named: Any) -> Any:
+        def call(*values: Any, **named: Any) -> Any:
+            end = self._end
+            future = self._thread.submit(lambda: self._patiently(end, method, *values, **named))
+            left = None if end is None else max(end - time.monotonic(), 0.0)
+            try:
+                return future.result(timeout=left)
+            except TimeoutError:
+                if future.done():  # it is the call's own
+                    raise
+                raise TimeoutError("it does not answer in time") from None
+
+        return call
+
+    @staticmethod
+    def _connected(uri: str) -> Any:
+        databases.ensure(uri)
+        return databases.connected(uri)
+
+    def _patiently(self, end: float | None, method: Callable[..., Any], *values: Any, **named: Any) -> Any:
         pause = 0.5
         while True:
             try:
@@ -53,13 +83,29 @@ class Client:
             except (MlflowException, OperationalError, OSError) as error:
                 now = time.monotonic()
                 self.failing_since = self.failing_since or now
-                if not passing(error) or now - self.failing_since > self.patience:
-                    raise
-                time.sleep(pause)
+                if end is None:
+                    late = self._hurried.is_set() or now - self.failing_since > self.patience
+                else:
+                    late = now > end
+                if late or not passing(error):
+                    raise _without_credentials(error) from None
+                if end is None:
+                    self._hurried.wait(pause)
+                else:
+                    time.sleep(min(pause, 0.5))
                 pause = min(2 * pause, LONGEST_PAUSE)
             else:
                 self.failing_since = None
                 return result
+
+
+def _without_credentials(error: Exception) -> Exception:
+    """The same error: its texts are shown and kept."""
+    error.args = tuple(masked(each) if isinstance(each, str) else each for each in error.args)
+    if isinstance(error, MlflowException):
+        error.message = masked(error.message)
+    error.__cause__ = error.__context__ = None
+    return error
 
 
 def passing(error: Exception) -> bool:

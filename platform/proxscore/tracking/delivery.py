@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Metric
-from pyarrow.fs import FileSystem, FileType
+from pyarrow.fs import FileSystem
 
-from proxscore.storage import filesystem
+from proxscore.storage import exists, filesystem, put, read
 from proxscore.tracking.client import Client
 
 LIMIT = 1000  # metrics that MLflow takes in one batch
@@ -132,10 +132,8 @@ class Delivery:
                 self._client.log_artifact(self._run_id, str(path), "profile")
 
     def _load(self) -> list[Parcel]:
-        if self._files is None or self._files.get_file_info(self._kept).type != FileType.File:
-            return []
-        with self._files.open_input_stream(self._kept) as stream:
-            return [Parcel(**parcel) for parcel in json.loads(stream.read())]
+        content = None if self._files is None else read(self._files, self._kept)
+        return [] if content is None else [Parcel(**parcel) for parcel in json.loads(content)]
 
     def _keep(self, parcels: list[Parcel]) -> None:
         """Write the file, or remove it."""
@@ -143,7 +141,6 @@ class Delivery:
             return
         if parcels:
             entries: list[dict[str, Any]] = [asdict(parcel) | {"traces": {}} for parcel in parcels]
-            with self._files.open_output_stream(self._kept) as stream:
-                stream.write(json.dumps(entries).encode())
-        elif self._files.get_file_info(self._kept).type == FileType.File:
+            put(self._files, self._kept, json.dumps(entries))
+        elif exists(self._files, self._kept):
             self._files.delete_file(self._kept)

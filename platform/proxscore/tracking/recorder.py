@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from proxscore.config import masked
 from proxscore.tracking.delivery import Delivery, Parcel
 
 CHECKPOINT_PATIENCE = 2.0  # seconds: a server that is there takes milliseconds
@@ -68,11 +69,11 @@ class Recorder:
             return
         if self.show is not None:
             self.show(
-                f"{self.label} · the tracking server {self.uri} is away: waiting up to {_duration(self.patience)} for it"
+                f"{self.label} · the tracking server {masked(self.uri)} is away: waiting up to {_duration(self.patience)} for it"
             )
         if not delivery.wait(self.patience):
             raise RuntimeError(
-                f"the tracking server {self.uri} is away: {delivery.waiting} reports wait in {self.kept}; the same name "
+                f"the tracking server {masked(self.uri)} is away: {delivery.waiting} reports wait in {self.kept}; the same name "
                 "delivers them"
             )
 

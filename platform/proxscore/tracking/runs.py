@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,13 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from mlflow.entities import Param, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from proxscore.config import ConfigError, TrackingConfig
+from proxscore.config import MASK, ConfigError, TrackingConfig, expanded, masked
 from proxscore.tracking.client import Client
+from proxscore.tracking.databases import SQLITE, database, sqlite_uri
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,11 +30,46 @@ if TYPE_CHECKING:
 UNREACHABLE = (MlflowException, SQLAlchemyError, OSError)  # what a server or database that cannot be used raises
 PARENT = "mlflow.parentRunId"  # MLflow's tag, by which its pages nest runs
 PATIENCE = 600.0  # seconds for which a run that has begun waits for its server
+FAREWELL = 5.0  # seconds that an interrupted run takes to say so
+AFTER_FAILURE = 20.0  # and one that failed
 
 
 def tracking_uri(config: TrackingConfig) -> str:
-    """Where runs are recorded: the setting, else ``MLFLOW_TRACKING_URI``, else SQLite in the current folder."""
-    return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    """Where runs are recorded: the setting, else ``MLFLOW_TRACKING_URI``, else SQLite in the current folder.
+
+    Raises:
+        ConfigError: the setting comes from a file that keeps no credentials, and the environment has none either.
+    """
+    uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(Path.cwd() / "mlflow.db")
+    if uri.startswith(f"{SQLITE}~"):
+        uri = sqlite_uri(expanded(uri.removeprefix(SQLITE)))
+    return _completed(uri) if MASK in uri else uri
+
+
+def browse(config: TrackingConfig) -> str:
+    """What shows the runs: a server's own address, or MLflow's page on a database."""
+    uri = masked(tracking_uri(config))
+    if uri.startswith(("http://", "https://")):
+        return uri
+    return f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {shlex.quote(uri)}"
+
+
+def _completed(uri: str) -> str:
+    """A masked URI with the environment's credentials; MLflow itself reads those of a server."""
+    whole, token = os.environ.get("MLFLOW_TRACKING_URI", ""), os.environ.get("MLFLOW_TRACKING_TOKEN")
+    user, password = (os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD"))
+    server = uri.startswith(("http://", "https://"))
+    if masked(whole) == uri and whole != uri:
+        return whole
+    if f"://{MASK}@" in uri and ((user and password) or (server and token)):
+        named = "" if server else f"{quote(str(user), safe='')}:{quote(str(password), safe='')}@"
+        uri = uri.replace(f"{MASK}@", named, 1)
+    if MASK in uri:
+        raise ConfigError(
+            f"tracking.uri {uri}: no file keeps its credentials: give them by MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or the whole URI anew"
+        )
+    return uri
 
 
 def check_server(uri: str) -> None:
@@ -39,16 +78,16 @@ def check_server(uri: str) -> None:
     Raises:
         ConfigError: it does not.
     """
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        return
     try:
-        Client(uri).search_experiments(max_results=1)
+        path = database(uri)
+        if path is None or path.exists():
+            Client(uri).search_experiments(max_results=1)
     except UNREACHABLE as error:
         raise _unusable(uri, error) from error
 
 
 def _unusable(uri: str, error: Exception) -> ConfigError:
-    return ConfigError(f"tracking.uri {uri}: cannot be used: {' '.join(str(error).split())[:200]}")
+    return ConfigError(masked(f"tracking.uri {uri}: cannot be used: {' '.join(str(error).split())[:200]}"))
 
 
 class TrackedRun:
@@ -81,8 +120,8 @@ class TrackedRun:
         if found is not None:
             return found.experiment_id
         # A database has no artifact store of its own: keep artifacts beside it, not where the first user happened to be.
-        path = self.uri.removeprefix("sqlite:///")
-        location = (Path(path).resolve().parent / "mlartifacts").as_uri() if path != self.uri else None
+        path = database(self.uri)
+        location = None if path is None else (path.resolve().parent / "mlartifacts").as_uri()
         try:
             return self.client.create_experiment(name, artifact_location=location)
         except MlflowException:  # made by someone else meanwhile
@@ -99,23 +138,40 @@ class TrackedRun:
 
     @contextmanager
     def running(self) -> Iterator[TrackedRun]:
-        """RUNNING within the context; then FINISHED, FAILED (tag ``failure`` says why) or KILLED (Ctrl-C, SIGTERM)."""
+        """RUNNING within the context; then FINISHED, FAILED (tag ``failure`` says why; ``diverged``: its numbers were no
+        longer finite) or KILLED (Ctrl-C, SIGTERM). A server that is away delays none of these by more than seconds.
+        """
         with _interrupts() as arrived:
             try:
                 self.client.update_run(self.run_id, status="RUNNING")
                 yield self
-                if "failure" in self.client.get_run(self.run_id).data.tags:  # of an attempt that this one mended
-                    self.client.delete_tag(self.run_id, "failure")
+                held = self.client.get_run(self.run_id).data.tags
+                for tag in {"failure", "diverged"} & set(held):  # of an attempt that this one mended
+                    self.client.delete_tag(self.run_id, tag)
                 self.client.set_terminated(self.run_id, status="FINISHED")
             except (KeyboardInterrupt, SystemExit):
                 arrived()
-                self.client.set_terminated(self.run_id, status="KILLED")
+                self.client.hurry(FAREWELL)
+                self._leave("KILLED", {})
                 raise
             except BaseException as error:
-                reason = " ".join(str(error).split()) or type(error).__name__
-                self.client.set_tag(self.run_id, "failure", reason[:5000])
-                self.client.set_terminated(self.run_id, status="FAILED")
+                reason = masked(" ".join(str(error).split()) or type(error).__name__)
+                tags = {"failure": reason[:5000]}
+                if isinstance(error, FloatingPointError):
+                    tags["diverged"] = "true"
+                self.client.hurry(AFTER_FAILURE)
+                self._leave("FAILED", tags)
                 raise
+
+    def _leave(self, status: str, tags: Mapping[str, str]) -> None:
+        """Say how the run ended, if the server can be told; why it ended matters more than that it cannot."""
+        try:
+            for key, value in tags.items():
+                self.client.set_tag(self.run_id, key, value)
+            self.client.set_terminated(self.run_id, status=status)
+        except UNREACHABLE as error:
+            why = masked(" ".join(str(error).split())[:200])
+            print(f"run {self.run_id} is not marked {status}: {masked(self.uri)}: {why}", file=sys.stderr, flush=True)
 
     def describe(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """Record the resolved configuration as params (once: a continued run keeps its own) and facts as tags."""
@@ -126,9 +182,11 @@ class TrackedRun:
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def metrics(self, values: Mapping[str, float]) -> None:
-        """Final values, such as ``test/nll``."""
+        """Final values, such as ``test/nll``; one that the run has already, of an attempt that was killed, is no second point."""
+        held = self.client.get_run(self.run_id).data.metrics
         for name, value in values.items():
-            self.client.log_metric(self.run_id, name, value)
+            if name not in held or not (held[name] == value or (math.isnan(held[name]) and math.isnan(value))):
+                self.client.log_metric(self.run_id, name, value)
 
     def figure(self, figure: Figure, path: str) -> None:
         """A figure as an artifact."""

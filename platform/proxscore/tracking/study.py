@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from proxscore.config import TrackingConfig
+from proxscore.config import TrackingConfig, masked
+from proxscore.storage import replacing, write
 from proxscore.tracking.runs import TrackedRun, git_tags, tracking_uri
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ class Study:
         print(text, flush=True)
         with tempfile.TemporaryDirectory() as temporary:
             for folder in filter(None, (Path(temporary), self.output)):
-                (folder / f"{name}.md").write_text(text)
-                with (folder / f"{name}.csv").open("w", newline="") as file:
+                write(folder / f"{name}.md", text)
+                with replacing(folder / f"{name}.csv") as partial, partial.open("w", newline="") as file:
                     csv.writer(file).writerows([header, *rows])
             self.run.artifacts(Path(temporary), "tables")
         return text
@@ -49,7 +50,8 @@ class Study:
         """Record a figure as ``figures/name.png``."""
         self.run.figure(figure, f"figures/{name}.png")
         if self.output is not None:
-            figure.savefig(self.output / f"{name}.png", dpi=150)
+            with replacing(self.output / f"{name}.png") as partial:
+                figure.savefig(partial, dpi=150)
 
     def metrics(self, values: Mapping[str, float]) -> None:
         """Record single numbers."""
@@ -71,4 +73,4 @@ def study(name: str, settings: Mapping[str, Any], output: Path | None = None) ->
     with run.running():
         run.describe({key: value for key, value in settings.items()}, git_tags())
         yield Study(run, output)
-    print(f"recorded in {uri}, experiment studies, run {run.run_id}", flush=True)
+    print(f"recorded in {masked(uri)}, experiment studies, run {run.run_id}", flush=True)

@@ -25,8 +25,7 @@ from ray.train.v2._internal.execution import context as execution_context
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from proxscore import config as configuration
-from proxscore.config import Config, ConfigError, MethodConfig, ParquetConfig
+from proxscore.config import Config, ConfigError, DivergedError, MethodConfig, ParquetConfig, masked
 from proxscore.storage import filesystem
 from proxscore.tracking import Recorder
 
@@ -35,7 +34,7 @@ if TYPE_CHECKING:  # what only workers use takes seconds to import: not in every
     from proxscore.training.task import Task
 
 DASHBOARD = "RAY_API_SERVER_ADDRESS"
-FINAL = (ConfigError, FloatingPointError)  # errors that another attempt cannot mend
+FINAL = (ConfigError, DivergedError, FloatingPointError)  # errors that another attempt cannot mend
 
 
 @contextmanager
@@ -177,6 +176,13 @@ def check_memory(config: Config, methods: list[MethodConfig], task: Task) -> Non
 Worker = Callable[[dict[str, Any]], dict[str, Any]]
 
 
+class _Trainer(TorchTrainer):
+    """Leaves Ctrl-C to whoever called: Ray's handler waits for its controller, which may wait for the tracking server."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        return
+
+
 def train_on_ray(
     config: Config,
     method: MethodConfig,
@@ -204,8 +210,8 @@ def train_on_ray(
     """
     training = config.training
     files, folder = filesystem(training.storage)
-    payload = {"config": config.model_dump(mode="json"), "baseline": method is config.baseline, "epochs": epochs}
-    trainer = TorchTrainer(
+    payload = {"config": config, "baseline": method is config.baseline, "epochs": epochs}
+    trainer = _Trainer(
         worker or _worker,
         train_loop_config=payload | (settings or {}),
         torch_config=TorchConfig(backend="nccl" if use_gpu(config) else "gloo"),
@@ -263,7 +269,7 @@ def place(payload: dict[str, Any]) -> tuple[Config, Task, RayContext]:
 
     # Ray Train prints every report in full; this logger goes by its file's name, which the configured level does not reach.
     logging.getLogger(execution_context.__file__).setLevel(logging.WARNING)
-    config = configuration.parse(payload["config"])
+    config: Config = payload["config"]
     method = config.baseline if payload["baseline"] else config.method
     assert method is not None
     context, task = RayContext(config, method), build_task(config.task, verify=False)
@@ -304,7 +310,7 @@ def cause(error: BaseException) -> str:
 def last_line(error: BaseException) -> str:
     """What an error says at its end: Ray puts the traceback of the other process before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return masked(lines[-1]) if lines else type(error).__name__
 
 
 def local(checkpoint: Any) -> Path:

@@ -17,6 +17,7 @@ from proxscore.config import Config, MethodConfig
 from proxscore.methods import Horizon, Method
 from proxscore.posterior import Posterior
 from proxscore.training.context import Context
+from proxscore.training.diverged import judged
 from proxscore.training.ingest import Batch, RayTrainingData, TrainingData, evaluation_batches
 from proxscore.training.task import Predictive, Task
 
@@ -56,7 +57,7 @@ def judge(
 ) -> tuple[dict[str, float], Callable[[], dict[str, Figure]]]:
     """Metrics and figures of a predictive distribution on a split, over all ranks' rows."""
     title = f"{config.name}: {split} split, {label}"
-    values, figures = task.judge(predictive, config.evaluation.bins, context.device, title)
+    values, figures = judged(task, predictive, config.evaluation.bins, context.device, title)
     seen = torch.tensor(float(len(predictive.targets)), device=context.device)
     if context.world > 1:
         dist.all_reduce(seen)

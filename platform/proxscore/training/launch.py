@@ -5,25 +5,28 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray.train
 import torch
-from pyarrow.fs import FileType
 
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, MethodConfig
 from proxscore.methods import check_running_statistics, evaluations_per_step
-from proxscore.storage import UNREACHABLE, filesystem
+from proxscore.storage import UNREACHABLE, exists, filesystem, put, read, write
 from proxscore.tracking import Recorder, TrackedRun, say, tracking_uri
 from proxscore.tracking.runs import check_server, git_tags
 from proxscore.training import checks, cluster, meshes, processes
 from proxscore.training.context import LocalContext, pick_device
 from proxscore.training.evaluation import versions
+from proxscore.training.exclusive import exclusive
 from proxscore.training.loop import train
 from proxscore.training.task import Task, build_task
+
+FINISHED = "finished.json"  # beside run.json: what a finished run left
 
 
 @dataclass
@@ -60,32 +63,45 @@ def run(config: Config, show: Callable[[str], None] = say) -> list[Outcome]:
         ConfigError: a setting or file at fault, before anything is trained.
     """
     config = processes.counted(absolute(config))
+    plan = [(config.method, config.training.epochs)]
+    if config.baseline is not None:
+        plan.insert(0, (config.baseline, config.training.epochs * evaluations_per_step(config.method)))
+    alone = processes.launched() or config.training.workers == 0
+    if alone and "://" in config.training.storage:
+        raise ConfigError(
+            f"training.storage {config.training.storage}: without Ray's workers it must be a local folder"
+        )
+    before = [finished(config, method, epochs) for method, epochs in plan]
+    if all(before):  # no cluster, no data, and nothing that is recorded twice
+        show(f"{config.name} is finished: these are its results; another name begins a new run")
+        return [outcome for outcome in before if outcome is not None and processes.rank() == 0]
     task = build_task(config.task)
     task.check(config)
     module = task.build_model(torch.device("meta") if config.training.meta_init else None)
     check_running_statistics(config.method, module, config.evaluation.norm_batches)
     meshes.shape(config, config.method)
-    alone = processes.launched() or config.training.workers == 0
-    plan = [(config.method, config.training.epochs)]
-    if alone and "://" in config.training.storage:
-        raise ConfigError(
-            f"training.storage {config.training.storage}: without Ray's workers it must be a local folder"
-        )
-    if config.baseline is not None:
-        plan.insert(0, (config.baseline, config.training.epochs * evaluations_per_step(config.method)))
     methods = [method for method, _ in plan]
     _check_this_machine(config, methods, task, alone=alone)
     if processes.launched():
         place: AbstractContextManager[None] = processes.group(config)
     else:
         place = cluster.connected(config) if config.training.workers else nullcontext()
-    with place:
+    with ExitStack() as stack:
+        if not processes.launched():
+            stack.enter_context(_exclusive(config, methods))
+        stack.enter_context(place)
         if not alone:
             cluster.check_storage(config)
             cluster.check_memory(config, methods, task)
-        config = processes.named(config)
+        if processes.launched():
+            config = processes.named(config)
+            stack.enter_context(_exclusive(config, methods if processes.rank() == 0 else []))
         outcomes = [_run_method(config, method, epochs, task, show) for method, epochs in plan]
     return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _exclusive(config: Config, methods: list[MethodConfig]) -> AbstractContextManager[None]:
+    return exclusive(config.training.storage, [label_of(config, method) for method in methods])
 
 
 def _check_this_machine(config: Config, methods: list[MethodConfig], task: Task, *, alone: bool) -> None:
@@ -118,10 +134,18 @@ def absolute(config: Config) -> Config:
     return config.model_copy(update={"task": task, "training": training, "tracking": tracking, "name": name})
 
 
+def label_of(config: Config, method: MethodConfig) -> str:
+    """What a method's run is called; also its folder."""
+    return f"{config.name}-{method.kind}"
+
+
 def _run_method(
     config: Config, method: MethodConfig, epochs: float, task: Task, show: Callable[[str], None]
 ) -> Outcome | None:
-    label = f"{config.name}-{method.kind}"
+    label = label_of(config, method)
+    before = finished(config, method, epochs)
+    if before is not None:
+        return before if processes.rank() == 0 else None
     if processes.rank() > 0:
         _train_here(config, method, epochs, task, label, lambda payloads: None)
         return None
@@ -144,12 +168,26 @@ def _run_method(
         started = time.perf_counter()
         if config.training.workers == 0 or processes.launched():
             results, final = _train_here(config, method, epochs, task, label, recorder)
+            name = f"{final.parent.name}/{final.name}"
         else:
             results, checkpoint = cluster.train_on_ray(config, method, epochs, label, recorder)
-            final = cluster.local(checkpoint)
+            final, name = cluster.local(checkpoint), Path(checkpoint.path).name
         results["seconds_total"] = time.perf_counter() - started
         keep(tracked, results, final)
-    return Outcome(label, method.kind, tracked.run_id, results, final, task.headline)
+    outcome = Outcome(label, method.kind, tracked.run_id, results, final, tuple(task.headline))
+    memory.finish(config, outcome, name)
+    return outcome
+
+
+def finished(config: Config, method: MethodConfig, epochs: float) -> Outcome | None:
+    """What a method's run left when it was finished before; none: it was not, or its last checkpoint is gone.
+
+    Raises:
+        ConfigError: it was finished with other settings; names the first.
+    """
+    memory = RunMemory(config.training.storage, label_of(config, method))
+    memory.read(config, method, epochs)
+    return memory.outcome(config, method)
 
 
 def keep(tracked: TrackedRun, results: dict[str, Any], final: Path) -> None:
@@ -164,7 +202,7 @@ def keep(tracked: TrackedRun, results: dict[str, Any], final: Path) -> None:
     tracked.metrics({"parameters": results["parameters"], "gradient_evaluations": results["evaluations"]})
     tracked.artifacts(final / "figures", "figures")
     tracked.artifacts(final / "posterior", "posterior")
-    (final / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    write(final / "results.json", json.dumps(results, indent=2) + "\n")
 
 
 def _train_here(
@@ -199,8 +237,9 @@ class RunMemory:
         try:
             self.folder = f"{storage.rstrip('/')}/{label}"
             self.files, root = filesystem(storage)
-            self.path = f"{root.rstrip('/')}/{label}/run.json"
-            self.files.create_dir(f"{root.rstrip('/')}/{label}", recursive=True)
+            self.root = f"{root.rstrip('/')}/{label}"
+            self.path = f"{self.root}/run.json"
+            self.files.get_file_info(self.path)
         except UNREACHABLE as error:
             raise ConfigError(
                 f"training.storage {storage}: cannot be written: {' '.join(str(error).split())}"
@@ -216,10 +255,13 @@ class RunMemory:
         Raises:
             ConfigError: the run was started with settings that its checkpoints do not fit; names the first.
         """
-        if self.files.get_file_info(self.path).type != FileType.File:
+        content = read(self.files, self.path)
+        if content is None:
             return None
-        with self.files.open_input_stream(self.path) as stream:
-            memory = json.loads(stream.read())
+        try:
+            memory = json.loads(content)
+        except ValueError as error:
+            raise ConfigError(f"{self.path} is damaged ({error}): take another name, or remove its folder") from error
         now = self._settings(config, method, epochs)
         for key in (*memory["settings"], *now):
             before, wanted = memory["settings"].get(key), now.get(key)
@@ -234,8 +276,46 @@ class RunMemory:
     def write(self, config: Config, method: MethodConfig, epochs: float, run_id: str) -> None:
         """Remember this run."""
         memory = {"run_id": run_id, "settings": self._settings(config, method, epochs)}
-        with self.files.open_output_stream(self.path) as stream:
-            stream.write((json.dumps(memory, indent=2) + "\n").encode())
+        self.files.create_dir(self.root, recursive=True)
+        put(self.files, self.path, json.dumps(memory, indent=2) + "\n")
+
+    def finish(self, config: Config, outcome: Outcome, checkpoint: str) -> None:
+        """Remember what the run left.
+
+        Args:
+            checkpoint: the last one's name below the run's folder.
+        """
+        left = {
+            "run_id": outcome.run_id,
+            "checkpoint": checkpoint,
+            "headline": outcome.headline,
+            "evaluation": configuration.flatten(config.evaluation),
+            "results": outcome.results,
+        }
+        put(self.files, f"{self.root}/{FINISHED}", json.dumps(left, indent=2) + "\n")
+
+    def outcome(self, config: Config, method: MethodConfig) -> Outcome | None:
+        """What :meth:`finish` remembered.
+
+        Raises:
+            ConfigError: the results are those of other settings of the evaluation.
+        """
+        content = read(self.files, f"{self.root}/{FINISHED}")
+        if content is None:
+            return None
+        left = json.loads(content)
+        place = f"{self.root}/{left['checkpoint']}"
+        if not exists(self.files, f"{place}/posterior/posterior.json"):
+            return None
+        for key, now in configuration.flatten(config.evaluation).items():
+            if key in left["evaluation"] and left["evaluation"][key] != now:
+                raise ConfigError(
+                    f"run {config.name!r} is finished, with evaluation.{key}={left['evaluation'][key]}, now it is {now}: "
+                    "jobs/evaluate.py judges its posterior anew; or take another name"
+                )
+        folder = cluster.local(ray.train.Checkpoint(place, filesystem=self.files))
+        label = Path(self.root).name
+        return Outcome(label, method.kind, left["run_id"], left["results"], folder, tuple(left["headline"]))
 
     @staticmethod
     def _settings(config: Config, method: MethodConfig, epochs: float) -> dict[str, Any]:

@@ -14,13 +14,20 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from proxscore.config import Config, ConfigError, EnsembleConfig, MethodConfig, ParquetConfig, VisionConfig
+from proxscore.config import (
+    Config,
+    ConfigError,
+    EnsembleConfig,
+    MethodConfig,
+    ParquetConfig,
+    VisionConfig,
+)
 from proxscore.inference import noise
 from proxscore.methods import Horizon, Method, advice, build_method, conclude, shards
 from proxscore.posterior import Posterior, Samples
 from proxscore.posterior.stacking import stack, wants_stacking
 from proxscore.tracking import say
-from proxscore.training import checkpoint, ensemble, evaluation
+from proxscore.training import checkpoint, diverged, ensemble, evaluation
 from proxscore.training.context import Context
 from proxscore.training.ingest import Batch, RayTrainingData, TrainingData, together
 from proxscore.training.materialize import materialize
@@ -134,26 +141,35 @@ def fit(
     reported = time.perf_counter()
     started = reported - progress["seconds"]
     observer = Observer(context.device, config.training.profile)
+    section = section_of(method_config, config, context)
+    asked = (
+        config.tracking.interval == 0
+    )  # a report after this step, on all ranks: then the method's statistics are taken
     for micro_batches, size in observer.timed_iterator(batches(data, progress, horizon, context, stop)):
         step = progress["step"]
-        method.monitor = True
+        last = step + 1 == stop
+        validate, save = step + 1 in validate_at or last, step + 1 in save_at and not last
+        method.monitor, method.statistics = asked or validate or save, {}
         module.train()
         due = float(time.perf_counter() - reported >= config.tracking.interval)
         if context.busy():
             due = -float(context.world)
-        record, due = train_step(module, method, task, micro_batches, size, config, context, step, due, observer)
+        told = partial(diverged.told, step + 1, horizon.total_steps, method_config, section, module)
+        with told():
+            record, wanted = train_step(module, method, task, micro_batches, size, config, context, step, due, observer)
         if "data/skipped_rows" in record:  # of the step; recorded is their number so far
             progress["skipped_rows"] += record["data/skipped_rows"]
             record["data/skipped_rows"] = progress["skipped_rows"]
         records.append({"step": step + 1} | record)
         progress |= {"step": step + 1, "seconds": time.perf_counter() - started}
-        last = step + 1 == stop
-        validate, save = step + 1 in validate_at or last, step + 1 in save_at and not last
-        if validate or save or due:
+        asked, report = wanted, asked or validate or save
+        if report:
             notice = context.leaving() and not last
             save |= notice
-            metrics = evaluate("validation", config.evaluation.validation_draws)[0] if validate else {}
+            metrics: dict[str, float] = {}
             if validate:
+                with told():
+                    metrics = evaluate("validation", config.evaluation.validation_draws)[0]
                 nll = metrics.get("nll", math.inf)  # undefined where no target is observed
                 progress["score"] = nll if math.isfinite(nll) else WORST
             payload = report_of(progress, horizon, records, metrics, checkpoint=save)
@@ -161,11 +177,19 @@ def fit(
             with observer.timed("checkpoint" if save else "report"):
                 context.report(payload, partial(checkpoint.save, snapshot=snapshot) if save else None, wait=notice)
             records, reported = [], time.perf_counter()
+            asked = asked and config.tracking.interval == 0
 
     ended = time.perf_counter()
     conclude(method, module, task.likelihood, partial(rows_of, data), horizon.data_size)
     seconds = progress["seconds"] + time.perf_counter() - ended
     return Fitted(module, method, data, horizon, snapshot, seconds)
+
+
+def section_of(method_config: MethodConfig, config: Config, context: Context) -> str:
+    """Where the settings of a method that is fitted are in the configuration."""
+    if method_config is config.baseline:
+        return "baseline"
+    return "method.of" if isinstance(context, ensemble.MemberContext) else "method"
 
 
 def rows_of(data: TrainingData | RayTrainingData) -> Iterator[Batch]:
@@ -242,8 +266,9 @@ def train_step(
         observer: of the time that the parts of the step take.
 
     Returns:
-        What to record: ``train/nll`` (nats per row, mean over the draws, all ranks' rows), the method's statistics, and,
-        if there are any, the number of rows that were left out as unreadable; and whether a report is due on any rank.
+        What to record: ``train/nll`` (nats per row, mean over the draws, all ranks' rows), the method's statistics of this
+        step, if it monitors them, and, if there are any, the number of rows that were left out as unreadable; and whether a
+        report is due on any rank.
     """
     observer = observer or Observer(context.device)
     nll = torch.zeros((), device=context.device)
@@ -400,7 +425,8 @@ def finish(trained: Trained, config: Config, method_config: MethodConfig, task: 
             return evaluation.predictive_of(candidate, module, task, config, context, "validation", draws, data)
 
         posterior, results["mixture_weights"] = stack(posterior, predicted)
-    tested = evaluation.tested(posterior, module, task, config, context, fitted.data)
+    with diverged.told(horizon.total_steps, horizon.total_steps, method_config, "method", module):
+        tested = evaluation.tested(posterior, module, task, config, context, fitted.data)
     results |= {
         "test": {name: metrics for name, (metrics, _) in tested.items()},
         "steps": horizon.total_steps * trained.members,

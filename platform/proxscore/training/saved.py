@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from proxscore import config as configuration
-from proxscore.config import Config
+from proxscore.config import Config, expanded
 from proxscore.posterior import Posterior
 from proxscore.tracking.artifacts import download
 
@@ -39,7 +39,7 @@ def _folder(source: str, overrides: list[str]) -> Path:
     """The folder of a saved posterior; that of an MLflow run is downloaded."""
     run_id = source.removeprefix("runs:/")
     if not (source.startswith("runs:/") or re.fullmatch("[0-9a-f]{32}", source)) or Path(source).exists():
-        return Path(source)
+        return expanded(source)
     return download(run_id, "posterior", overrides)
 
 

@@ -10,14 +10,17 @@ from dataclasses import dataclass
 import yaml
 
 from proxscore.config import ConfigError
+from proxscore.storage import put
 from proxscore.training import cluster
+from proxscore.training.exclusive import exclusive
 from proxscore.tuning import report
+from proxscore.tuning.choice import Candidate, Choice
 from proxscore.tuning.ledger import Ledger, Trial
 from proxscore.tuning.live import Live
 from proxscore.tuning.plan import Plan
 from proxscore.tuning.recording import Recording, recorded
 from proxscore.tuning.stage import quiet
-from proxscore.tuning.sweep import Candidate, Sweep
+from proxscore.tuning.sweep import Sweep
 
 
 @dataclass
@@ -49,12 +52,22 @@ def run(plan: Plan, show: Callable[[str], None]) -> Found:
         ConfigError: the cluster can never run a trial, or the sweep was begun with other settings.
         NothingFoundError: no trial finished; the sweep's run is FAILED.
     """
-    ledger = Ledger(plan.folder, plan.settings())
-    with quiet(), cluster.connected(plan.config, log=False):
+    assert plan.config.name is not None
+    found = finished(plan)
+    if found is not None:
+        show(f"{plan.config.name} is finished: these are its results; another name begins a new sweep")
+        return found
+    with (
+        quiet(),
+        exclusive(plan.config.training.storage, [plan.config.name]),
+        cluster.connected(plan.config, log=False),
+    ):
+        ledger = Ledger(plan.folder, plan.settings())
         cluster.check_storage(plan.config)
         cluster.check_memory(plan.config, [plan.config.method], plan.task)
         if plan.tune.gpu_hours is not None and not cluster.use_gpu(plan.config):
             raise ConfigError("tune.gpu_hours: trials run on CPUs here; use tune.time_limit")
+        ledger.found = None  # while it goes on
         with recorded(plan, ledger) as recording, Live(plan, ledger, show) as live:
             sweep = Sweep(plan, ledger, recording, live)
             sweep.search()
@@ -70,7 +83,22 @@ def run(plan: Plan, show: Callable[[str], None]) -> Found:
             show(f"testing {winner.label} with {len(winner.trials)} seeds")
             test = sweep.test(winner)
             recording.parent.metrics(_moments(test))
-            return Found(candidates, test, file, recording.parent.run_id, recording.parent.experiment_id)
+            found = Found(candidates, test, file, recording.parent.run_id, recording.parent.experiment_id)
+        ledger.found = {"winner": winner.label, "test": test, "config": file, "experiment_id": found.experiment_id}
+        ledger.write()
+        return found
+
+
+def finished(plan: Plan) -> Found | None:
+    """What a sweep came to that is finished, and has nothing left to do."""
+    ledger = Ledger(plan.folder, plan.settings())
+    if ledger.found is None or ledger.run_id is None:
+        return None
+    choice, held = Choice(plan, ledger), ledger.found
+    candidates = choice.candidates()
+    if not choice.ended() or candidates[0].label != held["winner"]:
+        return None
+    return Found(candidates, held["test"], held["config"], ledger.run_id, held["experiment_id"])
 
 
 def _moments(test: dict[str, list[float]]) -> dict[str, float]:
@@ -86,6 +114,7 @@ def leave_figures(plan: Plan, ledger: Ledger, recording: Recording, best: list[T
         recording.parent.figure(figure, f"figures/{name}.png")
     recording.parent.text(report.trials_table(plan, ledger), "trials.csv")
     counts = {status: float(len(ledger.of("search", status))) for status in ("finished", "stopped", "failed")}
+    counts["diverged"] = float(sum(trial.diverged for trial in ledger.of("search", "failed")))
     recording.parent.metrics({f"trials_{status}": count for status, count in counts.items()})
 
 
@@ -103,8 +132,7 @@ def keep_winner(plan: Plan, ledger: Ledger, recording: Recording, candidates: li
         for trial in candidate.trials:
             recording.child(trial).describe({}, {"tune.best": str(candidate is winner).lower()})
     path = f"{ledger.path.removesuffix('sweep.json')}best.yaml"
-    with ledger.files.open_output_stream(path) as stream:
-        stream.write(text.encode())
+    put(ledger.files, path, text)
     return f"{plan.folder}/best.yaml"
 
 

@@ -8,10 +8,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pyarrow.fs import FileType, LocalFileSystem
-
 from proxscore.config import ConfigError
-from proxscore.storage import UNREACHABLE, filesystem
+from proxscore.storage import UNREACHABLE, filesystem, put, read
 from proxscore.tuning.space import Params
 
 Status = Literal["running", "finished", "stopped", "interrupted", "failed"]
@@ -33,6 +31,7 @@ class Trial:
         final: validation metrics with all draws of the evaluation, when it is finished.
         seconds: that it took, over all attempts.
         error: of a failed one, in a line.
+        diverged: whether it failed because its numbers were no longer finite.
         parent: whose last checkpoint it starts from (population), by number.
         member, round: of the population.
     """
@@ -48,9 +47,15 @@ class Trial:
     final: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     error: str | None = None
+    diverged: bool = False
     parent: int | None = None
     member: int | None = None
     round: int | None = None
+
+    @property
+    def outcome(self) -> str:
+        """The status, as people are told."""
+        return "diverged" if self.status == "failed" and self.diverged else self.status
 
     def value(self, metric: str) -> float:
         """The metric at the end, or as far as the trial came; infinite before the first validation."""
@@ -84,6 +89,7 @@ class Ledger:
         self.trials: list[Trial] = []
         self.run_id: str | None = None
         self.search_seconds = 0.0  # that the search has run, over all attempts
+        self.found: dict[str, Any] | None = None  # what the sweep came to, once it is finished: see :mod:`tuning.job`
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         try:
             self.files, root = filesystem(folder)
@@ -96,10 +102,13 @@ class Ledger:
             raise ConfigError(f"training.storage: {folder} cannot be used: {' '.join(str(error).split())}") from error
 
     def _read(self) -> None:
-        if self.files.get_file_info(self.path).type != FileType.File:
+        content = read(self.files, self.path)
+        if content is None:
             return
-        with self.files.open_input_stream(self.path) as stream:
-            held = json.loads(stream.read())
+        try:
+            held = json.loads(content)
+        except ValueError as error:
+            raise ConfigError(f"{self.path} is damaged ({error}): take another name, or remove its folder") from error
         for key in (*held["settings"], *self.settings):
             before, wanted = held["settings"].get(key), self.settings.get(key)
             if before != wanted:
@@ -108,25 +117,22 @@ class Ledger:
                     "the settings it was started with"
                 )
         self.run_id, self.search_seconds = held["run_id"], held["search_seconds"]
+        self.found = held.get("found")
         self.trials = [Trial(**trial) for trial in held["trials"]]
         for trial in self.trials:
             if trial.status == "running":  # the driver was killed
                 trial.status = "interrupted"
 
     def write(self) -> None:
-        """Keep everything; on a local disk the file appears whole or not at all, as it does in a bucket."""
+        """Keep everything."""
         held = {
             "run_id": self.run_id,
             "search_seconds": self.search_seconds,
+            "found": self.found,
             "settings": self.settings,
             "trials": [dataclasses.asdict(trial) for trial in self.trials],
         }
-        local = isinstance(self.files, LocalFileSystem)
-        path = f"{self.path}.partial" if local else self.path
-        with self.files.open_output_stream(path) as stream:
-            stream.write((json.dumps(held, indent=1) + "\n").encode())
-        if local:
-            self.files.move(path, self.path)
+        put(self.files, self.path, json.dumps(held, indent=1) + "\n")
 
     def add(self, trial: Trial) -> Trial:
         """One more trial."""

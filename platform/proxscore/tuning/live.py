@@ -108,7 +108,7 @@ class Live:
             values = [trial.value(name) for name in self.plan.objectives]
             table.add_row(
                 str(trial.number),
-                trial.status,
+                trial.outcome,
                 f"{trial.epoch if not trial.final else trial.epochs:.3g}/{trial.epochs:g}",
                 *(f"{value:.4f}" if math.isfinite(value) else "" for value in values),
                 f"{trial.seconds / 60:.1f}",

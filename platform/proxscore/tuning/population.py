@@ -4,6 +4,9 @@ The run is cut into equal rounds. In each, every member has one multiplier of th
 precision's (:class:`proxscore.inference.schedules.Schedule`). After a round the worst members take over weights, variational
 state and multipliers of one of the best, and vary the multipliers for the rounds to come (Jaderberg et al., 1711.09846).
 
+A member whose round failed, or came to no finite value, is replaced whatever its rank; where no member of a round is left,
+the population ends.
+
 A round of a member is a Ray Train run of its own, which starts from the last checkpoint of the round before: its own or the
 one that it takes over. (Ray Tune's scheduler for populations pauses trials and restores them from Tune's checkpoints, of
 which Train's runs have none.) Noise is a function of seed and step, so the history of multipliers that led to the best
@@ -48,12 +51,18 @@ class Population(Source):
         self.epochs, self.seed, self.search_seed = epochs, seed, search_seed
 
     def left(self) -> int:
-        return self.config.size * self.config.rounds - len(self.ledger.of("search"))
+        known = self.ledger.of("search")
+        number, member = divmod(len(known), self.config.size)
+        if number and not member:
+            before = self._round(number - 1)
+            if not any(map(self._usable, before)) and not any(map(_unended, before)):
+                return 0  # there is nothing to go on from
+        return self.config.size * self.config.rounds - len(known)
 
     def propose(self) -> Trial | None:
         known = self.ledger.of("search")
         number, member = divmod(len(known), self.config.size)
-        if number and any(trial.status in ("running", "interrupted") for trial in self._round(number - 1)):
+        if number and any(map(_unended, self._round(number - 1))):
             return None
         parent, history = self._next(number, member)
         rest = self.config.rounds - number - 1
@@ -82,15 +91,24 @@ class Population(Source):
         ranked = sorted(self._round(number - 1), key=self._rank)
         replaced = max(round(self.config.replaced * self.config.size), 1)
         (own,) = (trial for trial in ranked if trial.member == member)
-        varied = own in ranked[-replaced:]
-        source = generator.choice(ranked[:replaced]) if varied else own
+        varied = own in ranked[-replaced:] or not self._usable(own)
+        source = generator.choice([trial for trial in ranked[:replaced] if self._usable(trial)]) if varied else own
         history = [list(source.params[key][:number]) for key in MULTIPLIERS]
         for values in history:
             values.append(values[-1] * (generator.choice(self.config.factors) if varied else 1.0))
         return source.number, history
 
+    def _usable(self, trial: Trial) -> bool:
+        """Whether its last checkpoint may be gone on from."""
+        return trial.status == "finished" and math.isfinite(trial.value(self.objective))
+
     def _rank(self, trial: Trial) -> tuple[bool, float, int]:
-        """The best first; failed ones last."""
+        """The best first; those that cannot be used last."""
+        if not self._usable(trial):
+            return True, math.inf, trial.number
         value = trial.value(self.objective)
-        usable = trial.status == "finished" and math.isfinite(value)
-        return not usable, -value if self.maximise else value, trial.number
+        return False, -value if self.maximise else value, trial.number
+
+
+def _unended(trial: Trial) -> bool:
+    return trial.status in ("running", "interrupted")

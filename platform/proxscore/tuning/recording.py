@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from proxscore import config as configuration
-from proxscore.config import Config
+from proxscore.config import Config, masked
 from proxscore.tracking import TrackedRun
-from proxscore.tracking.runs import PARENT, git_tags
+from proxscore.tracking.runs import FAREWELL, PARENT, UNREACHABLE, git_tags
 from proxscore.tuning.ledger import Ledger, Status, Trial
 from proxscore.tuning.plan import Plan
 
@@ -66,15 +67,30 @@ class Recording:
     def ended(self, trial: Trial) -> None:
         """A trial has ended, or was interrupted."""
         child = self.child(trial)
-        words: str = trial.status
-        if trial.status in ("stopped", "interrupted"):
-            words += f" at epoch {trial.epoch:.3g} of {trial.epochs:g}"
-        child.describe({}, {"tune.status": words})
+        child.describe({}, {"tune.status": self._words(trial)})
         if trial.error is not None:
-            child.describe({}, {"failure": trial.error[:5000]})
+            child.describe({}, {"failure": trial.error[:5000]} | ({"diverged": "true"} if trial.diverged else {}))
         finals = {f"validation_final/{name}": value for name, value in trial.final.items() if math.isfinite(value)}
         child.metrics(finals | {"seconds": trial.seconds})
         child.client.set_terminated(child.run_id, status=STATUSES[trial.status])
+
+    def interrupted(self, trials: list[Trial]) -> None:
+        """Say of trials that the sweep's end interrupted them, if the server can be told within seconds."""
+        client = self.parent.client
+        if trials:
+            client.hurry(FAREWELL)
+        try:
+            for trial in trials:
+                client.set_tag(trial.run_id, "tune.status", self._words(trial))
+                client.set_terminated(trial.run_id, status=STATUSES[trial.status])
+        except UNREACHABLE as error:
+            why = masked(" ".join(str(error).split())[:200])
+            print(f"trials are not marked {STATUSES['interrupted']}: {why}", file=sys.stderr, flush=True)
+
+    @staticmethod
+    def _words(trial: Trial) -> str:
+        where = f" at epoch {trial.epoch:.3g} of {trial.epochs:g}"
+        return trial.outcome + (where if trial.status in ("stopped", "interrupted") else "")
 
 
 @contextmanager
@@ -95,8 +111,8 @@ def recorded(plan: Plan, ledger: Ledger) -> Iterator[Recording]:
         try:
             yield recording
         finally:
-            for trial in ledger.trials:
-                if trial.status == "running":
-                    trial.status = "interrupted"
-                    recording.ended(trial)
+            running = [trial for trial in ledger.trials if trial.status == "running"]
+            for trial in running:
+                trial.status = "interrupted"
             ledger.write()
+            recording.interrupted(running)

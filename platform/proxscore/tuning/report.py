@@ -15,12 +15,12 @@ from proxscore import config as configuration
 from proxscore.config import Config, ProximalScoreConfig
 from proxscore.methods import Horizon
 from proxscore.tuning import figures
+from proxscore.tuning.choice import Candidate
 from proxscore.tuning.ledger import Ledger, Trial
 from proxscore.tuning.live import short
 from proxscore.tuning.plan import Plan
 from proxscore.tuning.population import MULTIPLIERS
 from proxscore.tuning.space import Domain, Space, applied
-from proxscore.tuning.sweep import Candidate
 
 
 def leaderboard(plan: Plan, candidates: Sequence[Candidate]) -> tuple[list[str], list[list[str]]]:
@@ -60,7 +60,7 @@ def trials_table(plan: Plan, ledger: Ledger) -> str:
         values = [trial.value(name) for name in plan.objectives]
         writer.writerow(
             [
-                *(trial.number, trial.stage, trial.status, trial.seed, trial.epochs if trial.final else trial.epoch),
+                *(trial.number, trial.stage, trial.outcome, trial.seed, trial.epochs if trial.final else trial.epoch),
                 *("" if math.isinf(value) else value for value in values),
                 *(round(trial.seconds, 1), trial.run_id, trial.error or ""),
                 *(trial.params.get(key, "") for key in keys),

@@ -10,7 +10,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from optuna.trial import TrialState, create_trial
 from ray.tune.search import Searcher
 
 from proxscore.tuning.ledger import Ledger, Trial
-from proxscore.tuning.space import Params, Space, active, distribution, ordered
+from proxscore.tuning.space import Params, Space, active, distribution, ordered, within
 
 MAXIMIZE, MINIMIZE = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
 PAUSE = 2.0  # seconds between looks at the cluster
@@ -44,7 +44,8 @@ class Source(ABC):
 class Sampled(Source):
     """Trials from Optuna: tree-structured Parzen estimators (several objectives too), or at random.
 
-    The first is the configuration as it is given.
+    The first is the configuration as it is given; the sampler learns how it did as far as its values lie in the space.
+    What failed is told too, as worse than all that came to a value, so that settings like it are not proposed again and again.
 
     Args:
         base: the configuration's flat values, for conditions.
@@ -56,7 +57,7 @@ class Sampled(Source):
         ledger: Ledger,
         space: Space,
         base: dict[str, Any],
-        objectives: dict[str, bool],
+        objectives: Mapping[str, bool],
         *,
         trials: int,
         random: bool,
@@ -77,24 +78,35 @@ class Sampled(Source):
             sampler = optuna.samplers.TPESampler(seed=own_seed, n_startup_trials=min(10, max(trials // 3, 2)))
         directions = [MAXIMIZE if more else MINIMIZE for more in objectives.values()]
         self.study = optuna.create_study(directions=directions, sampler=sampler)
+        self.given = self._given()
         self.open: dict[int, optuna.Trial] = {}
-        for trial in ledger.of("search"):
-            self._tell(trial)
+        for trial in ledger.of("search", "finished", "stopped", "failed"):
+            self._add(trial)
 
     def left(self) -> int:
         return max(self.trials - len(self.ledger.of("search")), 0)
 
     def propose(self) -> Trial | None:
-        number = len(self.ledger.trials)
-        if not self.ledger.of("search"):
-            return Trial(number, seed=self.seed, epochs=self.epochs)
-        asked = self.study.ask()
-        self.open[number] = asked
-        return Trial(number, params=self._suggest(asked), seed=self.seed, epochs=self.epochs)
+        number, first = len(self.ledger.trials), not self.ledger.of("search")
+        if first:
+            self.study.enqueue_trial(self.given)
+        self.open[number] = asked = self.study.ask()
+        keys = list(self.given) if first else self.keys
+        params = self._suggest(asked, keys)
+        return Trial(number, params={} if first else params, seed=self.seed, epochs=self.epochs)
 
-    def _suggest(self, asked: optuna.Trial) -> Params:
+    def _given(self) -> Params:
+        """The configuration's values of the space's keys, as far as they lie in its domains."""
         params: Params = {}
         for key in self.keys:
+            value = self.base.get(key)
+            if active(self.space[key], self.base, self.base) and within(value, self.space[key]):
+                params[key] = value
+        return params
+
+    def _suggest(self, asked: optuna.Trial, keys: list[str]) -> Params:
+        params: Params = {}
+        for key in keys:
             domain = self.space[key]
             if not active(domain, params, self.base):
                 continue
@@ -108,27 +120,40 @@ class Sampled(Source):
 
     def ended(self, trial: Trial) -> None:
         asked = self.open.pop(trial.number, None)
-        if asked is not None:  # what is told below stands for it
-            self.study.tell(asked, state=TrialState.FAIL)
-        self._tell(trial)
-
-    def _tell(self, trial: Trial) -> None:
-        """Hand the study what became of a trial: its values, or, if it was stopped early, those it came to."""
-        values = [trial.value(metric) for metric in self.objectives]
-        if trial.status not in ("finished", "stopped") or not all(map(math.isfinite, values)) or not trial.params:
+        if asked is None:  # proposed by an earlier attempt
+            self._add(trial)
             return
-        pruned, first = trial.status == "stopped", next(iter(self.objectives))
+        values, curve = self._outcome(trial)
+        for index, value in enumerate(curve):
+            asked.report(value, index)
+        self.study.tell(asked, values, state=TrialState.COMPLETE if values else TrialState.PRUNED)
+
+    def _add(self, trial: Trial) -> None:
+        """Hand the study a trial that it has not asked for."""
+        values, curve = self._outcome(trial)
+        params = trial.params or self.given
         self.study.add_trial(
             create_trial(
-                state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
-                params=trial.params,
-                distributions={key: distribution(self.space[key]) for key in trial.params},
-                values=None if pruned else values,
-                intermediate_values={index: row[first] for index, row in enumerate(trial.curve) if first in row}
-                if pruned
-                else {},
+                state=TrialState.COMPLETE if values else TrialState.PRUNED,
+                params=params,
+                distributions={key: distribution(self.space[key]) for key in params},
+                values=values,
+                intermediate_values=dict(enumerate(curve)),
             )
         )
+
+    def _outcome(self, trial: Trial) -> tuple[list[float] | None, list[float]]:
+        """The values of a finished trial, or none; and, of one that was stopped early, those that it came to.
+
+        A trial with neither has failed, or ended without a number: what Optuna's samplers rank below all others.
+        """
+        values = [trial.value(metric) for metric in self.objectives]
+        if trial.status == "finished" and all(map(math.isfinite, values)):
+            return values, []
+        if trial.status == "stopped":
+            first = next(iter(self.objectives))
+            return None, [value for row in trial.curve if math.isfinite(value := row.get(first, math.nan))]
+        return None, []
 
 
 class Listed(Source):
@@ -200,7 +225,7 @@ class Queue(Unremembered, Searcher):
             if proposed is None:
                 return None
             trial = self.ledger.add(proposed)
-        trial.status, trial.error = "running", None
+        trial.status, trial.error, trial.diverged = "running", None, False
         self.running.add(trial.number)
         return self.begin(trial)
 

@@ -73,7 +73,17 @@ def distribution(domain: Domain) -> BaseDistribution:
     return FloatDistribution(low, high, log=domain.kind == "loguniform")
 
 
-def active(domain: Domain, params: Params, base: Mapping[str, Any]) -> bool:
+def within(value: Any, domain: Domain) -> bool:
+    """Whether a value lies in a domain; ends and choices belong to it."""
+    if domain.kind == "choice":
+        return any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in domain.values)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    low, high = domain.values
+    return bool(low <= value <= high) and (domain.kind != "randint" or value == int(value))
+
+
+def active(domain: Domain, params: Mapping[str, Any], base: Mapping[str, Any]) -> bool:
     """Whether a key is searched, given the values of the keys before it.
 
     Args:
@@ -109,7 +119,7 @@ def applied(config: Config, params: Params) -> Config:
 
     Where a step takes more of them (pairs, more draws), there are fewer epochs.
     """
-    tree = config.model_dump(mode="json")
+    tree = configuration.plain(config)
     for key, value in params.items():
         tree = configuration.with_value(tree, key, value)
     changed = configuration.parse(tree, "trial")

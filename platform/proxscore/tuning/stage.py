@@ -19,6 +19,7 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
+from proxscore.config import masked
 from proxscore.tuning import trial as trials
 from proxscore.tuning.ledger import Ledger, Trial
 from proxscore.tuning.live import Live
@@ -85,14 +86,18 @@ class _Known:
     trial_id: str
 
 
-def _reason(trial: Any) -> str:
-    """Why a trial of Ray Tune's failed: the last line of its error, which lies in its local folder at this time."""
+def _reason(trial: Any) -> tuple[str, bool]:
+    """Why a trial of Ray Tune's failed, and whether it diverged.
+
+    The last line of its error, which lies in its local folder at this time.
+    """
     try:
         lines = Path(trial.error_file).read_text().splitlines()
     except (OSError, TypeError):
-        return "its process died"
+        return "its process died", False
     last = next((line.strip() for line in reversed(lines) if line.strip()), "its process died")
-    return re.sub(r"^(?:[\w.]+\.)?(?:ConfigError: )?", "", last)  # a refusal needs no name of its class
+    bare = re.sub(r"^(?:[\w.]+\.)?(?:(?:ConfigError|DivergedError): )?", "", last)  # what is told needs no class's name
+    return masked(bare), "DivergedError: " in last
 
 
 class _Budget(Unremembered, tune.Stopper):
@@ -153,7 +158,7 @@ class Keeper(Unremembered, tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         own = self.ledger.trials[trial.config["number"]]
-        own.status, own.error = "failed", _reason(trial)
+        own.status, own.error, own.diverged = "failed", *_reason(trial)
         self._ended(own)
 
     def _ended(self, own: Trial) -> None:

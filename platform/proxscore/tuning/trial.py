@@ -17,7 +17,7 @@ from pyarrow.fs import FileSelector, FileType
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from proxscore import config as configuration
+from proxscore.config import Config
 from proxscore.storage import filesystem
 from proxscore.tracking import Recorder
 from proxscore.training.cluster import place, train_on_ray
@@ -29,12 +29,12 @@ def run(settings: dict[str, Any]) -> None:
     """What Ray Tune runs, in a process of its own: the run's driver.
 
     Args:
-        settings: ``config`` (a whole tree), ``number``, ``until`` as of :func:`proxscore.training.loop.fit`, ``start`` (folder
+        settings: ``config`` (whole), ``number``, ``until`` as of :func:`proxscore.training.loop.fit`, ``start`` (folder
             or URI of a run to begin with), ``cost`` (gradient evaluations of a step, relative to the sweep's), ``run_id`` and
             ``label`` of its MLflow run.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    config = configuration.parse(settings["config"])
+    config: Config = settings["config"]
     uri = config.tracking.uri
     assert uri is not None
     folder = f"{config.training.storage.rstrip('/')}/{name_of(settings['number'])}"

@@ -20,6 +20,7 @@ from proxscore import config as configuration
 from proxscore.calibration.temperature import fit_temperature, tempered
 from proxscore.posterior import Posterior
 from proxscore.posterior.stacking import stack, wants_stacking
+from proxscore.storage import replacing
 from proxscore.tracking import Recorder, TrackedRun
 from proxscore.tracking.runs import PARENT, git_tags
 from proxscore.training import evaluation
@@ -40,7 +41,7 @@ def run(cell: Cell, parent: str) -> dict[str, Any]:
         parent: MLflow's id of the comparison's run.
 
     Returns:
-        Its record, as it is in ``cell.json``; of a cell that failed, ``status`` and ``reason`` say so.
+        Its record, as it is in ``cell.json``; of a cell that failed or diverged, ``status`` and ``reason`` say so.
     """
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # a checkpoint of one process: it is
     with records.locked(cell.folder):
@@ -48,6 +49,8 @@ def run(cell: Cell, parent: str) -> dict[str, Any]:
         if record is None:
             try:
                 record = _run(cell, parent)
+            except FloatingPointError as error:
+                record = failed(cell, str(error), "diverged")
             except Exception as error:  # whatever it is: the other cells go on
                 record = failed(cell, " ".join(f"{type(error).__name__}: {error}".split()))
             records.write(cell.folder, record)
@@ -56,10 +59,10 @@ def run(cell: Cell, parent: str) -> dict[str, Any]:
         return record
 
 
-def failed(cell: Cell, reason: str) -> dict[str, Any]:
-    """The record of a cell that failed."""
+def failed(cell: Cell, reason: str, status: str = "failed") -> dict[str, Any]:
+    """The record of a cell that failed, or diverged."""
     return {
-        "status": "failed",
+        "status": status,
         "method": cell.method,
         "setting": cell.setting,
         "seed": cell.seed,
@@ -132,7 +135,8 @@ def measured(cell: Cell, recorder: Recorder) -> dict[str, Any]:
     validation = predict("validation", posterior)
     metrics, figures = evaluation.judge(predictive, task, config, context, "test", f"{cell.method}, seed {cell.seed}")
     for name, figure in figures().items():
-        figure.savefig(cell.folder / f"{name}.png", dpi=150)
+        with replacing(cell.folder / f"{name}.png") as partial:
+            figure.savefig(partial, dpi=150)
     more, kept = task.compared(predictive)
     metrics |= more
     if config.evaluation.temperature_scaling:

@@ -54,7 +54,7 @@ class Progress:
             self.line(f"{name}: {shown}, {record['seconds']:.1f} s of training")
         else:
             self.failed += 1
-            self.line(f"{name} failed: {record['reason']}")
+            self.line(f"{name} {record['status']}: {record['reason']}")
 
     def line(self, what: str) -> None:
         """Cells done, rate, time left, and what just happened."""
@@ -79,17 +79,21 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def left(plan: Plan) -> bool:
-    """Whether anything has to run, or all is finished."""
-    kept: Records = {}
+def kept(plan: Plan) -> Records | None:
+    """The records of all cells, if none has to run."""
+    found: Records = {}
     for cell in plan.first():
-        record = records.finished(cell)
-        if record is None:
-            return True
-        kept[key(cell)] = record
-    chosen = [(contender, best(plan, contender, kept)) for contender in plan.contenders if contender.trials]
-    cells = [plan.cell(contender, setting, seed) for contender, setting in chosen if setting for seed in plan.seeds]
-    return any(records.finished(cell) is None for cell in cells)
+        if (record := records.finished(cell)) is None:
+            return None
+        found[key(cell)] = record
+    chosen = [(contender, best(plan, contender, found)) for contender in plan.contenders if contender.trials]
+    for cell in [
+        plan.cell(contender, setting, seed) for contender, setting in chosen if setting for seed in plan.seeds
+    ]:
+        if (record := records.finished(cell)) is None:
+            return None
+        found[key(cell)] = record
+    return found
 
 
 @contextmanager
@@ -101,7 +105,7 @@ def connected(plan: Plan) -> Iterator[None]:
     Raises:
         ConfigError: the cluster can run no cell, or its nodes share no folder.
     """
-    if not left(plan):
+    if kept(plan) is not None:
         yield
         return
     config = plan.config

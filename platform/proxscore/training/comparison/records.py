@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from proxscore import storage
 from proxscore.config import ConfigError
 from proxscore.training.comparison.plan import Cell
 
@@ -23,12 +23,7 @@ RECORD, PREDICTIONS = "cell.json", "predictions.npz"
 def write(folder: Path, record: dict[str, Any]) -> None:
     """Write ``cell.json``: after everything else that the cell leaves."""
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{RECORD}.partial"
-    with partial.open("w") as file:
-        file.write(json.dumps(record, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / RECORD)
+    storage.write(folder / RECORD, json.dumps(record, indent=2) + "\n")
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -62,8 +57,8 @@ def finished(cell: Cell) -> dict[str, Any] | None:
 def keep_predictions(folder: Path, predictions: Mapping[str, Tensor]) -> None:
     """Write what a task keeps of the predictions for the test split."""
     arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in predictions.items()}
-    with (folder / PREDICTIONS).open("wb") as file:
-        np.savez_compressed(file, **arrays)
+    with storage.replacing(folder / PREDICTIONS) as partial:
+        np.savez_compressed(partial, **arrays)
 
 
 def predictions(folder: Path) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from proxscore import config as configuration
 from proxscore.config import ConfigError
+from proxscore.storage import write
 from proxscore.tracking import TrackedRun
 from proxscore.tracking.runs import check_server, git_tags
 from proxscore.training.comparison import records
@@ -16,6 +17,12 @@ from proxscore.training.comparison.plan import Plan, slug
 from proxscore.training.comparison.settings import ComparisonConfig
 
 MEMORY = "comparison.json"
+
+
+def finished(plan: Plan) -> bool:
+    """Whether the comparison was recorded to its end, as far as its cells went then."""
+    file = plan.folder / MEMORY
+    return file.exists() and bool(json.loads(file.read_text()).get("finished"))
 
 
 @contextmanager
@@ -36,7 +43,7 @@ def recorded(plan: Plan, comparison: ComparisonConfig) -> Iterator[TrackedRun]:
         plan.folder.mkdir(parents=True, exist_ok=True)
         earlier = json.loads(file.read_text())["run_id"] if file.exists() else None
         tracked = TrackedRun(uri, config.tracking.experiment, plan.name, earlier)
-        file.write_text(json.dumps({"run_id": tracked.run_id}) + "\n")
+        write(file, json.dumps({"run_id": tracked.run_id}) + "\n")
     except OSError as error:
         raise ConfigError(f"training.storage {config.training.storage}: cannot be written: {error}") from error
     with tracked.running():
@@ -51,3 +58,4 @@ def recorded(plan: Plan, comparison: ComparisonConfig) -> Iterator[TrackedRun]:
         }
         tracked.describe(common, git_tags() | methods)
         yield tracked
+    write(file, json.dumps({"run_id": tracked.run_id, "finished": True}) + "\n")

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from proxscore.config import AdamWConfig
+from proxscore.storage import replacing
+from proxscore.storage import write as write_file
 from proxscore.training.comparison.driver import Records, best
 from proxscore.training.comparison.plan import AS_GIVEN, Contender, Plan
 
@@ -145,9 +147,9 @@ def write(plan: Plan, found: Records, folder: Path) -> tuple[list[Row], str]:
     folder.mkdir(parents=True, exist_ok=True)
     table, below = rows(plan, found), floors(plan)
     text = markdown(plan, table, below)
-    (folder / "comparison.md").write_text(text)
+    write_file(folder / "comparison.md", text)
     keys = list(dict.fromkeys(name for row in table for record in row.records.values() for name in numbers(record)))
-    with (folder / "comparison.csv").open("w", newline="") as file:
+    with replacing(folder / "comparison.csv") as partial, partial.open("w", newline="") as file:
         out = csv.writer(file)
         out.writerow(["method", "setting", "seed", "status", *keys, "mlflow_run_id"])
         for row in table:
@@ -158,7 +160,7 @@ def write(plan: Plan, found: Records, folder: Path) -> tuple[list[Row], str]:
                 out.writerow([row.label, row.setting or "", seed, status, *values, record.get("run_id", "")])
         for name, metrics in below.items():
             out.writerow([name, "", "", "no training", *(metrics.get(key, "") for key in keys), ""])
-    with (folder / "trials.csv").open("w", newline="") as file:
+    with replacing(folder / "trials.csv") as partial, partial.open("w", newline="") as file:
         out = csv.writer(file)
         out.writerow(["method", "key", "value", "seed", "validation_nll"])
         for contender in plan.contenders:

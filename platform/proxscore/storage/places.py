@@ -1,4 +1,4 @@
-"""Where runs are kept: a local folder, what pyarrow reads (s3, gs, hdfs, ...), or any other file system of fsspec's."""
+"""Places: a local folder, what pyarrow reads (s3, gs, hdfs, ...), or any other file system of fsspec's."""
 
 from __future__ import annotations
 

@@ -1,0 +1,93 @@
+"""Runs whose numbers are no longer finite: said with the step and the settings to change."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from proxscore.config import ConfigError, DivergedError, EnsembleConfig, MethodConfig, ProximalScoreConfig
+from proxscore.inference import noise
+from proxscore.training.task import Task
+
+NANS = "the network's predictions are not numbers (NaN)"
+
+
+def judged(
+    task: Task, predictive: Any, bins: int, device: torch.device, title: str
+) -> tuple[dict[str, float], Callable[[], dict[str, Figure]]]:
+    """:meth:`Task.judge` of a predictive that may hold NaN.
+
+    Raises:
+        DivergedError: it does.
+    """
+    try:
+        values, figures = task.judge(predictive, bins, device, title)
+    except ValueError as error:
+        if _holds_nan(predictive):
+            raise DivergedError(f"{title}: {NANS}") from error
+        raise
+    if math.isnan(values.get("nll", 0.0)):
+        raise DivergedError(f"{title}: {NANS}")
+    return values, figures
+
+
+def _holds_nan(predictive: Any) -> bool:
+    try:
+        return bool(torch.isnan(predictive.log_density).any())
+    except ValueError as error:  # torch's distributions refuse such parameters
+        return _of_nan(error)
+
+
+def _of_nan(error: ValueError) -> bool:
+    """Whether a library complains of values that are not finite."""
+    return re.search(r"\b(nan|inf)\b", str(error)) is not None
+
+
+@contextmanager
+def told(step: int, steps: int, method: MethodConfig, section: str, module: nn.Module) -> Iterator[None]:
+    """Within the context, what a run does that has diverged is said as such, with the step that it is at.
+
+    Args:
+        section: of the configuration that the method's settings are in.
+
+    Raises:
+        DivergedError: numbers are not finite: of scores, weights or predictions.
+    """
+    try:
+        yield
+    except FloatingPointError as error:
+        raise at(step, steps, error, method, section) from error
+    except ValueError as error:
+        weights = (noise.local(parameter.detach()) for parameter in module.parameters())
+        if isinstance(error, ConfigError) or not (_of_nan(error) or not all(bool(w.isfinite().all()) for w in weights)):
+            raise
+        raise at(step, steps, FloatingPointError(NANS), method, section) from error
+
+
+def at(step: int, steps: int, error: FloatingPointError, method: MethodConfig, section: str) -> DivergedError:
+    """What is said of a run that an error has ended at a step."""
+    return DivergedError(f"diverged at step {step} of {steps}: {error}; {remedy(method, section)}")
+
+
+def remedy(method: MethodConfig, section: str) -> str:
+    """Settings that keep steps small."""
+    if isinstance(method, EnsembleConfig):
+        return remedy(method.of, f"{section}.of")
+    if isinstance(method, ProximalScoreConfig):
+        bound = "" if method.max_mean_step is None else f" (now {method.max_mean_step:g})"
+        return (
+            f"use a smaller {section}.max_mean_step{bound}, or a larger {section}.penalty.mean (now "
+            f"{method.penalty.mean:g}) or {section}.initial_precision, and look for bad inputs"
+        )
+    of = getattr(method, "of", None)
+    if of is not None:
+        return remedy(of, f"{section}.of")
+    lr = getattr(method, "lr", None)
+    return f"use a smaller {section}.lr{'' if lr is None else f' (now {lr:g})'}, and look for bad inputs"

@@ -1,0 +1,40 @@
+"""One job at a time works on a name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from proxscore.config import ConfigError
+from proxscore.storage import UNREACHABLE, HeldError, Lock, LostError, filesystem
+
+
+@contextmanager
+def exclusive(storage: str, folders: Sequence[str]) -> Iterator[None]:
+    """Within the context, no other job works in some folders of a storage; see :class:`proxscore.storage.Lock`.
+
+    Raises:
+        ConfigError: another one does; names who, since when. Or the storage cannot be written.
+    """
+    with ExitStack() as stack:
+        for folder in folders:
+            try:
+                files, root = filesystem(storage)
+                files.create_dir(f"{root.rstrip('/')}/{folder}", recursive=True)
+                stack.enter_context(Lock(f"{storage.rstrip('/')}/{folder}"))
+            except HeldError as owner:
+                raise ConfigError(
+                    f"{folder} in {storage} is in the hands of another job, of {owner}: wait for it, or take another name"
+                ) from None
+            except UNREACHABLE as error:
+                raise ConfigError(
+                    f"training.storage {storage}: cannot be written: {' '.join(str(error).split())}"
+                ) from error
+        try:
+            yield
+        except KeyboardInterrupt as interrupt:
+            try:
+                stack.close()
+            except LostError as lost:  # which has sent the interrupt
+                raise ConfigError(f"{lost}: another job may be at work there") from interrupt
+            raise
