@@ -114,6 +114,11 @@ def diagnosis(
     if "method" not in posterior.description or posterior.description["method"]["kind"] != "proximal_score":
         raise ConfigError("--diagnose: the posterior was not trained by proximal_score: its target is not known")
     method = ProximalScoreConfig.model_validate(posterior.description["method"])
+    if method.prior.mean == "initial" and getattr(config.task.model, "weights", None) is None:
+        raise ConfigError(
+            "--diagnose: the prior's mean (method.prior.mean=initial) is the weights that training began with, which are not "
+            "saved: name their file by task.model.weights=FILE"
+        )
     prior, rows = proximal_score.prior(method, module), task.data.train
     return gaps(
         posterior.load_into(module).to(device),

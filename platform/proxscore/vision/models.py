@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from typing import Any
 
 import timm
@@ -12,6 +13,15 @@ from torch import nn
 from proxscore.config import ConfigError, ModelConfig
 from proxscore.vision import small_cnn  # noqa: F401  (registers the name with timm)
 from proxscore.vision.weights import load_weights
+
+
+#: Keywords of timm that say where weights come from, and shape nothing.
+LOADING = frozenset(
+    name
+    for function in (timm.create_model, timm.models.build_model_with_cfg)
+    for name in inspect.signature(function).parameters
+    if name not in ("model_name", "model_cls", "kwargs")
+)
 
 
 def build_model(config: ModelConfig, *, classes: int, shape: tuple[int, int, int]) -> nn.Module:
@@ -35,7 +45,7 @@ def build_model(config: ModelConfig, *, classes: int, shape: tuple[int, int, int
     for key, value in (("num_classes", classes), ("in_chans", shape[0])):
         if kwargs.setdefault(key, value) != value:
             raise ConfigError(f"task.model.kwargs.{key} is {kwargs[key]}; the data have {value}: leave it out")
-    model = _create(config.name, kwargs, shape[1:])
+    model = create(config.name, kwargs, shape[1:])
     _check_forward(model, config.name, classes, shape)
     if config.weights is not None and not next(model.parameters()).is_meta:
         load_weights(model, config.weights)
@@ -58,9 +68,14 @@ def _check_name(name: str) -> None:
     raise ConfigError(f"task.model.name is {name!r}, which timm does not know; {hint}")
 
 
-def _create(name: str, kwargs: dict[str, Any], size: tuple[int, int]) -> nn.Module:
+def create(name: str, kwargs: dict[str, Any], size: tuple[int, int] | None = None) -> nn.Module:
+    """``timm.create_model``, with the images' size if the network takes one.
+
+    Raises:
+        ConfigError: whatever timm or the network refuses, in one line.
+    """
     # timm has no list of the models that take img_size. Those that do not refuse it before they build anything.
-    sized = {"img_size": size[0] if size[0] == size[1] else size, **kwargs}
+    sized = {**({"img_size": size[0] if size[0] == size[1] else size} if size else {}), **kwargs}
     try:
         try:
             return timm.create_model(name, **sized)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from proxscore.config import ConfigError, ImageFolderConfig
 from proxscore.vision.decoding import Decoder, UnreadableError, leave_out, verify_file
-from proxscore.vision.images import Normalisation, Reader, Source
+from proxscore.vision.images import Reader, Source
 from proxscore.vision.splits import Rows
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")  # as torchvision's ImageFolder
@@ -69,8 +69,7 @@ def load(config: ImageFolderConfig) -> Source:
     path = config.path.expanduser().absolute()
     if not path.is_dir():
         raise ConfigError(f"task.data.path {path}: no such folder")
-    normalise = Normalisation.of(config.mean, config.std, config.channels)
-    decoder = Decoder(config.size, config.channels, normalise, skip=config.unreadable == "skip")
+    decoder = Decoder.of(config)
     roots = _roots(path)
     classes = _folders(roots["train"])
     if len(classes) < 2:

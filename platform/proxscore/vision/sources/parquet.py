@@ -19,7 +19,7 @@ from torch import Tensor
 
 from proxscore.config import ConfigError, ParquetConfig
 from proxscore.vision.decoding import Decoder
-from proxscore.vision.images import Normalisation, Reader, Source, check_labels
+from proxscore.vision.images import Reader, Source, check_labels
 from proxscore.vision.splits import Rows
 
 _PARTS = {"train": "train", "val": "validation", "test": "test"}
@@ -107,8 +107,7 @@ def load(config: ParquetConfig) -> Source:
             outside 0..classes-1. File and row are named.
     """
     path = config.path.expanduser().absolute()
-    normalise = Normalisation.of(config.mean, config.std, config.channels)
-    decoder = Decoder(config.size, config.channels, normalise, skip=config.unreadable == "skip")
+    decoder = Decoder.of(config)
     pools: dict[str, Reader] = {part: ParquetReader(files, config, decoder) for part, files in _files(path).items()}
     for part, reader in pools.items():
         if not len(reader.labels):

@@ -1,0 +1,87 @@
+"""Files and folders that settings and options name: what is looked at before one is opened or written."""
+
+from __future__ import annotations
+
+import stat
+import tempfile
+from pathlib import Path
+
+from proxscore.config.section import ConfigError
+
+
+def check_regular(path: Path) -> None:
+    """Refuse what is there but no regular file: opening a pipe waits for whoever writes it, a device may never end.
+
+    Raises:
+        ConfigError: names the file.
+        OSError: it is not there, or cannot be looked at.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise ConfigError(f"{path}: is {_kind(mode)}; give a regular file")
+
+
+def check_file_destination(option: str, path: Path) -> None:
+    """A file can be written there: its folder is, and takes files.
+
+    Args:
+        option: that names it, for the message.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    where = f"{option} {path}"
+    try:
+        folder = path.absolute().parent
+        if not folder.is_dir():
+            raise ConfigError(f"{where}: the folder {path.parent} does not exist")
+        if path.exists():
+            mode = path.stat().st_mode
+            if stat.S_ISDIR(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+                raise ConfigError(f"{where}: is {_kind(mode)}; give a file")
+            with path.open("ab"):
+                return
+        if path.is_symlink():
+            raise ConfigError(f"{where}: a link to nowhere; give a file")
+        path.touch()  # its very name must do, too
+        path.unlink()
+    except (OSError, ValueError) as error:
+        raise _unwritable(where, error) from error
+
+
+def check_folder_destination(option: str, path: Path) -> None:
+    """A folder is there, or can be made, and takes files. Nothing is left behind.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    where = f"{option} {path}"
+    try:
+        full = path.absolute()
+        found = next(place for place in (full, *full.parents) if place.exists() or place.is_symlink())
+        if not found.is_dir():
+            raise ConfigError(f"{where}: {found} is no folder")
+        with tempfile.TemporaryDirectory(dir=found, prefix=".probe-") as probe:
+            made = Path(probe, *full.relative_to(found).parts)  # a name that is too long, say, is found here
+            made.mkdir(parents=True, exist_ok=True)
+            (made / "probe").touch()
+    except (OSError, ValueError) as error:
+        raise _unwritable(where, error) from error
+
+
+def _unwritable(where: str, error: Exception) -> ConfigError:
+    if isinstance(error, ConfigError):
+        return error
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+    return ConfigError(f"{where}: cannot be written: {reason}")
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return kinds.get(stat.S_IFMT(mode), "no file")
