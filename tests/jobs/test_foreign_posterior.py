@@ -158,7 +158,10 @@ def test_a_keyword_that_shapes_no_network_is_refused(
     [
         ("vit_tiny_patch16_224", {"patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 4, "drop_path_rate": 0.1}),
         ("resnet18", {"drop_rate": 0.1, "drop_block_rate": 0.1, "block_args": {"attn_layer": "se"}, "in_chans": 1}),
-        ("efficientnet_b0", {"bn_eps": 1e-3, "bn_momentum": 0.1, "drop_rate": 0.1, "num_classes": 3, "act_layer": "relu"}),
+        (
+            "efficientnet_b0",
+            {"bn_eps": 1e-3, "bn_momentum": 0.1, "drop_rate": 0.1, "num_classes": 3, "act_layer": "relu"},
+        ),
         ("convnext_tiny", {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]}),
         ("swin_tiny_patch4_window7_224", {"window_size": 4, "embed_dim": 24, "depths": [1, 1]}),
         ("mixer_s32_224", {"num_blocks": 2}),
@@ -231,7 +234,9 @@ def test_a_description_of_another_shape_is_named(
     assert "Traceback" not in error
 
 
-@pytest.mark.parametrize("method", [None, "adamw", [1], {}, {"kind": "adamw"}, {"kind": "proximal_score", "draws": "x"}])
+@pytest.mark.parametrize(
+    "method", [None, "adamw", [1], {}, {"kind": "adamw"}, {"kind": "proximal_score", "draws": "x"}]
+)
 def test_a_diagnosis_of_a_posterior_of_another_method_is_refused(
     method: Any, foreign: Callable[[Change], Path], evaluate: Main, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,7 +45,7 @@ from proxscore.config.methods import (
 from proxscore.config.reading import dump, flatten, load, parse, read, validated, with_value
 from proxscore.config.root import Config, TaskConfig
 from proxscore.config.section import ConfigError, MethodError, Section
-from proxscore.config.training import EvaluationConfig, TrackingConfig, TrainingConfig
+from proxscore.config.training import MAX_DRAWS, MAX_EPOCHS, MAX_SEED, EvaluationConfig, TrackingConfig, TrainingConfig
 from proxscore.config.vision import (
     DataConfig,
     DigitsConfig,
@@ -55,8 +55,12 @@ from proxscore.config.vision import (
     ParquetConfig,
     VisionConfig,
 )
+from proxscore.config.yaml_text import dump_yaml
 
 __all__ = [
+    "MAX_DRAWS",
+    "MAX_EPOCHS",
+    "MAX_SEED",
     "AdamWConfig",
     "BirthsConfig",
     "Config",
@@ -105,6 +109,7 @@ __all__ = [
     "TrainingConfig",
     "VisionConfig",
     "dump",
+    "dump_yaml",
     "flatten",
     "load",
     "parse",

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import stat
 import tempfile
+import zlib
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from proxscore.config.section import ConfigError
 
@@ -19,6 +25,39 @@ def check_regular(path: Path) -> None:
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
         raise ConfigError(f"{path}: is {_kind(mode)}; give a regular file")
+
+
+class Inflated(io.RawIOBase):
+    """What a gzip file inflates to, as a stream that ends with an error where that is more than memory can hold.
+
+    Raises:
+        ConfigError: on reading too much; names the file and the bound.
+        OSError: no gzip file, or not a whole one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._read = path, 0
+        self._file = gzip.GzipFile(path)  # closed by close
+        self._bound = psutil.virtual_memory().available // 4
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            count = self._file.readinto(buffer)
+        except (EOFError, zlib.error) as error:
+            raise OSError(str(error)) from error
+        self._read += count
+        if self._read > self._bound:
+            raise ConfigError(
+                f"{self._path}: inflates to more than {self._bound:,} bytes, a quarter of the memory here"
+            )
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def check_file_destination(option: str, path: Path) -> None:
@@ -44,7 +83,7 @@ def check_file_destination(option: str, path: Path) -> None:
         if path.is_symlink():
             raise ConfigError(f"{where}: a link to nowhere; give a file")
         path.touch()  # its very name must do, too
-        path.unlink()
+        path.unlink(missing_ok=True)  # processes of torchrun do this side by side
     except (OSError, ValueError) as error:
         raise _unwritable(where, error) from error
 

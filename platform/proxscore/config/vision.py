@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from proxscore.config.section import Section
+from proxscore.config.training import MAX_SEED
 
 
 class ModelConfig(Section):
@@ -27,7 +28,7 @@ class _DataConfig(Section):
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     test_fraction: float = Field(0.2, gt=0, lt=1)
     limit: int | None = Field(None, gt=0)  # use only that many training images (drawn by the split seed)
-    split_seed: int = 0
+    split_seed: int = Field(0, ge=0, le=MAX_SEED)
     # Pixel normalisation: (x - mean) / std, after scaling to [0, 1]. Null: as the network's pretrained weights were trained
     # (timm's pretrained_cfg), if it starts from such weights; else 0.5.
     mean: float | list[float] | None = None

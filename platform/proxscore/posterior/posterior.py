@@ -271,7 +271,7 @@ class Posterior:
         try:
             header = json.loads((folder / DESCRIPTION_FILE).read_text())
             tensors = load_file(folder / WEIGHTS_FILE)
-        except (SafetensorError, ValueError, OSError) as error:  # ValueError: neither JSON nor UTF-8
+        except (SafetensorError, ValueError, OSError, RecursionError) as error:  # ValueError: neither JSON nor UTF-8
             raise ConfigError(f"{folder}: damaged posterior: {' '.join(str(error).split())}") from None
         return unpack(folder, header, tensors)
 
@@ -302,7 +302,7 @@ def unpack(folder: Path, header: Any, tensors: Mapping[str, Tensor]) -> Posterio
     description = {key: value for key, value in header.items() if key not in ("format", "family", "joint", "kind")}
     kinds = {Posterior.kind: Posterior} | Posterior.kinds
     kind = header.get("kind", Posterior.kind)
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise ConfigError(f"{folder / DESCRIPTION_FILE}: kind is {kind!r}; it must be one of {', '.join(kinds)}")
     groups: dict[str, dict[str, Tensor]] = {"mean": {}, "joint": {}}
     for key, tensor in tensors.items():

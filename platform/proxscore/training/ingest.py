@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from proxscore.training.stream_order import EpochOrder
+from proxscore.training.stream_order import EpochOrder, batch_sizes
 from proxscore.vision.ray_data import Chunk, StreamedRows
 
 Batch = tuple[Tensor, Tensor]
@@ -22,28 +22,32 @@ class GlobalBatches:
     """Indices of a rank's part of every global batch.
 
     Training order is a permutation by (seed, epoch), the same on all ranks; rank r takes every world-th row of a global
-    batch from its r-th on. Iterating yields one list of indices per batch. Every batch is kept, however small, so that
-    their number does not depend on the number of ranks; a rank that has no row in one is given the batch's first.
+    batch from its r-th on. Iterating yields one list of indices per batch; a rank that has no row in one is given the batch's
+    first.
 
     Args:
         rows: number of rows N of the data set.
-        batch_size: rows of a global batch B; the last one of an epoch may be smaller.
+        batch_size: rows of a global batch B; see :func:`proxscore.training.stream_order.batch_sizes`.
         shuffle_seed: of the permutation; none keeps the rows' order (evaluation).
     """
 
-    def __init__(self, rows: int, batch_size: int, rank: int, world: int, shuffle_seed: int | None = None) -> None:
-        self.rows, self.batch_size, self.rank, self.world, self.shuffle_seed = (
-            rows,
-            batch_size,
-            rank,
-            world,
-            shuffle_seed,
-        )
+    def __init__(
+        self,
+        rows: int,
+        batch_size: int,
+        rank: int,
+        world: int,
+        shuffle_seed: int | None = None,
+        *,
+        even_end: bool = False,
+    ) -> None:
+        self.rows, self.rank, self.world, self.shuffle_seed = rows, rank, world, shuffle_seed
+        self._sizes = batch_sizes(rows, batch_size, even_end=even_end)
         self.epoch = self.start = 0
 
     def sizes(self) -> list[int]:
         """Rows of each global batch."""
-        return [min(self.batch_size, self.rows - first) for first in range(0, self.rows, self.batch_size)]
+        return self._sizes
 
     def part(self, size: int) -> int:
         """This rank's rows of a global batch of so many; where there are none, what it reads is padding."""
@@ -57,9 +61,9 @@ class GlobalBatches:
         if self.shuffle_seed is not None:
             generator = torch.Generator().manual_seed(self.shuffle_seed * 1_000_003 + self.epoch)
             order = torch.randperm(self.rows, generator=generator).tolist()
-        for number, size in enumerate(self.sizes()):
+        firsts = itertools.accumulate(self._sizes, initial=0)
+        for number, (first, size) in enumerate(zip(firsts, self._sizes, strict=False)):
             if number >= self.start:
-                first = number * self.batch_size
                 yield list(order[first + self.rank : first + size : self.world] or order[first : first + 1])
 
 
@@ -70,6 +74,7 @@ class TrainingData:
         dataset: items by ``__getitems__`` (a list of indices to stacked tensors).
         accumulate: micro-batches that a rank's part of a global batch is cut into.
         processes: loader processes per rank.
+        least: inputs that a micro-batch has at least; see :mod:`proxscore.training.norm_rows`.
     """
 
     def __init__(
@@ -81,8 +86,10 @@ class TrainingData:
         seed: int,
         accumulate: int = 1,
         processes: int = 0,
+        least: int = 1,
     ) -> None:
-        self._batches = GlobalBatches(len(dataset), batch_size, rank, world, seed)  # type: ignore[arg-type]
+        rows = len(dataset)  # type: ignore[arg-type]
+        self._batches = GlobalBatches(rows, batch_size, rank, world, seed, even_end=least > 1)
         self._loader = DataLoader(
             dataset,
             batch_sampler=self._batches,
@@ -90,7 +97,7 @@ class TrainingData:
             collate_fn=_as_it_is,
             pin_memory=torch.cuda.is_available(),
         )
-        self.accumulate = accumulate
+        self.accumulate, self.least = accumulate, least
         self.steps_per_epoch = len(self._batches.sizes())
 
     def epoch(self, epoch: int, start: int = 0, lanes: int | None = None) -> Iterator[tuple[list[Batch], int]]:
@@ -103,7 +110,7 @@ class TrainingData:
         """
         self._batches.epoch, self._batches.start = epoch, start
         for (inputs, targets), size in zip(self._loader, self._batches.sizes()[start:], strict=True):
-            yield _micro(inputs, targets[: self._batches.part(size)], self.accumulate), size
+            yield _micro(inputs, targets[: self._batches.part(size)], self.accumulate, self.least), size
 
     def first(self, count: int) -> Iterator[tuple[list[Batch], int]]:
         """The first batches of the first epoch, as :meth:`epoch` gives them, for what looks at data beside training."""
@@ -117,14 +124,22 @@ class RayTrainingData:
 
     Args:
         rows: that this process reads.
+        least: as of :class:`TrainingData`.
     """
 
     def __init__(
-        self, rows: StreamedRows, batch_size: int, rank: int, world: int, seed: int, accumulate: int = 1
+        self,
+        rows: StreamedRows,
+        batch_size: int,
+        rank: int,
+        world: int,
+        seed: int,
+        accumulate: int = 1,
+        least: int = 1,
     ) -> None:
         self._rows, self._batch_size, self._rank, self._world, self._seed = rows, batch_size, rank, world, seed
-        self._sizes = GlobalBatches(int(rows.sizes.sum()), batch_size, rank, world).sizes()
-        self.accumulate = accumulate
+        self._sizes = batch_sizes(int(rows.sizes.sum()), batch_size, even_end=least > 1)
+        self.accumulate, self.least = accumulate, least
         self.steps_per_epoch = len(self._sizes)
 
     def epoch(self, epoch: int, start: int = 0, lanes: int | None = None) -> Iterator[tuple[list[Batch], int]]:
@@ -140,7 +155,7 @@ class RayTrainingData:
         return self._read(0, 0, min(count, self.steps_per_epoch), self._world)
 
     def _read(self, epoch: int, start: int, stop: int, lanes: int) -> Iterator[tuple[list[Batch], int]]:
-        order = EpochOrder(self._rows.sizes, self._batch_size, lanes, self._seed, epoch)
+        order = EpochOrder(self._rows.sizes, self._batch_size, lanes, self._seed, epoch, self._sizes)
         counts = order.counts(self._rank, self._world)[start:stop]
         segments = [order.rows[positions] for positions in order.positions(self._rank, self._world, start, stop)]
         with closing(self._rows.read(segments)) as chunks:
@@ -149,7 +164,7 @@ class RayTrainingData:
                 labels = [piece["label"][piece["readable"]] for piece in pieces]
                 inputs = np.concatenate([np.empty((0, *self._rows.shape), np.float32), *images])
                 targets = np.concatenate([np.empty(0, np.int64), *labels])
-                yield _micro(torch.from_numpy(inputs), torch.from_numpy(targets), self.accumulate), size
+                yield _micro(torch.from_numpy(inputs), torch.from_numpy(targets), self.accumulate, self.least), size
             next(chunks, None)  # there are none; so the last task ends by itself
 
 
@@ -182,9 +197,11 @@ def evaluation_batches(dataset: Dataset, batch_size: int, rank: int, world: int)
 
 
 def together(micro_batches: list[Batch]) -> Batch:
-    """A rank's part of a global batch in one piece, with padding only where there is nothing else."""
+    """A rank's part of a global batch in one piece, with padding only where there is nothing else, or a single row."""
+    if sum(len(targets) for _, targets in micro_batches) < 2:
+        return max(micro_batches, key=lambda batch: len(batch[1]))
     inputs = torch.cat([inputs[: len(targets)] for inputs, targets in micro_batches])
-    return (inputs, torch.cat([targets for _, targets in micro_batches])) if len(inputs) else micro_batches[0]
+    return inputs, torch.cat([targets for _, targets in micro_batches])
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -192,10 +209,15 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _micro(inputs: Tensor, targets: Tensor, count: int) -> list[Batch]:
-    """Cut a rank's part of a batch into so many pieces; one that would be empty gets an input, as padding."""
+def _micro(inputs: Tensor, targets: Tensor, count: int, least: int) -> list[Batch]:
+    """Cut a rank's part of a batch into so many pieces; one that has fewer inputs than ``least`` is padded with copies."""
     pieces = zip(inputs[: len(targets)].tensor_split(count), targets.tensor_split(count), strict=True)
-    return [(piece if len(piece) else _not_empty(inputs)[:1], rows) for piece, rows in pieces]
+    return [(_padded(piece if len(piece) else _not_empty(inputs)[:1], least), rows) for piece, rows in pieces]
+
+
+def _padded(inputs: Tensor, least: int) -> Tensor:
+    missing = least - len(inputs)
+    return inputs if missing <= 0 else torch.cat([inputs, inputs[:1].expand(missing, *inputs.shape[1:])])
 
 
 def _not_empty(inputs: Tensor) -> Tensor:

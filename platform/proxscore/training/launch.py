@@ -23,6 +23,7 @@ from proxscore.training import checks, cluster, meshes, processes
 from proxscore.training.context import LocalContext, pick_device
 from proxscore.training.evaluation import versions
 from proxscore.training.loop import train
+from proxscore.training.norm_rows import check_rows
 from proxscore.training.task import Task, build_task
 
 
@@ -60,21 +61,9 @@ def run(config: Config, show: Callable[[str], None] = say) -> list[Outcome]:
         ConfigError: a setting or file at fault, before anything is trained.
     """
     config = processes.counted(absolute(config))
-    task = build_task(config.task)
-    task.check(config)
-    module = task.build_model(torch.device("meta") if config.training.meta_init else None)
-    check_running_statistics(config.method, module, config.evaluation.norm_batches)
-    meshes.shape(config, config.method)
-    alone = processes.launched() or config.training.workers == 0
-    plan = [(config.method, config.training.epochs)]
-    if alone and "://" in config.training.storage:
-        raise ConfigError(
-            f"training.storage {config.training.storage}: without Ray's workers it must be a local folder"
-        )
-    if config.baseline is not None:
-        plan.insert(0, (config.baseline, config.training.epochs * evaluations_per_step(config.method)))
+    task, plan = ready(config)
     methods = [method for method, _ in plan]
-    _check_this_machine(config, methods, task, alone=alone)
+    alone = _alone(config)
     if processes.launched():
         place: AbstractContextManager[None] = processes.group(config)
     else:
@@ -86,6 +75,38 @@ def run(config: Config, show: Callable[[str], None] = say) -> list[Outcome]:
         config = processes.named(config)
         outcomes = [_run_method(config, method, epochs, task, show) for method, epochs in plan]
     return [outcome for outcome in outcomes if outcome is not None]
+
+
+def ready(config: Config) -> tuple[Task, list[tuple[MethodConfig, float]]]:
+    """Everything that can be refused before processes join, or a cluster starts.
+
+    Returns:
+        The task, and the methods to train with their epochs.
+
+    Raises:
+        ConfigError: a setting, file or row at fault.
+    """
+    task = build_task(config.task)
+    task.check(config)
+    module = task.build_model(torch.device("meta") if config.training.meta_init else None)
+    check_running_statistics(config.method, module, config.evaluation.norm_batches)
+    meshes.shape(config, config.method)
+    if _alone(config) and "://" in config.training.storage:
+        raise ConfigError(
+            f"training.storage {config.training.storage}: without Ray's workers it must be a local folder"
+        )
+    plan = [(config.method, config.training.epochs)]
+    if config.baseline is not None:
+        plan.insert(0, (config.baseline, config.training.epochs * evaluations_per_step(config.method)))
+    methods = [method for method, _ in plan]
+    check_rows(config, methods, module, task)
+    _check_this_machine(config, methods, task, alone=_alone(config))
+    return task, plan
+
+
+def _alone(config: Config) -> bool:
+    """Whether this process trains, without Ray's workers."""
+    return processes.launched() or config.training.workers == 0
 
 
 def _check_this_machine(config: Config, methods: list[MethodConfig], task: Task, *, alone: bool) -> None:

@@ -6,6 +6,7 @@ import io
 import logging
 import math
 import struct
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from proxscore.vision.splits import Rows
 #: Formats that are decoded. Pillow knows more, and hands some of them (PostScript) to other programs.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF", "JPEG2000", "AVIF")
 MAX_PIXELS = 2**26  # of an encoded image: 268 MB as it is decoded
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow's bound is wider than this one
 _MODES = {1: "L", 3: "RGB"}
 _DEEP = ("I", "F")  # 16- and 32-bit pixels: PIL clips them at 255 instead of scaling, which would turn them white
 

@@ -27,9 +27,7 @@ class Normalisation:
     std: tuple[float, ...]
 
     @classmethod
-    def of(
-        cls, mean: float | list[float] | None, std: float | list[float] | None, channels: int
-    ) -> Normalisation:
+    def of(cls, mean: float | list[float] | None, std: float | list[float] | None, channels: int) -> Normalisation:
         """From the settings: one number for all channels, or one per channel; none is 0.5.
 
         Raises:

@@ -14,7 +14,6 @@ from proxscore.config import ConfigError, ModelConfig
 from proxscore.vision import small_cnn  # noqa: F401  (registers the name with timm)
 from proxscore.vision.weights import load_weights
 
-
 #: Keywords of timm that say where weights come from, and shape nothing.
 LOADING = frozenset(
     name

@@ -60,7 +60,8 @@ def load(config: ImageFolderConfig) -> Source:
     """One pool from ``path/<class>/...``, or, where ``path/train`` is a folder, a pool per split folder.
 
     Classes are the sorted names of the training folders. Images may lie deeper inside a class folder; files with other
-    extensions than ``EXTENSIONS`` and names with a leading dot are passed over.
+    extensions than ``EXTENSIONS`` and names with a leading dot are passed over. Links are followed; a folder that they lead to
+    twice, or in a circle, counts once.
 
     Raises:
         ConfigError: no such folder, fewer than two classes, a class without images, classes that differ between splits,
@@ -114,8 +115,15 @@ def _folders(path: Path) -> list[str]:
 
 
 def _images(folder: Path) -> list[Path]:
+    """Image files in a folder and the folders in it, each of which is entered once, whatever links lead there."""
     found = []
+    entered: set[tuple[int, int]] = set()
     for where, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        place = os.stat(where)
+        if (place.st_dev, place.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((place.st_dev, place.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(where, name) for name in files if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
     return sorted(found)

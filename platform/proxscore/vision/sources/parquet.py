@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from proxscore.config import ConfigError, ParquetConfig
+from proxscore.config.files import check_regular
 from proxscore.vision.decoding import Decoder
 from proxscore.vision.images import Reader, Source, check_labels
 from proxscore.vision.splits import Rows
@@ -148,6 +149,7 @@ def _files(path: Path) -> dict[str, list[Path]]:
 def _scan(path: Path, config: ParquetConfig) -> tuple[Rows, Rows]:
     """Checked labels of a file, and the rows of each of its row groups."""
     try:
+        check_regular(path)
         file = pq.ParquetFile(path)
         schema = file.schema_arrow
         for column in (config.image_column, config.label_column):
