@@ -34,11 +34,10 @@ def sections(root: type[Section] = Config) -> Iterator[type[Section]]:
     seen: list[type[Section]] = []
 
     def walk(annotation: Any) -> None:
-        if isinstance(annotation, type) and issubclass(annotation, Section):
-            if annotation not in seen:
-                seen.append(annotation)
-                for field in annotation.model_fields.values():
-                    walk(field.annotation)
+        if isinstance(annotation, type) and issubclass(annotation, Section) and annotation not in seen:
+            seen.append(annotation)
+            for field in annotation.model_fields.values():
+                walk(field.annotation)
         for inner in get_args(annotation):
             walk(inner)
 

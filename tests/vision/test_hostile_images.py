@@ -67,9 +67,9 @@ def test_postscript_under_another_name_never_reaches_its_interpreter(
     columns = {"image": [EPS] + [(folder / "b" / "1.png").read_bytes()] * 19, "label": [0, 1] * 10}
     pq.write_table(pa.table(columns), folder / "x.parquet")
     data = load_images(ParquetConfig(kind="parquet", path=folder / "x.parquet", classes=2, size=8))
+    (part,) = (part for part in (data.train, data.validation, data.test) if 0 in part.rows)
     with pytest.raises(ConfigError, match=r"x\.parquet, row 0: not a readable image"):
-        for part in (data.train, data.validation, data.test):
-            part.__getitems__(range(len(part)))
+        part.__getitems__(range(len(part)))
 
 
 def test_only_listed_formats_are_opened(folder: Path) -> None:

@@ -17,14 +17,12 @@ MAX_WINDOWS = 1_000_000
 class _SeriesConfig(Section):
     """What every data set of series has in common. Windows are set back from the end of each series by ``stride``."""
 
-    season: int | None = Field(
-        None, ge=1, le=MAX_CONTEXT
-    )  # steps; null: of the frequency (24 of hours), or the data set's own
+    # Steps; null: of the frequency (24 of hours), or the data set's own.
+    season: int | None = Field(None, ge=1, le=MAX_CONTEXT)
     test_windows: int = Field(1, ge=1, le=MAX_WINDOWS)  # the last forecasts of each series
     validation_windows: int = Field(1, ge=1, le=MAX_WINDOWS)  # those before
-    stride: int | None = Field(
-        None, ge=1, le=MAX_CONTEXT
-    )  # steps from one forecast's start to the next; null: the horizon
+    # Steps from one forecast's start to the next; null: the horizon.
+    stride: int | None = Field(None, ge=1, le=MAX_CONTEXT)
 
 
 class SeriesTableConfig(_SeriesConfig):
@@ -69,9 +67,8 @@ class RecipeConfig(Section):
     name: Literal["ETTh1", "ETTh2", "ETTm1", "ETTm2", "ECL", "Exchange", "Traffic", "Weather", "ILI"]
     path: Path  # the folder with the official CSV file, or one above that has its usual subfolder
     standardise: bool = True  # each series by mean and standard deviation of its training part, as published errors are
-    stride: int = Field(
-        1, ge=1, le=MAX_CONTEXT
-    )  # steps between the windows of validation and test; 1 in the literature
+    # Steps between the windows of validation and test; 1 in the literature.
+    stride: int = Field(1, ge=1, le=MAX_CONTEXT)
 
 
 SeriesConfig = Annotated[
@@ -94,7 +91,6 @@ class ForecastingConfig(Section):
     model: ForecastModelConfig = ForecastModelConfig()
     data: SeriesConfig = TaylorConfig(kind="taylor")
     horizon: int = Field(48, ge=2, le=MAX_HORIZON)  # steps that a window forecasts
-    context: int | None = Field(
-        None, ge=1, le=MAX_CONTEXT
-    )  # steps that the network looks back to; null: twice the horizon
+    # Steps that the network looks back to; null: twice the horizon.
+    context: int | None = Field(None, ge=1, le=MAX_CONTEXT)
     train_stride: int = Field(1, ge=1, le=MAX_CONTEXT)  # steps between the starts of training windows

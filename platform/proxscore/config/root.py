@@ -18,7 +18,8 @@ TaskConfig = Annotated[VisionConfig | ForecastingConfig, Field(discriminator="ki
 class Config(Section):
     """Everything that one training job needs."""
 
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # null: a new one; a known one resumes
+    # Null: a new one; a known one resumes.
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")
     seed: int = Field(0, ge=0, le=MAX_SEED)
     task: TaskConfig = VisionConfig()
     method: MethodConfig = ProximalScoreConfig()

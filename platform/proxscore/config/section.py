@@ -42,9 +42,15 @@ class Section(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _with_possible_paths(cls, value: Any) -> Any:
-        if isinstance(value, Path) and any(len(part.encode()) > MAX_NAME for part in value.parts):
-            raise ValueError(f"a part of this path has more than {MAX_NAME} bytes")
+        if isinstance(value, Path):
+            check_path(value)
         return value
+
+
+def check_path(path: Path) -> None:
+    """Raise ValueError for a path that no file system takes: even to look whether it is there is an error."""
+    if any(len(part.encode()) > MAX_NAME for part in path.parts):
+        raise ValueError(f"a part of this path has more than {MAX_NAME} bytes")
 
 
 def _kinded(value: Any, annotation: Any, default: Any) -> Any:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from proxscore.config.section import Section
+from proxscore.config.section import Section, check_path
 
 MAX_EPOCHS = 1_000_000
 MAX_ROWS = 10_000_000  # of a batch
@@ -22,16 +23,13 @@ class TrainingConfig(Section):
     batch_size: int = Field(100, gt=0, le=MAX_ROWS)  # global: over all workers
     accumulate: int = Field(1, ge=1, le=MAX_ROWS)  # micro-batches per step
     workers: int = Field(2, ge=0, le=MAX_WORKERS)
-    min_workers: int | None = Field(
-        None, ge=1, le=MAX_WORKERS
-    )  # go on with so few while nodes are away; null: always all
+    # Go on with so few while nodes are away; null: always all.
+    min_workers: int | None = Field(None, ge=1, le=MAX_WORKERS)
     resize_interval: float = Field(60, gt=0)  # seconds between looks for nodes that have joined, with min_workers
-    replicate: int = Field(
-        1, ge=1, le=MAX_WORKERS
-    )  # copies of sharded weights and state; each takes its part of a batch (HSDP)
-    draw_groups: int = Field(
-        1, ge=1, le=MAX_WORKERS
-    )  # groups of workers that score different draws of a step on the same batch
+    # Copies of sharded weights and state; each takes its part of a batch (HSDP).
+    replicate: int = Field(1, ge=1, le=MAX_WORKERS)
+    # Groups of workers that score different draws of a step on the same batch.
+    draw_groups: int = Field(1, ge=1, le=MAX_WORKERS)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cpus_per_worker: float = Field(1, ge=0.01, le=10_000)
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -44,7 +42,13 @@ class TrainingConfig(Section):
     keep_checkpoints: int = Field(2, ge=1, le=MAX_EPOCHS)  # the best by validation NLL; beside them, always the newest
     profile: bool = False  # leave a trace of a few early steps in MLflow (profile/rank-0.json.gz)
     max_failures: int = Field(3, ge=-1, le=MAX_EPOCHS)
-    storage: str = "runs"  # a folder, or a URI that pyarrow or fsspec reads (s3://..., gs://...)
+    storage: str = Field("runs", min_length=1)  # a folder, or a URI that pyarrow or fsspec reads (s3://..., gs://...)
+
+    @field_validator("storage", mode="after")
+    @classmethod
+    def _possible(cls, storage: str) -> str:
+        check_path(Path(storage))
+        return storage
 
 
 class EvaluationConfig(Section):
@@ -56,9 +60,8 @@ class EvaluationConfig(Section):
     seed: int = Field(0, ge=0, le=MAX_SEED)
     bins: int = Field(15, ge=2, le=10_000)
     temperature_scaling: bool = False  # also report the test metrics at the temperature that validation data prefer
-    norm_batches: int = Field(
-        20, ge=0, le=1_000_000
-    )  # training batches that set BatchNorm statistics of each draw; 0: as trained
+    # Training batches that set BatchNorm statistics of each draw; 0: as trained.
+    norm_batches: int = Field(20, ge=0, le=1_000_000)
 
 
 class TrackingConfig(Section):

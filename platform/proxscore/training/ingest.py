@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from proxscore.config import ConfigError
 from proxscore.training.stream_order import EpochOrder, batch_sizes
+from proxscore.vision.decoding import UnreadableError, leave_out, told
 from proxscore.vision.ray_data import Chunk, StreamedRows
 
 Batch = tuple[Tensor, Tensor]
@@ -91,7 +95,7 @@ class TrainingData:
         rows = len(dataset)  # type: ignore[arg-type]
         self._batches = GlobalBatches(rows, batch_size, rank, world, seed, even_end=least > 1)
         self._loader = DataLoader(
-            dataset,
+            _Told(dataset),
             batch_sampler=self._batches,
             num_workers=processes,
             collate_fn=_as_it_is,
@@ -109,7 +113,8 @@ class TrainingData:
             lanes: of no consequence here, where the order does not depend on the number of ranks.
         """
         self._batches.epoch, self._batches.start = epoch, start
-        for (inputs, targets), size in zip(self._loader, self._batches.sizes()[start:], strict=True):
+        for loaded, size in zip(self._loader, self._batches.sizes()[start:], strict=True):
+            inputs, targets = loaded.batch()
             yield _micro(inputs, targets[: self._batches.part(size)], self.accumulate, self.least), size
 
     def first(self, count: int) -> Iterator[tuple[list[Batch], int]]:
@@ -186,14 +191,76 @@ def recut(chunks: Iterable[Chunk], counts: Iterable[int]) -> Iterator[list[Chunk
 
 
 def evaluation_batches(dataset: Dataset, batch_size: int, rank: int, world: int) -> Iterator[Batch]:
-    """This rank's rows of a data set, in order.
+    """This rank's rows of a data set, in order, each read once; what is decoded is decoded ahead, by other processes.
 
     All ranks yield equally many batches: one that has no row left repeats an input without a target, as padding.
     """
     batches = GlobalBatches(len(dataset), batch_size, rank, world)  # type: ignore[arg-type]
-    for indices, size in zip(batches, batches.sizes(), strict=True):
-        inputs, targets = dataset.__getitems__(indices)  # type: ignore[attr-defined]
+    loader = DataLoader(
+        _Told(dataset),
+        batch_sampler=batches,
+        num_workers=_decoders(dataset, len(batches)),
+        collate_fn=_as_it_is,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # a loader draws a number when it starts: not from the run's stream
+    )
+    for loaded, size in zip(loader, batches.sizes(), strict=True):
+        inputs, targets = loaded.batch()
         yield _not_empty(inputs), targets[: batches.part(size)]
+
+
+MOST_DECODERS = 8
+
+
+def _decoders(dataset: Dataset, batches: int) -> int:
+    """Loader processes for one pass: as many as this process has threads, where there is something to decode."""
+    if not getattr(dataset, "decodes", False) or batches < 2 or multiprocessing.current_process().daemon:
+        return 0
+    return min(torch.get_num_threads(), MOST_DECODERS, batches)
+
+
+@dataclass
+class _Loaded:
+    """A batch that a loader process has read, or why it could not; and what it left out as unreadable."""
+
+    read: Batch | ConfigError
+    left_out: list[UnreadableError]
+
+    def batch(self) -> Batch:
+        """The batch, after what it brings has been said here.
+
+        Raises:
+            ConfigError: the one that the process met, as it was: a DataLoader would wrap it into a traceback.
+        """
+        for error in self.left_out:
+            leave_out(error)
+        if isinstance(self.read, ConfigError):
+            raise self.read
+        return self.read
+
+    def pin_memory(self) -> _Loaded:
+        """By what a DataLoader asks for."""
+        if isinstance(self.read, ConfigError):
+            return self
+        inputs, targets = self.read
+        return _Loaded((inputs.pin_memory(), targets.pin_memory()), self.left_out)
+
+
+class _Told(Dataset[_Loaded]):
+    """A data set whose refusals can leave the process that reads it."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)  # type: ignore[arg-type]
+
+    def __getitems__(self, indices: list[int]) -> _Loaded:
+        try:
+            read = self._dataset.__getitems__(indices)  # type: ignore[attr-defined]
+        except ConfigError as error:
+            read = error.with_traceback(None)
+        return _Loaded(read, told())
 
 
 def together(micro_batches: list[Batch]) -> Batch:

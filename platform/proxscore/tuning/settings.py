@@ -60,9 +60,8 @@ class TuneConfig(Section):
     reduction: float = Field(3.0, gt=1)  # one in so many trials goes on past each rung
     population: PopulationConfig = PopulationConfig()
     top: int = Field(3, ge=1, le=1_000_000)  # settings that are repeated from other seeds
-    seeds: list[Annotated[int, Field(ge=0, le=MAX_SEED)]] = Field(
-        [0, 1, 2]
-    )  # of repetitions; the first is that of the search
+    # Of repetitions; the first is that of the search.
+    seeds: list[Annotated[int, Field(ge=0, le=MAX_SEED)]] = Field([0, 1, 2])
     seed: int = Field(0, ge=0, le=2**32 - 1)  # of the search
 
 
@@ -72,7 +71,16 @@ def load(path: Path | None, overrides: Sequence[str]) -> tuple[Config, TuneConfi
     Raises:
         ConfigError: one line that names the key at fault.
     """
-    tree, source = configuration.read(path, overrides)
+    return of(*configuration.read(path, overrides))
+
+
+def of(tree: dict[str, Any], source: str) -> tuple[Config, TuneConfig]:
+    """As :func:`load`, of a plain tree.
+
+    Args:
+        source: what to call the tree in messages.
+    """
+    tree = dict(tree)
     section = tree.pop("tune", None) or {}
     if not isinstance(section, dict):
         raise ConfigError(f"{source}: tune is {section!r}: it must be a section")

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
+from torch.utils.data import get_worker_info
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
@@ -135,11 +136,21 @@ def verify_file(path: Path) -> None:
 
 
 _left_out: set[str] = set()
+_untold: list[UnreadableError] = []
+
+
+def told() -> list[UnreadableError]:
+    """What this loader process has left out since it was last asked: the process that it loads for says so."""
+    found = _untold.copy()
+    _untold.clear()
+    return found
 
 
 def leave_out(error: UnreadableError) -> None:
-    """Say once in this process that a row is left out."""
-    if error.where not in _left_out:
+    """Say once in this process that a row is left out; in a process of a ``DataLoader``, keep it for :func:`told`."""
+    if get_worker_info() is not None:
+        _untold.append(error)
+    elif error.where not in _left_out:
         _left_out.add(error.where)
         logging.getLogger(__name__).warning("%s; left out (task.data.unreadable: skip)", error)
 

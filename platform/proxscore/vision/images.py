@@ -55,6 +55,7 @@ class Reader(ABC):
     """The rows of one place (a pair of files, a folder): their labels, and their images on demand."""
 
     labels: Rows  # (N,), every one in 0..classes-1
+    decodes: bool = False  # whether reading takes so long that other processes had better do it
 
     @abstractmethod
     def read(self, rows: Rows) -> tuple[Tensor, Rows]:
@@ -106,6 +107,11 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     def labels(self) -> Tensor:
         """(N,) int64, without reading an image."""
         return torch.from_numpy(self.reader.labels[self.rows])
+
+    @property
+    def decodes(self) -> bool:
+        """Whether items are decoded as they are read."""
+        return self.reader.decodes
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -27,6 +27,8 @@ class FolderReader(Reader):
         decoder: how files become images.
     """
 
+    decodes = True
+
     def __init__(self, files: list[Path], labels: Rows, decoder: Decoder) -> None:
         self.files, self.labels, self.decoder = files, labels, decoder
 
