@@ -79,6 +79,10 @@ def test_families_of_patterns_are_mean_field_without_a_kind() -> None:
     assert [family.kind for family in config.method.families.values()] == ["mean_field", "low_rank"]  # type: ignore[union-attr]
 
 
+def test_a_covariance_of_one_deviation_is_refused() -> None:
+    assert "method.rank is 1: input should be greater than or equal to 2" in refusal("method={kind: swag, rank: 1}")
+
+
 def test_one_value_of_a_section_of_kinds_is_enough() -> None:
     config = load(overrides=["task.data.std=0.25"])
     assert (config.task.data.kind, config.task.data.std) == ("digits", 0.25)  # type: ignore[union-attr]
@@ -175,7 +179,7 @@ def test_aliases_that_stand_for_very_many_values_are_refused(form: str, tmp_path
         (b"name: 2024-01-01\n", "a date is no setting"),
         (b'name: "\\uD800"\n', ""),
         (b'task: {data: {kind: idx, path: "a\\0b"}}\n', "belongs in no name or path"),
-        (b"#" * 2_000_000, "at most 1,048,576 are read"),
+        (b"#" * 2_000_000, "at most 131,072 are read"),
         (b"- 1\n", "got a list"),
         (b"hello\n", "got a str"),
         (b"seed: 1\n\tname: x\n", "not valid YAML"),

@@ -264,8 +264,8 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "a tab": (configuration(b"seed: 1\n\tname: x\n"), "c.yaml: not valid YAML"),
     "two documents": (configuration(b"seed: 1\n---\nseed: 2\n"), "c.yaml: not valid YAML"),
     "a key twice": (configuration(b"seed: 1\nseed: 2\n"), "'seed' is given twice"),
-    "a list for a section": (configuration(b"training: [1]\n"), "training is [1]"),
-    "a text for a section": (configuration(b"task: vision\n"), "task is 'vision'"),
+    "a list for a section": (configuration(b"evaluation: [1]\n"), "evaluation is [1]"),
+    "a text for a section": (configuration(b"tracking: here\n"), "tracking is 'here'"),
     "null for a section": (configuration(b"evaluation: null\n"), "evaluation is None"),
     "a number for a key": (configuration(b"1: 2\n"), "keys are names"),
     "an endless alias": (configuration(b"task: &t {model: *t}\n"), "aliases stand for more than"),
@@ -334,7 +334,7 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         "target is 'many', which is text",
     ),
     "a table without times": (table("timestamp,target\nsoon,1\nlater,2\n"), "table.csv, row 0"),
-    "a table that is too short": (table(hours(6)), "task."),
+    "a table that is too short": (table(hours(6)), "series 'target' has 6 steps"),
     "a text for columns": (table(hours(90), "task.data.id_columns=series"), "task.data.id_columns is 'series'"),
     "a frequency that is none": (table(hours(90), "task.data.frequency=often"), "task.data.frequency"),
     "a horizon of one": (table(hours(90), "task.horizon=1"), "task.horizon is 1"),
@@ -459,12 +459,8 @@ def test_an_interruption_and_a_reader_that_has_gone_have_their_own_exits(capsys:
 
 def test_processes_end_with_one_line_also_on_bytes_that_are_no_text(repository: Path, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_bytes(b"\xff\xfe")
-    for name, arguments in (
-        ("train", [b"name=\xff"]),
-        ("compare", [b"--config", b"c.yaml"]),
-        ("tune", [b"--config", b"\xff"]),
-    ):
-        script = str(repository / "jobs" / f"{name}.py")
+    for arguments in ([b"name=\xff"], [b"--config", b"c.yaml"]):
+        script = str(repository / "jobs" / "train.py")
         done = subprocess.run([sys.executable, script, *arguments], cwd=tmp_path, capture_output=True, timeout=200)
         assert done.returncode == 2
         assert done.stderr.startswith(b"error: ")

@@ -15,8 +15,11 @@ import psutil
 from proxscore.config.section import ConfigError
 
 
-def check_regular(path: Path) -> None:
+def check_regular(path: Path, where: str | None = None) -> None:
     """Refuse what is there but no regular file: opening a pipe waits for whoever writes it, a device may never end.
+
+    Args:
+        where: what to call the file in the message; its path, if nothing else.
 
     Raises:
         ConfigError: names the file.
@@ -24,7 +27,7 @@ def check_regular(path: Path) -> None:
     """
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
-        raise ConfigError(f"{path}: is {_kind(mode)}; give a regular file")
+        raise ConfigError(f"{where or path}: is {_kind(mode)}; give a regular file")
 
 
 class Inflated(io.RawIOBase):

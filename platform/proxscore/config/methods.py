@@ -208,7 +208,7 @@ class SWAGConfig(Section):
     swag_lr: float = Field(0.01, gt=0)  # constant while weights are collected
     start: float = Field(0.75, ge=0, lt=1)  # fraction of the run before
     collect_every: float = Field(1, gt=0)  # epochs
-    rank: int = Field(20, ge=1, le=10_000)  # deviations kept, each a copy of the weights
+    rank: int = Field(20, ge=2, le=10_000)  # deviations kept, each a copy of the weights; of one there is no variance
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
     max_skipped_steps: int = Field(10, ge=1)

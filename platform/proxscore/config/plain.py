@@ -10,6 +10,7 @@ from typing import Any
 MAX_TEXT = 4096  # characters of a text
 MAX_VALUES = 100_000  # of a tree
 MAX_DEPTH = 30
+SMALLEST, LARGEST = 1e-30, 1e30  # sizes of numbers with a point, other than zero
 
 
 def fault(tree: Any) -> tuple[str, Any, str] | None:
@@ -55,7 +56,14 @@ def _reason(value: Any) -> str | None:
     if isinstance(value, int):
         return None if -(2**63) <= value < 2**63 else "more than 64 bits"
     if isinstance(value, float):
-        return None if math.isfinite(value) else "numbers must be finite"
+        if not math.isfinite(value):
+            return "numbers must be finite"
+        # Beyond, squares and inverses of single precision are zero or infinite.
+        return (
+            None
+            if value == 0 or SMALLEST <= abs(value) <= LARGEST
+            else f"its size is not in {SMALLEST:g} to {LARGEST:g}"
+        )
     if isinstance(value, (str, Path)):
         text = str(value)
         if len(text) > MAX_TEXT:

@@ -12,7 +12,7 @@ from proxscore.config.files import check_regular
 from proxscore.config.plain import MAX_VALUES
 from proxscore.config.section import ConfigError
 
-MAX_BYTES = 2**20  # of a file
+MAX_BYTES = 2**17  # of a file; what takes longest to read takes seconds
 _EXPONENT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
 _FLOAT = "tag:yaml.org,2002:float"
 
@@ -74,13 +74,15 @@ def read_yaml(path: Path) -> Any:
     """
     where = f"configuration file {path}"
     try:
-        check_regular(path)
+        check_regular(path, where)
         if (size := path.stat().st_size) > MAX_BYTES:
             raise ConfigError(f"{where}: has {size:,} bytes; at most {MAX_BYTES:,} are read")
         content = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{where}: {error.strerror or error}") from error
-    except ValueError as error:
+    except ConfigError:
+        raise
+    except ValueError as error:  # a path with a null character
         raise ConfigError(f"{where}: {error}") from error
     try:
         return parse_yaml(content.decode("utf-8-sig"))

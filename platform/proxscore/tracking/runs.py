@@ -23,7 +23,8 @@ from proxscore.tracking.client import Client
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-UNREACHABLE = (MlflowException, SQLAlchemyError, OSError)  # what a server or database that cannot be used raises
+# What a server or database that cannot be used raises; ValueError: of a malformed URI, ImportError: its driver is missing.
+UNREACHABLE = (MlflowException, SQLAlchemyError, OSError, ValueError, ImportError)
 PARENT = "mlflow.parentRunId"  # MLflow's tag, by which its pages nest runs
 PATIENCE = 600.0  # seconds for which a run that has begun waits for its server
 
