@@ -282,6 +282,8 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "a keyword of 100 bits": (plain(f"task.model.kwargs={{width: {2**100}}}"), "more than 64 bits"),
     "a text for a keyword": (plain("task.model.kwargs={width: wide}"), "task.model small_cnn with width=wide"),
     "a negative keyword": (plain("task.model.kwargs={width: -4}"), "task.model small_cnn with width=-4"),
+    "a network of terabytes": (plain("task.model.kwargs={width: 100000}"), "GiB of memory are free"),
+    "a network of many gigabytes": (plain("task.model.kwargs={hidden: 2000000000}"), "GiB of memory are free"),
     "no keyword's name": (plain("task.model.kwargs={1: 2}"), "keys are names"),
     "an empty name of a network": (plain("task.model.name=''"), "task.model.name is ''"),
     "a path as a network": (plain("task.model.name=../x", "task.model.kwargs={}"), "task.model.name is '../x'"),

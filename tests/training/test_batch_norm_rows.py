@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from proxscore.config import Config, ConfigError, parse
 from proxscore.training import launch
 from proxscore.training.context import LocalContext
+from proxscore.training.dry_run import dry_run
 from proxscore.training.ingest import TrainingData, together
 from proxscore.training.loop import train
 from proxscore.training.norm_rows import least_rows
@@ -120,6 +121,12 @@ def test_a_piece_that_unreadable_rows_leave_with_one_row_is_padded() -> None:
     assert inputs.shape == (2, 3)
     assert targets.shape == (1,)
     assert together([(inputs, targets)])[0].shape == (2, 3)
+
+
+def test_a_dry_run_refuses_one_row_in_the_same_words() -> None:
+    with pytest.raises(ConfigError, match=r"training\.batch_size=1: BatchNorm needs 2 rows"):
+        dry_run(config(batch_size=1))
+    assert "one step here" in dry_run(config())
 
 
 def test_what_a_layer_sees_decides() -> None:

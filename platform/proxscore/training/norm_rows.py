@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from proxscore.config import Config, ConfigError, MethodConfig
+from proxscore.config import Config, MethodConfig, MethodError
 from proxscore.training import meshes
 from proxscore.training.stream_order import batch_sizes
 from proxscore.training.task import Task
@@ -50,7 +50,7 @@ def check_rows(config: Config, methods: list[MethodConfig], module: nn.Module, t
     """Every forward pass of training will have as many rows as the network's BatchNorm layers need.
 
     Raises:
-        ConfigError: it will not; names what would.
+        MethodError: it will not; names what would.
     """
     if (least := least_rows(module, task)) == 1:
         return
@@ -60,7 +60,7 @@ def check_rows(config: Config, methods: list[MethodConfig], module: nn.Module, t
         pieces = replicas * shards * training.accumulate
         smallest = min(batch_sizes(len(task.data.train), training.batch_size, even_end=True))
         if smallest // pieces < least:
-            raise ConfigError(
+            raise MethodError(
                 f"training.batch_size={training.batch_size}: BatchNorm needs {least} rows in every forward pass, and a batch of "
                 f"{smallest} leaves {smallest // pieces} to each of {replicas * shards} worker(s) x "
                 f"training.accumulate={training.accumulate}: use training.batch_size={2 * least * pieces} or more"

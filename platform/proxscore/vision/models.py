@@ -6,6 +6,7 @@ import difflib
 import inspect
 from typing import Any
 
+import psutil
 import timm
 import torch
 from torch import nn
@@ -36,14 +37,15 @@ def build_model(config: ModelConfig, *, classes: int, shape: tuple[int, int, int
         shape: (channels, height, width) of an image.
 
     Raises:
-        ConfigError: unknown name (the nearest ones are named), keywords that the network refuses, a network that does
-            not return (2, classes) for two images, weights that do not fit.
+        ConfigError: unknown name (the nearest ones are named), keywords that the network refuses, more parameters than there
+            is memory for, a network that does not return (2, classes) for two images, weights that do not fit.
     """
     _check_name(config.name)
     kwargs = dict(config.kwargs)
     for key, value in (("num_classes", classes), ("in_chans", shape[0])):
         if kwargs.setdefault(key, value) != value:
             raise ConfigError(f"task.model.kwargs.{key} is {kwargs[key]}; the data have {value}: leave it out")
+    _check_size(config.name, kwargs, shape[1:])
     model = create(config.name, kwargs, shape[1:])
     _check_forward(model, config.name, classes, shape)
     if config.weights is not None and not next(model.parameters()).is_meta:
@@ -65,6 +67,25 @@ def _check_name(name: str) -> None:
     near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
     hint = f"nearest: {', '.join(near)}" if near else "timm.list_models() lists the names"
     raise ConfigError(f"task.model.name is {name!r}, which timm does not know; {hint}")
+
+
+def _check_size(name: str, kwargs: dict[str, Any], size: tuple[int, int]) -> None:
+    """Refuse a network whose parameters do not fit into memory, from a copy on the meta device, where it can be built there."""
+    plain = {key: value for key, value in kwargs.items() if key not in ("pretrained", "checkpoint_path")}
+    if ":" in name or torch.get_default_device().type == "meta":
+        return
+    try:
+        with torch.device("meta"), torch.random.fork_rng([]):
+            parameters = sum(parameter.numel() for parameter in create(name, plain, size).parameters())
+    except ConfigError:  # some networks need numbers to be built; what else is wrong is found when it is built
+        return
+    free = psutil.virtual_memory().available
+    if (needed := 4 * parameters) > free:
+        shown = ", ".join(f"{key}={value}" for key, value in kwargs.items())
+        raise ConfigError(
+            f"task.model {name} with {shown}: {parameters:,} parameters are {needed / 2**30:.3g} GiB; {free / 2**30:.3g} GiB of "
+            "memory are free"
+        )
 
 
 def create(name: str, kwargs: dict[str, Any], size: tuple[int, int] | None = None) -> nn.Module:
