@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +125,59 @@ def test_a_state_of_another_model_is_refused() -> None:
     other = ProximalScore(nn.Linear(4, 3).named_parameters(), N)
     with pytest.raises(ValueError, match="parameter group"):
         other.load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("settings", [{}, {"keep_mean": False}, {"draws": 2}, *OTHER_FAMILIES])
+def test_a_copy_of_module_and_optimizer_goes_on_as_they_do(settings: dict[str, Any]) -> None:
+    module, optimizer = build(0, **settings)
+    train(module, optimizer, 0, 4)
+    other, copied = copy.deepcopy((module, optimizer))
+    train(module, optimizer, 4, 8)
+    assert not torch.equal(next(other.parameters()), next(module.parameters()))
+    train(other, copied, 4, 8)
+    assert_equal(numbers(module, optimizer), numbers(other, copied))
+
+
+def test_an_optimizer_is_not_copied_within_its_loop() -> None:
+    module, optimizer = build(0)
+    for _ in optimizer.draws():
+        with pytest.raises(RuntimeError, match=r"copied after step\(\)"):
+            copy.deepcopy(optimizer)
+        module(torch.ones(2, 4)).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"draws": 2}),
+        ({"draws": 2}, {}),
+        ({}, {"keep_mean": False}),
+        ({"keep_mean": False}, {}),
+        ({}, {"paired": False}),
+    ],
+)
+def test_a_state_of_other_draws_or_without_a_mean_is_taken_over(before: dict[str, Any], after: dict[str, Any]) -> None:
+    module, optimizer = build(0, **before)
+    train(module, optimizer, 0, 4)
+    other, resumed = build(1, **after)
+    other.load_state_dict(module.state_dict())
+    resumed.load_state_dict(optimizer.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
+    for (_, _, ours), (_, _, theirs) in zip(optimizer.sampled(), resumed.sampled(), strict=True):
+        assert torch.equal(ours["precision"], theirs["precision"])
+    train(other, resumed, 4, 6)
+    assert all(parameter.isfinite().all() for parameter in other.parameters())
+
+
+@pytest.mark.parametrize(
+    "after", [{"family": LowRank(2)}, {"families": {"3.*": FullCovariance()}}, {"solver": GradientSolver(2)}]
+)
+def test_a_state_of_another_family_or_solver_is_refused_by_name(after: dict[str, Any]) -> None:
+    module, optimizer = build(0)
+    train(module, optimizer, 0, 2)
+    _, other = build(0, **after)
+    with pytest.raises(ValueError, match=r"the saved state of \d\.weight holds .*, these settings need"):
+        other.load_state_dict(optimizer.state_dict())
+    _, point = build(0, families={"3.*": FullCovariance()})
+    with pytest.raises(ValueError, match=r"the saved state of"):
+        optimizer.load_state_dict(point.state_dict())

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from proxscore.inference import Gaussian, Prior
+from proxscore.inference.names import parameter_kinds
 
 
 def network() -> nn.Module:
@@ -75,3 +76,43 @@ def test_the_last_layer_is_the_networks_and_not_the_likelihoods_noise() -> None:
     model, likelihood = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)), Gaussian(1.0, learned=True)
     found = Prior(select="last_layer").assign([*model.named_parameters(), *likelihood.named_parameters()])
     assert [name for name, assignment in found.items() if assignment.sampled] == ["1.weight", "1.bias"]
+
+
+RECURRENT = nn.ModuleDict(
+    {
+        "lstm": nn.LSTM(3, 2, bidirectional=True),
+        "gru": nn.GRUCell(3, 2),
+        "attention": nn.MultiheadAttention(4, 2, kdim=3, vdim=3, add_bias_kv=True),
+        "norm": nn.LayerNorm(4),
+        "head": nn.Linear(4, 2),
+    }
+)
+
+
+@pytest.mark.parametrize("given", ["names", "module"])
+def test_biases_of_recurrent_and_attention_layers_are_biases(given: str) -> None:
+    prior = Prior(biases="flat", norms="point", kinds=parameter_kinds(RECURRENT) if given == "module" else {})
+    result = prior.assign(RECURRENT.named_parameters())
+    flat = {name for name, a in result.items() if a.sampled and a.precision == 0}
+    lstm = {f"lstm.bias_{part}_l0{way}" for part in ("ih", "hh") for way in ("", "_reverse")}
+    assert flat == lstm | {
+        *("gru.bias_ih", "gru.bias_hh", "attention.in_proj_bias", "attention.out_proj.bias", "head.bias")
+    }
+    assert {name for name, a in result.items() if not a.sampled} == {"norm.weight", "norm.bias"}
+
+
+def test_with_a_module_normalisation_is_decided_by_the_layer() -> None:
+    class ScaleNorm(nn.Module):  # its parameters are called as no other's
+        def __init__(self) -> None:
+            super().__init__()
+            self.g, self.bias = nn.Parameter(torch.ones(1, 4)), nn.Parameter(torch.zeros(4))
+
+    class Shift(nn.Module):  # a weight that is a vector, and no normalisation
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.ones(4)), nn.Parameter(torch.zeros(4))
+
+    module = nn.Sequential(ScaleNorm(), Shift(), nn.InstanceNorm1d(4, affine=True))
+    assert parameter_kinds(module) == {
+        **{"0.g": "norm", "0.bias": "norm", "1.weight": "norm", "1.bias": "bias", "2.weight": "norm", "2.bias": "norm"}
+    }

@@ -151,7 +151,7 @@ def test_autocast_computes_in_low_precision_with_the_weights_of_each_draw(module
 def test_the_module_is_afterwards_what_it_was(
     module: Classifier, training: bool, refresh: bool, fails: str | None
 ) -> None:
-    """Weights, buffers, the mode of every layer, BatchNorm's momentum; also if a loader fails in the second draw."""
+    """Weights, buffers, the mode of every layer, BatchNorm's momentum; also if a loader fails after its first batch."""
     module.train(training)
     module.frozen.eval()
     before, calls = snapshot(module), {"batches": 0, "refresh": 0}
@@ -160,7 +160,7 @@ def test_the_module_is_afterwards_what_it_was(
         calls[name] += 1
         for batch in batches():
             yield batch
-            if name == fails and calls[name] == 2:
+            if name == fails and calls[name] == {"batches": 1, "refresh": 2}[name]:
                 raise OSError("a damaged file")
 
     arguments = dict(draws=3, refresh=(lambda: loader("refresh")) if refresh else None)

@@ -108,7 +108,7 @@ def test_a_useless_component_loses_its_weight_in_draws_and_mean_and_on_disk(tmp_
     state["means"][:, 1] = -20 * state["means"][:, 0]  # predicts the opposite
     spoilt = replace(posterior, joint=[replace(joint, state=state)])
 
-    stacked, weights = stack(spoilt, lambda part: predict(module, batches, part, draws=64).log_density)
+    stacked, weights = stack(spoilt, lambda part: predict(module, batches, part, draws=64))
     assert weights[1] < 1e-3
     assert sum(weights) == pytest.approx(1.0)
     expected = state["means"] @ torch.tensor(weights, dtype=torch.float64)
@@ -135,7 +135,7 @@ def test_a_posterior_without_a_mixture_cannot_be_stacked() -> None:
     posterior = Posterior.of(module, optimizer)
     assert not wants_stacking(posterior)
     with pytest.raises(ConfigError, match="stacking needs one mixture in a posterior; this one has 0"):
-        stack(posterior, lambda part: predict(module, batches, part).log_density)
+        stack(posterior, lambda part: predict(module, batches, part))
 
 
 def test_uniform_and_given_weights_stay() -> None:

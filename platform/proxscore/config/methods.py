@@ -113,6 +113,7 @@ class ProximalScoreConfig(Section):
     max_mean_step: float | None = Field(0.1, gt=0)  # posterior standard deviations; of forecasts 0.6
     temperature: float = Field(1.0, gt=0)
     point_lr: float = Field(1e-3, gt=0)  # Adam's, for parameters that are not sampled
+    clip_norm: float | None = Field(None, gt=0)  # 2-norm of a draw's gradient of the mean negative log-likelihood
     effective_data_size: float | None = Field(None, gt=0)  # None: training rows, but at least 100,000 (cold posterior)
     max_skipped_steps: int = Field(10, ge=1)
 

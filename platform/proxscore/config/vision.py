@@ -91,3 +91,4 @@ class VisionConfig(Section):
     kind: Literal["vision"] = "vision"
     model: ModelConfig = ModelConfig()
     data: DataConfig = DigitsConfig()
+    likelihood: Literal["categorical", "bernoulli"] = "categorical"  # bernoulli: two classes from one logit

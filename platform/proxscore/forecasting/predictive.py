@@ -1,8 +1,8 @@
-"""Predictive distributions of windows: a mixture over posterior draws of the network's distributions, streamed draw by draw.
+"""Predictive distributions of windows: a mixture over posterior draws of the network's distributions.
 
     p(y_h | x) = 1/S sum_s p(y_h | f_h(x; theta_s))
 
-Each of S fixed draws is put into the weights once and run over all windows. Of a draw are kept its parameters per step,
+Each batch of windows goes through the network under every one of S fixed draws. Of a draw are kept its parameters per step,
 or, of an autoregressive network, sample paths: its outputs condition on the targets and are no forecasts. What is kept lies in
 a file where it is much, and is read some windows at a time.
 """
@@ -18,11 +18,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from proxscore.config import ConfigError
 from proxscore.forecasting.distributions import Mixture, StepDistribution
 from proxscore.forecasting.network import ForecastNetwork
 from proxscore.inference import noise
 from proxscore.posterior import Posterior
-from proxscore.posterior.prediction import Batches, draw_indices, each_draw
+from proxscore.posterior.calls import Batches, batches_of
+from proxscore.posterior.drawn import drawn
 
 SAMPLES = 200  # of each window at least, over all draws
 IN_MEMORY = 2**30  # bytes of outputs, over all draws, up to which they are held in memory
@@ -124,30 +126,49 @@ def predict(
     """The predictive distribution for all windows of a data set; arguments as :func:`proxscore.posterior.predict`."""
     network = module
     assert isinstance(network, ForecastNetwork)
-    indices = draw_indices(posterior, draws)
     generator = torch.Generator(next(module.parameters()).device).manual_seed(noise.key(seed, "paths") % 2**62)
-    each = -(-SAMPLES // len(indices))
-    outputs: Tensor | None = None
-    paths: Tensor | None = None
-    targets = []
-    for draw, device in each_draw(module, posterior, indices, seed, refresh, autocast):
-        found, sampled = [], []
-        for inputs, labels in batches():
-            inputs = inputs.to(device, non_blocking=True)
-            found.append(module(inputs)[: len(labels)].float().cpu())
-            if network.autoregressive:
-                sampled.append(network.sample(inputs, each, generator)[:, : len(labels)].float().cpu())
-            if draw == 0:
-                targets.append(labels.cpu())
-        rows = torch.cat(found)
-        outputs = store(len(indices), *rows.shape) if outputs is None else outputs
-        outputs[draw] = rows
-        if sampled:
-            samples = torch.cat(sampled, 1)
-            paths = store(len(indices) * each, *samples.shape[1:]) if paths is None else paths
-            paths[draw * each : (draw + 1) * each] = samples
-    assert outputs is not None
-    return ForecastPredictive(network.likelihood, outputs, paths, torch.cat(targets), seed)
+    outputs, paths, targets = _Rows(), _Rows(), []
+    with drawn(module, posterior, draws, seed, refresh, autocast) as found:
+        each = -(-SAMPLES // len(found))
+        for inputs, labels in batches_of(batches):
+            inputs = inputs.to(found.device, non_blocking=True)
+            by_draw, sampled = [], []
+            for position in range(len(found)):
+                with found.use(position):
+                    by_draw.append(module(inputs)[: len(labels)].float().cpu())
+                    if network.autoregressive:
+                        sampled.append(network.sample(inputs, each, generator)[:, : len(labels)].float().cpu())
+            outputs.append(torch.stack(by_draw))
+            if sampled:
+                paths.append(torch.cat(sampled))
+            targets.append(labels.cpu())
+    if not targets:
+        raise ConfigError("batches gave no windows: an iterator that was read before, or an empty loader")
+    held = paths.joined() if paths.parts else None
+    return ForecastPredictive(network.likelihood, outputs.joined(), held, torch.cat(targets), seed)
+
+
+class _Rows:
+    """Parts of a tensor along its second dimension, in memory or, where they are much together, in files."""
+
+    def __init__(self) -> None:
+        self.parts: list[Tensor] = []
+        self._held = 0
+
+    def append(self, part: Tensor) -> None:
+        self._held += part.nbytes
+        self.parts.append(part if self._held <= IN_MEMORY else store(*part.shape).copy_(part))
+
+    def joined(self) -> Tensor:
+        """The whole; the parts are gone afterwards."""
+        first = self.parts[0]
+        result = store(first.shape[0], sum(part.shape[1] for part in self.parts), *first.shape[2:])
+        row = 0
+        while self.parts:
+            part = self.parts.pop(0)
+            result[:, row : row + part.shape[1]] = part
+            row += part.shape[1]
+        return result
 
 
 def store(*shape: int) -> Tensor:

@@ -1,7 +1,7 @@
 """The method, in torch alone: priors, likelihoods, families, penalties, schedules, and the optimizer."""
 
 from proxscore.inference.families import Distribution, FullCovariance, Kronecker, LowRank, MeanField, Mixture
-from proxscore.inference.likelihoods import Categorical, Gaussian
+from proxscore.inference.likelihoods import Bernoulli, Categorical, Gaussian
 from proxscore.inference.optimizer import ProximalScore
 from proxscore.inference.penalties import ForwardKL, NoPenalty, Quadratic, ReverseKL
 from proxscore.inference.priors import Prior
@@ -9,6 +9,7 @@ from proxscore.inference.schedules import Schedule
 from proxscore.inference.solver import GradientSolver
 
 __all__ = [
+    "Bernoulli",
     "Categorical",
     "Distribution",
     "ForwardKL",

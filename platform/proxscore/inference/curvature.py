@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from proxscore.inference.priors import canonical
+from proxscore.inference.buffers import kept_buffers
+from proxscore.inference.names import named_parameters
 
 SAFETY = 100.0
 LEAST, MOST = 0.1, 10.0
@@ -32,26 +33,23 @@ def squared_gradients(module: nn.Module, losses: Iterable[tuple[Tensor, int]]) -
     Raises:
         ValueError: no batches, or a gradient that is not finite; names the parameter.
     """
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     sums: dict[str, float] = {}
     count = 0
-    for loss, rows in losses:
-        loss.backward()
-        for name, parameter in module.named_parameters():
-            if parameter.requires_grad:
-                gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-                square = gradient.square().mean()
-                value = rows * (square.full_tensor() if isinstance(square, DTensor) else square).item()
-                if not value < float("inf"):
-                    raise ValueError(f"initial_precision: the gradient of {canonical(name)} is not finite at the start")
-                sums[canonical(name)] = sums.get(canonical(name), 0.0) + value
-                parameter.grad = None
-        count += 1
+    with kept_buffers(module):
+        for loss, rows in losses:
+            loss.backward()
+            for name, parameter in named_parameters(module).items():
+                if parameter.requires_grad:
+                    gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+                    square = gradient.square().mean()
+                    value = rows * (square.full_tensor() if isinstance(square, DTensor) else square).item()
+                    if not value < float("inf"):
+                        raise ValueError(f"initial_precision: the gradient of {name} is not finite at the start")
+                    sums[name] = sums.get(name, 0.0) + value
+                    parameter.grad = None
+            count += 1
     if not count:
         raise ValueError("initial_precision: no batches to estimate it from")
-    with torch.no_grad():
-        for name, buffer in module.named_buffers():
-            buffer.copy_(buffers[name])
     return {name: value / count for name, value in sums.items()}
 
 

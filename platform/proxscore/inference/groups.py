@@ -1,13 +1,17 @@
-"""Sums over draw groups: processes that scored different draws of one step."""
+"""Sums over processes: draw groups, which scored different draws of one step, and the holders of a tensor's shards."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+
+from proxscore.inference import noise
 
 _LARGEST = 1 << 24  # numbers that one all-reduce sends: two temporaries of that size live at once
 
@@ -37,3 +41,30 @@ def _chunks(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
             chunk.append(tensor)
         if chunk:
             yield chunk
+
+
+def shard_count(tensor: DTensor) -> int:
+    """Over how many ranks a tensor is cut."""
+    sizes = [tensor.device_mesh.size(d) for d, place in enumerate(tensor.placements) if isinstance(place, Shard)]
+    return max(sizes, default=1)
+
+
+def shard_group(tensor: DTensor) -> Any:
+    """The process group of the ranks that hold a tensor's shards."""
+    (dimension,) = (d for d, place in enumerate(tensor.placements) if isinstance(place, Shard))
+    return tensor.device_mesh.get_group(dimension)
+
+
+def total_norm(tensors: Iterable[Tensor]) -> Tensor:
+    """The 2-norm of all numbers of some tensors together, on every rank; those of shards count once, wherever they lie."""
+    squares: dict[Any, list[Tensor]] = {}
+    for tensor in tensors:
+        sharded = isinstance(tensor, DTensor) and shard_count(tensor) > 1
+        squares.setdefault(shard_group(tensor) if sharded else None, []).append(noise.local(tensor))  # type: ignore[arg-type]
+    totals = []
+    for group, pieces in squares.items():
+        total = torch.stack(torch._foreach_norm(pieces, 2)).square().sum()
+        if group is not None:
+            dist.all_reduce(total, group=group)
+        totals.append(total)
+    return torch.stack(totals).sum().sqrt()

@@ -7,18 +7,18 @@ gathered: every rank holds the whole vector and computes the same.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_reduce
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor import zeros as distributed_zeros
 
 from proxscore.inference import noise
 from proxscore.inference.families import Family, State
 from proxscore.inference.families.base import whole
+from proxscore.inference.groups import shard_count, shard_group
 
 
 class Layout:
@@ -33,12 +33,12 @@ class Layout:
         self.family = family
         self.members = list(members)
         tensors = [tensor for _, tensor, _ in self.members]
-        sharded = [t for t in tensors if isinstance(t, DTensor) and _shards(t) > 1]
+        sharded = [t for t in tensors if isinstance(t, DTensor) and shard_count(t) > 1]
         #: Whether vectors hold this rank's shards only.
         self.local = family.shardable and bool(sharded)
         if self.local and len({id(t.device_mesh) for t in sharded if isinstance(t, DTensor)}) > 1:
             raise ValueError(f"family {family.kind}: {self.members[0][0]} and others lie on different device meshes")
-        self._group = _group(sharded[0]) if self.local else None
+        self._group = shard_group(sharded[0]) if self.local else None
         self.sizes = [noise.local(t).numel() if self.local else t.numel() for t in tensors]
         self.shape, self.size = tensors[0].shape, sum(self.sizes)
         self._streams: dict[tuple[torch.device, torch.dtype], noise.NormalStream] = {}
@@ -111,18 +111,6 @@ class Layout:
         if place not in self._streams:
             self._streams[place] = noise.NormalStream(*place)
         return self._streams[place]
-
-
-def _shards(tensor: DTensor) -> int:
-    """Over how many ranks a tensor is cut."""
-    sizes = [tensor.device_mesh.size(d) for d, place in enumerate(tensor.placements) if isinstance(place, Shard)]
-    return max(sizes, default=1)
-
-
-def _group(tensor: DTensor) -> Any:
-    """The process group of the ranks that hold a tensor's shards."""
-    (dimension,) = (d for d, place in enumerate(tensor.placements) if isinstance(place, Shard))
-    return tensor.device_mesh.get_group(dimension)
 
 
 def empty(parameter: Tensor, columns: torch.Size) -> Tensor:

@@ -34,6 +34,31 @@ class Categorical(nn.Module):
         return nll.flatten(1).sum(1) if nll.ndim > 1 else nll
 
 
+class Bernoulli(nn.Module):
+    """Bernoulli likelihood of two classes from one logit f: -log sigmoid(f) for target 1, -log sigmoid(-f) for target 0."""
+
+    def nll(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Negative log-likelihood in nats.
+
+        Args:
+            logits: (N,) or (N, 1), any floating dtype; evaluated in float32 or better.
+            targets: zeros and ones of any dtype, (N,) or (N, 1).
+
+        Returns:
+            (N,) tensor.
+        """
+        if logits.shape not in ((len(logits),), (len(logits), 1)):
+            raise ValueError(f"logits of shape {tuple(logits.shape)}; a Bernoulli likelihood needs (N,) or (N, 1)")
+        if targets.shape not in ((len(logits),), (len(logits), 1)):
+            raise ValueError(
+                f"targets of shape {tuple(targets.shape)} do not fit logits of shape {tuple(logits.shape)}"
+            )
+        logits = (logits if logits.dtype == torch.float64 else logits.float()).reshape(-1)
+        return nn.functional.binary_cross_entropy_with_logits(
+            logits, targets.reshape(-1).to(logits.dtype), reduction="none"
+        )
+
+
 class Gaussian(nn.Module):
     """Gaussian likelihood with homoscedastic noise: (y - f)^2 / (2 s^2) + log s + log(2 pi) / 2, summed over outputs.
 

@@ -62,10 +62,14 @@ class NormalStream:
     """Blocks of standard normal noise for one device; reuses one generator and one buffer."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._place = device, dtype
         self.block = BLOCK.get(device.type, BLOCK_ACCELERATOR)
         self._meta = device.type == "meta"  # tensors without numbers: only sizes are asked for
         self._generator = torch.Generator() if self._meta else torch.Generator(device=device)
         self._buffer = torch.empty(self.block, device=device, dtype=dtype)
+
+    def __reduce__(self) -> tuple[type[NormalStream], tuple[torch.device, torch.dtype]]:
+        return NormalStream, self._place  # a copy needs a generator of its own, in no state
 
     def pieces(self, seed: int, start: int, count: int, total: int) -> Iterator[tuple[slice, Tensor]]:
         """Noise for the elements [start, start + count) of a parameter with ``total`` elements.

@@ -25,18 +25,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from proxscore.inference import noise
 from proxscore.inference.blocks import Block, SolvedBlock, block
 from proxscore.inference.families import Family, MeanField
-from proxscore.inference.groups import all_reduce_together
+from proxscore.inference.groups import all_reduce_together, total_norm
+from proxscore.inference.interrupts import deferred_interrupts
 from proxscore.inference.monitor import Monitor
+from proxscore.inference.names import canonical_names
 from proxscore.inference.parts import Draw, Member, Part, ProximalStep
 from proxscore.inference.penalties import ForwardKL, Penalty
 from proxscore.inference.points import Points
-from proxscore.inference.priors import Assignment, Prior, canonical
+from proxscore.inference.priors import Assignment, Prior
 from proxscore.inference.shards import MeanlessShards, Shards
 from proxscore.inference.solver import GradientSolver
 
@@ -82,6 +85,10 @@ class ProximalScore(torch.optim.Optimizer):
             mean's schedule. The gradient solver reads no trust region: its learning rate limits the step.
         temperature: the likelihood is raised to the power 1 / temperature.
         point_lr: Adam's learning rate for parameters that are not sampled (times the mean's schedule).
+        clip_norm: largest 2-norm of a draw's gradient of the mean negative log-likelihood, over all parameters (and shards)
+            together; a longer one is scaled down, draw by draw, which biases the scores towards smaller ones. Costs another
+            P numbers within a step. ``clip_grad_norm_`` after the draw loop would scale the curvature statistics instead,
+            and ``step`` refuses gradients that were changed there.
         max_skipped_steps: a step whose scores are not finite is skipped (mean and precision stay, momentum restarts);
             that many in a row raise FloatingPointError.
         seed: of the draws.
@@ -90,6 +97,13 @@ class ProximalScore(torch.optim.Optimizer):
         ValueError: a setting outside its range, unnamed parameters, a parameter of lower precision than float32, or a
             sharding that cannot be sampled; the message names it.
     """
+
+    # What torch's GradScaler looks for; it sets ``grad_scale`` and ``found_inf`` before ``step`` and deletes them after it.
+    _step_supports_amp_scaling = True
+    grad_scale: Tensor | None  # there within GradScaler's step alone; none: gradients were unscaled before
+    #: Set before ``step`` (as GradScaler does) to decide for all ranks whether the step is skipped; where it is none and
+    #: parameters are sharded, ``step`` agrees on it with one scalar all-reduce.
+    found_inf: Tensor | bool | None = None
 
     def __init__(
         self,
@@ -112,12 +126,13 @@ class ProximalScore(torch.optim.Optimizer):
         max_mean_step: float | None = 0.1,
         temperature: float = 1.0,
         point_lr: float = 1e-3,
+        clip_norm: float | None = None,
         max_skipped_steps: int = 10,
         seed: int = 0,
     ) -> None:
         positive: dict[str, float | None] = dict(data_size=data_size, temperature=temperature, draws=draws)
         positive |= dict(max_skipped_steps=max_skipped_steps, max_log_precision_step=max_log_precision_step)
-        positive |= dict(max_mean_step=max_mean_step, point_lr=point_lr)
+        positive |= dict(max_mean_step=max_mean_step, point_lr=point_lr, clip_norm=clip_norm)
         for setting, value in positive.items():
             if value is not None and not value > 0:
                 raise ValueError(f"{setting} is {value}; it must be positive")
@@ -132,14 +147,14 @@ class ProximalScore(torch.optim.Optimizer):
         self.scale = data_size / temperature
         self.data_size, self.temperature = data_size, temperature
         self.point_lr, self.max_skipped_steps = point_lr, max_skipped_steps
-        #: Set before ``step`` (as torch's GradScaler does) to decide for all ranks whether the step is skipped; where
-        #: it is none and parameters are sharded, ``step`` agrees on it with one scalar all-reduce.
-        self.found_inf: Tensor | bool | None = None
+        self.clip_norm = clip_norm
         #: When true, ``step`` fills ``statistics`` (of the local shards): a few more passes over the state.
         self.monitor = False
         self.statistics: dict[str, float] = {}
         self._drawing = self._scored = False
         self._finite: Tensor | None = None  # by parameter, of this draw loop
+        self._scaler: GradScaler | None = None  # of this draw loop
+        self._versions: list[int] = []  # of the statistics in the gradients when the last loop ended
         by_name = isinstance(initial_precision, Mapping)
         self._initial = dict(initial_precision) if isinstance(initial_precision, Mapping) else {}
         for name, precision in self._initial.items():
@@ -163,9 +178,7 @@ class ProximalScore(torch.optim.Optimizer):
         Raises:
             ValueError: a setting of a group, or a parameter that cannot be trained like this.
         """
-        named = [
-            (canonical(n), p) for g in self.param_groups for n, p in zip(g["param_names"], g["params"], strict=True)
-        ]
+        named = self.named_parameters()
         for name, parameter in named:
             _check(name, parameter)
         for pattern in self.families:
@@ -177,13 +190,14 @@ class ProximalScore(torch.optim.Optimizer):
             if unknown:
                 raise ValueError(f"{setting} names {sorted(unknown)[0]!r}, which is no trained parameter")
         groups = []
+        names = {id(parameter): name for name, parameter in named}
         for group in self.param_groups:
             for setting, least in (("lr", True), ("initial_precision", False)):
                 if not (group[setting] >= 0 if least else group[setting] > 0):
                     raise ValueError(f"{setting} is {group[setting]}; it must be positive")
             if not 0 <= group["momentum"] < 1:
                 raise ValueError(f"momentum is {group['momentum']}; it must lie in [0, 1)")
-            pairs = zip(map(canonical, group["param_names"]), group["params"], strict=True)
+            pairs = [(names[id(p)], p) for p in group["params"]]
             groups.append([self._member(name, p, assignments[name], group["initial_precision"]) for name, p in pairs])
         return groups
 
@@ -240,6 +254,11 @@ class ProximalScore(torch.optim.Optimizer):
             raise ValueError("parameters cannot be added later: build a new optimizer with all of them")
         super().add_param_group(param_group)
 
+    def named_parameters(self) -> list[tuple[str, Tensor]]:
+        """(name, parameter) of all parameters; names are those of the module without torch's wrappers."""
+        given = [name for group in self.param_groups for name in group["param_names"]]
+        return list(zip(canonical_names(given), self._parameters(), strict=True))
+
     def sampled(self) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         """(name, parameter, state) of every parameter with a mean-field posterior in closed form."""
         for part in self._all_parts():
@@ -275,7 +294,7 @@ class ProximalScore(torch.optim.Optimizer):
     # ------------------------------------------------------------ the draw loop
 
     @torch.no_grad()
-    def draws(self) -> Iterator[int]:
+    def draws(self, scaler: GradScaler | None = None) -> Iterator[int]:
         """Put draws from the current posterior into the weights, one per iteration of the loop.
 
         The body runs forward and backward (over several micro-batches, if need be: the same for both draws of a pair).
@@ -284,38 +303,49 @@ class ProximalScore(torch.optim.Optimizer):
 
         Under FSDP2, a forward without backward (an evaluation) leaves the root's weights gathered, blind to a draw that
         is put into the shards: call ``module.reshard()`` after it, as :func:`proxscore.posterior.predict` does.
+
+        Args:
+            scaler: of the losses that the body differentiates (``scaler.scale(loss).backward()``, then
+                ``scaler.step(optimizer)``): gradients are divided by its scale as soon as they are there.
         """
         if self._drawing:
             raise RuntimeError("draws() within draws(): finish the first loop before starting another")
         if self._scored:  # the last loop's scores are in the running mean, but no step counted them
             self._forget()
-        self._drawing, self._scored, self._finite = True, False, None
-        for parameter in self._parameters():
-            parameter.grad = None
-        for part in self._all_parts():
-            part.begin(self.state)
+        self._drawing, self._scored, self._finite, self._scaler = True, False, None, scaler
+        begun: list[Part] = []
         try:
+            for parameter in self._parameters():
+                parameter.grad = None
+            for part in self._all_parts():
+                part.begin(self.state)
+                begun.append(part)
             for index in self._own_draws:
                 self._sample(index, 1.0)
+                held = self._held()
                 yield index * (1 + self.paired)
-                self._take(index, 1.0)
+                self._take(index, 1.0, held)
                 if self.paired:
-                    first = [parameter.grad for parameter in self._parameters()]
                     self._sample(index, -1.0)
+                    held = self._held()
+                    first = [parameter.grad for parameter in self._parameters()]
                     yield index * 2 + 1
-                    if any(a is not p.grad for a, p in zip(first, self._parameters(), strict=True)):
+                    if any(a is not None and a is not p.grad for a, p in zip(first, self._parameters(), strict=True)):
                         raise RuntimeError(
                             "gradients were cleared between the two draws of a pair; leave them to the optimizer"
                         )
-                    self._take(index, -1.0)
+                    self._take(index, -1.0, held)
             self._scored = True
         finally:
-            for part in self._all_parts():
-                part.restore()
-            torch.clear_autocast_cache()
-            self._drawing = False
-            if not self._scored:
-                self._forget()
+            with deferred_interrupts():
+                for part in begun:
+                    part.restore()
+                torch.clear_autocast_cache()
+                self._drawing = False
+                if self._scored:
+                    self._versions = self._gradient_versions()
+                else:
+                    self._forget()
 
     def _parameters(self) -> Iterator[Tensor]:
         for group in self.param_groups:
@@ -341,9 +371,40 @@ class ProximalScore(torch.optim.Optimizer):
                 part.sample(self._draw(group, index, sign))
         torch.clear_autocast_cache()  # an enclosing autocast would go on using its cast of the previous weights
 
-    def _take(self, index: int, sign: float) -> None:
+    def _held(self) -> list[Tensor | None] | None:
+        """The gradients so far, taken off the parameters, where the next draw's must be seen alone."""
+        if self.clip_norm is None and self._scaler is None:
+            return None
+        held = [parameter.grad for parameter in self._parameters()]
+        for parameter in self._parameters():
+            parameter.grad = None
+        return held
+
+    def _alone(self, held: list[Tensor | None]) -> None:
+        """Take the loss scale out of the draw's own gradients, clip them, and add what was held to them."""
+        found = [parameter.grad for parameter in self._parameters() if parameter.grad is not None]
+        if self._scaler is not None:
+            torch._foreach_mul_([noise.local(gradient) for gradient in found], 1 / self._scaler.get_scale())
+        if self.clip_norm is not None:
+            factor = (self.clip_norm / total_norm(found)).clamp(max=1.0)
+            torch._foreach_mul_([noise.local(gradient) for gradient in found], factor)
+        for parameter, before in zip(self._parameters(), held, strict=True):
+            if before is not None:
+                parameter.grad = before if parameter.grad is None else parameter.grad.add_(before)
+
+    def _gradient_versions(self) -> list[int]:
+        """How often each gradient was written in place: who else writes to them breaks the step."""
+        gradients = (parameter.grad for parameter in self._parameters())
+        return [-1 if gradient is None else noise.local(gradient)._version for gradient in gradients]
+
+    def _take(self, index: int, sign: float, held: list[Tensor | None] | None) -> None:
         if all(parameter.grad is None for parameter in self._parameters()):
             raise RuntimeError("no gradients after a draw: call backward() inside the draws() loop")
+        for parameter in self._parameters():
+            if parameter.grad is not None and parameter.grad.is_sparse:  # of an embedding
+                parameter.grad = parameter.grad.to_dense()
+        if held is not None:
+            self._alone(held)
         gradients = [[part.gradients() for part in parts] for parts in self._parts]
         # The 2-norm is the fastest reduction that any nan or inf passes through (beyond 1e19 it overflows: no loss).
         norms = torch._foreach_norm([g for parts in gradients for part in parts for g in part], 2)
@@ -367,6 +428,12 @@ class ProximalScore(torch.optim.Optimizer):
         for part in self._all_parts():
             part.forget()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All of it, for ``copy.deepcopy`` (of module and optimizer together) and pickle."""
+        if self._drawing or self._scored:
+            raise RuntimeError("an optimizer is copied after step(), not within or after its draw loop")
+        return {name: value for name, value in self.__dict__.items() if name != "step"}  # that is a scheduler's wrapper
+
     def state_dict(self) -> dict[str, Any]:
         """As in torch."""
         for each in self.blocks():
@@ -374,9 +441,31 @@ class ProximalScore(torch.optim.Optimizer):
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch; scores that no step took are forgotten: they belong to the state that is replaced."""
+        """As in torch; scores that no step took are forgotten: they belong to the state that is replaced.
+
+        A state of other ``draws`` or ``keep_mean`` is taken over; what these settings add is made from the weights.
+
+        Raises:
+            ValueError: the state is that of another family, solver or selection; names the parameter.
+        """
+        for each in self.blocks():
+            each.export(self.state)
+        before = {parameter: dict(state) for parameter, state in self.state.items()}
         super().load_state_dict(state_dict)
         self._scored = False
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        for parameter, expected in before.items():
+            loaded = self.state[parameter]
+            for key in (expected.keys() - loaded.keys()) & _REMADE:
+                loaded[key] = parameter.detach().clone() if key == "mean" else expected[key]
+            for key in (loaded.keys() - expected.keys()) & _REMADE:
+                del loaded[key]
+            if loaded.keys() != expected.keys():
+                raise ValueError(
+                    f"the saved state of {names[id(parameter)]} holds {_listed(loaded)}, these settings need "
+                    f"{_listed(expected)}: build the optimizer with the family, the solver and the prior's selection "
+                    "that it was saved with"
+                )
         for each in self.blocks():
             each.load(self.state)
 
@@ -395,7 +484,7 @@ class ProximalScore(torch.optim.Optimizer):
             The closure's last value, or none.
 
         Raises:
-            RuntimeError: no completed draw loop since the last step.
+            RuntimeError: no completed draw loop since the last step, or somebody changed the gradients after it.
             FloatingPointError: ``max_skipped_steps`` steps in a row were skipped.
         """
         loss = None
@@ -407,24 +496,46 @@ class ProximalScore(torch.optim.Optimizer):
             raise RuntimeError(
                 "step() needs scores: run `for _ in optimizer.draws(): loss.backward()` to its end first"
             )
-        self._scored = False
-        if self._skip():
-            self._after_skip()
-        else:
+        self._check_gradients()
+        with deferred_interrupts():
+            self._scored = False
+            if self._skip():
+                self._after_skip()
+            else:
+                for group in self.param_groups:
+                    group["skipped_in_a_row"] = 0
+                    group["momentum_steps"] += 1
+                self._combine()
+                self._update()
             for group in self.param_groups:
-                group["skipped_in_a_row"] = 0
-                group["momentum_steps"] += 1
-            self._combine()
-            self._update()
-        for group in self.param_groups:
-            group["step"] += 1
-            for parameter in group["params"]:
-                parameter.grad = None  # it holds statistics, no gradient
+                group["step"] += 1
+                for parameter in group["params"]:
+                    parameter.grad = None  # it holds statistics, no gradient
         return loss
+
+    def _check_gradients(self) -> None:
+        """Refuse what would be wrong without a word: a loss scale in the scores, or statistics that were changed."""
+        by_scaler = "grad_scale" in self.__dict__
+        if by_scaler and self.grad_scale is not None and self._scaler is None:
+            self._forget()
+            raise RuntimeError(
+                "the losses were scaled by a GradScaler, and the likelihood with them: pass it to the loop, "
+                "optimizer.draws(scaler)"
+            )
+        unscaled = by_scaler and self.grad_scale is None
+        if unscaled or self._versions != self._gradient_versions():
+            self._forget()
+            raise RuntimeError(
+                "gradients were changed between the draw loop and step(): they hold curvature statistics there, which "
+                "clip_grad_norm_ or GradScaler.unscale_ spoil; use ProximalScore(clip_norm=...) to clip, and "
+                "optimizer.draws(scaler)"
+            )
 
     def _skip(self) -> bool:
         found, self.found_inf = self.found_inf, None
-        if found is None:
+        if (
+            found is None or getattr(self, "grad_scale", None) is not None
+        ):  # what a GradScaler found is this rank's alone
             found = self.nonfinite
             sharded = any(isinstance(parameter, DTensor) for parameter in self._parameters())
             if dist.is_initialized() and (sharded or self._draw_mesh is not None):
@@ -480,6 +591,14 @@ class ProximalScore(torch.optim.Optimizer):
             if solved:  # the gradient solver's objective without its penalty, per number
                 numbers = sum(member.parameter.numel() for each in solved for member in each.members)
                 self.statistics["score_loss"] = sum(each.loss.item() for each in solved) / numbers
+
+
+# What a state may lack or have too much of: it follows from the weights, or is made in every step.
+_REMADE = {"mean", "curvature", "prior_mean"}
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "nothing"
 
 
 def _seed(group: dict[str, Any], index: int) -> int:

@@ -24,6 +24,9 @@ Tensors = list[Tensor] | tuple[Tensor, ...]
 #: Newton steps for the reverse divergence's cubic; from r = 1 they converge quadratically and never leave (0, 3).
 NEWTON_STEPS = 12
 
+#: The ratio of a penalty whose own solution is smaller, or negative: no precision; a trust region takes over from there.
+SMALLEST_RATIO = 1e-3
+
 
 @dataclass(frozen=True)
 class Penalty(ABC):
@@ -36,7 +39,7 @@ class Penalty(ABC):
         precision_schedule, mean_schedule: factors on the two steps over time.
     """
 
-    #: Whether every solution r is positive without a trust region.
+    #: Whether every solution r is positive by itself; others are kept above ``SMALLEST_RATIO``.
     positive: ClassVar[bool] = True
 
     precision: float = 1000.0
@@ -73,6 +76,8 @@ class Penalty(ABC):
             torch._foreach_add_(curvature, 1.0)
         else:
             self._solve_(curvature, weight)
+            if not self.positive:
+                torch._foreach_clamp_min_(curvature, SMALLEST_RATIO)
         return curvature
 
     @abstractmethod

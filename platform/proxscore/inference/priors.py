@@ -9,17 +9,9 @@ from typing import Literal
 
 from torch import Tensor
 
+from proxscore.inference.names import Kind, kinds_by_name
+
 Treatment = Literal["informative", "flat", "point"]
-
-# What wrappers (torch.compile, activation checkpointing) insert into parameter names.
-_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
-
-
-def canonical(name: str) -> str:
-    """A parameter's name as the unwrapped module has it."""
-    for wrapper in _WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name
 
 
 @dataclass(frozen=True)
@@ -40,8 +32,10 @@ class Prior:
         scale: standard deviation, in units of the weights.
         scales: glob pattern of parameter names -> scale, for groups of parameters; the last match counts.
         biases: ``informative`` (as weights), ``flat`` (precision zero) or ``point`` (not sampled).
-        norms: the same for the scales and shifts of normalisation layers (modules whose ``weight`` has one dimension,
-            and other vectors that are no biases, such as layer scales).
+        norms: the same for the scales and shifts of normalisation layers, and for other vectors that are no biases, such as
+            layer scales.
+        kinds: which parameters are biases and norms, as :func:`proxscore.inference.names.parameter_kinds` finds from a
+            module. Of those that are not listed, names and shapes decide: a layer whose ``weight`` is a vector normalises.
         mean: prior mean by parameter name, for example pretrained weights; zero where none is given.
         select: ``all``, ``last_layer`` (the module of the last parameter that is not ``point``), or glob patterns: what may
             be sampled.
@@ -59,6 +53,7 @@ class Prior:
     mean: Mapping[str, Tensor] = field(default_factory=dict)
     select: str | Sequence[str] = "all"
     point: Sequence[str] = ("*log_noise",)
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for label, scale in [("scale", self.scale), *((f"scales[{p!r}]", s) for p, s in self.scales.items())]:
@@ -71,13 +66,14 @@ class Prior:
     def assign(self, parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Assignment]:
         """The prior's word on each (name, parameter), by name and shape."""
         shapes = {name: parameter.ndim for name, parameter in parameters}
+        kinds = kinds_by_name(shapes) | dict(self.kinds)
         selected = self._selected(list(shapes))
         for pattern in self.scales:
             if not any(fnmatch.fnmatchcase(name, pattern) for name in shapes):
                 raise ValueError(f"prior.scales: the pattern {pattern!r} matches no parameter")
-        return {name: self._assign(name, kind(name, shapes), name in selected) for name in shapes}
+        return {name: self._assign(name, kinds[name], name in selected) for name in shapes}
 
-    def _assign(self, name: str, kind: str, selected: bool) -> Assignment:
+    def _assign(self, name: str, kind: Kind, selected: bool) -> Assignment:
         treatment = {"bias": self.biases, "norm": self.norms}.get(kind, "informative")
         if not selected or treatment == "point" or self._never(name):
             return Assignment(sampled=False, precision=self._precision(name) if treatment == "informative" else 0.0)
@@ -105,13 +101,3 @@ class Prior:
                 )
             chosen |= matches
         return chosen
-
-
-def kind(name: str, dimensions: Mapping[str, int]) -> Literal["weight", "bias", "norm"]:
-    """Whether a parameter is a weight, a bias, or belongs to a normalisation layer, from names and dimensions."""
-    module, _, leaf = name.rpartition(".")
-    sibling = f"{module}.weight" if module else "weight"
-    is_bias = leaf.endswith("bias")
-    if dimensions[name] <= 1 and (not is_bias or dimensions.get(sibling, 2) <= 1):
-        return "norm"
-    return "bias" if is_bias else "weight"

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from proxscore.inference import noise
 from proxscore.inference.families.mean_field import Bucket, MeanField, split
+from proxscore.inference.interrupts import deferred_interrupts
 from proxscore.inference.monitor import Monitor
 from proxscore.inference.parts import Draw, Member, Part, ProximalStep, States, trained
 
@@ -171,7 +173,8 @@ class MeanlessShards(Shards):
     """The same without a separate mean: four numbers per parameter instead of five.
 
     The weights are the mean. A draw is added to them and taken off again, its noise generated anew each time: equal to
-    rounding, at the price of up to four times the random numbers, and of one parameter's shard at a time.
+    rounding, at the price of up to four times the random numbers, and of one parameter's shard at a time. Interrupts wait
+    while that happens, and what an error leaves half done is taken back.
     """
 
     keeps_mean = False
@@ -181,18 +184,19 @@ class MeanlessShards(Shards):
         self._held: Draw | None = None  # whose noise is in the weights
 
     def sample(self, draw: Draw) -> None:
-        if draw.sign > 0:
-            self.restore()
-        super().sample(draw)
-        self._held = draw
-
-    def _reflect(self, draw: Draw) -> None:
-        self._add(draw, -2.0)
+        with deferred_interrupts():
+            if draw.sign > 0:
+                self.restore()
+                for shard in self._shards:
+                    shard.member.parameter.grad = None
+            self._add(draw, 1.0 if draw.sign > 0 else -2.0)
+            self._held = draw
 
     def restore(self) -> None:
-        if self._held is not None:
-            self._add(self._held, -self._held.sign)
-        self._held = None
+        with deferred_interrupts():
+            if self._held is not None:
+                self._add(self._held, -self._held.sign)
+            self._held = None
 
     def _buckets(self, statistic: str = "gradient") -> Iterator[Bucket]:
         """With the displacement of the draw that is in the weights: one parameter at a time."""
@@ -201,17 +205,30 @@ class MeanlessShards(Shards):
             return
         for shard in self._shards:
             shard.displacement = torch.zeros_like(shard.weights)
-            self._noise(shard, self._held, shard.displacement, self._held.sign)
+            for piece, step in self._steps(shard, self._held):
+                shard.displacement[piece].add_(step, alpha=self._held.sign)
             yield from self._split([shard], statistic)
             shard.displacement = None
 
     def _add(self, draw: Draw, factor: float) -> None:
-        for shard in self._shards:
-            self._noise(shard, draw, shard.weights, factor)
+        """weights <- weights + factor * the draw's displacement, everywhere or, if that fails, nowhere."""
+        done = 0
+        try:
+            for weights, step in self._all_steps(draw):
+                weights.add_(step, alpha=factor)
+                done += 1
+        except BaseException:
+            for weights, step in islice(self._all_steps(draw), done):
+                weights.add_(step, alpha=-factor)
+            raise
 
-    def _noise(self, shard: _Shard, draw: Draw, target: Tensor, factor: float) -> None:
-        """target <- target + factor * the draw's noise / sqrt(precision)."""
-        key = noise.key(draw.seed, shard.member.name)
-        total = shard.member.parameter.numel()
-        for piece, values in self._stream(target).pieces(key, shard.member.start, target.numel(), total):
-            target[piece].addcmul_(values, shard.precision[piece].rsqrt(), value=factor)
+    def _all_steps(self, draw: Draw) -> Iterator[tuple[Tensor, Tensor]]:
+        for shard in self._shards:
+            for piece, step in self._steps(shard, draw):
+                yield shard.weights[piece], step
+
+    def _steps(self, shard: _Shard, draw: Draw) -> Iterator[tuple[slice, Tensor]]:
+        """Pieces of the draw's displacement of one shard, noise / sqrt(precision), and where they belong."""
+        key, total = noise.key(draw.seed, shard.member.name), shard.member.parameter.numel()
+        for piece, values in self._stream(shard.weights).pieces(key, shard.member.start, len(shard.weights), total):
+            yield piece, values * shard.precision[piece].rsqrt()

@@ -10,7 +10,8 @@ A method is a torch optimizer that also has
 
 and, where it leaves more than the weights,
 
-    posterior_from(point)  what it knows beside the point estimate in them (see ``proxscore.posterior.Posterior.of``)
+    posterior_from(point, name_of)   what it knows beside the point estimate in them, by the names that ``name_of`` gives to
+                                     its parameters (see ``proxscore.posterior.Posterior.of``)
     conclude(module, likelihood, batches, rows)   what it does once at the end of training, with the training rows
 
 To add one: a file with a ``build`` function, and a line in ``METHODS``. The kind ``ensemble`` is of the loop

@@ -24,10 +24,11 @@ from torch.optim.adam import adam
 
 from proxscore.config import ELBOConfig
 from proxscore.inference import Prior, noise
-from proxscore.inference.priors import Assignment, canonical
+from proxscore.inference.names import named_parameters
+from proxscore.inference.priors import Assignment
 from proxscore.methods.priors import assigned, prior_of
 from proxscore.methods.steps import Factor, Steps, cosine, standard_normal
-from proxscore.posterior import Posterior
+from proxscore.posterior import NameOf, Posterior
 
 if TYPE_CHECKING:
     from proxscore.methods import Horizon
@@ -63,7 +64,7 @@ class ELBO(Steps, torch.optim.Optimizer):
         max_skipped_steps: int = 10,
         seed: int = 0,
     ) -> None:
-        named = [(canonical(name), p) for name, p in module.named_parameters() if p.requires_grad]
+        named = [(name, p) for name, p in named_parameters(module).items() if p.requires_grad]
         super().__init__([p for _, p in named], {"lr": lr, "seed": seed})
         self.prepare(factor, max_skipped_steps)
         self.evaluations_per_step = draws
@@ -164,9 +165,9 @@ class ELBO(Steps, torch.optim.Optimizer):
         )
         self._gradients = {}
 
-    def posterior_from(self, point: Posterior) -> Posterior:
+    def posterior_from(self, point: Posterior, name_of: NameOf) -> Posterior:
         """The mean-field Gaussian: 1 / s^2 beside the means."""
-        held = ((name, self.state[p]) for p, name in self.names.items())
+        held = ((name_of(p), self.state[p]) for p in self.names)
         return replace(
             point, precision={n: (-2 * state["log_scale"]).exp() for n, state in held if "log_scale" in state}
         )

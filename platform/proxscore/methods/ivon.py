@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from proxscore.config import ConfigError, IVONConfig
 from proxscore.inference import noise
-from proxscore.inference.priors import canonical
+from proxscore.inference.names import named_parameters
 from proxscore.methods.steps import Factor, Steps, cosine
-from proxscore.posterior import Posterior
+from proxscore.posterior import NameOf, Posterior
 
 if TYPE_CHECKING:
     from proxscore.methods import Horizon
@@ -39,10 +39,10 @@ class IVON(Steps, ivon.IVON):
     def __init__(
         self, module: nn.Module, factor: Factor, max_skipped_steps: int = 10, seed: int = 0, **settings: Any
     ) -> None:
-        named = [(canonical(name), p) for name, p in module.named_parameters() if p.requires_grad]
+        named = [(name, p) for name, p in named_parameters(module).items() if p.requires_grad]
         super().__init__([p for _, p in named], **settings)
         self.prepare(factor, max_skipped_steps)
-        self.names, self.seed = [name for name, _ in named], seed
+        self.seed = seed
         self.evaluations_per_step = self.mc_samples
 
     def draws(self) -> Iterator[int]:
@@ -104,13 +104,13 @@ class IVON(Steps, ivon.IVON):
         self.current_step = groups[0]["current_step"]
         self._reset_samples()
 
-    def posterior_from(self, point: Posterior) -> Posterior:
+    def posterior_from(self, point: Posterior, name_of: NameOf) -> Posterior:
         """The mean-field Gaussian: ess (h + weight_decay) beside the means."""
         (group,) = self.param_groups
         precision = group["ess"] * (group["hess"] + group["weight_decay"])
         pieces = precision.split([p.numel() for p in group["params"]])
-        named = zip(self.names, group["params"], pieces, strict=True)
-        return replace(point, precision={name: piece.view_as(p) for name, p, piece in named})
+        named = zip(group["params"], pieces, strict=True)
+        return replace(point, precision={name_of(p): piece.view_as(p) for p, piece in named})
 
 
 def build(

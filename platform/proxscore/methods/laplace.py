@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from proxscore.config import ConfigError, LaplaceConfig
 from proxscore.inference import FullCovariance, Gaussian
 from proxscore.inference.layout import Layout
-from proxscore.inference.priors import canonical
-from proxscore.posterior import Posterior
+from proxscore.inference.names import named_parameters
+from proxscore.posterior import NameOf, Posterior
 from proxscore.posterior.posterior import Joint
 
 if TYPE_CHECKING:
@@ -69,27 +69,27 @@ class Curvature:
         self.precision = fitted.posterior_precision.detach()
         self.prior_precision = float(fitted.prior_precision)
         prefix = f"{self.layer}." if self.layer else ""
-        self.names = [
-            canonical(n) for n, p in module.named_parameters() if p.requires_grad and canonical(n).startswith(prefix)
-        ]
+        trained = {name: p for name, p in named_parameters(module).items() if p.requires_grad}
+        self.parameters = [p for name, p in trained.items() if name.startswith(prefix)]
         module.zero_grad()
 
-    def posterior_from(self, point: Posterior) -> Posterior:
+    def posterior_from(self, point: Posterior, name_of: NameOf) -> Posterior:
         """The Gaussian; before training's end, the weights as they are."""
         if self.precision is None:
             return point
         description = point.description | {"prior_precision": self.prior_precision}
-        means = [point.mean[name] for name in self.names]
+        names = [name_of(p) for p in self.parameters]
+        means = [point.mean[name] for name in names]
         if self.precision.ndim == 1:
             pieces = self.precision.split([mean.numel() for mean in means])
-            precision = {n: piece.view_as(m) for n, piece, m in zip(self.names, pieces, means, strict=True)}
+            precision = {n: piece.view_as(m) for n, piece, m in zip(names, pieces, means, strict=True)}
             return replace(point, precision=precision, description=description)
         # Sigma = (L L^T)^-1 = C C^T with C = L^-T
         lower = torch.linalg.cholesky(self.precision.double())
         identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
         factor = torch.linalg.solve_triangular(lower.mT, identity, upper=True).to(means[0])
         state = {"mean": torch.cat([mean.flatten() for mean in means]), "factor": factor}
-        members = [(name, mean, 0) for name, mean in zip(self.names, means, strict=True)]
+        members = [(name, mean, 0) for name, mean in zip(names, means, strict=True)]
         return replace(point, joint=[Joint(Layout(FullCovariance(), members), state)], description=description)
 
 
@@ -121,7 +121,7 @@ def build(
 
     layer = ""
     if config.subset == "last_layer":
-        layer = [canonical(name) for name, p in module.named_parameters() if p.requires_grad][-1].rpartition(".")[0]
+        layer = [name for name, p in named_parameters(module).items() if p.requires_grad][-1].rpartition(".")[0]
         last = module.get_submodule(layer)
         if not isinstance(last, nn.Linear):
             raise ConfigError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from proxscore.config import ConfigError, MCDropoutConfig
-from proxscore.posterior import DropoutPosterior, Posterior
+from proxscore.posterior import DropoutPosterior, NameOf, Posterior
 from proxscore.posterior.dropout import dropout_layers
 
 if TYPE_CHECKING:
@@ -44,5 +44,5 @@ def build(
     return method
 
 
-def _with_masks(point: Posterior) -> DropoutPosterior:
+def _with_masks(point: Posterior, _: NameOf) -> DropoutPosterior:
     return DropoutPosterior(**{field.name: getattr(point, field.name) for field in fields(Posterior)})

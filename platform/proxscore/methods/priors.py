@@ -6,17 +6,18 @@ from torch import Tensor, nn
 
 from proxscore.config import ConfigError, PriorConfig
 from proxscore.inference import Prior
-from proxscore.inference.priors import Assignment, canonical
+from proxscore.inference.names import named_parameters, parameter_kinds
+from proxscore.inference.priors import Assignment
 
 
 def prior_of(config: PriorConfig, module: nn.Module) -> Prior:
     """The prior; with ``mean: initial``, its mean is the module's weights as they are."""
     mean: dict[str, Tensor] = {}
     if config.mean == "initial":
-        trained = [(canonical(name), p.detach().clone()) for name, p in module.named_parameters() if p.requires_grad]
+        trained = [(name, p.detach().clone()) for name, p in named_parameters(module).items() if p.requires_grad]
         head = trained[-1][0].rpartition(".")[0]  # the classifier is new: its prior mean stays zero
         mean = {name: value for name, value in trained if name.rpartition(".")[0] != head}
-    return Prior(**config.model_dump(exclude={"mean"}), mean=mean)
+    return Prior(**config.model_dump(exclude={"mean"}), mean=mean, kinds=parameter_kinds(module))
 
 
 def assigned(prior: Prior, module: nn.Module) -> dict[str, Assignment]:
@@ -25,7 +26,7 @@ def assigned(prior: Prior, module: nn.Module) -> dict[str, Assignment]:
     Raises:
         ConfigError: a pattern of the prior matches no parameter.
     """
-    trained = [(canonical(name), p) for name, p in module.named_parameters() if p.requires_grad]
+    trained = [(name, p) for name, p in named_parameters(module).items() if p.requires_grad]
     try:
         return prior.assign(trained)
     except ValueError as error:

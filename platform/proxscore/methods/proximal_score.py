@@ -56,6 +56,7 @@ def build(
             max_mean_step=config.max_mean_step,
             temperature=config.temperature,
             point_lr=config.point_lr,
+            clip_norm=config.clip_norm,
             max_skipped_steps=config.max_skipped_steps,
             seed=seed,
         )

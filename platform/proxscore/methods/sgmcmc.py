@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from proxscore.config import ConfigError, SGHMCConfig, SGLDConfig
 from proxscore.inference import Prior, noise
-from proxscore.inference.priors import canonical
+from proxscore.inference.names import named_parameters
 from proxscore.methods.priors import assigned, prior_of
 from proxscore.methods.steps import Steps, standard_normal
-from proxscore.posterior import Posterior, Samples
+from proxscore.posterior import NameOf, Posterior, Samples
 
 if TYPE_CHECKING:
     from proxscore.methods import Horizon
@@ -103,7 +103,7 @@ class Sampler(Steps):
         max_skipped_steps: int = 10,
         seed: int = 0,
     ) -> None:
-        named = [(canonical(name), p) for name, p in module.named_parameters() if p.requires_grad]
+        named = [(name, p) for name, p in named_parameters(module).items() if p.requires_grad]
         super().__init__([p for _, p in named], {"lr": lr, "seed": seed})
         self.prepare(cycles.factor, max_skipped_steps)
         self.cycles, self.friction, self.data_size, self.temperature = cycles, friction, data_size, temperature
@@ -141,13 +141,13 @@ class Sampler(Steps):
                 move = noise.local(self.state[p]["momentum"]).mul_(1 - self.friction).add_(move)
             weights.add_(move)
 
-    def posterior_from(self, point: Posterior) -> Posterior:
+    def posterior_from(self, point: Posterior, name_of: NameOf) -> Posterior:
         """The samples so far; before the first, the weights as they are."""
         done = self.param_groups[0]["iteration"]
         members = []
         for step, number in self.keep_at.items():
             if step < done:
-                sample = {name: self.state[p][f"sample_{number}"] for p, name in self.names.items()}
+                sample = {name_of(p): self.state[p][f"sample_{number}"] for p in self.names}
                 members.append(replace(point, mean=point.mean | sample, description={}))
         return Samples(members, point.description) if members else point
 

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from proxscore.config import ConfigError, SWAGConfig
 from proxscore.inference import noise
-from proxscore.inference.priors import canonical
 from proxscore.methods.sgd import SGD
 from proxscore.methods.steps import Factor
-from proxscore.posterior import Posterior, SWAGPosterior
+from proxscore.posterior import NameOf, Posterior, SWAGPosterior
 
 if TYPE_CHECKING:
     from proxscore.methods import Horizon
@@ -47,11 +46,11 @@ class SWAG(SGD):
         rank: int,
         **settings: Any,
     ) -> None:
-        trained = [(canonical(name), p) for name, p in named if p.requires_grad]
+        trained = [(name, p) for name, p in named if p.requires_grad]
         super().__init__(trained, factor, max_skipped_steps, **settings)
-        self.names: dict[Tensor, str] = {p: name for name, p in trained}
+        self.trained = [p for _, p in trained]
         self.collect_at, self.rank = collect_at, min(rank, len(collect_at))
-        for p in self.names:
+        for p in self.trained:
             for key in ("average", "squares", *(f"deviation_{k}" for k in range(self.rank))):
                 self.state[p][key] = torch.zeros_like(p)
 
@@ -63,7 +62,7 @@ class SWAG(SGD):
         """Take the weights into the moments if it is time to."""
         if self.param_groups[0]["iteration"] - 1 in self.collect_at:
             count = self._collected()
-            for p in self.names:
+            for p in self.trained:
                 state, weights = self.state[p], noise.local(p)
                 average, squares = noise.local(state["average"]), noise.local(state["squares"])
                 column = noise.local(state[f"deviation_{(count - 1) % self.rank}"])
@@ -72,17 +71,18 @@ class SWAG(SGD):
                 torch.sub(weights, average, out=column)
                 squares.addcmul_(offset, column)
 
-    def posterior_from(self, point: Posterior) -> Posterior:
+    def posterior_from(self, point: Posterior, name_of: NameOf) -> Posterior:
         """The Gaussian; before two collections, the weights as they are."""
         count = self._collected()
         if count < 2:
             return point
-        held = {name: self.state[p] for p, name in self.names.items()}
+        held = {name_of(p): self.state[p] for p in self.trained}
         return SWAGPosterior(
             point.mean | {name: state["average"] for name, state in held.items()},
             {name: 2 / (state["squares"] / count).clamp_min(SMALLEST_VARIANCE) for name, state in held.items()},
             point.buffers,
             point.description,
+            extra_state=point.extra_state,
             deviations=[
                 {name: state[f"deviation_{k}"] for name, state in held.items()} for k in range(min(count, self.rank))
             ],

@@ -1,9 +1,19 @@
 """What inference leaves behind: draws from a posterior, prediction, saving and loading."""
 
 from proxscore.posterior.dropout import DropoutPosterior
-from proxscore.posterior.posterior import Posterior
-from proxscore.posterior.prediction import CategoricalPredictive, predict
+from proxscore.posterior.posterior import NameOf, Posterior
+from proxscore.posterior.prediction import predict
+from proxscore.posterior.predictives import CategoricalPredictive, GaussianPredictive
 from proxscore.posterior.samples import Samples
 from proxscore.posterior.swag import SWAGPosterior
 
-__all__ = ["CategoricalPredictive", "DropoutPosterior", "Posterior", "SWAGPosterior", "Samples", "predict"]
+__all__ = [
+    "CategoricalPredictive",
+    "DropoutPosterior",
+    "GaussianPredictive",
+    "NameOf",
+    "Posterior",
+    "SWAGPosterior",
+    "Samples",
+    "predict",
+]

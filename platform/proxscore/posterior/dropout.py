@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from proxscore.config import ConfigError
 from proxscore.inference import noise
-from proxscore.inference.priors import canonical
+from proxscore.inference.names import named_layers
 from proxscore.posterior.posterior import Posterior
 
 
 def dropout_layers(module: nn.Module) -> dict[str, nn.Dropout]:
     """The dropout layers with a positive rate, by name."""
     kinds = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-    return {canonical(n): m for n, m in module.named_modules() if isinstance(m, kinds) and m.p > 0}  # type: ignore[misc]
+    return {name: layer for name, layer in named_layers(module).items() if isinstance(layer, kinds) and layer.p > 0}  # type: ignore[misc]
 
 
 @dataclass
@@ -36,6 +36,10 @@ class DropoutPosterior(Posterior):
     @property
     def random(self) -> bool:
         return True
+
+    @property
+    def varying(self) -> None:
+        """Draws are masks, no weights."""
 
     @property
     def family(self) -> str:

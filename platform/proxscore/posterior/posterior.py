@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,10 +20,13 @@ from proxscore.config import ConfigError
 from proxscore.inference import MeanField, ProximalScore, noise
 from proxscore.inference.families import FAMILIES, State
 from proxscore.inference.layout import Layout
-from proxscore.inference.priors import canonical
+from proxscore.inference.names import named_buffers, named_layers, named_parameters, persistent_buffers
 
 WEIGHTS_FILE = "posterior.safetensors"
 DESCRIPTION_FILE = "posterior.json"
+
+#: The name of an optimizer's parameter in the module that a posterior is of.
+NameOf = Callable[[Tensor], str]
 
 
 @dataclass
@@ -62,6 +65,7 @@ class Posterior:
         joint: parameters with other families.
         buffers: the module's persistent buffers (running statistics) by name.
         description: what it takes to use it (architecture, data, prior, schedules, versions); plain JSON values.
+        extra_state: what layers with a ``get_extra_state`` gave, by layer name: tensors, or plain JSON values.
 
     Other kinds of posteriors are subclasses with a ``kind`` of their own, under which they are saved and loaded.
     """
@@ -75,6 +79,7 @@ class Posterior:
     buffers: dict[str, Tensor] = field(default_factory=dict)
     description: dict[str, Any] = field(default_factory=dict)
     joint: list[Joint] = field(default_factory=list)
+    extra_state: dict[str, Any] = field(default_factory=dict)
 
     def __init_subclass__(cls) -> None:
         Posterior.kinds[cls.kind] = cls
@@ -89,25 +94,48 @@ class Posterior:
         """The current posterior of a module in training; refers to the training state, copies nothing.
 
         With an optimizer that is no :class:`ProximalScore` (or none), it is the point estimate in the weights, and what
-        the optimizer's ``posterior_from(point)`` makes of it, if it has that method.
+        the optimizer's ``posterior_from(point, name_of)`` makes of it, if it has that method.
+
+        The optimizer's parameters are found in the module by identity, whatever they were called when it was built: those
+        of a part of the module, or of a wrapped one. Parameters that it does not hold are point estimates.
+
+        Raises:
+            ConfigError: the optimizer samples a parameter that is none of the module's.
         """
-        sampled = list(optimizer.sampled()) if isinstance(optimizer, ProximalScore) else []
-        blocks = optimizer.blocks() if isinstance(optimizer, ProximalScore) else ()
-        buffers = {canonical(name): value for name, value in module.state_dict().items()}
-        mean = {canonical(name): parameter.detach() for name, parameter in module.named_parameters()}
-        for name in mean:
-            buffers.pop(name, None)
-        tied = {canonical(n) for n, _ in module.named_parameters(remove_duplicate=False)} - set(mean)
-        buffers = {name: value for name, value in buffers.items() if name not in tied}
-        precision = {name: state["precision"] for name, _, state in sampled}
-        found = cls(mean, precision, buffers, dict(description or {}), [Joint(b.layout, b.state) for b in blocks])
+        reshard(module)
+        parameters = named_parameters(module)
+        names = {id(parameter): name for name, parameter in parameters.items()}
+
+        def name_of(parameter: Tensor) -> str:
+            if id(parameter) not in names:
+                raise ConfigError(
+                    f"the optimizer samples a parameter of shape {tuple(parameter.shape)} that is none of the module's: pass the "
+                    "module whose parameters it was built with"
+                )
+            return names[id(parameter)]
+
+        mean = {name: parameter.detach() for name, parameter in parameters.items()}
+        extra = {
+            name: layer.get_extra_state() for name, layer in named_layers(module).items() if _has_extra_state(layer)
+        }
+        found = cls(mean, {}, persistent_buffers(module), dict(description or {}), extra_state=extra)
+        if isinstance(optimizer, ProximalScore):
+            found.precision = {name_of(p): state["precision"] for _, p, state in optimizer.sampled()}
+            for block in optimizer.blocks():
+                members = [(name_of(p), p, start) for _, p, start in block.layout.members]
+                found.joint.append(Joint(Layout(block.family, members), block.state))
         makes = getattr(optimizer, "posterior_from", None)
-        return found if makes is None else makes(found)
+        return found if makes is None else makes(found, name_of)
 
     @property
     def random(self) -> bool:
         """Whether anything is: draws of a point estimate are all the same."""
         return bool(self.precision or self.joint)
+
+    @property
+    def varying(self) -> set[str] | None:
+        """Names of the parameters in which draws differ; none where draws are made of more than weights and buffers."""
+        return {*self.precision, *(name for joint in self.joint for name in joint.names)}
 
     @property
     def family(self) -> str:
@@ -154,8 +182,8 @@ class Posterior:
         Raises:
             ConfigError: the module is of another architecture.
         """
-        _reshard(module)
-        parameters = {canonical(name): parameter for name, parameter in module.named_parameters()}
+        reshard(module)
+        parameters = named_parameters(module)
         self._check(parameters)
         before = {name: noise.local(parameter).clone() for name, parameter in parameters.items()}
         try:
@@ -173,7 +201,7 @@ class Posterior:
             torch.clear_autocast_cache()
             yield module
         finally:
-            _reshard(module)
+            reshard(module)
             with torch.no_grad():
                 for name, values in before.items():
                     noise.local(parameters[name]).copy_(values)
@@ -183,19 +211,27 @@ class Posterior:
         """Put the mean weights and the buffers into a module of the same architecture.
 
         Raises:
-            ConfigError: the architectures differ; names the first parameter or buffer that does not fit.
+            ConfigError: the architectures differ; names the first parameter, buffer or layer that does not fit.
         """
-        parameters = {canonical(name): parameter for name, parameter in module.named_parameters()}
+        parameters, buffers, layers = named_parameters(module), named_buffers(module), named_layers(module)
         self._check(parameters)
-        buffers = {canonical(name): buffer for name, buffer in module.named_buffers()}
-        for name, value in self.buffers.items():
-            if name not in buffers or buffers[name].shape != value.shape:
-                raise ConfigError(f"posterior of another architecture: buffer {name} does not fit the model")
+        for name in (*self.buffers, *persistent_buffers(module)):
+            ours, theirs = self.buffers.get(name), buffers.get(name)
+            if ours is None or theirs is None or ours.shape != theirs.shape:
+                shapes = [("no such buffer" if t is None else str(tuple(t.shape))) for t in (ours, theirs)]
+                raise ConfigError(
+                    f"posterior of another architecture: buffer {name} is {shapes[0]} there, {shapes[1]} in the model"
+                )
+        for name in (*self.extra_state, *(name for name, layer in layers.items() if _has_extra_state(layer))):
+            if name not in self.extra_state or name not in layers or not _has_extra_state(layers[name]):
+                raise ConfigError(f"posterior of another architecture: extra state of layer {name} is on one side only")
         with torch.no_grad():
             for name, value in self.mean.items():
                 parameters[name].copy_(value)
             for name, value in self.buffers.items():
                 buffers[name].copy_(value)
+        for name, state in self.extra_state.items():
+            layers[name].set_extra_state(state)
         return module
 
     def _check(self, parameters: Mapping[str, Tensor]) -> None:
@@ -206,6 +242,42 @@ class Posterior:
                 raise ConfigError(
                     f"posterior of another architecture: {name} is {shapes[0]} there, {shapes[1]} in the model"
                 )
+        self.check_tensors("posterior", finite=False)
+
+    def check_tensors(self, source: str, *, finite: bool = True) -> None:
+        """Refuse what cannot be the numbers of a posterior.
+
+        Args:
+            source: where they are from: the beginning of a message.
+            finite: look at the numbers, and not only at names, shapes and types.
+
+        Raises:
+            ConfigError: names the tensor.
+        """
+        for group, tensors in self.groups().items():
+            for name, tensor in tensors.items() if group not in ("mean", "buffer", "extra") else ():
+                if name not in self.mean:
+                    raise ConfigError(f"{source}: {group}.{name} belongs to no parameter: there is no mean.{name}")
+                if tensor.shape != self.mean[name].shape:
+                    raise ConfigError(
+                        f"{source}: {group}.{name} is {tuple(tensor.shape)}; its mean is {tuple(self.mean[name].shape)}"
+                    )
+                _check_numbers(f"{source}: {group}.{name}", tensor, positive=group == "precision", finite=finite)
+        for number, joint in enumerate(self.joint):
+            for name in joint.names:
+                if name not in self.mean or name in self.precision:
+                    raise ConfigError(
+                        f"{source}: block {number} holds {name}, which has no mean, or a precision of its own"
+                    )
+            for key, tensor in joint.state.items():
+                positive = key in ("precision", "precisions", "variance")
+                _check_numbers(f"{source}: joint.{number}.{key}", tensor, positive=positive, finite=finite)
+        sampled = {*self.precision, *(name for joint in self.joint for name in joint.names)}
+        for name, mean in self.mean.items():
+            if name in sampled:
+                _check_numbers(f"{source}: mean.{name}", mean, positive=False, finite=finite)
+            elif finite and mean.is_floating_point() and mean.isnan().any():
+                raise ConfigError(f"{source}: mean.{name} holds NaN: the run has diverged, or the file is damaged")
 
     # ------------------------------------------------------------ storage
 
@@ -236,7 +308,10 @@ class Posterior:
 
     def groups(self) -> dict[str, dict[str, Tensor]]:
         """All tensors but those of joint families, by group (a word without a dot) and name."""
-        return {"mean": self.mean, "precision": self.precision, "buffer": self.buffers}
+        extra = {name: state for name, state in self.extra_state.items() if isinstance(state, Tensor)}
+        return {"mean": self.mean, "precision": self.precision, "buffer": self.buffers} | (
+            {"extra": extra} if extra else {}
+        )
 
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What is saved: a header of plain JSON values, and tensors by ``group.name``."""
@@ -255,7 +330,15 @@ class Posterior:
         header: dict[str, Any] = {"format": 1, "family": self.family} | ({"joint": described} if described else {})
         if type(self) is not Posterior:
             header["kind"] = self.kind
-        return header | self.description, {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        plain = {name: state for name, state in self.extra_state.items() if not isinstance(state, Tensor)}
+        for name, state in plain.items():
+            if not _is_json(state):
+                raise ConfigError(
+                    f"layer {name or type(self).__name__} has extra state of type {type(state).__name__}, which cannot be saved: "
+                    "only tensors and plain values (numbers, texts, lists, dictionaries) can"
+                )
+        header |= {"extra_state": plain} if plain else {}
+        return header | self.description, _separate(tensors)
 
     @classmethod
     def load(cls, folder: str | Path) -> Posterior:
@@ -270,7 +353,8 @@ class Posterior:
                 raise ConfigError(f"{folder}: no posterior there ({name} is missing)")
         try:
             header = json.loads((folder / DESCRIPTION_FILE).read_text())
-            tensors = load_file(folder / WEIGHTS_FILE)
+            # Copies: what load_file gives are views of the file at odd addresses, for which matrix products round differently.
+            tensors = {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
         except (SafetensorError, ValueError, OSError, RecursionError) as error:  # ValueError: neither JSON nor UTF-8
             raise ConfigError(f"{folder}: damaged posterior: {' '.join(str(error).split())}") from None
         return unpack(folder, header, tensors)
@@ -284,8 +368,11 @@ class Posterior:
         Raises:
             ConfigError: tensors that no posterior of this kind has.
         """
-        mean, precision, buffers = (groups.pop(name, {}) for name in ("mean", "precision", "buffer"))
-        found = cls(mean, precision, buffers, description, joint)
+        mean, precision, buffers, extra = (groups.pop(name, {}) for name in ("mean", "precision", "buffer", "extra"))
+        plain = description.pop("extra_state", {})
+        if not isinstance(plain, dict):
+            raise ConfigError(f"{folder / DESCRIPTION_FILE}: extra_state must be a dictionary")
+        found = cls(mean, precision, buffers, description, joint, extra | plain)
         for group, named in groups.items():
             raise ConfigError(f"{folder / WEIGHTS_FILE}: not the tensors of a posterior ({group}.{next(iter(named))})")
         return found
@@ -310,7 +397,42 @@ def unpack(folder: Path, header: Any, tensors: Mapping[str, Tensor]) -> Posterio
         groups.setdefault(group, {})[name] = tensor
     joint = _joint(folder, header.get("joint", []), groups)
     del groups["joint"]
-    return kinds[kind].from_groups(folder, description, groups, joint)
+    found = kinds[kind].from_groups(folder, description, groups, joint)
+    found.check_tensors(str(folder / WEIGHTS_FILE))
+    return found
+
+
+def _check_numbers(label: str, tensor: Tensor, *, positive: bool, finite: bool) -> None:
+    if not tensor.is_floating_point():
+        raise ConfigError(f"{label} is {str(tensor.dtype).removeprefix('torch.')}; it must hold floating-point numbers")
+    if finite and not tensor.isfinite().all():
+        raise ConfigError(f"{label} is not finite somewhere: the run has diverged, or the file is damaged")
+    if finite and positive and not (tensor > 0).all():
+        raise ConfigError(f"{label} is not positive everywhere: no variance has that inverse")
+
+
+def _has_extra_state(layer: nn.Module) -> bool:
+    return type(layer).get_extra_state is not nn.Module.get_extra_state
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        return json.loads(json.dumps(value)) == value
+    except (TypeError, ValueError):
+        return False
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors on the CPU, none of which shares its memory with another: what safetensors can hold."""
+    result: dict[str, Tensor] = {}
+    memory: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        if tensor.untyped_storage().data_ptr() in memory:
+            tensor = tensor.clone()
+        memory.add(tensor.untyped_storage().data_ptr())
+        result[name] = tensor
+    return result
 
 
 def _whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -353,7 +475,7 @@ def _joint(folder: Path, described: Any, parts: Mapping[str, dict[str, Tensor]])
     return joint
 
 
-def _reshard(module: nn.Module) -> None:
+def reshard(module: nn.Module) -> None:
     """Free the gathered weights that FSDP2 keeps after a forward without backward: they would outlive the draw."""
     for layer in module.modules():
         if isinstance(layer, FSDPModule):

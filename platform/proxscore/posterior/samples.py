@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from proxscore.config import ConfigError
 from proxscore.inference import noise
-from proxscore.inference.priors import canonical
+from proxscore.inference.names import named_buffers
 from proxscore.posterior.posterior import DESCRIPTION_FILE, Joint, Posterior, unpack
 
 
@@ -41,6 +41,10 @@ class Samples(Posterior):
         return len(self.members) > 1 or self.members[0].random
 
     @property
+    def varying(self) -> set[str] | None:
+        return None if any(member.varying is None for member in self.members) else set(self.mean)
+
+    @property
     def family(self) -> str:
         return f"{len(self.members)} x {self.members[-1].family}"
 
@@ -62,7 +66,7 @@ class Samples(Posterior):
         """Within the context, weights and buffers are those of a draw (none: the last member's mean)."""
         inner, number = (None, -1) if index is None else divmod(index, len(self.members))
         member = self.members[number]
-        held = {canonical(name): buffer for name, buffer in module.named_buffers()}
+        held = named_buffers(module)
         buffers = {name: held[name] for name in member.buffers if name in held}
         before = {name: buffer.clone() for name, buffer in buffers.items()}
         try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -26,23 +27,32 @@ from proxscore.posterior.posterior import Joint, Posterior
 LEAST = 1e-6
 
 
+class Predicted(Protocol):
+    """A predictive distribution of some rows; see :func:`proxscore.posterior.predict`."""
+
+    targets: Tensor
+
+    @property
+    def log_density(self) -> Tensor: ...
+
+
 def wants_stacking(posterior: Posterior) -> bool:
     """Whether a family of the posterior asks for stacked weights."""
     return any(isinstance(joint.layout.family, Mixture) and joint.layout.family.stacked for joint in posterior.joint)
 
 
-def stack(posterior: Posterior, predict: Callable[[Posterior], Tensor]) -> tuple[Posterior, list[float]]:
+def stack(posterior: Posterior, predict: Callable[[Posterior], Predicted]) -> tuple[Posterior, list[float]]:
     """The posterior with stacked mixture weights, and its mean with it.
 
     Args:
-        predict: the log predictive density of validation targets under a posterior (of this rank's rows, the same rows
-            in each call); it is called once per component. Every rank must take part.
+        predict: the predictive distribution of this rank's validation rows under a posterior; it is called once per
+            component. Every rank must take part.
 
     Returns:
         The posterior, and the weights.
 
     Raises:
-        ConfigError: it has no mixture, or several.
+        ConfigError: it has no mixture, or several; or the rows are others in one call than in the next.
     """
     mixtures = [joint for joint in posterior.joint if isinstance(joint.layout.family, Mixture)]
     if len(mixtures) != 1:
@@ -51,11 +61,15 @@ def stack(posterior: Posterior, predict: Callable[[Posterior], Tensor]) -> tuple
     family = joint.layout.family
     assert isinstance(family, Mixture)
     others = [other for other in posterior.joint if other is not joint]
-    columns = []
+    columns, targets = [], None
     for component in range(family.components):
         state = {"mean": joint.state["means"][:, component], "precision": joint.state["precisions"][:, component]}
         alone = Joint(Layout(MeanField(), joint.layout.members), state)
-        columns.append(predict(replace(posterior, joint=[*others, alone])).flatten().double())
+        predicted = predict(replace(posterior, joint=[*others, alone]))
+        if targets is not None and not torch.equal(targets, predicted.targets):
+            raise ConfigError("stacking needs the same rows in the same order for every component: do not shuffle them")
+        targets = predicted.targets
+        columns.append(predicted.log_density.flatten().double())
     densities = torch.stack(columns, 1)
     if dist.is_initialized() and dist.get_world_size() > 1:
         parts: list[Tensor] = [densities] * dist.get_world_size()

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from proxscore.config import Config, ConfigError, EnsembleConfig, MethodConfig, ParquetConfig, VisionConfig
 from proxscore.inference import noise
@@ -400,12 +400,11 @@ def finish(trained: Trained, config: Config, method_config: MethodConfig, task: 
     results: dict[str, Any] = {}
     if wants_stacking(posterior):
 
-        def log_density(candidate: Posterior) -> Tensor:
+        def predicted(candidate: Posterior) -> Any:
             draws, data = config.evaluation.draws, fitted.data
-            predictive = evaluation.predictive_of(candidate, module, task, config, context, "validation", draws, data)
-            return predictive.log_density
+            return evaluation.predictive_of(candidate, module, task, config, context, "validation", draws, data)
 
-        posterior, results["mixture_weights"] = stack(posterior, log_density)
+        posterior, results["mixture_weights"] = stack(posterior, predicted)
     tested = evaluation.tested(posterior, module, task, config, context, fitted.data)
     results |= {
         "test": {name: metrics for name, (metrics, _) in tested.items()},

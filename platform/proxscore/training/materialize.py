@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from proxscore.config import ConfigError
 from proxscore.inference import noise
-from proxscore.inference.priors import canonical
+from proxscore.inference.names import named_buffers, named_parameters
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def materialize(module: nn.Module, device: torch.device, seed: int) -> None:
             cannot be done shard by shard; names it.
     """
     module.to_empty(device=device)
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    tensors: dict[str, Tensor] = {**named_parameters(module), **named_buffers(module)}
     for tensor in tensors.values():
         if tensor.is_floating_point():
             noise.local(tensor).fill_(math.nan)
@@ -41,7 +41,7 @@ def materialize(module: nn.Module, device: torch.device, seed: int) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not noise.local(tensor).isfinite().all():
             raise ConfigError(
-                f"training.meta_init: nothing sets {canonical(name)}, whose module has no reset_parameters: use "
+                f"training.meta_init: nothing sets {name}, whose module has no reset_parameters: use "
                 "training.meta_init=false"
             )
 

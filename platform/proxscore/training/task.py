@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from proxscore.config import Config, ForecastingConfig, TaskConfig
 from proxscore.posterior import Posterior
-from proxscore.posterior.prediction import Batches
+from proxscore.posterior.calls import Batches
 
 if TYPE_CHECKING:
     from proxscore.calibration.comparison import Curve

@@ -33,7 +33,7 @@ def build_model(config: ModelConfig, *, classes: int, shape: tuple[int, int, int
 
     Args:
         config: name, keyword overrides for ``timm.create_model``, weights, memory format of the images.
-        classes: number of classes; the network returns logits (B, classes).
+        classes: number of logits per image (one of a Bernoulli likelihood); the network returns (B, classes).
         shape: (channels, height, width) of an image.
 
     Raises:

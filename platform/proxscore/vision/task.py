@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 from proxscore.calibration import ClassificationMetrics
 from proxscore.calibration.comparison import Curve, classification_curves
 from proxscore.calibration.risk_coverage import area_under_risk_coverage
-from proxscore.config import Config, VisionConfig
-from proxscore.inference import Categorical
+from proxscore.config import Config, ConfigError, VisionConfig
+from proxscore.inference import Bernoulli, Categorical
 from proxscore.posterior import CategoricalPredictive, predict
 from proxscore.vision.data import load_images
 from proxscore.vision.models import build_model
@@ -31,7 +32,7 @@ class VisionTask:
     Attributes:
         config: with the preparation of images filled in; see :mod:`proxscore.vision.preprocessing`.
         data: train, validation and test datasets, classes, shape, record of the split.
-        likelihood: categorical over the logits (B, classes).
+        likelihood: categorical over the logits (B, classes), or Bernoulli of one logit per image (B, 1).
         classes: number of classes.
 
     Raises:
@@ -52,13 +53,19 @@ class VisionTask:
         **dict.fromkeys(("nll", "ece", "brier", "adaptive_ece", "mce"), False),
         "accuracy": True,
     }
-    predict = staticmethod(predict)
 
     def __init__(self, config: VisionConfig, *, verify: bool = True) -> None:
         self.config = resolved(config)
         self.data = load_images(self.config.data, verify=verify)
-        self.likelihood = Categorical()
         self.classes = len(self.data.classes)
+        binary = config.likelihood == "bernoulli"
+        if binary and self.classes != 2:
+            raise ConfigError(
+                f"task.likelihood=bernoulli is one of two classes; the data have {self.classes}: use categorical"
+            )
+        self.likelihood: Categorical | Bernoulli = Bernoulli() if binary else Categorical()
+        self.outputs = 1 if binary else self.classes
+        self.predict = partial(predict, likelihood=self.likelihood)
 
     def check(self, config: Config) -> None:
         """Every setting of a run serves."""
@@ -70,7 +77,7 @@ class VisionTask:
             device: the meta device leaves out the numbers, and the configured weights.
         """
         with device or nullcontext():
-            return build_model(self.config.model, classes=self.classes, shape=self.data.shape)
+            return build_model(self.config.model, classes=self.outputs, shape=self.data.shape)
 
     def example(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a batch's shape and type, all zero."""

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from proxscore.inference import ProximalScore, noise
 from proxscore.inference.blocks import Block, SolvedBlock
-from proxscore.inference.priors import canonical
 
 #: A number has moved when its precision changed by more than this factor.
 MOVED = 1.05
@@ -69,12 +68,7 @@ def drift(optimizer: ProximalScore) -> list[Drift]:
     compared. Mixtures and distributions given by code have no row. With sharded parameters, rows are of this rank's
     shards. One pass over the state; no forward passes, no communication.
     """
-    trained = {
-        canonical(name): parameter
-        for group in optimizer.param_groups
-        for name, parameter in zip(group["param_names"], group["params"], strict=True)
-    }
-    priors, starts = optimizer.prior.assign(trained.items()), optimizer.initial_precisions()
+    priors, starts = optimizer.prior.assign(optimizer.named_parameters()), optimizer.initial_precisions()
     reach = _reach(optimizer)
     rows = []
     for name, precision, solved in _precisions(optimizer):

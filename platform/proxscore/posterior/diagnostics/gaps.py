@@ -19,10 +19,10 @@ from proxscore.config import ConfigError
 from proxscore.inference import MeanField, Prior
 from proxscore.inference.families import Family, State
 from proxscore.inference.families.base import whole
-from proxscore.inference.priors import canonical
+from proxscore.inference.names import named_parameters
+from proxscore.posterior.calls import Batches, batches_of, outputs_of, to_device
 from proxscore.posterior.diagnostics.pareto import FEWEST_DRAWS, pareto_k
 from proxscore.posterior.posterior import Posterior
-from proxscore.posterior.prediction import Batches
 
 
 class Likelihood(Protocol):
@@ -166,8 +166,8 @@ def gaps(
     Args:
         module: the network, whole on one device; its weights, gradients and modes are as before afterwards.
         likelihood: of the targets given its outputs; its own parameters are constants.
-        batches: called once per draw; yields (inputs, targets) of the training data. If there are fewer targets than
-            inputs, the inputs beyond are padding.
+        batches: a loader, or a function that gives one; read once per draw: (inputs, targets) of the training data. If there
+            are fewer targets than inputs, the inputs beyond are padding.
         posterior: q.
         data_size, prior, temperature: as in training (:class:`proxscore.inference.ProximalScore`). A ``data_size`` other
             than the number of rows counts each row more (or less) than once, as in training.
@@ -192,12 +192,19 @@ def gaps(
     stream = None if batches_per_draw is None else _endless(batches)
     modes = {layer: layer.training for layer in module.modules()}
     losses, log_ratios = [], []
+    rows: int | None = None
     try:
         module.eval()
         for index in range(draws):
-            chosen = batches() if stream is None else (next(stream) for _ in range(batches_per_draw or 0))
+            chosen = batches_of(batches) if stream is None else (next(stream) for _ in range(batches_per_draw or 0))
             with posterior.use(module, index, seed):
-                log_likelihood, score = _score(module, likelihood, chosen, parameters, data_size / temperature)
+                log_likelihood, score, seen = _score(module, likelihood, chosen, parameters, data_size / temperature)
+                if stream is None and rows not in (None, seen):
+                    raise ConfigError(
+                        f"batches gave {rows} rows for one draw and {seen} for the next: give a function that returns a new pass "
+                        "over the same training data"
+                    )
+                rows = seen
                 with torch.no_grad():
                     compared = [part.compare(score) for part in parts]
             losses.append(sum(norm.item() for norm, _ in compared) / (2 * dimension))
@@ -216,15 +223,15 @@ def _score(
     batches: Iterable[tuple[Tensor, Tensor]],
     parameters: dict[str, nn.Parameter],
     scale: float,
-) -> tuple[float, dict[str, Tensor]]:
-    """scale times the mean over the batches' rows of log p(y | x, theta), and its gradient."""
+) -> tuple[float, dict[str, Tensor], int]:
+    """scale times the mean over the batches' rows of log p(y | x, theta), its gradient, and the number of rows."""
     targets = list(parameters.values())
     device = targets[0].device
     gradients = [torch.zeros_like(parameter) for parameter in targets]
     nll, rows = torch.zeros((), dtype=torch.float64, device=device), 0
     for inputs, labels in batches:
         with torch.enable_grad():
-            outputs = module(inputs.to(device, non_blocking=True))[: len(labels)]
+            outputs = outputs_of(module, to_device(inputs, device))[: len(labels)]
             loss = likelihood.nll(outputs, labels.to(device, non_blocking=True))
             found = torch.autograd.grad(loss.sum(), targets, allow_unused=True)
         for total, gradient in zip(gradients, found, strict=True):
@@ -233,12 +240,13 @@ def _score(
         nll += loss.detach().double().sum()
         rows += len(labels)
     if rows == 0:
-        raise ConfigError("batches() gave no rows: a posterior is compared with its training data")
-    return -scale / rows * nll.item(), {n: -scale / rows * g for n, g in zip(parameters, gradients, strict=True)}
+        raise ConfigError("batches gave no rows: a posterior is compared with its training data")
+    score = {n: -scale / rows * g for n, g in zip(parameters, gradients, strict=True)}
+    return -scale / rows * nll.item(), score, rows
 
 
 def _parts(module: nn.Module, posterior: Posterior, prior: Prior) -> list[_Part]:
-    named = {canonical(name): parameter for name, parameter in module.named_parameters()}
+    named = named_parameters(module)
     if any(isinstance(tensor, DTensor) for tensor in (*named.values(), *posterior.mean.values())):
         raise ConfigError("diagnostics take no sharded module: use posterior.gather() and a whole module on one device")
     if not posterior.random:
@@ -273,11 +281,11 @@ def _families(posterior: Posterior, device: torch.device) -> Iterator[tuple[Fami
 def _endless(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
     while True:
         empty = True
-        for batch in batches():
+        for batch in batches_of(batches):
             empty = False
             yield batch
         if empty:
-            raise ConfigError("batches() gave no rows: a posterior is compared with its training data")
+            raise ConfigError("batches gave no rows: a posterior is compared with its training data")
 
 
 def _standard_error(values: Tensor) -> float:
