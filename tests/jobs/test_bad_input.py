@@ -337,7 +337,7 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     ),
     "a table without times": (table("timestamp,target\nsoon,1\nlater,2\n"), "table.csv, row 0"),
     "a table that is too short": (table(hours(6)), "series 'target' has 6 steps"),
-    "a text for columns": (table(hours(90), "task.data.id_columns=series"), "task.data.id_columns is 'series'"),
+    "a section for columns": (table(hours(90), "task.data.id_columns={a: b}"), "task.data.id_columns is {'a': 'b'}"),
     "a frequency that is none": (table(hours(90), "task.data.frequency=often"), "task.data.frequency"),
     "a horizon of one": (table(hours(90), "task.horizon=1"), "task.horizon is 1"),
     "a forecaster's unknown keyword": (table(hours(90), "task.model.kwargs={wide: 3}"), "task.model.kwargs.wide"),
