@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from proxscore.config import ConfigError
+from proxscore import job
 
 if TYPE_CHECKING:
     from proxscore.training.comparison.driver import Records
@@ -29,14 +29,11 @@ def main(arguments: list[str] | None = None) -> int:
         "overrides", nargs="*", metavar="key=value", help="dotted overrides of the file, or of its base: budget=2"
     )
     options = parser.parse_intermixed_args(arguments)
-    try:
-        return compare(options.config, options.overrides)
-    except (ConfigError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, SystemExit):
-        print("interrupted: the comparison is marked KILLED; the same name goes on with its cells", file=sys.stderr)
-        return 130
+    return job.run(
+        lambda: compare(options.config, options.overrides),
+        "compare",
+        interrupted="the comparison is marked KILLED; the same name goes on with its cells",
+    )
 
 
 def compare(path: Path, overrides: list[str]) -> int:

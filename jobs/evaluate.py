@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from proxscore.config import Config, ConfigError, expanded
+from proxscore import config as configuration
+from proxscore import job
+from proxscore.config import MAX_DRAWS, Config, ConfigError, ProximalScoreConfig, expanded
+from proxscore.config.files import check_folder_destination
 
 if TYPE_CHECKING:
     import torch
@@ -44,17 +47,21 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=expanded, default=Path("evaluation"), help="folder for metrics and figure")
     options = parser.parse_intermixed_args(arguments)
-    try:
-        if options.draws < 0:
-            raise ConfigError(f"--draws is {options.draws}; it must be zero (mean weights) or positive")
-        if options.diagnose < 0 or options.diagnose == 1:
-            raise ConfigError(f"--diagnose is {options.diagnose}; it must be at least 2 draws")
-        return evaluate(
-            options.posterior, options.overrides, options.split, options.draws, options.output, options.diagnose
+    return job.run(lambda: _work(options), "evaluate")
+
+
+def _work(options: argparse.Namespace) -> int:
+    if not 0 <= options.draws <= MAX_DRAWS:
+        raise ConfigError(
+            f"--draws is {options.draws}; it must be zero (mean weights) or positive, at most {MAX_DRAWS}"
         )
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if options.diagnose and not 2 <= options.diagnose <= MAX_DRAWS:
+        right = "at least 2" if options.diagnose < 2 else f"at most {MAX_DRAWS}"
+        raise ConfigError(f"--diagnose is {options.diagnose}; it must be {right} draws")
+    check_folder_destination("--output", options.output)
+    return evaluate(
+        options.posterior, options.overrides, options.split, options.draws, options.output, options.diagnose
+    )
 
 
 def evaluate(source: str, overrides: list[str], split: str, draws: int, output: Path, diagnose: int = 0) -> int:
@@ -62,6 +69,7 @@ def evaluate(source: str, overrides: list[str], split: str, draws: int, output: 
     from proxscore.training.context import LocalContext, pick_device
     from proxscore.training.evaluation import evaluate as score
     from proxscore.training.ingest import TrainingData
+    from proxscore.training.norm_rows import least_rows
     from proxscore.training.saved import load
     from proxscore.training.task import build_task
 
@@ -74,7 +82,8 @@ def evaluate(source: str, overrides: list[str], split: str, draws: int, output: 
     module = posterior.load_into(built).to(device)
     context = LocalContext(output, device, lambda payloads: None, keep=1)
     training = config.training  # BatchNorm statistics of each draw come from training batches, as in training
-    data = TrainingData(task.data.train, training.batch_size, rank=0, world=1, seed=config.seed)
+    rows, least = task.data.train, least_rows(module, task)
+    data = TrainingData(rows, training.batch_size, rank=0, world=1, seed=config.seed, least=least)
     metrics, figures = score(module, task, config, context, split, draws, posterior=posterior, data=data)
     output.mkdir(parents=True, exist_ok=True)
     stem = f"{config.task.data.kind}_{split}_{draws}_draws"
@@ -108,14 +117,19 @@ def diagnosis(
     Args:
         module: as it was before training; gets the posterior's buffers and mean.
     """
-    from proxscore.config import ProximalScoreConfig
     from proxscore.methods import proximal_score
     from proxscore.posterior.diagnostics import gaps
     from proxscore.training.ingest import evaluation_batches
 
-    if "method" not in posterior.description or posterior.description["method"]["kind"] != "proximal_score":
+    section = posterior.description.get("method")
+    if not isinstance(section, dict) or section.get("kind") != "proximal_score":
         raise ConfigError("--diagnose: the posterior was not trained by proximal_score: its target is not known")
-    method = ProximalScoreConfig.model_validate(posterior.description["method"])
+    method = configuration.validated(ProximalScoreConfig, section, "--diagnose: the posterior's description, method")
+    if method.prior.mean == "initial" and getattr(config.task.model, "weights", None) is None:
+        raise ConfigError(
+            "--diagnose: the prior's mean (method.prior.mean=initial) is the weights that training began with, which are not "
+            "saved: name their file by task.model.weights=FILE"
+        )
     prior, rows = proximal_score.prior(method, module), task.data.train
     return gaps(
         posterior.load_into(module).to(device),

@@ -12,7 +12,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from proxscore.config import ConfigError, ForecastingConfig, expanded
+from proxscore import job
+from proxscore.config import MAX_DRAWS, ConfigError, ForecastingConfig, expanded
+from proxscore.config.files import check_file_destination
 
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 
@@ -25,18 +27,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quantiles", type=float, nargs="+", default=QUANTILES, metavar="Q", help="between 0 and 1")
     parser.add_argument("--output", type=expanded, default=Path("forecasts.parquet"), help="Parquet file to write")
     options = parser.parse_intermixed_args(arguments)
-    try:
-        if options.draws < 0:
-            raise ConfigError(f"--draws is {options.draws}; it must be zero (mean weights) or positive")
-        for quantile in options.quantiles:
-            if not 0 < quantile < 1:
-                raise ConfigError(f"--quantiles: {quantile:g} is not between 0 and 1")
-        if not options.output.absolute().parent.is_dir():
-            raise ConfigError(f"--output {options.output}: the folder {options.output.parent} does not exist")
-        return forecast(options.posterior, options.overrides, options.draws, options.quantiles, options.output)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return job.run(lambda: _work(options), "forecast")
+
+
+def _work(options: argparse.Namespace) -> int:
+    if not 0 <= options.draws <= MAX_DRAWS:
+        raise ConfigError(
+            f"--draws is {options.draws}; it must be zero (mean weights) or positive, at most {MAX_DRAWS}"
+        )
+    for quantile in options.quantiles:
+        if not 0 < quantile < 1:
+            raise ConfigError(f"--quantiles: {quantile:g} is not between 0 and 1")
+    check_file_destination("--output", options.output)
+    return forecast(options.posterior, options.overrides, options.draws, options.quantiles, options.output)
 
 
 def forecast(source: str, overrides: list[str], draws: int, quantiles: list[float], output: Path) -> int:

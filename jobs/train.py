@@ -15,7 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from proxscore import config as configuration
-from proxscore.config import Config, ConfigError, DivergedError, expanded
+from proxscore import job
+from proxscore.config import Config, expanded
+from proxscore.config.files import check_file_destination
 
 MLFLOW = "mlflow:"
 ACRONYMS = ("nll", "ece", "crps", "mase")
@@ -39,29 +41,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--profile", action="store_true", help="leave a trace of a few steps in MLflow")
     parser.add_argument("--result", type=expanded, metavar="FILE.json", help="write the results there, too")
     options = parser.parse_intermixed_args(arguments)
-    try:
-        profile = ["training.profile=true"] if options.profile else []
-        config = configuration.load(_file(options.config, options.overrides), [*options.overrides, *profile])
-        if options.print_config:
-            print(configuration.dump(config), end="")
-            return 0
-        if options.dry_run:
-            from proxscore.training.dry_run import dry_run
+    killed = "the run is marked KILLED; the same name resumes it from its last checkpoint"
+    return job.run(lambda: _work(options), "train", interrupted=killed)
 
-            print(dry_run(config))
-            return 0
-        return train(config, options.result)
-    except (ConfigError, FloatingPointError, RuntimeError) as error:
-        from proxscore.training import processes
 
-        if not (isinstance(error, ConfigError) and processes.rank() > 0):  # torchrun: all processes find the same
-            print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, DivergedError) else 2
-    except (KeyboardInterrupt, SystemExit):
-        print(
-            "interrupted: the run is marked KILLED; the same name resumes it from its last checkpoint", file=sys.stderr
-        )
-        return 130
+def _work(options: argparse.Namespace) -> int:
+    if options.result is not None:
+        check_file_destination("--result", options.result)
+    profile = ["training.profile=true"] if options.profile else []
+    config = configuration.load(_file(options.config, options.overrides), [*options.overrides, *profile])
+    if options.print_config:
+        print(configuration.dump(config), end="")
+        return 0
+    if options.dry_run:
+        from proxscore.training.dry_run import dry_run
+
+        print(dry_run(config))
+        return 0
+    return train(config, options.result)
 
 
 def _file(source: str | None, overrides: list[str]) -> Path | None:
@@ -78,8 +75,6 @@ def train(config: Config, result: Path | None) -> int:
     from proxscore.tracking import browse
     from proxscore.training import launch  # here: importing Ray and MLflow takes seconds that --print-config spares
 
-    if result is not None and not result.parent.is_dir():
-        raise ConfigError(f"--result {result}: the folder {result.parent} does not exist")
     config = launch.absolute(config)
     outcomes = launch.run(config, lambda line: print(line, flush=True))
     if not outcomes:  # torchrun: the first process has them

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from proxscore import config as configuration
-from proxscore.config import ConfigError
+from proxscore import job
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,29 +27,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, e.g. tune.trials=32")
     parser.add_argument("--print-config", action="store_true", help="print configuration and search space, and stop")
     options = parser.parse_intermixed_args(arguments)
-    try:
-        return tune(options.config, options.overrides, show_only=options.print_config)
-    except (ConfigError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, SystemExit):
-        print("interrupted: the sweep is marked KILLED; the same name goes on with its trials", file=sys.stderr)
-        return 130
+    return job.run(
+        lambda: tune(options.config, options.overrides, show_only=options.print_config),
+        "tune",
+        interrupted="the sweep is marked KILLED; the same name goes on with its trials",
+    )
 
 
 def tune(path: Path | None, overrides: list[str], *, show_only: bool) -> int:
     from proxscore.tracking import browse
-    from proxscore.tuning import job, report, settings  # here: importing Ray and MLflow takes seconds
+    from proxscore.tuning import job as sweep  # here: importing Ray and MLflow takes seconds
+    from proxscore.tuning import report, settings
     from proxscore.tuning.plan import plan
 
     planned = plan(*settings.load(path, overrides))
     if show_only:
         print(configuration.dump(planned.config), end="")
-        print(job.space_text(planned), end="")
+        print(sweep.space_text(planned), end="")
         return 0
     try:
-        found = job.run(planned, lambda line: print(line, flush=True))
-    except job.NothingFoundError as error:
+        found = sweep.run(planned, lambda line: print(line, flush=True))
+    except sweep.NothingFoundError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     console = Console(width=120)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 from gluonts.dataset.pandas import PandasDataset
 
-from proxscore.config import ConfigError, SeriesTableConfig
+from proxscore.config import ConfigError, SeriesTableConfig, files
+from proxscore.forecasting import columns
 from proxscore.forecasting.data import load_series
 from proxscore.forecasting.series import SeriesData
 
@@ -367,3 +371,19 @@ def test_the_season_is_gluonts_own_unless_given(tmp_path: Path) -> None:
     path = write(frame(frequency="15min"), tmp_path / "table.parquet")
     assert load(path).season == 96
     assert load(path, season=672).season == 672
+
+
+def test_a_pipe_and_a_table_that_inflates_without_an_end_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "a.csv")
+    with pytest.raises(ConfigError, match=r"a\.csv: is a pipe; give a regular file"):
+        columns._read(tmp_path / "a.csv", None, [])
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"x,y\n" + b"1,2\n" * 5_000_000, 1))
+    assert columns._read(tmp_path / "b.csv.gz", None, []).num_rows == 5_000_000
+    monkeypatch.setattr(files.psutil, "virtual_memory", lambda: SimpleNamespace(available=4_000_000))
+    with pytest.raises(ConfigError, match=r"b\.csv\.gz: inflates to more than 1,000,000 bytes"):
+        columns._read(tmp_path / "b.csv.gz", None, [])
+    (tmp_path / "c.csv.gz").write_bytes(gzip.compress(b"x,y\n1,2\n")[:-6])
+    with pytest.raises(ConfigError, match=r"c\.csv\.gz: not a readable table"):
+        columns._read(tmp_path / "c.csv.gz", None, [])

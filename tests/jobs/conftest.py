@@ -47,6 +47,12 @@ def script(repository: Path, name: str) -> Main:
 
 
 @pytest.fixture(scope="session")
+def job(repository: Path) -> Callable[[str], Main]:
+    """``main`` of a job by its name."""
+    return lambda name: script(repository, name)
+
+
+@pytest.fixture(scope="session")
 def train(repository: Path) -> Main:
     return script(repository, "train")
 

@@ -93,7 +93,7 @@ IMAGES, LABELS = idx_bytes(TEST[0]), idx_bytes(TEST[1])
 BROKEN: dict[str, tuple[str, bytes, str]] = {
     "magic": ("t10k-images-idx3-ubyte", LABELS + IMAGES, "magic number 2049; expected 2051"),
     "cut": ("t10k-images-idx3-ubyte", IMAGES[:-7], "9x5x4 = 180 bytes; 173 follow"),
-    "long": ("t10k-labels-idx1-ubyte", LABELS + b"\0", "9 = 9 bytes; 10 follow"),
+    "long": ("t10k-labels-idx1-ubyte", LABELS + b"\0", "9 = 9 bytes; more follow"),
     "header": ("t10k-labels-idx1-ubyte", LABELS[:6], "6 bytes, shorter than an IDX header of 8"),
     "count": ("t10k-labels-idx1-ubyte", idx_bytes(TEST[1][:8]), "8 labels for 9 images"),
     "label": ("t10k-labels-idx1-ubyte", LABELS[:-2] + b"\3\0", "row 7: label 3 is outside 0..2"),

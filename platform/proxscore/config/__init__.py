@@ -46,7 +46,7 @@ from proxscore.config.methods import (
 from proxscore.config.reading import dump, flatten, load, parse, plain, read, validated, with_value
 from proxscore.config.root import Config, TaskConfig
 from proxscore.config.section import ConfigError, DivergedError, MethodError, Section, expanded
-from proxscore.config.training import EvaluationConfig, TrackingConfig, TrainingConfig
+from proxscore.config.training import MAX_DRAWS, MAX_EPOCHS, MAX_SEED, EvaluationConfig, TrackingConfig, TrainingConfig
 from proxscore.config.vision import (
     DataConfig,
     DigitsConfig,
@@ -56,9 +56,13 @@ from proxscore.config.vision import (
     ParquetConfig,
     VisionConfig,
 )
+from proxscore.config.yaml_text import dump_yaml
 
 __all__ = [
     "MASK",
+    "MAX_DRAWS",
+    "MAX_EPOCHS",
+    "MAX_SEED",
     "AdamWConfig",
     "BirthsConfig",
     "Config",
@@ -108,6 +112,7 @@ __all__ = [
     "TrainingConfig",
     "VisionConfig",
     "dump",
+    "dump_yaml",
     "expanded",
     "flatten",
     "load",

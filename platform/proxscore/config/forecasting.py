@@ -9,14 +9,20 @@ from pydantic import Field
 
 from proxscore.config.section import Section
 
+MAX_HORIZON = 100_000  # steps
+MAX_CONTEXT = 1_000_000
+MAX_WINDOWS = 1_000_000
+
 
 class _SeriesConfig(Section):
     """What every data set of series has in common. Windows are set back from the end of each series by ``stride``."""
 
-    season: int | None = Field(None, ge=1)  # steps; null: that of the frequency (24 of hours), or the data set's own
-    test_windows: int = Field(1, ge=1)  # the last forecasts of each series
-    validation_windows: int = Field(1, ge=1)  # those before
-    stride: int | None = Field(None, ge=1)  # steps from one forecast's start to the next; null: the horizon
+    # Steps; null: of the frequency (24 of hours), or the data set's own.
+    season: int | None = Field(None, ge=1, le=MAX_CONTEXT)
+    test_windows: int = Field(1, ge=1, le=MAX_WINDOWS)  # the last forecasts of each series
+    validation_windows: int = Field(1, ge=1, le=MAX_WINDOWS)  # those before
+    # Steps from one forecast's start to the next; null: the horizon.
+    stride: int | None = Field(None, ge=1, le=MAX_CONTEXT)
 
 
 class SeriesTableConfig(_SeriesConfig):
@@ -62,7 +68,8 @@ class RecipeConfig(Section):
     name: Literal["ETTh1", "ETTh2", "ETTm1", "ETTm2", "ECL", "Exchange", "Traffic", "Weather", "ILI"]
     path: Path  # the folder with the official CSV file, or one above that has its usual subfolder
     standardise: bool = True  # each series by mean and standard deviation of its training part, as published errors are
-    stride: int = Field(1, ge=1)  # steps between the windows of validation and test; 1 in the literature
+    # Steps between the windows of validation and test; 1 in the literature.
+    stride: int = Field(1, ge=1, le=MAX_CONTEXT)
 
 
 SeriesConfig = Annotated[
@@ -86,8 +93,9 @@ class ForecastingConfig(Section):
     kind: Literal["forecasting"]
     model: ForecastModelConfig = ForecastModelConfig()
     data: SeriesConfig = TaylorConfig(kind="taylor")
-    horizon: int = Field(48, ge=2)  # steps that a window forecasts
-    context: int | None = Field(None, ge=1)  # steps that the network looks back to; null: twice the horizon
-    train_stride: int = Field(1, ge=1)  # steps between the starts of training windows
+    horizon: int = Field(48, ge=2, le=MAX_HORIZON)  # steps that a window forecasts
+    # Steps that the network looks back to; null: twice the horizon.
+    context: int | None = Field(None, ge=1, le=MAX_CONTEXT)
+    train_stride: int = Field(1, ge=1, le=MAX_CONTEXT)  # steps between the starts of training windows
     # What comparisons show below the methods; arima takes minutes per series where the season is long.
     floors: list[Literal["seasonal_naive", "ets", "theta", "arima"]] = Field(["seasonal_naive", "ets", "theta"])

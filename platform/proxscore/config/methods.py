@@ -58,7 +58,7 @@ class LowRankConfig(Section):
     """A Gaussian with low-rank plus diagonal covariance; see ``inference.families.low_rank``."""
 
     kind: Literal["low_rank"]
-    rank: int = Field(8, ge=1)
+    rank: int = Field(8, ge=1, le=10_000)
     spread: float = Field(0.1, gt=0)
 
 
@@ -72,7 +72,7 @@ class MixtureConfig(Section):
     """A mixture of mean-field Gaussians; see ``inference.families.mixture``, and ``posterior.stacking`` for its weights."""
 
     kind: Literal["mixture"]
-    components: int = Field(2, ge=1)
+    components: int = Field(2, ge=1, le=1000)
     spread: float = Field(1.0, gt=0)
     weights: list[float] | Literal["uniform", "stacked"] = "uniform"  # stacked: on validation data, after training
 
@@ -86,7 +86,7 @@ FamilyConfig = Annotated[
 class SolverConfig(Section):
     """The gradient solver; see ``inference.solver``. ``optimizer`` is a name of ``torch.optim``."""
 
-    inner_steps: int = Field(10, ge=2)
+    inner_steps: int = Field(10, ge=2, le=100_000)
     optimizer: str = "Adam"
     lr: float = Field(0.01, gt=0)
     options: dict[str, Any] = Field({})
@@ -106,7 +106,7 @@ class ProximalScoreConfig(Section):
     # Per data point; null: estimated from data, tensor by tensor. Of forecasts: five times the horizon.
     initial_precision: float | None = Field(0.1, gt=0)
     paired: bool = True
-    draws: int = Field(1, ge=1)  # pairs (or single draws) per step
+    draws: int = Field(1, ge=1, le=10_000)  # pairs (or single draws) per step
     keep_mean: bool = True  # false: four numbers per parameter instead of five, and more time for the noise
     momentum: float = Field(0.9, ge=0, lt=1)
     max_log_precision_step: float | None = Field(1.0, gt=0)
@@ -147,7 +147,7 @@ class ELBOConfig(Section):
     prior: PriorConfig = PriorConfig(scale=1.0)
     lr: float = Field(1e-3, gt=0)  # Adam's
     initial_scale: float = Field(0.01, gt=0)  # standard deviations at the start
-    draws: int = Field(1, ge=1)  # per step
+    draws: int = Field(1, ge=1, le=10_000)  # per step
     temperature: float = Field(1.0, gt=0)  # of the KL
     warmup: float = Field(0.05, ge=0, lt=1)  # fraction of the run
     max_skipped_steps: int = Field(10, ge=1)
@@ -163,7 +163,7 @@ class IVONConfig(Section):
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.99999, ge=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0)  # prior precision divided by ess
-    draws: int = Field(1, ge=1)  # per step
+    draws: int = Field(1, ge=1, le=10_000)  # per step
     clip_radius: float | None = Field(None, gt=0)
     warmup: float = Field(0.05, ge=0, lt=1)  # fraction of the run
     max_skipped_steps: int = Field(10, ge=1)
@@ -186,10 +186,10 @@ class SGLDConfig(Section):
     prior: PriorConfig = PriorConfig(scale=1.0)
     lr: float = Field(0.5, gt=0)  # at the start of a cycle, of the mean loss
     schedule: Literal["cyclical", "constant"] = "cyclical"
-    cycles: int = Field(4, ge=1)
+    cycles: int = Field(4, ge=1, le=1_000_000)
     exploration: float = Field(0.8, ge=0, lt=1)  # fraction of each cycle without noise and samples
     burn_in: float = Field(0, ge=0)  # epochs at the start from which no sample is kept
-    samples: int = Field(12, ge=1)  # kept, each a copy of the weights
+    samples: int = Field(12, ge=1, le=10_000)  # kept, each a copy of the weights
     temperature: float = Field(1.0, gt=0)
     max_skipped_steps: int = Field(10, ge=1)
 
@@ -209,7 +209,7 @@ class SWAGConfig(Section):
     swag_lr: float = Field(0.01, gt=0)  # constant while weights are collected
     start: float = Field(0.75, ge=0, lt=1)  # fraction of the run before
     collect_every: float = Field(1, gt=0)  # epochs
-    rank: int = Field(20, ge=1)  # deviations kept, each a copy of the weights
+    rank: int = Field(20, ge=2, le=10_000)  # deviations kept, each a copy of the weights; of one there is no variance
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
     max_skipped_steps: int = Field(10, ge=1)
@@ -244,7 +244,7 @@ class EnsembleConfig(Section):
     """Members trained one after another from different seeds; see ``training.ensemble``. One worker."""
 
     kind: Literal["ensemble"] = "ensemble"
-    members: int = Field(5, ge=2)
+    members: int = Field(5, ge=2, le=1000)
     of: SingleConfig = AdamWConfig()
     budget: Literal["each", "shared"] = "each"  # each member takes training.epochs, or they share them
 

@@ -7,15 +7,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import ValidationError
 
 from proxscore.config.credentials import masked
-from proxscore.config.forecasting import ForecastingConfig
-from proxscore.config.methods import ProximalScoreConfig
+from proxscore.config.forecasting import MAX_HORIZON, ForecastingConfig
+from proxscore.config.plain import fault
 from proxscore.config.root import Config
 from proxscore.config.section import REVEAL, ConfigError, Section, expanded
-from proxscore.config.vision import VisionConfig
+from proxscore.config.yaml_text import dump_yaml, parse_yaml, read_yaml
 
 Root = TypeVar("Root", bound=Section)
 
@@ -41,12 +40,7 @@ def read(
     source = "command line"
     if path is not None:
         source = str(path)
-        try:
-            loaded = yaml.safe_load(expanded(path).read_text())
-        except OSError as error:
-            raise ConfigError(f"configuration file {path}: {error.strerror or error}") from error
-        except yaml.YAMLError as error:
-            raise ConfigError(f"configuration file {path}: not valid YAML: {' '.join(str(error).split())}") from error
+        loaded = read_yaml(expanded(path))
         if loaded is not None and not isinstance(loaded, dict):
             raise ConfigError(f"configuration file {path}: expected keys and values, got a {type(loaded).__name__}")
         tree = loaded or {}
@@ -56,10 +50,7 @@ def read(
 
 
 def parse(tree: dict[str, Any], source: str = "configuration") -> Config:
-    """Validate a plain tree (as read from YAML or JSON). A task or method without a ``kind`` is of the default one."""
-    for key, kind in (("task", VisionConfig().kind), ("method", ProximalScoreConfig().kind)):
-        if isinstance(tree.get(key), dict):
-            tree = tree | {key: {"kind": kind} | tree[key]}
+    """Validate a plain tree (as read from YAML or JSON)."""
     return validated(Config, _with_defaults_of_forecasts(tree), source)
 
 
@@ -80,7 +71,7 @@ def _with_defaults_of_forecasts(tree: dict[str, Any]) -> dict[str, Any]:
 
 def _defaults_of_forecasts(task: dict[str, Any]) -> dict[str, Any]:
     horizon = task.get("horizon", ForecastingConfig.model_fields["horizon"].default)
-    if not isinstance(horizon, int):  # will be refused
+    if not isinstance(horizon, int) or not 0 < horizon <= MAX_HORIZON:  # will be refused
         return {}
     return {"kind": "proximal_score", "initial_precision": 5.0 * horizon, "max_mean_step": 0.6}
 
@@ -91,6 +82,9 @@ def validated(root: type[Root], tree: dict[str, Any], source: str) -> Root:
     Raises:
         ConfigError: as :func:`load`.
     """
+    if (found := fault(tree)) is not None:
+        key, value, reason = found
+        raise ConfigError(f"{source}: {key} is {_short(value)}: {reason}")
     try:
         return root.model_validate(tree)
     except ValidationError as error:
@@ -99,7 +93,7 @@ def validated(root: type[Root], tree: dict[str, Any], source: str) -> Root:
 
 def dump(config: Config) -> str:
     """The resolved configuration as YAML; ``load`` reads it back to an equal tree, but for credentials, which are masked."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return dump_yaml(config.model_dump(mode="json"))
 
 
 def plain(config: Config) -> dict[str, Any]:
@@ -131,16 +125,11 @@ def flatten(section: Section) -> dict[str, Any]:
 def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"override {override!r}: write key=value, for example training.epochs=3")
+        raise ConfigError(f"override {_short(override)}: write key=value, for example training.epochs=3")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value") from None
-    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        try:
-            value = float(value)
-        except ValueError:
-            value = str(value)
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"override {_short(override)}: {_short(text)} is not a YAML value: {error}") from None
     *parents, last = key.split(".")
     node = tree
     for parent in parents:
@@ -148,7 +137,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         if child is None:
             child = node[parent] = {}
         if not isinstance(child, dict):
-            raise ConfigError(f"override {override!r}: {parent!r} is a value, not a section")
+            raise ConfigError(f"override {_short(override)}: {parent!r} is a value, not a section")
         node = child
     node[last] = value
 
@@ -166,12 +155,21 @@ def _one_line(error: ValidationError, source: str, root: type[Section]) -> str:
         return f"{source}: unknown key {dotted!r}; {hint}"
     if first["type"] == "union_tag_invalid":
         tags = first["ctx"]["expected_tags"]
-        return f"{source}: {dotted}.kind is {first['ctx']['tag']!r}; it must be one of {tags}"
-    if first["type"] == "union_tag_not_found":
-        return f"{source}: {dotted} needs a 'kind'"
+        return f"{source}: {dotted}.kind is {_short(first['ctx']['tag'])}; it must be one of {tags}"
+    if first["type"] == "missing":
+        return f"{source}: {dotted} is missing; it has no default"
     more = error.error_count() - 1
     suffix = f" (and {more} more)" if more else ""
-    return f"{source}: {dotted} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}{suffix}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "string_type" and isinstance(first["input"], (int, float)):
+        message += ": a text that looks like a number goes into quotes"
+    return f"{source}: {dotted} is {_short(first['input'])}: {message[0].lower()}{message[1:]}{suffix}"
+
+
+def _short(value: Any) -> str:
+    """A value as Python writes it, but not endlessly."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _descend(location: list[str], root: type[Section]) -> tuple[list[str], list[str]]:

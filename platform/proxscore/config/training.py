@@ -2,54 +2,67 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
 
-from proxscore.config.section import Section, expanded
+from proxscore.config.section import Section, check_path, expanded
+
+MAX_EPOCHS = 1_000_000
+MAX_ROWS = 10_000_000  # of a batch
+MAX_WORKERS = 100_000
+MAX_DRAWS = 100_000
+MAX_SEED = 2**40
 
 
 class TrainingConfig(Section):
     """The loop and where it runs. ``workers: 0`` is the same loop in one plain process, without Ray."""
 
-    epochs: float = Field(10, gt=0)  # passes over the training data by the posterior's steps
-    batch_size: int = Field(100, gt=0)  # global: over all workers
-    accumulate: int = Field(1, ge=1)  # micro-batches per step
-    workers: int = Field(2, ge=0)
-    min_workers: int | None = Field(None, ge=1)  # go on with so few while nodes are away; null: always all workers
+    epochs: float = Field(10, gt=0, le=MAX_EPOCHS)  # passes over the training data by the posterior's steps
+    batch_size: int = Field(100, gt=0, le=MAX_ROWS)  # global: over all workers
+    accumulate: int = Field(1, ge=1, le=MAX_ROWS)  # micro-batches per step
+    workers: int = Field(2, ge=0, le=MAX_WORKERS)
+    # Go on with so few while nodes are away; null: always all.
+    min_workers: int | None = Field(None, ge=1, le=MAX_WORKERS)
     resize_interval: float = Field(60, gt=0)  # seconds between looks for nodes that have joined, with min_workers
-    replicate: int = Field(1, ge=1)  # copies of the sharded weights and state; each takes its part of a batch (HSDP)
-    draw_groups: int = Field(1, ge=1)  # groups of workers that score different draws of a step on the same batch
+    # Copies of sharded weights and state; each takes its part of a batch (HSDP).
+    replicate: int = Field(1, ge=1, le=MAX_WORKERS)
+    # Groups of workers that score different draws of a step on the same batch.
+    draw_groups: int = Field(1, ge=1, le=MAX_WORKERS)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    cpus_per_worker: float = Field(1, gt=0)
+    cpus_per_worker: float = Field(1, ge=0.01, le=10_000)
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     activation_checkpointing: bool = False
     meta_init: bool = False  # initial weights are made shard by shard: no worker ever holds the whole model
-    loader_processes: int = Field(0, ge=0)
+    loader_processes: int = Field(0, ge=0, le=1000)
     validate_every: float = Field(1, gt=0)  # epochs
     checkpoint_every: float = Field(1, gt=0)  # epochs
-    keep_checkpoints: int = Field(2, ge=1)  # the best by validation NLL; beside them, always the newest
+    keep_checkpoints: int = Field(2, ge=1, le=MAX_EPOCHS)  # the best by validation NLL; beside them, always the newest
     profile: bool = False  # leave a trace of a few early steps in MLflow (profile/rank-0.json.gz)
-    max_failures: int = Field(3, ge=-1)
-    storage: str = "runs"  # a folder, or a URI that pyarrow or fsspec reads (s3://..., gs://...)
+    max_failures: int = Field(3, ge=-1, le=MAX_EPOCHS)
+    storage: str = Field("runs", min_length=1)  # a folder, or a URI that pyarrow or fsspec reads (s3://..., gs://...)
 
     @field_validator("storage")
     @classmethod
-    def _users_folder(cls, value: str) -> str:
-        return str(expanded(value)) if value.startswith("~") else value
+    def _possible(cls, storage: str) -> str:
+        storage = str(expanded(storage)) if storage.startswith("~") else storage
+        check_path(Path(storage))
+        return storage
 
 
 class EvaluationConfig(Section):
     """How predictions are judged. The same fixed draws serve the whole data set."""
 
-    draws: int = Field(16, ge=1)
-    validation_draws: int = Field(4, ge=1)  # during training
-    batch_size: int = Field(500, gt=0)
-    seed: int = 0
-    bins: int = Field(15, ge=2)
+    draws: int = Field(16, ge=1, le=MAX_DRAWS)
+    validation_draws: int = Field(4, ge=1, le=MAX_DRAWS)  # during training
+    batch_size: int = Field(500, gt=0, le=MAX_ROWS)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
+    bins: int = Field(15, ge=2, le=10_000)
     temperature_scaling: bool = False  # also report the test metrics at the temperature that validation data prefer
-    norm_batches: int = Field(20, ge=0)  # training batches that set BatchNorm statistics for each draw; 0: as trained
+    # Training batches that set BatchNorm statistics of each draw; 0: as trained.
+    norm_batches: int = Field(20, ge=0, le=1_000_000)
 
 
 class TrackingConfig(Section):

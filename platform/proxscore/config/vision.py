@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from proxscore.config.section import Section
+from proxscore.config.training import MAX_SEED
 
 
 class ModelConfig(Section):
@@ -27,9 +28,24 @@ class _DataConfig(Section):
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     test_fraction: float = Field(0.2, gt=0, lt=1)
     limit: int | None = Field(None, gt=0)  # use only that many training images (drawn by the split seed)
-    split_seed: int = 0
-    mean: float | list[float] = 0.5  # pixel normalisation: (x - mean) / std, after scaling to [0, 1]
-    std: float | list[float] = 0.5
+    split_seed: int = Field(0, ge=0, le=MAX_SEED)
+    # Pixel normalisation: (x - mean) / std, after scaling to [0, 1]. Null: as the network's pretrained weights were trained
+    # (timm's pretrained_cfg), if it starts from such weights; else 0.5.
+    mean: float | list[float] | None = None
+    std: float | list[float] | None = None
+
+
+class _EncodedConfig(_DataConfig):
+    """What data sets of encoded images have in common: how a picture becomes ``channels`` x ``size`` x ``size`` pixels.
+
+    It is turned as its EXIF orientation says, its shorter side is resized to ``size / crop``, the centre is kept.
+    """
+
+    size: int = Field(224, gt=0, le=16_384)
+    channels: Literal[1, 3] = 3
+    interpolation: Literal["bilinear", "bicubic", "lanczos"] | None = None  # null: as of mean and std; else bilinear
+    crop: float | None = Field(None, gt=0, le=1)  # null: as of mean and std; else 1
+    unreadable: Literal["fail", "skip"] = "fail"  # what an image that cannot be decoded does; skipped ones are counted
 
 
 class DigitsConfig(_DataConfig):
@@ -43,20 +59,17 @@ class IdxConfig(_DataConfig):
 
     kind: Literal["idx"]
     path: Path
-    classes: int = Field(10, gt=1)  # labels are 0..classes-1
+    classes: int = Field(10, gt=1, le=256)  # a label is a byte; labels are 0..classes-1
 
 
-class ImageFolderConfig(_DataConfig):
+class ImageFolderConfig(_EncodedConfig):
     """A folder per class; either directly under ``path`` or under ``path/train``, ``path/val(idation)``, ``path/test``."""
 
     kind: Literal["image_folder"]
     path: Path
-    size: int = Field(224, gt=0)  # images are resized (shorter side) and centre-cropped to size x size
-    channels: Literal[1, 3] = 3
-    unreadable: Literal["fail", "skip"] = "fail"  # what an image that cannot be decoded does; skipped ones are counted
 
 
-class ParquetConfig(_DataConfig):
+class ParquetConfig(_EncodedConfig):
     """Parquet files with an encoded image and an integer label per row, read through Ray Data.
 
     ``path`` is a file, or a folder of files; files whose names start with train, val or test are those splits.
@@ -66,10 +79,7 @@ class ParquetConfig(_DataConfig):
     path: Path
     image_column: str = "image"
     label_column: str = "label"
-    classes: int = Field(gt=1)
-    size: int = Field(224, gt=0)
-    channels: Literal[1, 3] = 3
-    unreadable: Literal["fail", "skip"] = "fail"  # as of image folders; null images count too
+    classes: int = Field(gt=1, le=1_000_000)
 
 
 DataConfig = Annotated[DigitsConfig | IdxConfig | ImageFolderConfig | ParquetConfig, Field(discriminator="kind")]

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from proxscore.config import ConfigError
+from proxscore.config.files import Inflated, check_regular
 from proxscore.forecasting.clocks import UTC, Stamps, known
 
 _ENDINGS = (".parquet", ".csv", ".csv.gz", ".arrow", ".ipc", ".feather")
@@ -194,13 +195,14 @@ def find_files(path: Path, setting: str) -> list[Path]:
 
 def _read(path: Path, names: Sequence[str] | None, texts: Sequence[str]) -> Any:
     try:
+        check_regular(path)
         if path.name.endswith(".parquet"):
             present = pq.read_schema(path).names
             table = None
         elif path.name.endswith((".csv", ".csv.gz")):
-            table = pyarrow.csv.read_csv(
-                path, convert_options=pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in texts})
-            )
+            options = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in texts})
+            with Inflated(path) if path.name.endswith(".gz") else path.open("rb") as file:
+                table = pyarrow.csv.read_csv(file, convert_options=options)
             present = table.column_names
         else:
             table = pyarrow.feather.read_table(path)

@@ -109,6 +109,8 @@ def build_method(
         method: Method = found.build(config, module, horizon, seed, losses, draw_mesh)
     except ConfigError as error:
         raise MethodError(str(error)) from error
+    except (ValueError, OverflowError) as error:  # of a part that knows no settings, such as a prior
+        raise MethodError(f"method: {' '.join(str(error).split())}") from error
     return method
 
 

@@ -357,7 +357,7 @@ class Posterior:
             header = json.loads((folder / DESCRIPTION_FILE).read_text())
             # Copies: what load_file gives are views of the file at odd addresses, for which matrix products round differently.
             tensors = {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
-        except (SafetensorError, ValueError, OSError) as error:  # ValueError: neither JSON nor UTF-8
+        except (SafetensorError, ValueError, OSError, RecursionError) as error:  # ValueError: neither JSON nor UTF-8
             raise ConfigError(f"{folder}: damaged posterior: {' '.join(str(error).split())}") from None
         return unpack(folder, header, tensors)
 
@@ -391,7 +391,7 @@ def unpack(folder: Path, header: Any, tensors: Mapping[str, Tensor]) -> Posterio
     description = {key: value for key, value in header.items() if key not in ("format", "family", "joint", "kind")}
     kinds = {Posterior.kind: Posterior} | Posterior.kinds
     kind = header.get("kind", Posterior.kind)
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise ConfigError(f"{folder / DESCRIPTION_FILE}: kind is {kind!r}; it must be one of {', '.join(kinds)}")
     groups: dict[str, dict[str, Tensor]] = {"mean": {}, "joint": {}}
     for key, tensor in tensors.items():

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from proxscore.config import ConfigError
 from proxscore.inference import noise
-from proxscore.posterior.posterior import Joint, Posterior, _whole
+from proxscore.posterior.posterior import WEIGHTS_FILE, Joint, Posterior, _whole
 
 
 @dataclass
@@ -61,6 +62,8 @@ class SWAGPosterior(Posterior):
         deviations: list[dict[str, Tensor]] = []
         while (key := f"deviation-{len(deviations)}") in groups:
             deviations.append(groups.pop(key))
+        if len(deviations) == 1:
+            raise ConfigError(f"{folder / WEIGHTS_FILE}: one deviation; SWAG's variance needs two or more")
         found = super().from_groups(folder, description, groups, joint)
         assert isinstance(found, SWAGPosterior)
         return replace(found, deviations=deviations)

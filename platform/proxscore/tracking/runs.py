@@ -27,7 +27,8 @@ from proxscore.tracking.databases import SQLITE, database, sqlite_uri
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-UNREACHABLE = (MlflowException, SQLAlchemyError, OSError)  # what a server or database that cannot be used raises
+# What a server or database that cannot be used raises; ValueError: of a malformed URI, ImportError: its driver is missing.
+UNREACHABLE = (MlflowException, SQLAlchemyError, OSError, ValueError, ImportError)
 PARENT = "mlflow.parentRunId"  # MLflow's tag, by which its pages nest runs
 PATIENCE = 600.0  # seconds for which a run that has begun waits for its server
 FAREWELL = 5.0  # seconds that an interrupted run takes to say so

@@ -19,6 +19,7 @@ from proxscore.training.context import Context, pick_device
 from proxscore.training.ingest import TrainingData
 from proxscore.training.loop import first_losses, horizon_of, initial_module, train_step
 from proxscore.training.memory import Memory, UncountableError, memory, readable
+from proxscore.training.norm_rows import least_rows
 from proxscore.training.task import Task, build_task
 
 
@@ -73,7 +74,9 @@ def _step(config: Config, task: Task, horizon: Horizon) -> tuple[float, float]:
     context = _Alone(pick_device(config.training.device))
     torch.manual_seed(config.seed)
     module = initial_module(config, task, context)
-    data = TrainingData(task.data.train, config.training.batch_size, 0, 1, config.seed, config.training.accumulate)
+    least = least_rows(module, task)
+    training = config.training
+    data = TrainingData(task.data.train, training.batch_size, 0, 1, config.seed, training.accumulate, least=least)
     method = build_method(
         config.method, module, horizon, config.seed, partial(first_losses, module, task, config, context, data)
     )

@@ -133,7 +133,7 @@ def _first_micro_batches(data: TrainingData | RayTrainingData, count: int) -> It
 def description(config: Config, method_config: MethodConfig, task: Task, horizon: Horizon) -> dict[str, Any]:
     """What a saved posterior says of itself."""
     return {
-        "task": config.task.model_dump(mode="json"),
+        "task": task.config.model_dump(mode="json"),
         "data": task.describe(),
         "method": method_config.model_dump(mode="json"),
         "steps": horizon.total_steps,

@@ -24,6 +24,7 @@ from proxscore.training.context import LocalContext, pick_device
 from proxscore.training.evaluation import versions
 from proxscore.training.exclusive import exclusive
 from proxscore.training.loop import train
+from proxscore.training.norm_rows import check_rows
 from proxscore.training.task import Task, build_task
 
 FINISHED = "finished.json"  # beside run.json: what a finished run left
@@ -63,25 +64,13 @@ def run(config: Config, show: Callable[[str], None] = say) -> list[Outcome]:
         ConfigError: a setting or file at fault, before anything is trained.
     """
     config = processes.counted(absolute(config))
-    plan = [(config.method, config.training.epochs)]
-    if config.baseline is not None:
-        plan.insert(0, (config.baseline, config.training.epochs * evaluations_per_step(config.method)))
-    alone = processes.launched() or config.training.workers == 0
-    if alone and "://" in config.training.storage:
-        raise ConfigError(
-            f"training.storage {config.training.storage}: without Ray's workers it must be a local folder"
-        )
-    before = [finished(config, method, epochs) for method, epochs in plan]
+    before = [finished(config, method, epochs) for method, epochs in plan_of(config)]
     if all(before):  # no cluster, no data, and nothing that is recorded twice
         show(f"{config.name} is finished: these are its results; another name begins a new run")
         return [outcome for outcome in before if outcome is not None and processes.rank() == 0]
-    task = build_task(config.task)
-    task.check(config)
-    module = task.build_model(torch.device("meta") if config.training.meta_init else None)
-    check_running_statistics(config.method, module, config.evaluation.norm_batches)
-    meshes.shape(config, config.method)
+    task, plan = ready(config)
     methods = [method for method, _ in plan]
-    _check_this_machine(config, methods, task, alone=alone)
+    alone = _alone(config)
     if processes.launched():
         place: AbstractContextManager[None] = processes.group(config)
     else:
@@ -102,6 +91,48 @@ def run(config: Config, show: Callable[[str], None] = say) -> list[Outcome]:
 
 def _exclusive(config: Config, methods: list[MethodConfig]) -> AbstractContextManager[None]:
     return exclusive(config.training.storage, [label_of(config, method) for method in methods])
+
+
+def ready(config: Config) -> tuple[Task, list[tuple[MethodConfig, float]]]:
+    """Everything that can be refused before processes join, or a cluster starts.
+
+    Returns:
+        The task, and the methods to train with their epochs.
+
+    Raises:
+        ConfigError: a setting, file or row at fault.
+    """
+    task = build_task(config.task)
+    task.check(config)
+    module = task.build_model(torch.device("meta") if config.training.meta_init else None)
+    check_running_statistics(config.method, module, config.evaluation.norm_batches)
+    meshes.shape(config, config.method)
+    plan = plan_of(config)
+    methods = [method for method, _ in plan]
+    check_rows(config, methods, module, task)
+    _check_this_machine(config, methods, task, alone=_alone(config))
+    return task, plan
+
+
+def plan_of(config: Config) -> list[tuple[MethodConfig, float]]:
+    """The methods to train, with their epochs: the baseline has as many gradient evaluations.
+
+    Raises:
+        ConfigError: a storage that these processes cannot use.
+    """
+    if _alone(config) and "://" in config.training.storage:
+        raise ConfigError(
+            f"training.storage {config.training.storage}: without Ray's workers it must be a local folder"
+        )
+    plan = [(config.method, config.training.epochs)]
+    if config.baseline is not None:
+        plan.insert(0, (config.baseline, config.training.epochs * evaluations_per_step(config.method)))
+    return plan
+
+
+def _alone(config: Config) -> bool:
+    """Whether this process trains, without Ray's workers."""
+    return processes.launched() or config.training.workers == 0
 
 
 def _check_this_machine(config: Config, methods: list[MethodConfig], task: Task, *, alone: bool) -> None:

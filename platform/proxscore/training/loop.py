@@ -31,6 +31,7 @@ from proxscore.training import checkpoint, diverged, ensemble, evaluation
 from proxscore.training.context import Context
 from proxscore.training.ingest import Batch, RayTrainingData, TrainingData, together
 from proxscore.training.materialize import materialize
+from proxscore.training.norm_rows import least_rows
 from proxscore.training.observe import Observer
 from proxscore.training.parallelize import parallelize
 from proxscore.training.task import Task
@@ -125,7 +126,7 @@ def fit(
     """
     torch.manual_seed(config.seed)
     module = initial_module(config, task, context)
-    data = training_data(config, task, context)
+    data = training_data(config, task, context, least_rows(module, task))
     horizon = horizon_of(data.steps_per_epoch, epochs, task)
     losses = partial(first_losses, module, task, config, context, data)
     method = build_method(method_config, module, horizon, config.seed, losses, context.draw_mesh)
@@ -337,13 +338,17 @@ def first_losses(
         yield loss * (context.data_world / size), size
 
 
-def training_data(config: Config, task: Task, context: Context) -> TrainingData | RayTrainingData:
-    """The training batches of this rank: from Ray Data where the cluster streams them, else from the task's data set."""
+def training_data(config: Config, task: Task, context: Context, least: int = 1) -> TrainingData | RayTrainingData:
+    """The training batches of this rank: from Ray Data where the cluster streams them, else from the task's data set.
+
+    Args:
+        least: inputs of a micro-batch; see :func:`proxscore.training.norm_rows.least_rows`.
+    """
     training = config.training
     if isinstance(config.task.data, ParquetConfig) and context.on_ray:
         stream = StreamedRows(task.data.train, Share.of(context.world, training.cpus_per_worker))
         place = context.data_rank, context.data_world
-        return RayTrainingData(stream, training.batch_size, *place, config.seed, training.accumulate)
+        return RayTrainingData(stream, training.batch_size, *place, config.seed, training.accumulate, least)
     return TrainingData(
         task.data.train,
         training.batch_size,
@@ -352,6 +357,7 @@ def training_data(config: Config, task: Task, context: Context) -> TrainingData 
         config.seed,
         training.accumulate,
         training.loader_processes,
+        least,
     )
 
 
@@ -365,10 +371,10 @@ def step_at(fraction: float, horizon: Horizon) -> int:
     return min(max(math.ceil(fraction * horizon.total_steps - 1e-6), 1), horizon.total_steps)
 
 
-def milestones(epochs: float, horizon: Horizon) -> set[int]:
+def milestones(epochs: float, horizon: Horizon) -> range:
     """Steps that end every so many epochs."""
     interval = max(round(epochs * horizon.steps_per_epoch), 1)
-    return set(range(interval, horizon.total_steps + 1, interval))
+    return range(interval, horizon.total_steps + 1, interval)
 
 
 def batches(

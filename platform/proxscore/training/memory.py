@@ -12,6 +12,7 @@ from proxscore.config import Config, ConfigError, EnsembleConfig, MethodConfig, 
 from proxscore.methods import Horizon, build_method
 from proxscore.training import meshes
 from proxscore.training.ensemble import member_epochs
+from proxscore.training.norm_rows import check_rows
 from proxscore.training.parallelize import blocks, parallelize
 from proxscore.training.task import Task
 
@@ -106,6 +107,7 @@ def _memory(config: Config, settings: MethodConfig, task: Task) -> Memory:
     rest = parameters - sum(sizes)  # the root's own parameters stay gathered from forward to backward
     wide = 2 if config.training.precision == "bf16" else 4
     gathered = 0.0 if shards == 1 else wide * (rest + sum(sizes[:2])) + 4.0 * sizes[0]
+    check_rows(config, [settings], module, task)
     rows = math.ceil(config.training.batch_size / (replicas * shards) / config.training.accumulate)
     return Memory(parameters, trained, shards, held, gathered, _activations(config, module, task, rows) * wide / 4)
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from proxscore import config as configuration
-from proxscore.config import Config, expanded
+from proxscore.config import Config, ConfigError, DataConfig, VisionConfig, expanded
 from proxscore.posterior import Posterior
+from proxscore.posterior.posterior import DESCRIPTION_FILE
 from proxscore.tracking.artifacts import download
+from proxscore.vision.architecture import described
+
+PREPARATION = ("mean", "std", "interpolation", "crop", "size", "channels")
 
 
 @dataclass(frozen=True)
@@ -26,13 +30,15 @@ def load(source: str, overrides: list[str]) -> Saved:
 
     Args:
         source: a folder, or ``runs:/<id>``, or an id of 32 hexadecimal digits: an MLflow run, whose posterior is downloaded.
-        overrides: changes to the task it was trained on, and to settings of evaluation, training and tracking.
+        overrides: changes to the task it was trained on, and to settings of evaluation, training and tracking. They alone
+            may name weights to load, or a network that is fetched from elsewhere: a description may not.
 
     Raises:
-        ConfigError: nothing is there, or an override is not valid.
+        ConfigError: nothing is there, its description is none of a task, or an override is not valid.
     """
-    posterior = Posterior.load(_folder(source, overrides))
-    return Saved(posterior, _config(posterior.description, overrides))
+    folder = _folder(source, overrides)
+    posterior = Posterior.load(folder)
+    return Saved(posterior, _config(posterior.description, overrides, str(folder / DESCRIPTION_FILE)))
 
 
 def _folder(source: str, overrides: list[str]) -> Path:
@@ -43,8 +49,25 @@ def _folder(source: str, overrides: list[str]) -> Path:
     return download(run_id, "posterior", overrides)
 
 
-def _config(description: dict[str, Any], overrides: list[str]) -> Config:
-    task = dict(description["task"])
-    if any(override.startswith("task.data.kind=") for override in overrides):
-        task["data"] = {}  # another kind of data has other keys
+def _config(description: dict[str, Any], overrides: list[str], where: str) -> Config:
+    task = description.get("task")
+    if not isinstance(task, dict):
+        raise ConfigError(f"{where}: has no section 'task', which says what the posterior was trained on")
+    for key in ("model", "data"):
+        if not isinstance(task.get(key), dict):
+            raise ConfigError(f"{where}: task has no section {key!r}")
+    vision = task.get("kind", VisionConfig().kind) == VisionConfig().kind
+    task = task | {"model": described(task["model"], where) if vision else task["model"]}
+    configuration.parse({"name": "posterior", "task": task}, where)  # what is wrong there is not the overrides' fault
+    kinds = [override.partition("=")[2] for override in overrides if override.startswith("task.data.kind=")]
+    if kinds and kinds[-1] != task["data"].get("kind"):  # another kind of data has other keys
+        task["data"] = _prepared_as(task["data"], kinds[-1]) if vision else {}
     return configuration.load(overrides=overrides, base={"name": "posterior", "task": task})
+
+
+def _prepared_as(data: dict[str, Any], kind: str) -> dict[str, Any]:
+    """What a section says of the preparation of images, as far as another kind of data has it: the network expects it."""
+    for section in get_args(get_args(DataConfig)[0]):
+        if kind in get_args(section.model_fields["kind"].annotation):
+            return {key: data[key] for key in PREPARATION if key in data and key in section.model_fields}
+    return {}

@@ -9,14 +9,15 @@ number of lanes, and from nothing else:
    dealt out in turn: position p of the window is a row of lane p mod lanes;
 4. windows follow one another.
 
-Global batch b is positions [b B, (b + 1) B). Rank r of W takes the positions p of a window with p mod W = r. With as many
-lanes as ranks a rank so reads the row groups of its own lane alone, and the whole cluster reads each group about once. With
-another number of ranks, as after a resume in mid-epoch, ranks read more groups, and the order stays what it was.
+Global batch b of B rows is positions [b B, (b + 1) B), but see :func:`batch_sizes` of the last two. Rank r of
+W takes the positions p of a window with p mod W = r. With as many lanes as ranks a rank so reads the row groups of its own lane
+alone, and the whole cluster reads each group about once. With another number of ranks, as after a resume in mid-epoch, ranks
+read more groups, and the order stays what it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,19 @@ WINDOW = 16  # global batches: what rows are mixed over, and what a rank's decod
 _STREAM = 1  # of random numbers: (seed, 0) and (seed, 1) by themselves are those of the split
 
 
+def batch_sizes(rows: int, batch_size: int, *, even_end: bool = False) -> list[int]:
+    """Rows of each global batch of an epoch. Every batch is kept, however small, so that their number depends on no rank.
+
+    Args:
+        even_end: the last two batches share their rows evenly, where the last would have less than half a batch.
+    """
+    sizes = [min(batch_size, rows - first) for first in range(0, rows, batch_size)]
+    if even_end and len(sizes) > 1 and 2 * sizes[-1] < batch_size:
+        left = sizes[-2] + sizes[-1]
+        sizes[-2:] = [left - left // 2, left // 2]
+    return sizes
+
+
 class EpochOrder:
     """The order of one epoch.
 
@@ -34,14 +48,19 @@ class EpochOrder:
         sizes: (G,) rows of each row group; rows are numbered through the groups from 0.
         batch_size: rows of a global batch B.
         lanes: number of ranks that the epoch is begun with.
+        batches: rows of each global batch; none: :func:`batch_sizes`.
 
     Attributes:
         rows: (N,) row numbers in the epoch's order.
         bounds: (windows + 1,) first position of each window, and the end.
     """
 
-    def __init__(self, sizes: Rows, batch_size: int, lanes: int, seed: int, epoch: int) -> None:
-        self.batch_size = batch_size
+    def __init__(
+        self, sizes: Rows, batch_size: int, lanes: int, seed: int, epoch: int, batches: Sequence[int] | None = None
+    ) -> None:
+        self.firsts = np.cumsum(
+            [0, *(batches or batch_sizes(int(np.sum(sizes)), batch_size))]
+        )  # of batches, and the end
         random = np.random.default_rng((seed, epoch, _STREAM))
         starts = np.cumsum([0, *sizes])
         groups = [np.arange(starts[group], starts[group + 1]) for group in _shuffled(random, np.arange(len(sizes)))]
@@ -60,7 +79,7 @@ class EpochOrder:
 
         Windows in which there are none are left out.
         """
-        begin, stopped = start * self.batch_size, len(self.rows) if stop is None else stop * self.batch_size
+        begin, stopped = self.firsts[start], self.firsts[-1 if stop is None else stop]
         parts = []
         for first, end in zip(self.bounds[:-1], self.bounds[1:], strict=True):
             own = np.arange(first + rank, end, world)
@@ -69,10 +88,8 @@ class EpochOrder:
 
     def counts(self, rank: int, world: int) -> Rows:
         """(batches,) rows of a rank in each global batch; zero where it has none."""
-        batches = [part // self.batch_size for part in self.positions(rank, world)]
-        return np.bincount(
-            np.concatenate([*batches, np.empty(0, int)]), minlength=-(-len(self.rows) // self.batch_size)
-        )
+        own = np.concatenate([*self.positions(rank, world), np.empty(0, int)])
+        return np.bincount(np.searchsorted(self.firsts, own, side="right") - 1, minlength=len(self.firsts) - 1)
 
 
 def _windows(groups: list[Rows], least: int) -> Iterator[list[Rows]]:

@@ -7,8 +7,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import yaml
-
+from proxscore import config as configuration
 from proxscore.config import ConfigError
 from proxscore.storage import put
 from proxscore.training import cluster
@@ -140,4 +139,4 @@ def space_text(plan: Plan) -> str:
     """The section ``tune`` with the space that will be searched, as YAML."""
     section = plan.tune.model_dump(mode="json", exclude={"space"})
     section["space"] = {key: domain.written() for key, domain in plan.space.items()}
-    return yaml.safe_dump({"tune": section}, sort_keys=False)
+    return configuration.dump_yaml({"tune": section})

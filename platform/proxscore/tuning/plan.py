@@ -16,6 +16,7 @@ from proxscore.methods import build_method, check_running_statistics
 from proxscore.tracking.runs import check_server
 from proxscore.training import checks, launch, meshes
 from proxscore.training.loop import horizon_of
+from proxscore.training.norm_rows import check_rows
 from proxscore.training.task import Task, build_task
 from proxscore.tuning import space as spaces
 from proxscore.tuning.defaults import default_space
@@ -88,6 +89,7 @@ def plan(config: Config, tune: TuneConfig) -> Plan:
     meshes.shape(config, config.method)
     module = task.build_model(torch.device("meta") if config.training.meta_init else None)
     check_running_statistics(config.method, module, config.evaluation.norm_batches)
+    check_rows(config, [config.method], module, task)
     if not config.training.meta_init:
         build_method(config.method, module, horizon, config.seed, partial(checks.example_losses, module, task))
     checks.check_disk(config, [config.method], task)

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from proxscore import config as configuration
-from proxscore.config import Config, ConfigError, Section
+from proxscore.config import MAX_SEED, Config, ConfigError, Section
 from proxscore.tuning.space import Domain
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -38,8 +38,8 @@ def _seconds(value: Any) -> Any:
 class PopulationConfig(Section):
     """Members that train side by side; after each round the worst take over the best one's state and vary its steps."""
 
-    size: int = Field(6, ge=2)
-    rounds: int = Field(4, ge=2)  # equal parts of the run
+    size: int = Field(6, ge=2, le=100_000)
+    rounds: int = Field(4, ge=2, le=1_000_000)  # equal parts of the run
     replaced: float = Field(0.25, gt=0, le=0.5)  # fraction of the members after each round
     spread: float = Field(4.0, gt=1)  # first multipliers lie between 1 / spread and spread
     factors: list[float] = Field([0.5, 0.8, 1.25, 2.0])  # what a multiplier may change by
@@ -52,16 +52,17 @@ class TuneConfig(Section):
     search: Literal["tpe", "random", "population"] = "tpe"
     scheduler: Literal["asha", "none"] | None = None  # null: asha where it can work
     objectives: list[str] = Field([])  # on validation data, one or two; empty: the task's own
-    trials: int = Field(16, ge=1)
+    trials: int = Field(16, ge=1, le=1_000_000)
     time_limit: Annotated[float | None, BeforeValidator(_seconds)] = Field(None, gt=0)  # of the search
     gpu_hours: float | None = Field(None, gt=0)  # of the search
-    concurrent: int | None = Field(None, ge=1)  # null: as many trials as the cluster holds
+    concurrent: int | None = Field(None, ge=1, le=100_000)  # null: as many trials as the cluster holds
     grace: float = Field(1.0, gt=0)  # epochs that the scheduler leaves every trial
     reduction: float = Field(3.0, gt=1)  # one in so many trials goes on past each rung
     population: PopulationConfig = PopulationConfig()
-    top: int = Field(3, ge=1)  # settings that are repeated from other seeds
-    seeds: list[int] = Field([0, 1, 2])  # of the repetitions; the first is that of the search
-    seed: int = Field(0, ge=0)  # of the search
+    top: int = Field(3, ge=1, le=1_000_000)  # settings that are repeated from other seeds
+    # Of repetitions; the first is that of the search.
+    seeds: list[Annotated[int, Field(ge=0, le=MAX_SEED)]] = Field([0, 1, 2])
+    seed: int = Field(0, ge=0, le=2**32 - 1)  # of the search
 
 
 def load(path: Path | None, overrides: Sequence[str]) -> tuple[Config, TuneConfig]:
@@ -70,7 +71,16 @@ def load(path: Path | None, overrides: Sequence[str]) -> tuple[Config, TuneConfi
     Raises:
         ConfigError: one line that names the key at fault.
     """
-    tree, source = configuration.read(path, overrides)
+    return of(*configuration.read(path, overrides))
+
+
+def of(tree: dict[str, Any], source: str) -> tuple[Config, TuneConfig]:
+    """As :func:`load`, of a plain tree.
+
+    Args:
+        source: what to call the tree in messages.
+    """
+    tree = dict(tree)
     section = tree.pop("tune", None) or {}
     if not isinstance(section, dict):
         raise ConfigError(f"{source}: tune is {section!r}: it must be a section")

@@ -10,7 +10,6 @@ values: keys of the space, or of the configuration as it is.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -174,8 +173,8 @@ def _check_domain(key: str, domain: Domain) -> None:
         if len({repr(value) for value in values}) < len(values):
             raise ConfigError(f"tune.space.{key}.choice is {values}: list different values")
         return
-    if len(values) != 2 or not all(math.isfinite(value) for value in values):
-        raise ConfigError(f"tune.space.{key}.{domain.kind} is {values}: give two finite ends, [low, high]")
+    if len(values) != 2:
+        raise ConfigError(f"tune.space.{key}.{domain.kind} is {values}: give two ends, [low, high]")
     low, high = values
     if low >= high:
         raise ConfigError(

@@ -16,6 +16,7 @@ from proxscore.config import ConfigError
 from proxscore.vision.splits import Rows
 
 Batch = tuple[Tensor, Tensor]
+SMALLEST_STD = 1e-6  # of pixels in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -26,19 +27,22 @@ class Normalisation:
     std: tuple[float, ...]
 
     @classmethod
-    def of(cls, mean: float | list[float], std: float | list[float], channels: int) -> Normalisation:
-        """From the settings: one number for all channels, or one per channel.
+    def of(cls, mean: float | list[float] | None, std: float | list[float] | None, channels: int) -> Normalisation:
+        """From the settings: one number for all channels, or one per channel; none is 0.5.
 
         Raises:
             ConfigError: another number of values than channels, or a std that is not positive.
         """
         values: dict[str, tuple[float, ...]] = {}
         for name, value in (("mean", mean), ("std", std)):
+            value = 0.5 if value is None else value
             values[name] = tuple(value) if isinstance(value, list) else (value,) * channels
             if (count := len(values[name])) != channels:
                 raise ConfigError(f"task.data.{name} has {count} values; give one, or one per channel ({channels})")
-        if min(values["std"]) <= 0:
-            raise ConfigError(f"task.data.std is {min(values['std'])}; it divides the pixels and must be above 0")
+        if min(values["std"]) < SMALLEST_STD:
+            raise ConfigError(
+                f"task.data.std is {min(values['std'])}; it divides the pixels and must be {SMALLEST_STD:g} or more"
+            )
         return cls(values["mean"], values["std"])
 
     def __call__(self, pixels: Tensor, peak: int = 255) -> Tensor:
@@ -51,6 +55,7 @@ class Reader(ABC):
     """The rows of one place (a pair of files, a folder): their labels, and their images on demand."""
 
     labels: Rows  # (N,), every one in 0..classes-1
+    decodes: bool = False  # whether reading takes so long that other processes had better do it
 
     @abstractmethod
     def read(self, rows: Rows) -> tuple[Tensor, Rows]:
@@ -102,6 +107,11 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     def labels(self) -> Tensor:
         """(N,) int64, without reading an image."""
         return torch.from_numpy(self.reader.labels[self.rows])
+
+    @property
+    def decodes(self) -> bool:
+        """Whether items are decoded as they are read."""
+        return self.reader.decodes
 
     def __len__(self) -> int:
         return len(self.rows)

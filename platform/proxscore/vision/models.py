@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from typing import Any
 
+import psutil
 import timm
 import torch
 from torch import nn
@@ -12,6 +14,14 @@ from torch import nn
 from proxscore.config import ConfigError, ModelConfig
 from proxscore.vision import small_cnn  # noqa: F401  (registers the name with timm)
 from proxscore.vision.weights import load_weights
+
+#: Keywords of timm that say where weights come from, and shape nothing.
+LOADING = frozenset(
+    name
+    for function in (timm.create_model, timm.models.build_model_with_cfg)
+    for name in inspect.signature(function).parameters
+    if name not in ("model_name", "model_cls", "kwargs")
+)
 
 
 def build_model(config: ModelConfig, *, classes: int, shape: tuple[int, int, int]) -> nn.Module:
@@ -27,15 +37,16 @@ def build_model(config: ModelConfig, *, classes: int, shape: tuple[int, int, int
         shape: (channels, height, width) of an image.
 
     Raises:
-        ConfigError: unknown name (the nearest ones are named), keywords that the network refuses, a network that does
-            not return (2, classes) for two images, weights that do not fit.
+        ConfigError: unknown name (the nearest ones are named), keywords that the network refuses, more parameters than there
+            is memory for, a network that does not return (2, classes) for two images, weights that do not fit.
     """
     _check_name(config.name)
     kwargs = dict(config.kwargs)
     for key, value in (("num_classes", classes), ("in_chans", shape[0])):
         if kwargs.setdefault(key, value) != value:
             raise ConfigError(f"task.model.kwargs.{key} is {kwargs[key]}; the data have {value}: leave it out")
-    model = _create(config.name, kwargs, shape[1:])
+    _check_size(config.name, kwargs, shape[1:])
+    model = create(config.name, kwargs, shape[1:])
     _check_forward(model, config.name, classes, shape)
     if config.weights is not None and not next(model.parameters()).is_meta:
         load_weights(model, config.weights)
@@ -58,9 +69,33 @@ def _check_name(name: str) -> None:
     raise ConfigError(f"task.model.name is {name!r}, which timm does not know; {hint}")
 
 
-def _create(name: str, kwargs: dict[str, Any], size: tuple[int, int]) -> nn.Module:
+def _check_size(name: str, kwargs: dict[str, Any], size: tuple[int, int]) -> None:
+    """Refuse a network whose parameters do not fit into memory, from a copy on the meta device, where it can be built there."""
+    plain = {key: value for key, value in kwargs.items() if key not in ("pretrained", "checkpoint_path")}
+    if ":" in name or torch.get_default_device().type == "meta":
+        return
+    try:
+        with torch.device("meta"), torch.random.fork_rng([]):
+            parameters = sum(parameter.numel() for parameter in create(name, plain, size).parameters())
+    except ConfigError:  # some networks need numbers to be built; what else is wrong is found when it is built
+        return
+    free = psutil.virtual_memory().available
+    if (needed := 4 * parameters) > free:
+        shown = ", ".join(f"{key}={value}" for key, value in kwargs.items())
+        raise ConfigError(
+            f"task.model {name} with {shown}: {parameters:,} parameters are {needed / 2**30:.3g} GiB; {free / 2**30:.3g} GiB of "
+            "memory are free"
+        )
+
+
+def create(name: str, kwargs: dict[str, Any], size: tuple[int, int] | None = None) -> nn.Module:
+    """``timm.create_model``, with the images' size if the network takes one.
+
+    Raises:
+        ConfigError: whatever timm or the network refuses, in one line.
+    """
     # timm has no list of the models that take img_size. Those that do not refuse it before they build anything.
-    sized = {"img_size": size[0] if size[0] == size[1] else size, **kwargs}
+    sized = {**({"img_size": size[0] if size[0] == size[1] else size} if size else {}), **kwargs}
     try:
         try:
             return timm.create_model(name, **sized)

@@ -22,6 +22,8 @@ default_cfgs = generate_default_cfgs(
             "input_size": (1, 28, 28),
             "mean": (0.5,),
             "std": (0.5,),
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
             "first_conv": "conv1",
             "classifier": "head",
             "fixed_input_size": True,

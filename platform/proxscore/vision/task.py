@@ -19,6 +19,7 @@ from proxscore.inference import Bernoulli, Categorical
 from proxscore.posterior import CategoricalPredictive, predict
 from proxscore.vision.data import load_images
 from proxscore.vision.models import build_model
+from proxscore.vision.preprocessing import resolved
 
 
 class VisionTask:
@@ -29,6 +30,7 @@ class VisionTask:
         verify: open every image file once; see :func:`proxscore.vision.data.load_images`.
 
     Attributes:
+        config: with the preparation of images filled in; see :mod:`proxscore.vision.preprocessing`.
         data: train, validation and test datasets, classes, shape, record of the split.
         likelihood: categorical over the logits (B, classes), or Bernoulli of one logit per image (B, 1).
         classes: number of classes.
@@ -53,8 +55,8 @@ class VisionTask:
     }
 
     def __init__(self, config: VisionConfig, *, verify: bool = True) -> None:
-        self.config = config
-        self.data = load_images(config.data, verify=verify)
+        self.config = resolved(config)
+        self.data = load_images(self.config.data, verify=verify)
         self.classes = len(self.data.classes)
         binary = config.likelihood == "bernoulli"
         if binary and self.classes != 2:

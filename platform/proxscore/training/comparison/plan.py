@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from proxscore import config as configuration
-from proxscore.config import Config, ConfigError, EnsembleConfig, MethodConfig
+from proxscore.config import MAX_EPOCHS, MAX_SEED, Config, ConfigError, EnsembleConfig, MethodConfig
 from proxscore.methods import build_method, check_running_statistics
 from proxscore.training import launch
 from proxscore.training.checks import example_losses
 from proxscore.training.comparison.budget import Budget, share
 from proxscore.training.comparison.settings import ComparisonConfig, method_config
 from proxscore.training.loop import horizon_of
+from proxscore.training.norm_rows import check_rows
 from proxscore.training.task import Task, build_task
 
 AS_GIVEN = "default"  # the setting of a method at its own learning rate
@@ -136,12 +137,14 @@ def plan(comparison: ComparisonConfig, source: str) -> Plan:
 
 def _check_fairness(comparison: ComparisonConfig) -> None:
     seeds, methods = comparison.seeds, comparison.methods
-    if not seeds or min(seeds) < 0:
-        raise ConfigError(f"seeds is {seeds}: name at least one, none below 0")
+    if not seeds or min(seeds) < 0 or max(seeds) > MAX_SEED:
+        raise ConfigError(f"seeds is {seeds}: name at least one, none below 0 or above {MAX_SEED}")
     if repeated := [seed for seed in dict.fromkeys(seeds) if seeds.count(seed) > 1]:
         raise ConfigError(f"seeds: {repeated[0]} is repeated; the same run twice is no second sample")
-    if not 1 <= comparison.budget < math.inf:
-        raise ConfigError(f"budget is {comparison.budget:g} epochs; it must be one epoch of the training data or more")
+    if not 1 <= comparison.budget <= MAX_EPOCHS:
+        raise ConfigError(
+            f"budget is {comparison.budget:g} epochs; it must be one epoch of the training data or more, at most {MAX_EPOCHS}"
+        )
     folders: dict[str, str] = {}
     for name in methods:
         if (other := folders.setdefault(slug(name), name)) != name:
@@ -192,6 +195,7 @@ def _check_method(name: str, config: Config, task: Task, budget: Budget) -> None
         own.check(config)
         module = own.build_model()
         check_running_statistics(config.method, module, config.evaluation.norm_batches)
+        check_rows(config, [config.method], module, own)
         horizon = horizon_of(budget.steps_per_epoch, budget.epochs / budget.members, own)
         build_method(method, module, horizon, config.seed, partial(example_losses, module, own))
     except ConfigError as error:

@@ -50,7 +50,9 @@ class EntryConfig(Section):
 class ComparisonConfig(Section):
     """The file as a whole."""
 
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # null: a new one; a known one goes on
+    name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$"
+    )  # null: a new one; a known one goes on
     base: dict[str, Any] = Field({})
     methods: dict[str, EntryConfig]
     seeds: list[int] = Field([0, 1, 2])
@@ -72,7 +74,15 @@ def load(path: Path, overrides: Sequence[str]) -> tuple[ComparisonConfig, str]:
     """
     top = ComparisonConfig.model_fields
     placed = [text if re.split(r"[.=]", text)[0] in top else f"base.{text}" for text in overrides]
-    tree, source = configuration.read(path, placed)
+    return of(*configuration.read(path, placed))
+
+
+def of(tree: dict[str, Any], source: str) -> tuple[ComparisonConfig, str]:
+    """As :func:`load`, of a plain tree.
+
+    Args:
+        source: what to call the tree in messages.
+    """
     comparison = configuration.validated(ComparisonConfig, tree, source)
     if not comparison.methods:
         raise ConfigError(f"{source}: methods is empty: name at least one")

@@ -13,6 +13,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 
@@ -69,18 +70,38 @@ def _shape(reader: Reader) -> tuple[int, int, int]:
 
 
 def _read(path: Path, axes: int) -> NDArray[np.uint8]:
+    compressed = path.suffix == ".gz"
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if compressed else path.open("rb") as file:
+            lengths = _lengths(path, axes, file.read(4 * (1 + axes)))
+            expected = math.prod(lengths)
+            # No more is read than the header promises: what inflates without an end is found by its one byte too many.
+            content = bytearray(file.read(expected))
+            more = len(file.read(1))
     except (OSError, EOFError, zlib.error) as error:
-        raise ConfigError(f"{path}: not a whole gzip file: {error}") from error
-    header = 4 * (1 + axes)
-    if len(content) < header:
-        raise ConfigError(f"{path}: {len(content)} bytes, shorter than an IDX header of {header}")
-    magic, *lengths = struct.unpack(f">{1 + axes}i", content[:header])
+        raise ConfigError(f"{path}: {'not a whole gzip file' if compressed else 'cannot be read'}: {error}") from error
+    if len(content) < expected or more:
+        shape = "x".join(map(str, lengths))
+        found = "more" if more else len(content)
+        raise ConfigError(f"{path}: the header says {shape} = {expected} bytes; {found} follow it")
+    return np.frombuffer(content, dtype=np.uint8).reshape(lengths)
+
+
+def _lengths(path: Path, axes: int, header: bytes) -> list[int]:
+    """The length of each axis.
+
+    Raises:
+        ConfigError: not a header of that many axes, or of more bytes than there is memory for.
+    """
+    if len(header) < 4 * (1 + axes):
+        raise ConfigError(f"{path}: {len(header)} bytes, shorter than an IDX header of {4 * (1 + axes)}")
+    magic, *lengths = struct.unpack(f">{1 + axes}i", header)
     if magic != 0x0800 + axes:
         raise ConfigError(f"{path}: magic number {magic}; expected {0x0800 + axes} (unsigned bytes, {axes} axes)")
-    expected, found = math.prod(lengths), len(content) - header
-    if min(lengths) < 0 or found != expected:
-        shape = "x".join(map(str, lengths))
-        raise ConfigError(f"{path}: the header says {shape} = {expected} bytes; {found} follow it")
-    return np.frombuffer(bytearray(content[header:]), dtype=np.uint8).reshape(lengths)
+    shape = "x".join(map(str, lengths))
+    if min(lengths) < 0:
+        raise ConfigError(f"{path}: the header says {shape}; lengths are 0 or more")
+    free = psutil.virtual_memory().available
+    if (size := math.prod(lengths)) > free // 2:  # twice: as it is read, and as it is copied
+        raise ConfigError(f"{path}: the header says {shape} = {size:,} bytes; {free:,} bytes of memory are free")
+    return lengths

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from proxscore.config import ConfigError, ImageFolderConfig
 from proxscore.vision.decoding import Decoder, UnreadableError, leave_out, verify_file
-from proxscore.vision.images import Normalisation, Reader, Source
+from proxscore.vision.images import Reader, Source
 from proxscore.vision.splits import Rows
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")  # as torchvision's ImageFolder
@@ -26,6 +26,8 @@ class FolderReader(Reader):
         labels: (N,) class of each row.
         decoder: how files become images.
     """
+
+    decodes = True
 
     def __init__(self, files: list[Path], labels: Rows, decoder: Decoder) -> None:
         self.files, self.labels, self.decoder = files, labels, decoder
@@ -60,7 +62,8 @@ def load(config: ImageFolderConfig) -> Source:
     """One pool from ``path/<class>/...``, or, where ``path/train`` is a folder, a pool per split folder.
 
     Classes are the sorted names of the training folders. Images may lie deeper inside a class folder; files with other
-    extensions than ``EXTENSIONS`` and names with a leading dot are passed over.
+    extensions than ``EXTENSIONS`` and names with a leading dot are passed over. Links are followed; a folder that they lead to
+    twice, or in a circle, counts once.
 
     Raises:
         ConfigError: no such folder, fewer than two classes, a class without images, classes that differ between splits,
@@ -69,8 +72,7 @@ def load(config: ImageFolderConfig) -> Source:
     path = config.path.expanduser().absolute()
     if not path.is_dir():
         raise ConfigError(f"task.data.path {path}: no such folder")
-    normalise = Normalisation.of(config.mean, config.std, config.channels)
-    decoder = Decoder(config.size, config.channels, normalise, skip=config.unreadable == "skip")
+    decoder = Decoder.of(config)
     roots = _roots(path)
     classes = _folders(roots["train"])
     if len(classes) < 2:
@@ -115,8 +117,15 @@ def _folders(path: Path) -> list[str]:
 
 
 def _images(folder: Path) -> list[Path]:
+    """Image files in a folder and the folders in it, each of which is entered once, whatever links lead there."""
     found = []
+    entered: set[tuple[int, int]] = set()
     for where, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        place = os.stat(where)
+        if (place.st_dev, place.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((place.st_dev, place.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(where, name) for name in files if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
     return sorted(found)

@@ -6,20 +6,24 @@ order of file name and row, so that one split by seed serves both.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from proxscore.config import ConfigError, ParquetConfig
+from proxscore.config.files import check_regular
 from proxscore.vision.decoding import Decoder
-from proxscore.vision.images import Normalisation, Reader, Source, check_labels
+from proxscore.vision.images import Reader, Source, check_labels
 from proxscore.vision.splits import Rows
 
 _PARTS = {"train": "train", "val": "validation", "test": "test"}
@@ -43,29 +47,80 @@ class RowGroups:
 
     def images(self, rows: Rows) -> Iterator[tuple[bytes | None, str]]:
         """Encoded image and name in errors of each of these rows, in their order; a row group is read once."""
-        groups = np.searchsorted(self.firsts, rows, side="right") - 1
-        columns = {group: self._column(group) for group in np.unique(groups)}
+        groups = self.of(rows)
+        columns = {group: self.images_of(group) for group in np.unique(groups)}
         for row, group in zip(rows, groups, strict=True):
-            file = self._file(group)
-            inside = int(row - self.firsts[self.before[file]])
-            yield image_and_name(columns[group], int(row - self.firsts[group]), self.files[file], inside)
+            yield self.image(columns[group], row, group)
+
+    def of(self, rows: Rows) -> Rows:
+        """The row group of each row."""
+        return np.searchsorted(self.firsts, rows, side="right") - 1
+
+    def image(self, images: Any, row: int, group: int) -> tuple[bytes | None, str]:
+        """The encoded image of a row, which may be null, given its group's, and how errors name it."""
+        file = self._file(group)
+        name = f"{self.files[file]}, row {int(row - self.firsts[self.before[file]])}"
+        return images[int(row - self.firsts[group])].as_py(), name
 
     def _file(self, group: int) -> int:
         return int(np.searchsorted(self.before, group, side="right")) - 1
 
-    def _column(self, group: int) -> Any:
+    def images_of(self, group: int) -> Any:
+        """The encoded images of a row group, as an Arrow column.
+
+        Raises:
+            ConfigError: the file cannot be read any more; names it.
+        """
         file = self._file(group)
-        content = pq.ParquetFile(self.files[file])
-        return encoded(content.read_row_group(int(group - self.before[file]), columns=[self.column]).column(0))
+        try:
+            content = pq.ParquetFile(self.files[file])
+            return encoded(content.read_row_group(int(group - self.before[file]), columns=[self.column]).column(0))
+        except (pa.ArrowException, OSError) as error:
+            raise ConfigError(f"{self.files[file]}: cannot be read: {' '.join(str(error).split())}") from error
+
+
+class HeldGroups:
+    """Encoded images by row, of row groups that are read when they are needed, and held while they may be needed again."""
+
+    def __init__(self, groups: RowGroups) -> None:
+        self._groups = groups
+        self._columns: OrderedDict[int, Any] = OrderedDict()  # by group, those used last at the end
+        self._most: int | None = None  # bytes to hold
+        self._mixed = False  # whether rows were ever asked for in another order than theirs
+
+    def images(self, rows: Rows) -> list[tuple[bytes | None, str]]:
+        """Encoded image and name in errors of each of these rows, in their order."""
+        groups = self._groups.of(rows)
+        self._mixed |= bool(np.any(rows[1:] < rows[:-1]))
+        found: dict[int, tuple[bytes | None, str]] = {}
+        for group in np.unique(groups).tolist():
+            column = self._column(group)
+            for place in np.flatnonzero(groups == group).tolist():
+                found[place] = self._groups.image(column, int(rows[place]), group)
+        return [found[place] for place in range(len(rows))]
+
+    def _column(self, group: int) -> Any:
+        column = self._columns.pop(group, None)
+        if column is None:
+            if not self._mixed:
+                self._columns.clear()
+            column = self._groups.images_of(group)
+        self._columns[group] = column
+        if self._most is None:  # of the first group on; processes of a DataLoader share it
+            loader = get_worker_info()
+            self._most = psutil.virtual_memory().available // (2 * (loader.num_workers if loader else 1))
+        while len(self._columns) > 1 and sum(each.nbytes for each in self._columns.values()) > self._most:
+            self._columns.popitem(last=False)
+        return column
 
 
 class ParquetReader(Reader):
     """Rows of some Parquet files.
 
-    Labels are read at once; the encoded images when the first one is asked for, all of them, and kept: random access
-    to compressed row groups would decompress a group per image. So a process that reads holds the files' image column
-    in memory, as compressed as the images are; a data set larger than that belongs on the cluster's path. Copies sent
-    to other processes leave the images behind.
+    Labels are read at once; of the encoded images the row groups that rows are asked of. In the rows' order, as evaluation
+    reads them, one group is held at a time. In another, each image may be of another group: groups are held, those used last,
+    up to half of the memory that is free; a training set larger than that belongs on the cluster's path. Copies sent to other
+    processes leave the images behind.
 
     Args:
         files: in the order of their rows.
@@ -73,30 +128,24 @@ class ParquetReader(Reader):
         decoder: how bytes become images.
     """
 
+    decodes = True
+
     def __init__(self, files: list[Path], config: ParquetConfig, decoder: Decoder) -> None:
-        self.files, self.column, self.decoder = files, config.image_column, decoder
+        self.decoder = decoder
         scans = [_scan(path, config) for path in files]
         self.labels = np.concatenate([labels for labels, _ in scans])
-        self.starts = np.cumsum([0, *(len(labels) for labels, _ in scans)])  # first row of each file, and the end
         groups = [sizes for _, sizes in scans]
         firsts = np.cumsum(np.concatenate([[0], *groups]))[:-1].astype(np.int64)
         before = np.cumsum([0, *map(len, groups)])[:-1].astype(np.int64)
-        self.groups = RowGroups(files, self.column, firsts, before)
-        self._images: list[Any] | None = None
+        self.groups = RowGroups(files, config.image_column, firsts, before)
+        self._held = HeldGroups(self.groups)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_images": None}
+        return {**self.__dict__, "_held": HeldGroups(self.groups)}
 
     def read(self, rows: Rows) -> tuple[Tensor, Rows]:
         """See :meth:`Reader.read`; raises ConfigError naming file and row of an image that cannot be decoded."""
-        if self._images is None:
-            self._images = [encoded(pq.ParquetFile(path).read(columns=[self.column]).column(0)) for path in self.files]
-        pairs = []
-        for row in rows:
-            file = int(np.searchsorted(self.starts, row, side="right")) - 1
-            inside = int(row - self.starts[file])
-            pairs.append(image_and_name(self._images[file], inside, self.files[file], inside))
-        return self.decoder.batch(pairs)
+        return self.decoder.batch(self._held.images(rows))
 
 
 def load(config: ParquetConfig) -> Source:
@@ -107,8 +156,7 @@ def load(config: ParquetConfig) -> Source:
             outside 0..classes-1. File and row are named.
     """
     path = config.path.expanduser().absolute()
-    normalise = Normalisation.of(config.mean, config.std, config.channels)
-    decoder = Decoder(config.size, config.channels, normalise, skip=config.unreadable == "skip")
+    decoder = Decoder.of(config)
     pools: dict[str, Reader] = {part: ParquetReader(files, config, decoder) for part, files in _files(path).items()}
     for part, reader in pools.items():
         if not len(reader.labels):
@@ -119,11 +167,6 @@ def load(config: ParquetConfig) -> Source:
 def encoded(column: Any) -> Any:
     """The bytes of an image column: binary itself, or the field ``bytes`` of a struct, as Hugging Face writes it."""
     return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
-
-
-def image_and_name(column: Any, index: int, file: Path, row: int) -> tuple[bytes | None, str]:
-    """Encoded image ``index`` of a column, which may be null, and how errors name it."""
-    return column[index].as_py(), f"{file}, row {row}"
 
 
 def _files(path: Path) -> dict[str, list[Path]]:
@@ -149,6 +192,7 @@ def _files(path: Path) -> dict[str, list[Path]]:
 def _scan(path: Path, config: ParquetConfig) -> tuple[Rows, Rows]:
     """Checked labels of a file, and the rows of each of its row groups."""
     try:
+        check_regular(path)
         file = pq.ParquetFile(path)
         schema = file.schema_arrow
         for column in (config.image_column, config.label_column):
