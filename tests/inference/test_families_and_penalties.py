@@ -22,6 +22,7 @@ from proxscore.inference import (
     ReverseKL,
 )
 from proxscore.posterior import Posterior
+from proxscore.posterior.checks import check_tensors
 
 FAMILIES = [MeanField(), FullCovariance(), LowRank(2), Kronecker(), Mixture(2)]
 
@@ -44,7 +45,7 @@ def test_the_state_stays_a_distribution(family: Any, penalty: Any, paired: bool,
         for _ in optimizer.draws():
             (bend * sum(p.square().sum() for p in module.parameters())).backward()
         optimizer.step()
-    Posterior.of(module, optimizer).check_tensors("state")
+    check_tensors(Posterior.of(module, optimizer), "state")
 
 
 @pytest.mark.parametrize("penalty", [Quadratic, NoPenalty])
@@ -65,4 +66,4 @@ def test_a_solved_full_covariance_with_them_stays_finite(penalty: Any) -> None:
         for _ in optimizer.draws():
             (-sum(p.square().sum() for p in module.parameters())).backward()
         optimizer.step()
-    Posterior.of(module, optimizer).check_tensors("state")
+    check_tensors(Posterior.of(module, optimizer), "state")

@@ -14,13 +14,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from proxscore.config import ConfigError
 from proxscore.inference import MeanField, ProximalScore, noise
 from proxscore.inference.families import FAMILIES, State
 from proxscore.inference.layout import Layout
 from proxscore.inference.names import named_buffers, named_layers, named_parameters, persistent_buffers
+from proxscore.posterior.checks import check_tensors
+from proxscore.posterior.tensors import separate, whole
 from proxscore.storage import replacing, write
 
 WEIGHTS_FILE = "posterior.safetensors"
@@ -243,56 +244,21 @@ class Posterior:
                 raise ConfigError(
                     f"posterior of another architecture: {name} is {shapes[0]} there, {shapes[1]} in the model"
                 )
-        self.check_tensors("posterior", finite=False)
-
-    def check_tensors(self, source: str, *, finite: bool = True) -> None:
-        """Refuse what cannot be the numbers of a posterior.
-
-        Args:
-            source: where they are from: the beginning of a message.
-            finite: look at the numbers, and not only at names, shapes and types.
-
-        Raises:
-            ConfigError: names the tensor.
-        """
-        for group, tensors in self.groups().items():
-            for name, tensor in tensors.items() if group not in ("mean", "buffer", "extra") else ():
-                if name not in self.mean:
-                    raise ConfigError(f"{source}: {group}.{name} belongs to no parameter: there is no mean.{name}")
-                if tensor.shape != self.mean[name].shape:
-                    raise ConfigError(
-                        f"{source}: {group}.{name} is {tuple(tensor.shape)}; its mean is {tuple(self.mean[name].shape)}"
-                    )
-                _check_numbers(f"{source}: {group}.{name}", tensor, positive=group == "precision", finite=finite)
-        for number, joint in enumerate(self.joint):
-            for name in joint.names:
-                if name not in self.mean or name in self.precision:
-                    raise ConfigError(
-                        f"{source}: block {number} holds {name}, which has no mean, or a precision of its own"
-                    )
-            for key, tensor in joint.state.items():
-                positive = key in ("precision", "precisions", "variance")
-                _check_numbers(f"{source}: joint.{number}.{key}", tensor, positive=positive, finite=finite)
-        sampled = {*self.precision, *(name for joint in self.joint for name in joint.names)}
-        for name, mean in self.mean.items():
-            if name in sampled:
-                _check_numbers(f"{source}: mean.{name}", mean, positive=False, finite=finite)
-            elif finite and mean.is_floating_point() and mean.isnan().any():
-                raise ConfigError(f"{source}: mean.{name} holds NaN: the run has diverged, or the file is damaged")
+        check_tensors(self, "posterior", finite=False)
 
     # ------------------------------------------------------------ storage
 
     def gather(self) -> Posterior:
         """An unsharded copy on the CPU. With sharded tensors every rank must call it; all but rank 0 get empty tensors."""
         states = [
-            _whole({name: joint.layout.gather(value) for name, value in joint.state.items()}) for joint in self.joint
+            whole({name: joint.layout.gather(value) for name, value in joint.state.items()}) for joint in self.joint
         ]
-        mean = _whole(self.mean)
+        mean = whole(self.mean)
         joint = [
             Joint(Layout(old.layout.family, [(name, mean[name], 0) for name in old.names]), state)
             for old, state in zip(self.joint, states, strict=True)
         ]
-        return replace(self, mean=mean, precision=_whole(self.precision), buffers=_whole(self.buffers), joint=joint)
+        return replace(self, mean=mean, precision=whole(self.precision), buffers=whole(self.buffers), joint=joint)
 
     def save(self, folder: str | Path) -> Path:
         """Write ``posterior.safetensors`` and ``posterior.json`` (readable, no pickle) into a folder; returns it.
@@ -340,7 +306,7 @@ class Posterior:
                     "only tensors and plain values (numbers, texts, lists, dictionaries) can"
                 )
         header |= {"extra_state": plain} if plain else {}
-        return header | self.description, _separate(tensors)
+        return header | self.description, separate({name: tensor.detach().cpu() for name, tensor in tensors.items()})
 
     @classmethod
     def load(cls, folder: str | Path) -> Posterior:
@@ -359,6 +325,8 @@ class Posterior:
             tensors = {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
         except (SafetensorError, ValueError, OSError, RecursionError) as error:  # ValueError: neither JSON nor UTF-8
             raise ConfigError(f"{folder}: damaged posterior: {' '.join(str(error).split())}") from None
+        from proxscore.posterior.stored import unpack  # which needs all kinds of posteriors
+
         return unpack(folder, header, tensors)
 
     @classmethod
@@ -380,39 +348,6 @@ class Posterior:
         return found
 
 
-def unpack(folder: Path, header: Any, tensors: Mapping[str, Tensor]) -> Posterior:
-    """The posterior of what :meth:`Posterior.pack` gave.
-
-    Raises:
-        ConfigError: it does not fit together; names the file in the folder.
-    """
-    if not isinstance(header, dict) or header.get("format") != 1:
-        raise ConfigError(f"{folder / DESCRIPTION_FILE}: not a posterior of format 1")
-    description = {key: value for key, value in header.items() if key not in ("format", "family", "joint", "kind")}
-    kinds = {Posterior.kind: Posterior} | Posterior.kinds
-    kind = header.get("kind", Posterior.kind)
-    if not isinstance(kind, str) or kind not in kinds:
-        raise ConfigError(f"{folder / DESCRIPTION_FILE}: kind is {kind!r}; it must be one of {', '.join(kinds)}")
-    groups: dict[str, dict[str, Tensor]] = {"mean": {}, "joint": {}}
-    for key, tensor in tensors.items():
-        group, _, name = key.partition(".")
-        groups.setdefault(group, {})[name] = tensor
-    joint = _joint(folder, header.get("joint", []), groups)
-    del groups["joint"]
-    found = kinds[kind].from_groups(folder, description, groups, joint)
-    found.check_tensors(str(folder / WEIGHTS_FILE))
-    return found
-
-
-def _check_numbers(label: str, tensor: Tensor, *, positive: bool, finite: bool) -> None:
-    if not tensor.is_floating_point():
-        raise ConfigError(f"{label} is {str(tensor.dtype).removeprefix('torch.')}; it must hold floating-point numbers")
-    if finite and not tensor.isfinite().all():
-        raise ConfigError(f"{label} is not finite somewhere: the run has diverged, or the file is damaged")
-    if finite and positive and not (tensor > 0).all():
-        raise ConfigError(f"{label} is not positive everywhere: no variance has that inverse")
-
-
 def _has_extra_state(layer: nn.Module) -> bool:
     return type(layer).get_extra_state is not nn.Module.get_extra_state
 
@@ -422,59 +357,6 @@ def _is_json(value: Any) -> bool:
         return json.loads(json.dumps(value)) == value
     except (TypeError, ValueError):
         return False
-
-
-def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors on the CPU, none of which shares its memory with another: what safetensors can hold."""
-    result: dict[str, Tensor] = {}
-    memory: set[int] = set()
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        if tensor.untyped_storage().data_ptr() in memory:
-            tensor = tensor.clone()
-        memory.add(tensor.untyped_storage().data_ptr())
-        result[name] = tensor
-    return result
-
-
-def _whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Unsharded copies on the CPU, of the first rank; empty tensors on the others, which must call it, too."""
-    keep = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-    result = {}
-    for name, tensor in tensors.items():  # one at a time: no rank holds the model twice
-        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        result[name] = full.detach().to("cpu", copy=True) if keep else torch.empty(0)
-    return result
-
-
-def _joint(folder: Path, described: Any, parts: Mapping[str, dict[str, Tensor]]) -> list[Joint]:
-    """The blocks of a saved posterior.
-
-    Raises:
-        ConfigError: what the description says of them does not fit the tensors; names the block.
-    """
-    left, joint, number = dict(parts["joint"]), [], 0
-    try:
-        if not isinstance(described, list):
-            raise TypeError(f"blocks are a list, not {type(described).__name__}")
-        for number, settings in enumerate(described):
-            arguments = {name: value for name, value in settings.items() if name not in ("kind", "parameters")}
-            family = FAMILIES[settings["kind"]](**arguments)
-            layout = Layout(family, [(name, parts["mean"][name], 0) for name in settings["parameters"]])
-            zeros = torch.zeros(layout.size)
-            expected = family.initial(zeros, zeros + 1, layout.shape, lambda _, zeros=zeros: zeros)  # type: ignore[misc]
-            state = {name: left.pop(f"{number}.{name}") for name in expected}
-            for name, tensor in state.items():
-                if tensor.shape != expected[name].shape:
-                    raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}")
-            joint.append(Joint(layout, state))
-        if left:
-            raise ValueError(f"the tensor joint.{next(iter(left))} belongs to no block")
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{folder}: damaged posterior: block {number}: {type(error).__name__}: {' '.join(str(error).split())}"
-        ) from None
-    return joint
 
 
 def reshard(module: nn.Module) -> None:

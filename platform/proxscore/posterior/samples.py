@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from proxscore.config import ConfigError
 from proxscore.inference import noise
 from proxscore.inference.names import named_buffers
-from proxscore.posterior.posterior import DESCRIPTION_FILE, Joint, Posterior, unpack
+from proxscore.posterior.posterior import DESCRIPTION_FILE, Joint, Posterior
+from proxscore.posterior.stored import unpack
 
 
 class Samples(Posterior):

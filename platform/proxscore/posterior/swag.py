@@ -19,7 +19,8 @@ from torch import Tensor
 
 from proxscore.config import ConfigError
 from proxscore.inference import noise
-from proxscore.posterior.posterior import WEIGHTS_FILE, Joint, Posterior, _whole
+from proxscore.posterior.posterior import WEIGHTS_FILE, Joint, Posterior
+from proxscore.posterior.tensors import whole
 
 
 @dataclass
@@ -50,7 +51,7 @@ class SWAGPosterior(Posterior):
     def gather(self) -> Posterior:
         gathered = super().gather()
         assert isinstance(gathered, SWAGPosterior)
-        return replace(gathered, deviations=[_whole(deviation) for deviation in self.deviations])
+        return replace(gathered, deviations=[whole(deviation) for deviation in self.deviations])
 
     def groups(self) -> dict[str, dict[str, Tensor]]:
         return super().groups() | {f"deviation-{k}": deviation for k, deviation in enumerate(self.deviations)}

@@ -24,9 +24,10 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.storage import WriteResult
-from torch.distributed.tensor import DTensor
 
 from proxscore.config import ConfigError
+from proxscore.posterior.tensors import separate
+from proxscore.storage import write
 
 INDEX_FILE = "checkpoint.json"
 _FORMAT = 2  # 1 was torch's own, with pickles
@@ -59,7 +60,7 @@ class _Writer(HuggingFaceStorageWriter):
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         files = sorted({Path(result.storage_data.relative_path).name for each in results for result in each})
         index = {"format": _FORMAT, "files": files, "values": self._values}
-        (self._folder / INDEX_FILE).write_text(json.dumps(index, indent=1) + "\n")
+        write(self._folder / INDEX_FILE, json.dumps(index, indent=1) + "\n")
 
 
 def save(folder: Path, snapshot: Snapshot) -> None:
@@ -79,7 +80,8 @@ def save(folder: Path, snapshot: Snapshot) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _interrupts():
-            dcp.save(_separate(flat), storage_writer=_Writer(folder, values), no_dist=not dist.is_initialized())
+            tensors = separate({name: value for name, value in flat.items() if isinstance(value, Tensor)})
+            dcp.save(tensors, storage_writer=_Writer(folder, values), no_dist=not dist.is_initialized())
     except (CheckpointException, OSError) as error:
         raise RuntimeError(
             f"the checkpoint at step {snapshot.progress['step']} cannot be written: {_reason(error)}"
@@ -162,19 +164,6 @@ def _plain(value: Any) -> bool:
         if isinstance(value, (list, tuple))
         else isinstance(value, (bool, int, float, str, type(None)))
     )
-
-
-def _separate(flat: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors, contiguous, none of which shares its memory with another: what safetensors can hold."""
-    result: dict[str, Tensor] = {}
-    memory: set[int] = set()
-    for name, value in flat.items():
-        if isinstance(value, Tensor):
-            local = value.to_local() if isinstance(value, DTensor) else value
-            place = local.untyped_storage().data_ptr()
-            result[name] = value.clone() if place in memory or not local.is_contiguous() else value
-            memory.add(place)
-    return {name: value if isinstance(value, DTensor) else value.contiguous() for name, value in result.items()}
 
 
 def _reason(error: BaseException) -> str:
