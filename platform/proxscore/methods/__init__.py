@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from proxscore.config import ConfigError, MethodError
-from proxscore.inference import ProximalScore
+from proxscore.inference import Categorical, Gaussian, ProximalScore
 from proxscore.posterior.diagnostics import stuck
 
 
@@ -131,6 +131,23 @@ def check_running_statistics(config: Any, module: nn.Module, norm_batches: int) 
         raise MethodError(
             f"evaluation.norm_batches=0: the network has {len(layers)} BatchNorm layers ({layers[0]}, ...), whose statistics "
             f"belong to no draw of method.kind={inner.kind}; use evaluation.norm_batches=20"
+        )
+
+
+def check_likelihood(config: Any, likelihood: nn.Module) -> None:
+    """Refuse a method that knows nothing of the task's likelihood.
+
+    Args:
+        config: section of a method.
+
+    Raises:
+        MethodError: laplace, of anything but classes by their logits or a Gaussian.
+    """
+    inner = config.of if config.kind == "ensemble" else config
+    if inner.kind == "laplace" and not isinstance(likelihood, (Categorical, Gaussian)):
+        raise MethodError(
+            f"method.kind=laplace: laplace-torch has a curvature for categorical and Gaussian likelihoods, and none for "
+            f"{type(likelihood).__name__}: use another method"
         )
 
 

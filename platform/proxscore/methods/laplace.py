@@ -47,7 +47,7 @@ class Curvature:
     layer: str
     precision: Tensor | None = None
     prior_precision: float = 0.0
-    names: list[str] = field(default_factory=list)
+    parameters: list[nn.Parameter] = field(default_factory=list)
 
     def conclude(self, module: nn.Module, likelihood: nn.Module, batches: Batches, rows: int) -> None:
         """Compute the curvature from so many training rows."""

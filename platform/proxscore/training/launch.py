@@ -15,7 +15,7 @@ import torch
 
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, MethodConfig
-from proxscore.methods import check_running_statistics, evaluations_per_step
+from proxscore.methods import check_likelihood, check_running_statistics, evaluations_per_step
 from proxscore.storage import UNREACHABLE, exists, filesystem, put, read, write
 from proxscore.tracking import Recorder, TrackedRun, say, tracking_uri
 from proxscore.tracking.runs import check_server, git_tags
@@ -102,12 +102,14 @@ def ready(config: Config) -> tuple[Task, list[tuple[MethodConfig, float]]]:
     Raises:
         ConfigError: a setting, file or row at fault.
     """
+    plan = plan_of(config)
     task = build_task(config.task)
     task.check(config)
+    for method, _ in plan:
+        check_likelihood(method, task.likelihood)
     module = task.build_model(torch.device("meta") if config.training.meta_init else None)
     check_running_statistics(config.method, module, config.evaluation.norm_batches)
     meshes.shape(config, config.method)
-    plan = plan_of(config)
     methods = [method for method, _ in plan]
     check_rows(config, methods, module, task)
     _check_this_machine(config, methods, task, alone=_alone(config))

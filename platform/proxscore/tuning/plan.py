@@ -12,7 +12,7 @@ import torch
 
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, EnsembleConfig, ProximalScoreConfig
-from proxscore.methods import build_method, check_running_statistics
+from proxscore.methods import build_method, check_likelihood, check_running_statistics
 from proxscore.tracking.runs import check_server
 from proxscore.training import checks, launch, meshes
 from proxscore.training.loop import horizon_of
@@ -75,6 +75,7 @@ def plan(config: Config, tune: TuneConfig) -> Plan:
     config = launch.absolute(config)
     task = build_task(config.task)
     task.check(config)
+    check_likelihood(config.method, task.likelihood)
     objectives = _objectives(tune, task)
     scheduler = _scheduler(tune, config, objectives)
     rows = len(task.data.train)

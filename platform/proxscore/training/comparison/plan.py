@@ -12,7 +12,7 @@ from typing import Any
 
 from proxscore import config as configuration
 from proxscore.config import MAX_EPOCHS, MAX_SEED, Config, ConfigError, EnsembleConfig, MethodConfig
-from proxscore.methods import build_method, check_running_statistics
+from proxscore.methods import build_method, check_likelihood, check_running_statistics
 from proxscore.training import launch
 from proxscore.training.checks import example_losses
 from proxscore.training.comparison.budget import Budget, share
@@ -193,6 +193,7 @@ def _check_method(name: str, config: Config, task: Task, budget: Budget) -> None
     method: MethodConfig = config.method.of if isinstance(config.method, EnsembleConfig) else config.method
     try:
         own.check(config)
+        check_likelihood(config.method, own.likelihood)
         module = own.build_model()
         check_running_statistics(config.method, module, config.evaluation.norm_batches)
         check_rows(config, [config.method], module, own)
