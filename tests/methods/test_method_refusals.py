@@ -124,7 +124,6 @@ def test_a_package_that_is_not_installed_is_named(kind: str, package: str, monke
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["method.kind=ensemble", "method.of.lr=1"], r"method\.of needs a 'kind'"),
         (
             ["method.kind=ensemble", "method.of.kind=sgd", "method.of.lrr=1"],
             r"key 'method\.of\.lrr'; did you mean 'lr'",

@@ -73,7 +73,8 @@ def told(step: int, steps: int, method: MethodConfig, section: str, module: nn.M
 
 def at(step: int, steps: int, error: FloatingPointError, method: MethodConfig, section: str) -> DivergedError:
     """What is said of a run that an error has ended at a step."""
-    return DivergedError(f"diverged at step {step} of {steps}: {error}; {remedy(method, section)}")
+    found = str(error).partition(";")[0]  # its own advice does not know the section
+    return DivergedError(f"diverged at step {step} of {steps}: {found}; {remedy(method, section)}")
 
 
 def remedy(method: MethodConfig, section: str) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from pyarrow.fs import LocalFileSystem
 
 from proxscore.config import ConfigError
 from proxscore.storage import UNREACHABLE, HeldError, Lock, LostError, filesystem
@@ -13,6 +16,8 @@ from proxscore.storage import UNREACHABLE, HeldError, Lock, LostError, filesyste
 def exclusive(storage: str, folders: Sequence[str]) -> Iterator[None]:
     """Within the context, no other job works in some folders of a storage; see :class:`proxscore.storage.Lock`.
 
+    Folders that were made for it and hold nothing at its end are removed again.
+
     Raises:
         ConfigError: another one does; names who, since when. Or the storage cannot be written.
     """
@@ -20,7 +25,10 @@ def exclusive(storage: str, folders: Sequence[str]) -> Iterator[None]:
         for folder in folders:
             try:
                 files, root = filesystem(storage)
-                files.create_dir(f"{root.rstrip('/')}/{folder}", recursive=True)
+                path = f"{root.rstrip('/')}/{folder}"
+                if isinstance(files, LocalFileSystem):
+                    stack.callback(_tidy, [each for each in (Path(path), *Path(path).parents) if not each.exists()])
+                files.create_dir(path, recursive=True)
                 stack.enter_context(Lock(f"{storage.rstrip('/')}/{folder}"))
             except HeldError as owner:
                 raise ConfigError(
@@ -38,3 +46,10 @@ def exclusive(storage: str, folders: Sequence[str]) -> Iterator[None]:
             except LostError as lost:  # which has sent the interrupt
                 raise ConfigError(f"{lost}: another job may be at work there") from interrupt
             raise
+
+
+def _tidy(folders: Sequence[Path]) -> None:
+    """Remove those of some folders, each within the next, that are empty."""
+    for folder in folders:
+        with suppress(OSError):  # something is in it
+            folder.rmdir()
