@@ -181,3 +181,22 @@ def test_a_state_of_another_family_or_solver_is_refused_by_name(after: dict[str,
     _, point = build(0, families={"3.*": FullCovariance()})
     with pytest.raises(ValueError, match=r"the saved state of"):
         optimizer.load_state_dict(point.state_dict())
+
+
+def test_the_running_score_is_unbiased_under_a_momentum_that_changes() -> None:
+    """Of a constant gradient it is that gradient, as OneCycleLR changes the momentum from step to step."""
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    prior = Prior(biases="flat", norms="flat")
+    optimizer = ProximalScore(
+        [("layer.bias", parameter)], N, prior=prior, max_mean_step=None, max_log_precision_step=None
+    )
+    moved = []
+    for step in range(12):
+        optimizer.param_groups[0]["momentum"] = (0.95, 0.7, 0.85, 0.9)[step % 4]
+        before = parameter.detach().clone()
+        for _ in optimizer.draws():
+            parameter.sum().backward()
+        optimizer.step()
+        moved.append((parameter.detach() - before).mean().item())
+    # The mean moves by -N g / (Lambda (r + 2 kappa_m)): the precision hardly changes, so neither does the step.
+    assert moved == pytest.approx([moved[0]] * 12, rel=0.02)

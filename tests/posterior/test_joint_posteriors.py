@@ -315,7 +315,7 @@ def test_prediction_averages_the_probabilities_of_different_draws(kind: str) -> 
         weights = result.draw(index, seed=2)
         with torch.no_grad():
             outputs = torch.cat([torch.func.functional_call(module, weights, (x,)) for x, _ in batches()])
-        each.append(outputs.float().softmax(1))
+        each.append(outputs.softmax(1))
     assert not any(torch.allclose(each[0], other, atol=1e-3) for other in each[1:])
     predictive = predict(module, batches, result, draws=6, seed=2)
     torch.testing.assert_close(predictive.mean, torch.stack(each).mean(0), rtol=1e-5, atol=1e-6)

@@ -250,6 +250,22 @@ def test_a_gaussian_output_has_the_mixture_over_draws(outputs: int) -> None:
     assert result.aleatoric[0, 0].item() == pytest.approx(0.09)
 
 
+def test_double_precision_is_kept() -> None:
+    module = nn.Linear(4, 1).double()
+    with torch.no_grad():
+        module.bias.fill_(1e8)
+    x = data()[0].double()
+    y = module(x).detach() + 0.1
+    result = predict(module, [(x, y)], Posterior.of(module), likelihood=Gaussian(0.1))
+    expected = torch.distributions.Normal(y - 0.1, 0.1).log_prob(y).squeeze(1)
+    torch.testing.assert_close(result.log_density, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_targets_that_are_no_bernoullis_are_refused() -> None:
+    with pytest.raises(ValueError, match="targets of a Bernoulli likelihood must be 0 or 1"):
+        Bernoulli().nll(torch.zeros(2), torch.tensor([-1, 1]))
+
+
 def test_the_bernoullis_nll_is_that_of_torch_and_bad_shapes_are_refused() -> None:
     logits, y = torch.randn(9, 1), torch.randint(2, (9,))
     expected = -torch.distributions.Bernoulli(logits=logits[:, 0]).log_prob(y.float())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.parallel import DistributedDataParallel
@@ -217,3 +219,71 @@ def test_a_block_that_is_used_twice_and_buffers_that_share_memory_are_saved(tmp_
     assert torch.equal(other[1].running_mean, norm.running_mean)
     assert torch.equal(other[2].right, table[3:])
     assert all(torch.equal(a, b) for a, b in zip(other.parameters(), module.parameters(), strict=True))
+
+
+# ------------------------------------------------------------------ tampering, and draws in the place of means
+
+
+def tampered(tmp_path: Path, change: Any) -> Path:
+    """A stored posterior with BatchNorm whose tensors or header were changed."""
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    Posterior.of(module, trained(ProximalScore(module.named_parameters(), N), module)).save(tmp_path)
+    tensors, header = (
+        load_file(tmp_path / "posterior.safetensors"),
+        json.loads((tmp_path / "posterior.json").read_text()),
+    )
+    change(tensors, header)
+    save_file(tensors, tmp_path / "posterior.safetensors")
+    (tmp_path / "posterior.json").write_text(json.dumps(header))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, h: t["buffer.1.running_mean"].fill_(torch.nan), r"buffer\.1\.running_mean is not finite"),
+        (lambda t, h: t["buffer.1.running_mean"].fill_(torch.inf), r"buffer\.1\.running_mean is not finite"),
+        (lambda t, h: t["buffer.1.running_var"].fill_(-1.0), r"buffer\.1\.running_var holds NaN or a negative variance"),
+        (lambda t, h: t.update({"buffer.1.running_var": torch.ones(4).int()}), r"buffer\.1\.running_var is int32"),
+        (lambda t, h: t.pop("precision.0.weight"), r"14 tensors, and posterior\.json counts 15"),
+        (lambda t, h: t.update({"mean.0.bias": torch.ones(4).to(torch.float8_e4m3fn)}), r"mean\.0\.bias is float8_e4m3fn"),
+        (lambda t, h: h.update(kind="swag"), r"0 deviation\(s\)"),
+    ],
+)  # fmt: skip
+def test_tampering_is_named(change: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Posterior.load(tampered(tmp_path, change))
+
+
+@pytest.mark.parametrize("family", [{"kind": "low_rank", "rank": 10**9}, {"kind": "mixture", "components": 10**10}])
+def test_a_block_of_impossible_size_is_refused_before_it_is_made(family: dict[str, Any], tmp_path: Path) -> None:
+    def change(tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+        del tensors["precision.0.weight"]
+        header["tensors"] -= 1
+        header["joint"] = [family | {"parameters": ["0.weight"]}]
+
+    with pytest.raises(
+        ConfigError, match=r"block 0: ValueError: (rank|components) is 10+, and the block has 0 numbers"
+    ):
+        Posterior.load(tampered(tmp_path, change))
+
+
+def test_a_posterior_is_not_taken_or_drawn_where_a_draw_is_in_the_weights() -> None:
+    module = network()
+    optimizer = trained(ProximalScore(module.named_parameters(), N), module)
+    for _ in optimizer.draws():
+        with pytest.raises(ConfigError, match="a posterior is taken after the draw loop"):
+            Posterior.of(module, optimizer)
+        module(data()[0]).sum().backward()
+    optimizer.step()
+    posterior = Posterior.of(module, optimizer)
+    with posterior.use(module, 0):
+        with pytest.raises(ConfigError, match="the means of this posterior are the weights of a module"):
+            posterior.draw(1)
+        with pytest.raises(ConfigError, match="the means of this posterior"), posterior.use(module, 1):
+            pass
+    apart = posterior.gather()
+    expected = apart.draw(1)["0.weight"]
+    with apart.use(module, 0):
+        assert torch.equal(apart.draw(1)["0.weight"], expected)
+    assert torch.equal(posterior.draw(1)["0.weight"], expected)

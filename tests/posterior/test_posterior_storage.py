@@ -63,7 +63,7 @@ def test_the_folder_holds_safetensors_and_readable_json_and_nothing_else(posteri
     posterior.save(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["posterior.json", "posterior.safetensors"]
     text = (tmp_path / "posterior.json").read_text()
-    assert json.loads(text) == {"format": 1, "family": "mean_field", **DESCRIPTION}
+    assert json.loads(text) == {"format": 1, "family": "mean_field", "tensors": 15, **DESCRIPTION}
     assert len(text.splitlines()) > 5  # indented, for people
     with safe_open(tmp_path / "posterior.safetensors", "pt") as file:  # an independent reader
         assert torch.equal(file.get_tensor("mean.0.weight"), posterior.mean["0.weight"])
@@ -77,7 +77,9 @@ def test_loading_into_a_fresh_module_brings_mean_weights_and_buffers(posterior: 
 
 
 def test_buffers_that_do_not_fit_are_named(posterior: Posterior) -> None:
-    with pytest.raises(ConfigError, match=r"buffer 1\.running_mean is \(6,\) there, no such buffer in the model"):
+    with pytest.raises(
+        ConfigError, match=r"buffer 1\.running_mean is \(6,\) torch.float32 there, no such buffer in the model"
+    ):
         posterior.load_into(nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)))
 
 

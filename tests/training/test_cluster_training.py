@@ -114,8 +114,10 @@ def test_two_workers_give_the_losses_and_metrics_of_one_process(folder: Path, al
     assert json.loads(tags["mixture.weights"]) == weights
     for key in ("log_precision_mean", "log_precision_min", "log_precision_max", "ratio_mean", "ratio_min", "ratio_max"):
         ours_key, theirs_key = (curve(config, o[1].run_id, f"posterior/{key}") for o in (outcomes, alone))
-        assert list(ours_key) == list(theirs_key) != []
-        for step, (value,) in ours_key.items():
+        common = ours_key.keys() & theirs_key.keys()  # taken where a report is due, which each run's clock decides
+        assert max(ours_key) in common  # the end of the run among them
+        for step in common:
+            (value,) = ours_key[step]
             assert value == pytest.approx(theirs_key[step][0], abs=1e-3), key
 
 

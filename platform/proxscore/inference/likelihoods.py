@@ -53,6 +53,11 @@ class Bernoulli(nn.Module):
             raise ValueError(
                 f"targets of shape {tuple(targets.shape)} do not fit logits of shape {tuple(logits.shape)}"
             )
+        known = ((targets == 0) | (targets == 1)).all()
+        if targets.is_cuda:
+            torch._assert_async(known, "targets of a Bernoulli likelihood must be 0 or 1")  # no wait for the device
+        elif not known:
+            raise ValueError("targets of a Bernoulli likelihood must be 0 or 1")
         logits = (logits if logits.dtype == torch.float64 else logits.float()).reshape(-1)
         return nn.functional.binary_cross_entropy_with_logits(
             logits, targets.reshape(-1).to(logits.dtype), reduction="none"

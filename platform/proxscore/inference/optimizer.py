@@ -87,8 +87,8 @@ class ProximalScore(torch.optim.Optimizer):
         point_lr: Adam's learning rate for parameters that are not sampled (times the mean's schedule).
         clip_norm: largest 2-norm of a draw's gradient of the mean negative log-likelihood, over all parameters (and shards)
             together; a longer one is scaled down, draw by draw, which biases the scores towards smaller ones. Costs another
-            P numbers within a step. ``clip_grad_norm_`` after the draw loop would scale the curvature statistics instead,
-            and ``step`` refuses gradients that were changed there.
+            P numbers within a step. ``clip_grad_norm_`` would scale the curvature statistics instead: within the loop, where
+            the second draw of a pair adds its gradient to that of the first, and after it, where ``step`` refuses it.
         max_skipped_steps: a step whose scores are not finite is skipped (mean and precision stay, momentum restarts);
             that many in a row raise FloatingPointError.
         seed: of the draws.
@@ -161,7 +161,7 @@ class ProximalScore(torch.optim.Optimizer):
             if not precision > 0:
                 raise ValueError(f"initial_precision of {name} is {precision}; it must be positive")
         defaults = dict(lr=lr, momentum=momentum, initial_precision=0.1 if by_name else initial_precision)
-        counters = dict(step=0, momentum_steps=0, skipped=0, skipped_in_a_row=0, seed=seed)
+        counters = dict(step=0, momentum_steps=0, momentum_product=1.0, skipped=0, skipped_in_a_row=0, seed=seed)
         super().__init__(_named(params), defaults | counters)
         self._members = self._assigned()
         self._parts = [self._parts_of(*pair) for pair in zip(self.param_groups, self._members, strict=True)]
@@ -253,6 +253,11 @@ class ProximalScore(torch.optim.Optimizer):
         if hasattr(self, "_parts"):
             raise ValueError("parameters cannot be added later: build a new optimizer with all of them")
         super().add_param_group(param_group)
+
+    @property
+    def drawing(self) -> bool:
+        """Whether a draw loop is running: the weights are a draw, and no mean."""
+        return self._drawing
 
     def named_parameters(self) -> list[tuple[str, Tensor]]:
         """(name, parameter) of all parameters; names are those of the module without torch's wrappers."""
@@ -505,6 +510,9 @@ class ProximalScore(torch.optim.Optimizer):
             else:
                 for group in self.param_groups:
                     group["skipped_in_a_row"] = 0
+                    kept = group["momentum"] ** group["momentum_steps"]  # of a state from before it was counted
+                    kept = group.get("momentum_product", kept) if group["momentum_steps"] else 1.0
+                    group["momentum_product"] = kept * group["momentum"]  # a scheduler may change it from step to step
                     group["momentum_steps"] += 1
                 self._combine()
                 self._update()
@@ -573,7 +581,7 @@ class ProximalScore(torch.optim.Optimizer):
             factor = self.penalty.mean / weights[1]
             # The trust region of the mean follows its schedule: otherwise a step that it binds would never shrink.
             max_mean_step = None if self.max_mean_step is None else self.max_mean_step * factor
-            score_scale = -self.scale / (1 - group["momentum"] ** group["momentum_steps"])
+            score_scale = -self.scale / (1 - group["momentum_product"])
             step = ProximalStep(
                 penalty=self.penalty,
                 weights=weights,

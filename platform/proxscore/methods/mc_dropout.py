@@ -45,4 +45,4 @@ def build(
 
 
 def _with_masks(point: Posterior, _: NameOf) -> DropoutPosterior:
-    return DropoutPosterior(**{field.name: getattr(point, field.name) for field in fields(Posterior)})
+    return DropoutPosterior(**{field.name: getattr(point, field.name) for field in fields(Posterior) if field.init})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from proxscore.config import ConfigError
@@ -40,6 +41,14 @@ def check_tensors(posterior: Posterior, source: str, *, finite: bool = True) -> 
         for key, tensor in joint.state.items():
             positive = key in ("precision", "precisions", "variance")
             _check_numbers(f"{source}: joint.{number}.{key}", tensor, positive=positive, finite=finite)
+    for name, buffer in posterior.buffers.items() if finite else ():
+        statistic = name.rpartition(".")[2] in ("running_mean", "running_var")  # others may hold minus infinity: masks
+        if statistic:
+            _check_numbers(f"{source}: buffer.{name}", buffer, positive=False, finite=True)
+        if buffer.is_floating_point() and (
+            buffer.isnan().any() or (name.endswith("running_var") and (buffer < 0).any())
+        ):
+            raise ConfigError(f"{source}: buffer.{name} holds NaN or a negative variance: the file is damaged")
     sampled = {*posterior.precision, *(name for joint in posterior.joint for name in joint.names)}
     for name, mean in posterior.mean.items():
         if name in sampled:
@@ -49,7 +58,7 @@ def check_tensors(posterior: Posterior, source: str, *, finite: bool = True) -> 
 
 
 def _check_numbers(label: str, tensor: Tensor, *, positive: bool, finite: bool) -> None:
-    if not tensor.is_floating_point():
+    if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise ConfigError(f"{label} is {str(tensor.dtype).removeprefix('torch.')}; it must hold floating-point numbers")
     if finite and not tensor.isfinite().all():
         raise ConfigError(f"{label} is not finite somewhere: the run has diverged, or the file is damaged")

@@ -57,9 +57,11 @@ class DropoutPosterior(Posterior):
         with super().use(module, None, seed), ExitStack() as stack:
             if index is not None:
                 called: list[str] = []
+                calls: dict[str, int] = {}  # of each layer, in this forward pass: one that is used twice has two masks
+                stack.enter_context(module.register_forward_pre_hook(lambda *_: calls.clear()))
                 for name, layer in dropout_layers(module).items():
                     words = (seed, "posterior", index, name)
-                    stack.enter_context(layer.register_forward_hook(_mask(words, called)))
+                    stack.enter_context(layer.register_forward_hook(_mask(words, called, calls)))
             ran = stack.enter_context(_count_evaluations(module))
             yield module
             if index is not None and ran and not called:
@@ -82,21 +84,23 @@ def _count_evaluations(module: nn.Module) -> Iterator[list[bool]]:
         yield ran
 
 
-def _mask(words: tuple[int | str, ...], called: list[str]) -> Any:
+def _mask(words: tuple[int | str, ...], called: list[str], calls: dict[str, int]) -> Any:
     """A forward hook that gives a dropout layer in evaluation mode one mask for all rows."""
-    masks: dict[torch.Size, Tensor] = {}
+    masks: dict[tuple[int, torch.Size], Tensor] = {}
+    layer_name = str(words[-1])
 
     def hook(layer: Any, inputs: Any, output: Tensor) -> Tensor | None:
         if layer.training:
             return None
-        called.append(str(words[-1]))
+        called.append(layer_name)
+        use = calls[layer_name] = calls.get(layer_name, -1) + 1
         shape = output.shape[1:]
         if not isinstance(layer, nn.Dropout):  # whole channels
             shape = torch.Size([shape[0], *(1 for _ in shape[1:])])
-        if shape not in masks:
-            generator = torch.Generator().manual_seed(noise.key(*words) >> 1)
+        if (use, shape) not in masks:
+            generator = torch.Generator().manual_seed(noise.key(*words, *([use] if use else [])) >> 1)
             kept = torch.rand(shape, generator=generator) >= layer.p
-            masks[shape] = (kept / (1 - layer.p) if layer.p < 1 else kept).to(output)
-        return output * masks[shape].to(output.dtype)
+            masks[use, shape] = (kept / (1 - layer.p) if layer.p < 1 else kept).to(output)
+        return output * masks[use, shape].to(output.dtype)
 
     return hook

@@ -82,6 +82,7 @@ class Posterior:
     description: dict[str, Any] = field(default_factory=dict)
     joint: list[Joint] = field(default_factory=list)
     extra_state: dict[str, Any] = field(default_factory=dict)
+    _live: bool = field(default=False, init=False, repr=False, compare=False)  # a draw is in the means
 
     def __init_subclass__(cls) -> None:
         Posterior.kinds[cls.kind] = cls
@@ -102,8 +103,10 @@ class Posterior:
         of a part of the module, or of a wrapped one. Parameters that it does not hold are point estimates.
 
         Raises:
-            ConfigError: the optimizer samples a parameter that is none of the module's.
+            ConfigError: the optimizer samples a parameter that is none of the module's, or its draw loop is running.
         """
+        if isinstance(optimizer, ProximalScore) and optimizer.drawing:
+            raise ConfigError("a posterior is taken after the draw loop: within it the weights are a draw, and no mean")
         reshard(module)
         parameters = named_parameters(module)
         names = {id(parameter): name for name, parameter in parameters.items()}
@@ -153,7 +156,11 @@ class Posterior:
         """Weights of one draw: the same for the same (seed, index), wherever and however sharded it is made.
 
         Point-estimated parameters are returned as they are.
+
+        Raises:
+            ConfigError: another draw is in the means, which are a module's weights.
         """
+        self._check_means()
         weights = dict(self.mean)
         for name in self.precision:
             weights[name] = torch.empty_like(self.mean[name])
@@ -162,6 +169,13 @@ class Posterior:
             weights |= {name: torch.empty_like(self.mean[name]) for name in joint.names}
         self._together_(weights, index, seed)
         return weights
+
+    def _check_means(self) -> None:
+        if self._live:
+            raise ConfigError(
+                "the means of this posterior are the weights of a module, which hold a draw now: leave use() first, or take "
+                "posterior.gather() before it"
+            )
 
     def _together_(self, targets: Mapping[str, Tensor], index: int, seed: int) -> None:
         """What of a draw parameters have in common; the independent part is in the targets already."""
@@ -182,12 +196,16 @@ class Posterior:
         Buffers are left alone; see :meth:`load_into`.
 
         Raises:
-            ConfigError: the module is of another architecture.
+            ConfigError: the module is of another architecture, or a draw of it is in its own means.
         """
         reshard(module)
         parameters = named_parameters(module)
         self._check(parameters)
+        self._check_means()
         before = {name: noise.local(parameter).clone() for name, parameter in parameters.items()}
+        self._live = any(
+            noise.local(self.mean[n]).data_ptr() == noise.local(p).data_ptr() for n, p in parameters.items()
+        )
         try:
             with torch.no_grad():
                 for name, parameter in parameters.items():
@@ -203,6 +221,7 @@ class Posterior:
             torch.clear_autocast_cache()
             yield module
         finally:
+            self._live = False
             reshard(module)
             with torch.no_grad():
                 for name, values in before.items():
@@ -219,8 +238,13 @@ class Posterior:
         self._check(parameters)
         for name in (*self.buffers, *persistent_buffers(module)):
             ours, theirs = self.buffers.get(name), buffers.get(name)
-            if ours is None or theirs is None or ours.shape != theirs.shape:
-                shapes = [("no such buffer" if t is None else str(tuple(t.shape))) for t in (ours, theirs)]
+            if (
+                ours is None
+                or theirs is None
+                or ours.shape != theirs.shape
+                or ours.is_floating_point() != theirs.is_floating_point()
+            ):
+                shapes = [("no such buffer" if t is None else f"{tuple(t.shape)} {t.dtype}") for t in (ours, theirs)]
                 raise ConfigError(
                     f"posterior of another architecture: buffer {name} is {shapes[0]} there, {shapes[1]} in the model"
                 )
@@ -305,7 +329,7 @@ class Posterior:
                     f"layer {name or type(self).__name__} has extra state of type {type(state).__name__}, which cannot be saved: "
                     "only tensors and plain values (numbers, texts, lists, dictionaries) can"
                 )
-        header |= {"extra_state": plain} if plain else {}
+        header |= {"tensors": len(tensors)} | ({"extra_state": plain} if plain else {})
         return header | self.description, separate({name: tensor.detach().cpu() for name, tensor in tensors.items()})
 
     @classmethod

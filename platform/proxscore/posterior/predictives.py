@@ -105,7 +105,7 @@ class RunningCategorical(Running):
         self._count, self._log_sum, self._entropy_sum = 0, torch.empty(0), torch.empty(0)
 
     def add(self, outputs: Tensor) -> None:
-        logs = self._log_probabilities(outputs.float())
+        logs = self._log_probabilities(_precise(outputs))
         entropy = -(logs.exp() * logs).sum(1).cpu()
         logs = logs.cpu()
         if self._count:
@@ -150,7 +150,7 @@ class RunningGaussian(Running):
         self._outputs: list[Tensor] = []
 
     def add(self, outputs: Tensor) -> None:
-        self._outputs.append(outputs.float())
+        self._outputs.append(_precise(outputs))
 
     def predictive(self, targets: Tensor) -> GaussianPredictive:
         outputs = torch.stack(self._outputs)
@@ -162,7 +162,7 @@ class RunningGaussian(Running):
         each = torch.stack([-self._likelihood.nll(draw, targets) for draw in self._outputs])
         mean = outputs.mean(0)
         noise = (2 * self._likelihood.log_noise).exp().to(mean).expand_as(mean)
-        density = each.double().logsumexp(0).float() - math.log(len(each))
+        density = each.double().logsumexp(0).to(outputs) - math.log(len(each))
         epistemic = outputs.var(0, correction=0)
         return GaussianPredictive(mean.cpu(), noise.cpu().clone(), epistemic.cpu(), density.cpu(), targets.cpu())
 
@@ -187,6 +187,11 @@ def running(likelihood: nn.Module) -> Running:
     raise ConfigError(
         f"likelihood {type(likelihood).__name__} has no predictive distribution here; those that have: {names}"
     )
+
+
+def _precise(outputs: Tensor) -> Tensor:
+    """In single precision at least."""
+    return outputs if outputs.dtype == torch.float64 else outputs.float()
 
 
 def _shape(outputs: Tensor) -> str:

@@ -24,7 +24,8 @@ def unpack(folder: Path, header: Any, tensors: Mapping[str, Tensor]) -> Posterio
     """
     if not isinstance(header, dict) or header.get("format") != 1:
         raise ConfigError(f"{folder / DESCRIPTION_FILE}: not a posterior of format 1")
-    description = {key: value for key, value in header.items() if key not in ("format", "family", "joint", "kind")}
+    own = ("format", "family", "joint", "kind", "tensors")
+    description = {key: value for key, value in header.items() if key not in own}
     kinds = {Posterior.kind: Posterior} | Posterior.kinds
     kind = header.get("kind", Posterior.kind)
     if not isinstance(kind, str) or kind not in kinds:
@@ -36,6 +37,10 @@ def unpack(folder: Path, header: Any, tensors: Mapping[str, Tensor]) -> Posterio
     joint = blocks(folder, header.get("joint", []), groups)
     del groups["joint"]
     found = kinds[kind].from_groups(folder, description, groups, joint)
+    if header.get("tensors", len(tensors)) != len(tensors):
+        raise ConfigError(
+            f"{folder / WEIGHTS_FILE}: {len(tensors)} tensors, and {DESCRIPTION_FILE} counts {header['tensors']}"
+        )
     check_tensors(found, str(folder / WEIGHTS_FILE))
     return found
 
@@ -52,7 +57,17 @@ def blocks(folder: Path, described: Any, parts: Mapping[str, dict[str, Tensor]])
             raise TypeError(f"blocks are a list, not {type(described).__name__}")
         for number, settings in enumerate(described):
             arguments = {name: value for name, value in settings.items() if name not in ("kind", "parameters")}
+            numbers = sum(tensor.numel() for name, tensor in left.items() if name.startswith(f"{number}."))
+            for name, value in arguments.items():  # before anything of that size is made
+                if isinstance(value, int) and value > max(numbers, 1):
+                    raise ValueError(f"{name} is {value}, and the block has {numbers} numbers")
+            if len(set(settings["parameters"])) < len(settings["parameters"]):
+                raise ValueError("a parameter is listed twice")
             family = FAMILIES[settings["kind"]](**arguments)
+            first = parts["mean"][settings["parameters"][0]]
+            family.check(
+                settings["parameters"][0], first.shape, sum(parts["mean"][n].numel() for n in settings["parameters"])
+            )
             layout = Layout(family, [(name, parts["mean"][name], 0) for name in settings["parameters"]])
             zeros = torch.zeros(layout.size)
             expected = family.initial(zeros, zeros + 1, layout.shape, lambda _, zeros=zeros: zeros)  # type: ignore[misc]

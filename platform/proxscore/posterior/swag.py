@@ -42,6 +42,8 @@ class SWAGPosterior(Posterior):
         super()._together_(targets, index, seed)
         generator = torch.Generator().manual_seed(noise.key(seed, "posterior", index, "deviations") >> 1)
         count = len(self.deviations)
+        if count < 2:
+            raise ConfigError(f"a SWAG posterior has {count} deviation(s), and its variance needs two or more")
         factors = torch.randn(count, generator=generator) / math.sqrt(2 * (count - 1))
         for factor, deviation in zip(factors.tolist(), self.deviations, strict=True):
             for name, column in deviation.items():
@@ -63,8 +65,10 @@ class SWAGPosterior(Posterior):
         deviations: list[dict[str, Tensor]] = []
         while (key := f"deviation-{len(deviations)}") in groups:
             deviations.append(groups.pop(key))
-        if len(deviations) == 1:
-            raise ConfigError(f"{folder / WEIGHTS_FILE}: one deviation; SWAG's variance needs two or more")
+        if len(deviations) < 2:
+            raise ConfigError(
+                f"{folder / WEIGHTS_FILE}: {len(deviations)} deviation(s); SWAG's variance needs two or more"
+            )
         found = super().from_groups(folder, description, groups, joint)
         assert isinstance(found, SWAGPosterior)
         return replace(found, deviations=deviations)
