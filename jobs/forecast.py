@@ -25,7 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the task it was trained on")
     parser.add_argument("--draws", type=int, default=16, help="posterior draws; 0: the mean weights")
     parser.add_argument("--quantiles", type=float, nargs="+", default=QUANTILES, metavar="Q", help="between 0 and 1")
-    parser.add_argument("--output", type=expanded, default=Path("forecasts.parquet"), help="Parquet file to write")
+    parser.add_argument(
+        "--output", type=expanded, default=Path("forecasts.parquet"), help="file to write: .parquet or .csv"
+    )
     options = parser.parse_intermixed_args(arguments)
     return job.run(lambda: _work(options), "forecast")
 
@@ -38,12 +40,14 @@ def _work(options: argparse.Namespace) -> int:
     for quantile in options.quantiles:
         if not 0 < quantile < 1:
             raise ConfigError(f"--quantiles: {quantile:g} is not between 0 and 1")
+    if options.output.suffix.lower() not in (".parquet", ".csv"):
+        raise ConfigError(f"--output {options.output}: give a name that ends in .parquet or .csv")
     check_file_destination("--output", options.output)
     return forecast(options.posterior, options.overrides, options.draws, options.quantiles, options.output)
 
 
 def forecast(source: str, overrides: list[str], draws: int, quantiles: list[float], output: Path) -> int:
-    from pyarrow import parquet
+    from pyarrow import csv, parquet
 
     from proxscore.storage import replacing
     from proxscore.training.context import pick_device
@@ -73,7 +77,10 @@ def forecast(source: str, overrides: list[str], draws: int, quantiles: list[floa
     )
     rows = table(predictive, task.series, quantiles)
     with replacing(output) as partial:
-        parquet.write_table(rows, partial)
+        if output.suffix.lower() == ".csv":
+            csv.write_csv(rows, partial)
+        else:
+            parquet.write_table(rows, partial)
     print(f"forecasts  {output}: {len(task.series.series)} series x {config.task.horizon} steps")
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,43 @@ def test_new_rows_are_forecast_from_their_end_on(trained: Path, forecast: Main, 
     assert pq.read_table(again).equals(pq.read_table(output))  # draws and samples have a seed
 
 
+def test_a_name_in_csv_gives_csv(trained: Path, forecast: Main, tmp_path: Path) -> None:
+    for name in ("forecasts.parquet", "forecasts.csv"):
+        assert forecast([str(trained / "posterior"), "--draws", "2", "--output", str(tmp_path / name)]) == 0
+    found = pd.read_csv(tmp_path / "forecasts.csv", parse_dates=["timestamp"])
+    pd.testing.assert_frame_equal(found, pd.read_parquet(tmp_path / "forecasts.parquet"), check_dtype=False)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, "has no section 'data'"),
+        ({"frequency": "foo"}, "data.frequency 'foo' is unknown"),
+        ({"frequency": None}, "data.frequency is None"),
+        ({"frequency": "h"}, "data.features must have"),
+        ({"features": {"known": [], "past": [], "static_real": []}}, "data.frequency is None"),
+        ({"unit": 0}, "data.unit is 0"),
+    ],
+)
+def test_a_description_without_its_data_is_refused_by_name(
+    data: dict[str, object] | None,
+    message: str,
+    trained: Path,
+    forecast: Main,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(trained / "posterior", tmp_path / "posterior")
+    file = tmp_path / "posterior" / "posterior.json"
+    described = json.loads(file.read_text())
+    described["data"] = described["data"] | data if data == {"unit": 0} else data
+    file.write_text(json.dumps(described))
+    assert forecast([str(tmp_path / "posterior"), "--output", str(tmp_path / "forecasts.parquet")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert f"posterior.json: {message}" in error
+    assert "\n" not in error
+
+
 def test_new_series_need_no_more_than_a_context(
     trained: Path, forecast: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +146,7 @@ def test_the_evaluation_of_the_saved_posterior_is_that_of_the_run(
     [
         (["--draws", "-1"], "--draws is -1"),
         (["--quantiles", "0.5", "1"], "--quantiles: 1 is not between 0 and 1"),
+        (["--output", "forecasts.txt"], "--output forecasts.txt: give a name that ends in .parquet or .csv"),
         (["--output", "nowhere/forecasts.parquet"], "the folder nowhere does not exist"),
         (["task.data.path=daily.parquet"], "task.data has frequency D; the posterior was trained on h"),
         (["task.data.path=missing.parquet"], "missing.parquet"),

@@ -119,6 +119,7 @@ def floors(
     lengths: Sequence[int],
     validation: Windows,
     test: Windows,
+    unit: float = 1.0,
 ) -> dict[str, ForecastPredictive]:
     """Predictives for the test windows by name, which tells the season where several were tried.
 
@@ -129,11 +130,13 @@ def floors(
         lengths: of the seasons, of which the first is the data set's.
         validation: windows that a season is chosen by.
         test: windows to forecast.
+        unit: what the methods count targets in: their optimizers have tolerances of their own.
     """
     found = {}
+    series = [target / np.float32(unit) for target in series]
     for kind in kinds:
         name, every = FLOORS[kind]
-        tried = [_Fitted(kind, series, ends, season) for season in (lengths if every else lengths[:1])]
+        tried = [_Fitted(kind, series, ends, season, unit) for season in (lengths if every else lengths[:1])]
         best = min(tried, key=lambda fitted: _crps(fitted(validation))) if len(tried) > 1 else tried[0]
         found[name if len(tried) == 1 else f"{name}, {best.season}"] = best(test)
     return found
@@ -142,8 +145,10 @@ def floors(
 class _Fitted:
     """One method with one season, for all series. Where it fails on a series, the last value or season stands in."""
 
-    def __init__(self, kind: str, series: Sequence[NDArray[np.float32]], ends: Sequence[int], season: int) -> None:
-        self.kind, self.series, self.season = kind, series, season
+    def __init__(
+        self, kind: str, series: Sequence[NDArray[np.float32]], ends: Sequence[int], season: int, unit: float
+    ) -> None:
+        self.kind, self.series, self.season, self.unit = kind, series, season, unit
         self.failed: set[int] = set()
         self.floors = [
             self._or_none(number, partial(Floor, kind, filled(target[:end], season), season))
@@ -162,7 +167,7 @@ class _Fitted:
                 "%s with season %d fails on %d of %d series: the seasonal naive forecast stands in",
                 *(self.kind, self.season, len(self.failed), len(self.series)),
             )
-        outputs = torch.from_numpy(np.stack(rows)).float()[None]
+        outputs = torch.from_numpy(self.unit * np.stack(rows)).float()[None]
         return ForecastPredictive(Normal(), outputs, None, windows.__getitems__(range(len(windows)))[1])
 
     def _or_none(self, number: int, make: Callable[[], T]) -> T | None:

@@ -19,7 +19,7 @@ from proxscore.forecasting.networks import Features, plan, takes
 from proxscore.forecasting.predictive import ForecastPredictive
 from proxscore.forecasting.series import SeriesData
 from proxscore.forecasting.task import ForecastingTask
-from proxscore.forecasting.trained import as_trained
+from proxscore.forecasting.trained import as_trained, trained_unit
 from proxscore.forecasting.windows import Panel, Windows
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ class Forecaster:
             likelihood=config.model.likelihood,
         )
         self.scale_floor = float(trained.get("scale_floor", 0.0))
+        self.unit = trained_unit(trained)
         short = [each.id for each in self.series.series if len(each) < context]
         if short:
             log.warning(
@@ -60,7 +61,7 @@ class Forecaster:
 
     def build_model(self) -> ForecastNetwork:
         """The network, with numbers that are to be loaded."""
-        return self.blueprint.build(None, self.scale_floor)
+        return self.blueprint.build(None, self.scale_floor, self.unit)
 
 
 def floored(network: ForecastNetwork, windows: Windows, batch: int = 256) -> list[str]:

@@ -5,6 +5,9 @@ distribution of x, a location a and a scale s, so that the target is y = a + s x
 
 Networks take s from the window. A window that is all zero (or constant, by networks that take its standard deviation) would
 have a scale of 1e-5 or less, and a forecast that is certain: no scale is below a floor, which follows from the training data.
+
+Networks have least scales of their own, and logarithms of scales among their inputs: the network within is given targets
+divided by a unit, which follows from the training data too, so that forecasts of euros are those of cents.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from proxscore.forecasting.distributions import StepDistribution, seeded
 from proxscore.forecasting.koopa import Koopa
 from proxscore.forecasting.windows import Packing
 
+_TARGETS = ("past_target", "future_target")
+
 
 class ForecastNetwork(nn.Module):
     """``forward(inputs (B, F))`` gives the parameters (B, H, K) of the predictive distribution of each step.
@@ -31,6 +36,7 @@ class ForecastNetwork(nn.Module):
         likelihood: family of the K parameters. Its last two are location and scale.
         horizon: H.
         scale_floor: least scale of a window, in the unit of the target.
+        unit: what the net's targets are counted in; a and s, and samples, are multiplied by it.
 
     Attributes:
         autoregressive: the outputs of a step condition on the targets of the steps before it, which are among the
@@ -41,18 +47,26 @@ class ForecastNetwork(nn.Module):
     autoregressive = False
 
     def __init__(
-        self, net: nn.Module, packing: Packing, likelihood: StepDistribution, horizon: int, scale_floor: float = 0.0
+        self,
+        net: nn.Module,
+        packing: Packing,
+        likelihood: StepDistribution,
+        horizon: int,
+        scale_floor: float = 0.0,
+        unit: float = 1.0,
     ) -> None:
         super().__init__()
         self.net, self.packing, self.likelihood, self.horizon = net, packing, likelihood, horizon
-        self.scale_floor = scale_floor
+        self.scale_floor, self.unit = scale_floor, unit
         scaler = getattr(net, "scaler", None)
         if self.autoregressive and isinstance(scaler, MeanScaler):  # its samples are drawn within
-            scaler.minimum_scale = max(scaler.minimum_scale, scale_floor)
+            scaler.minimum_scale = max(scaler.minimum_scale, scale_floor / unit)
+            if scaler.default_scale is not None:  # a keyword of the user's, in the unit of the target
+                scaler.default_scale /= unit
 
     def forward(self, inputs: Tensor, samples: int = 0, generator: torch.Generator | None = None) -> Tensor:
         """Parameters (B, H, K); or, with ``samples`` n > 0, sample paths (n, B, H). See :meth:`sample`."""
-        fields = self.packing.unpack(inputs)
+        fields = self._unpack(inputs)
         if samples:
             return self._sample(fields, samples, generator)
         return self._outputs(fields)
@@ -72,14 +86,25 @@ class ForecastNetwork(nn.Module):
 
     def floored(self, inputs: Tensor) -> Tensor:
         """(B,) bool: whether a window (B, F) has the floor for its scale. Weights have no part in it."""
-        fields = self.packing.unpack(inputs)
+        fields = self._unpack(inputs)
         with torch.no_grad():
-            _, _, scale, *_ = self._scaled(fields)
+            _, _, scale = self._scaled(fields)
         return (scale <= self.scale_floor).flatten(1).all(1) & (self.scale_floor > 0)
 
-    def _scaled(self, fields: dict[str, Tensor]) -> tuple[Any, ...]:
-        """Arguments, location and scale of the net."""
-        return tuple(self.net(**fields))
+    def _unpack(self, inputs: Tensor) -> dict[str, Tensor]:
+        """The net's keywords, targets among them in its unit."""
+        fields = self.packing.unpack(inputs)
+        return fields | {name: value / self.unit for name, value in fields.items() if name in _TARGETS}
+
+    def _scaled(self, fields: dict[str, Tensor]) -> tuple[Any, Tensor, Tensor]:
+        """Arguments of the net, and location and scale in the unit of the target."""
+        arguments, loc, scale = self._within(fields)
+        return arguments, loc * self.unit, scale * self.unit
+
+    def _within(self, fields: dict[str, Tensor]) -> tuple[Any, Tensor, Tensor]:
+        """Arguments, location and scale of the net, in its unit."""
+        arguments, loc, scale = self.net(**fields)
+        return arguments, loc, scale
 
     def _outputs(self, fields: dict[str, Tensor]) -> Tensor:
         arguments, loc, scale = self._scaled(fields)
@@ -101,7 +126,7 @@ class AutoregressiveNetwork(ForecastNetwork):
         arguments, loc, scale = self._scaled(fields)
         return stack([part[:, -self.horizon :] for part in arguments], loc, scale)
 
-    def _scaled(self, fields: dict[str, Tensor]) -> tuple[Any, ...]:
+    def _within(self, fields: dict[str, Tensor]) -> tuple[Any, Tensor, Tensor]:
         net: Any = self.net
         arguments, scale, *_ = net.unroll_lagged_rnn(**fields)
         return arguments, torch.zeros_like(scale), scale
@@ -109,7 +134,7 @@ class AutoregressiveNetwork(ForecastNetwork):
     def _sample(self, fields: dict[str, Tensor], n: int, generator: torch.Generator | None) -> Tensor:
         del fields["future_target"]
         with seeded(generator, fields["past_target"].device):
-            return self.net(**fields, num_parallel_samples=n).movedim(1, 0)
+            return self.unit * self.net(**fields, num_parallel_samples=n).movedim(1, 0)
 
 
 def stack(arguments: Sequence[Tensor], loc: Tensor, scale: Tensor) -> Tensor:

@@ -172,27 +172,30 @@ class Blueprint:
     make: Callable[[], nn.Module]
     estimator: PyTorchLightningEstimator | None = None
 
-    def build(self, training: Windows | None = None, scale_floor: float = 0.0) -> ForecastNetwork:
+    def build(self, training: Windows | None = None, scale_floor: float = 0.0, unit: float = 1.0) -> ForecastNetwork:
         """A network with random weights, on the default device.
 
         Args:
             training: windows that Koopa's filter is computed from; others have no use for them. A network whose state
                 is loaded afterwards needs none: the filter is part of the state.
             scale_floor: least scale of a window; see :mod:`proxscore.forecasting.network`.
+            unit: what the network within counts targets in.
         """
         net = self.make()
         if isinstance(net, PointForecaster) and training is not None:
-            net.point.set_filter(_spread(training, self.packing))
+            net.point.set_filter(_spread(training, self.packing, unit))
         kind = AutoregressiveNetwork if self.autoregressive else ForecastNetwork
-        return kind(net, self.packing, LIKELIHOODS[self.likelihood](), self.horizon, scale_floor)
+        return kind(net, self.packing, LIKELIHOODS[self.likelihood](), self.horizon, scale_floor, unit)
 
 
-def _spread(windows: Windows, packing: Packing, count: int = 4096, batch: int = 256) -> Iterable[tuple[Tensor, Tensor]]:
-    """At most ``count`` windows, evenly spaced: values and observed flags (B, L, 1), in batches."""
+def _spread(
+    windows: Windows, packing: Packing, unit: float, count: int = 4096, batch: int = 256
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """At most ``count`` windows, evenly spaced: values, by unit, and observed flags (B, L, 1), in batches."""
     items = np.linspace(0, len(windows) - 1, min(count, len(windows))).astype(int)
     for first in range(0, len(items), batch):
         fields = packing.unpack(windows.__getitems__(items[first : first + batch].tolist())[0])
-        yield fields["past_target"][..., None], fields["past_observed_values"][..., None]
+        yield fields["past_target"][..., None] / unit, fields["past_observed_values"][..., None]
 
 
 def plan(

@@ -12,6 +12,7 @@ The past of a window may hold steps that were targets of an earlier part: they a
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ from proxscore.config import ConfigError
 from proxscore.forecasting.series import SeriesData
 
 Origins = NDArray[np.int64]
+
+_LARGEST_EXPONENT = 15  # of a unit of ten: metrics square errors, in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +109,30 @@ def scale_floor(data: SeriesData, splits: list[Split], fraction: float) -> float
     steps = np.array([seasonal_error(torch.from_numpy(each.target[: split.train_end]), 1) for each, split in pairs])
     moving = steps[steps > 0]
     return fraction * float(moving.min()) if len(moving) else 0.0
+
+
+def unit(data: SeriesData, splits: list[Split]) -> float:
+    """The power of ten nearest to the standard deviation of the calmest series over its training part; 1 if all are constant.
+
+    Raises:
+        ConfigError: it is so small or large that squares would leave the range of float32.
+    """
+    spreads = {}
+    for each, split in zip(data.series, splits, strict=True):
+        observed = each.target[: split.train_end].astype(np.float64)
+        observed = observed[~np.isnan(observed)]
+        if len(observed) and np.ptp(observed) > 0:
+            spreads[each.id] = float(observed.std())
+    if not spreads:
+        return 1.0
+    calmest = min(spreads, key=lambda name: spreads[name])
+    exponent = round(math.log10(spreads[calmest]))
+    if abs(exponent) > _LARGEST_EXPONENT:
+        raise ConfigError(
+            f"series {calmest!r}: its target has a standard deviation of {spreads[calmest]:.2g}; give the targets in a unit "
+            f"that makes it between 1e-{_LARGEST_EXPONENT} and 1e{_LARGEST_EXPONENT}"
+        )
+    return 10.0**exponent
 
 
 def _from_end(length: int, horizon: int, test_windows: int, validation_windows: int, stride: int) -> Split:

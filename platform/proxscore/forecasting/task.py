@@ -29,8 +29,8 @@ from proxscore.forecasting.distributions import LIKELIHOODS
 from proxscore.forecasting.networks import Features, plan
 from proxscore.forecasting.predictive import ForecastPredictive, predict
 from proxscore.forecasting.series import SeriesData
-from proxscore.forecasting.splits import Split, record, scale_floor, season_errors
-from proxscore.forecasting.trained import as_trained, features
+from proxscore.forecasting.splits import Split, record, scale_floor, season_errors, unit
+from proxscore.forecasting.trained import as_trained, features, trained_unit
 from proxscore.forecasting.windows import Panel, Windows, training_index
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ class ForecastingTask:
         series: the data set; ``splits`` its parts by series; ``data`` their windows.
         context: steps that the network looks back to.
         scale_floor: least scale of a window.
+        unit: what the network within counts targets in.
         blueprint: how the network fits the data.
         likelihood: of the H steps of a window given the network's outputs (B, H, K).
 
@@ -124,6 +125,7 @@ class ForecastingTask:
         )
         own_floor = scale_floor(self.series, self.splits, config.model.scale_floor)
         self.scale_floor = float((trained or {}).get("scale_floor", own_floor))
+        self.unit = unit(self.series, self.splits) if trained is None else trained_unit(trained)
         self.season_errors = torch.from_numpy(season_errors(self.series, self.splits))
 
     @property
@@ -155,7 +157,7 @@ class ForecastingTask:
             device: the meta device leaves out the numbers.
         """
         with device or nullcontext():
-            return self.blueprint.build(self.data.train, self.scale_floor)
+            return self.blueprint.build(self.data.train, self.scale_floor, self.unit)
 
     def example(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a batch's shape and type, all zero."""
@@ -171,6 +173,7 @@ class ForecastingTask:
             "features": features(data),
             "splits": self.data.splits,
             "scale_floor": self.scale_floor,
+            "unit": self.unit,
         }
 
     def judge(
@@ -225,6 +228,7 @@ class ForecastingTask:
             seasons(data.frequency, data.season),
             self.data.validation,
             self.data.test,
+            self.unit,
         )
 
     def comparison_figure(self, curves: Sequence[Curve], bins: int) -> Figure:

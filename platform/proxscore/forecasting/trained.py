@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from proxscore.config import ConfigError
+from proxscore.forecasting.frequencies import Grid
 from proxscore.forecasting.networks import takes
 from proxscore.forecasting.series import SeriesData
 
@@ -19,6 +21,41 @@ def features(data: SeriesData) -> dict[str, Any]:
         "categories": {name: list(values) for name, values in data.categories.items()},
         "static_real": list(data.static_real),
     }
+
+
+def check_trained(trained: Any, where: str) -> None:
+    """Whether a description says of its data what forecasts need.
+
+    Args:
+        trained: its section ``data``.
+        where: its file, for the message.
+
+    Raises:
+        ConfigError: it does not; names the file.
+    """
+    if not isinstance(trained, dict):
+        raise ConfigError(f"{where}: has no section 'data', which says what series the posterior was trained on")
+    frequency = trained.get("frequency")
+    if not isinstance(frequency, str):
+        raise ConfigError(f"{where}: data.frequency is {frequency!r}; it must be a pandas alias, as h or D")
+    Grid.of(frequency, f"{where}: data.frequency")
+    found = trained.get("features")
+    kinds = {"known": list, "past": list, "categories": dict, "static_real": list}
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), kind) for name, kind in kinds.items()):
+        raise ConfigError(
+            f"{where}: data.features must have the lists known, past and static_real, and categories by name"
+        )
+    if not all(isinstance(values, list) for values in found["categories"].values()):
+        raise ConfigError(f"{where}: data.features.categories must have a list of values by name")
+    for name, least in (("scale_floor", 0.0), ("unit", 1e-300)):
+        value = trained.get(name, 1.0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
+            raise ConfigError(f"{where}: data.{name} is {value!r}; it must be a positive number")
+
+
+def trained_unit(trained: Mapping[str, Any]) -> float:
+    """What a trained network counts targets in; where its description does not say, in theirs."""
+    return float(trained.get("unit", 1.0))
 
 
 def as_trained(data: SeriesData, trained: Mapping[str, Any], network: str) -> SeriesData:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from proxscore import config as configuration
-from proxscore.config import Config, ConfigError, DataConfig, VisionConfig, expanded
+from proxscore.config import Config, ConfigError, DataConfig, ForecastingConfig, VisionConfig, expanded
 from proxscore.posterior import Posterior
 from proxscore.posterior.posterior import DESCRIPTION_FILE
 from proxscore.tracking.artifacts import download
@@ -38,7 +38,13 @@ def load(source: str, overrides: list[str]) -> Saved:
     """
     folder = _folder(source, overrides)
     posterior = Posterior.load(folder)
-    return Saved(posterior, _config(posterior.description, overrides, str(folder / DESCRIPTION_FILE)))
+    where = str(folder / DESCRIPTION_FILE)
+    config = _config(posterior.description, overrides, where)
+    if isinstance(config.task, ForecastingConfig):
+        from proxscore.forecasting.trained import check_trained
+
+        check_trained(posterior.description.get("data"), where)
+    return Saved(posterior, config)
 
 
 def _folder(source: str, overrides: list[str]) -> Path:
