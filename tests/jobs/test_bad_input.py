@@ -70,6 +70,7 @@ def test_an_unknown_key_that_is_near_to_none_is_answered_with_the_valid_ones(ref
         ("training.epochs=three", "training.epochs", "'three'", "number"),
         ("training.workers=-1", "training.workers", "-1", "greater than or equal to 0"),
         ("training.workers=1.5", "training.workers", "1.5", "integer"),
+        ("training.accumulate=20000", "training.accumulate", "20000", "batch_size="),
         ("training.compile=perhaps", "training.compile", "'perhaps'", "boolean"),
         ("training.precision=fp8", "training.precision", "'fp8'", "'fp32' or 'bf16'"),
         ("method.momentum=1", "method.momentum", "1", "less than 1"),

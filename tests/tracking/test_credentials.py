@@ -26,8 +26,38 @@ URIS = [
     f"abfs://container@account/path?sig={SECRET}",
 ]
 
+#: Passwords with what should have been encoded, and other names of secrets.
+UNUSUAL = [
+    f"http://bob:se#{SECRET}@127.0.0.1:1",
+    f"http://u:p/{SECRET}@h",
+    f"http://u:p?{SECRET}@h",
+    f"http://u:{SECRET}/x?y#z w@h/path",
+    f"mysql+pymysql://root:pw {SECRET}@h/db",
+    f"mysql+pymysql://root:p@w {SECRET}@x@h/db",
+    f"mysql://root:12/{SECRET}@h/db",
+    f"http://u:pw, {SECRET}@h/db",
+    f"mssql+pyodbc:///?odbc_connect=DRIVER%3D%7BX%7D%3BPWD%3D{SECRET}%3B",
+    f"mssql+pyodbc:///?odbc_connect=DRIVER={{ODBC Driver 17}};UID=sa;PWD={SECRET}&x;y",
+    f"https://host/?api-key={SECRET}&x=1",
+    f"https://host/?x=1&pass={SECRET}",
+    f"https://host/?x=1&password=a#{SECRET}",
+    f"//u:{SECRET}@h",
+    f"s3://bucket/?secret_key='a&{SECRET}'",
+]
 
-@pytest.mark.parametrize("uri", URIS)
+
+@pytest.mark.parametrize("uri", UNUSUAL)
+@pytest.mark.parametrize(
+    "text", ["{}", "tracking.uri {}: cannot be used: 'x'@'y'", '["{}", "a b"]', '{{"a":"{}","b":1}}']
+)
+def test_what_may_be_a_password_is_masked(uri: str, text: str) -> None:
+    shown = masked(text.format(uri))
+    assert SECRET not in shown
+    assert masked(shown) == shown
+    assert shown.endswith(text.format(uri).partition(uri)[2])
+
+
+@pytest.mark.parametrize("uri", URIS + UNUSUAL)
 def test_no_text_of_a_configuration_has_the_credentials_of_a_uri(uri: str) -> None:
     config = configuration.load(overrides=[f"tracking.uri={json.dumps(uri)}", f"training.storage={json.dumps(uri)}"])
     texts = [
@@ -50,7 +80,17 @@ def test_no_text_of_a_configuration_has_the_credentials_of_a_uri(uri: str) -> No
 
 
 @pytest.mark.parametrize(
-    "text", ["http://host:5000/a@b", "s3://bucket/user@host", "sqlite:////a/b@c.db", "a:b@c", "~/x"]
+    "text",
+    [
+        "http://host:5000/a@b",
+        "s3://bucket/user@host",
+        "sqlite:////a/b@c.db",
+        "a:b@c",
+        "~/x",
+        "a//b@c",
+        "http://[::1]:5000/a@b",
+        "mysql://host:3306/db: cannot be used: Access denied for 'root'@'localhost'",
+    ],
 )
 def test_what_is_no_credential_stays(text: str) -> None:
     assert masked(text) == text

@@ -156,10 +156,22 @@ def test_weights_that_do_not_fit_are_refused_with_the_first_key(tmp_path: Path) 
 
 
 def test_unreadable_weights_are_refused_by_name_and_code_in_them_is_not_run(tmp_path: Path) -> None:
-    for suffix in (".pt", ".safetensors"):
-        path = tmp_path / f"broken{suffix}"
-        path.write_bytes(b"not weights at all")
-        assert str(path) in refused(weights=path)
+    # as pickles they end in errors of various kinds
+    for content in (
+        b"not weights at all",
+        b"root:x:0:0:root:/root:/bin/bash\n",
+        b"0",
+        b"s",
+        b"h\x00.",
+        b"",
+        b"\x80\x02}K\x01s.",
+    ):
+        for suffix in (".pt", ".safetensors"):
+            path = tmp_path / f"broken{suffix}"
+            path.write_bytes(content)
+            text = refused(weights=path)
+            assert f"task.model.weights {path}: neither safetensors nor a state dict: " in text
+            assert "\n" not in text
     torch.save(Path("/tmp"), tmp_path / "object.pt")  # unpickling would call a constructor
     assert "neither safetensors nor a state dict" in refused(weights=tmp_path / "object.pt")
     assert "no such file" in refused(weights=tmp_path / "absent.pt")

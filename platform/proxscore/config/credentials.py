@@ -1,4 +1,8 @@
-"""Passwords and tokens in URIs: masked wherever a configuration or a message leaves the process."""
+"""Passwords and tokens in URIs: masked wherever a configuration or a message leaves the process.
+
+A URI stands amid other text, and its password may hold what should have been encoded: slashes, ``?``, ``#``, blanks. What may be
+a password is taken for one. Only a port and a path after it (``host:5000/a@b``) are told from a password (``user:pa/ss@host``).
+"""
 
 from __future__ import annotations
 
@@ -7,24 +11,32 @@ from typing import Any
 
 MASK = "***"
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*://"
-_URI = re.compile(rf"{_SCHEME}(?:(?!{_SCHEME})\S)+")  # several may follow each other without a space
-#: ``user:password@`` after the scheme. A database's password may hold slashes and more (SQLAlchemy reads it to the last @).
-_DATABASE = re.compile(r"^((?:postgres|mysql|mariadb|mssql|oracle|cockroach)[^:]*://)[^/:@]*(?::.*)?@", re.IGNORECASE)
-_USER = re.compile(r"^([^:]+://)(?:[^/?#@]*@)+")
+_CLOSED = r"['\"](?:[\s,}:)\]]|$)"  # the end of a quoted text
+_PROSE = rf"[:,;.)\]]\s|{_CLOSED}"  # where a sentence goes on behind a URI
+_PASSWORD = rf"(?:(?!{_PROSE}|{_SCHEME})[^\n])*@"  # up to the last @ of the URI
+_NAME = r"[^:/?#@\[\s]*:"
+_USER = re.compile(
+    rf"""((?P<database>(?:postgres|mysql|mariadb|mssql|oracle|cockroach)[\w+.-]*://)|{_SCHEME}|(?<![\w:/])//)
+    (?:(?(database)|(?!{_NAME}\d{{1,5}}/)){_NAME}(?!\s){_PASSWORD}  # a database's password may begin as a port and a path do
+    |{_NAME}(?!\s|\d{{1,5}}(?:\W|$))[^\n@]*@  # one that looks like the end of a URI
+    |(?:[^/?\#@\s]*@)+)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_SECRET = r"token|pass|pwd|secret|signature|credential|access[-_]?key|api[-_]?key"
 _QUERY = re.compile(
-    r"([?&;](?:[\w.-]*(?:token|passw|pwd|secret|signature|credential|access_?key|api_?key)[\w.-]*|sig|key|auth)=)[^&;#'\"]*",
+    rf"""([?&;](?:[\w.%-]*(?:{_SECRET})[\w.%-]*|sig|key|auth)=)(?:'[^'\n]*'|"[^"\n]*"|(?:(?!{_PROSE})[^&;'"\s])*)""",
     re.IGNORECASE,
 )
+#: A whole connection string of ODBC's, with its own separators.
+_ODBC = re.compile(rf"([?&;]odbc_connect=)(?:(?!:\s|{_CLOSED})[^\n])*", re.IGNORECASE)
 
 
 def masked(text: str) -> str:
     """A text in which URIs keep neither user and password nor a token of their query; what it masks again stays the same."""
-    return _URI.sub(lambda found: _masked_uri(found[0]), text) if "://" in text else text
-
-
-def _masked_uri(uri: str) -> str:
-    pattern = _DATABASE if _DATABASE.match(uri) else _USER
-    return _QUERY.sub(rf"\g<1>{MASK}", pattern.sub(rf"\g<1>{MASK}@", uri))
+    if "//" not in text:
+        return text
+    text = _ODBC.sub(rf"\g<1>{MASK}", _USER.sub(rf"\g<1>{MASK}@", text))
+    return _QUERY.sub(rf"\g<1>{MASK}", text)
 
 
 def masked_tree(value: Any) -> Any:

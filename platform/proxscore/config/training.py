@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from proxscore.config.section import Section, check_path, expanded
 
@@ -50,6 +50,14 @@ class TrainingConfig(Section):
         storage = str(expanded(storage)) if storage.startswith("~") else storage
         check_path(Path(storage))
         return storage
+
+    @field_validator("accumulate")
+    @classmethod
+    def _of_a_row_or_more(cls, accumulate: int, earlier: ValidationInfo) -> int:
+        rows = earlier.data.get("batch_size", accumulate)  # there is none where it was refused itself
+        if accumulate > rows:
+            raise ValueError(f"a batch is cut into at most as many micro-batches as it has rows, batch_size={rows}")
+        return accumulate
 
 
 class EvaluationConfig(Section):
