@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from proxscore.config import TrackingConfig
+from proxscore.config import ConfigError, TrackingConfig
 from proxscore.tracking import TrackedRun, browse, tracking_uri
 from proxscore.tracking.databases import database, sqlite_uri
+from proxscore.tracking.runs import check_server
 
 #: Waits for a file, so that all processes begin at once when they have imported everything.
 FIRST_JOB = """
@@ -98,3 +99,12 @@ def test_the_default_database_lies_in_the_current_folder_whatever_its_name(
 def test_a_database_in_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert tracking_uri(TrackingConfig(uri="sqlite:///~/mlflow.db")) == sqlite_uri(tmp_path / "mlflow.db")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that takes no files")
+def test_a_place_that_takes_no_file_is_refused_before_anything_is_tried() -> None:
+    for place in ("/proc/x.db", "/proc/deeper/x.db"):
+        with pytest.raises(ConfigError, match=f"tracking.uri sqlite:///{place}: cannot be used"):
+            check_server(f"sqlite:///{place}")
+        with pytest.raises(ConfigError, match=f"tracking.uri sqlite:///{place}: cannot be used"):
+            TrackedRun(f"sqlite:///{place}", "x", "a run")

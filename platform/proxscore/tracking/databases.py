@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,11 +48,23 @@ def sqlite_uri(path: Path) -> str:
     raise ConfigError(f"{path}: no database can be named there: set tracking.uri, or take a folder without ? and %")
 
 
+def check_place(path: Path) -> None:
+    """Look at once whether a file can be made where a new database would lie: MLflow tries for minutes.
+
+    Raises:
+        OSError: it cannot.
+    """
+    if not path.exists():
+        folder = next(each for each in path.absolute().parents if each.exists())
+        tempfile.TemporaryFile(dir=folder).close()
+
+
 def ensure(uri: str) -> None:
     """Make the database of a URI, if it is one of SQLite's and its file does not exist yet."""
     path = database(uri)
     if path is None or path.exists():
         return
+    check_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _alone(path.parent):
         if not path.exists():

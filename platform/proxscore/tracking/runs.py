@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from proxscore.config import MASK, ConfigError, TrackingConfig, expanded, masked
 from proxscore.tracking.client import Client
-from proxscore.tracking.databases import SQLITE, database, sqlite_uri
+from proxscore.tracking.databases import SQLITE, check_place, database, sqlite_uri
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,6 +81,8 @@ def check_server(uri: str) -> None:
     """
     try:
         path = database(uri)
+        if path is not None:
+            check_place(path)
         if path is None or path.exists():
             Client(uri).search_experiments(max_results=1)
     except UNREACHABLE as error:
