@@ -397,8 +397,12 @@ JOBS: dict[str, tuple[str, list[str], str]] = {
         ["nowhere", "--output", "x" * 300],
         "cannot be written: File name too long",
     ),
-    "forecasts into a folder": ("forecast", ["nowhere", "--output", "."], "--output .: is a folder"),
-    "forecasts nowhere": ("forecast", ["nowhere", "--output", "a/b"], "--output a/b: the folder a does not exist"),
+    "forecasts into a folder": ("forecast", ["nowhere", "--output", "."], "--output .: give a name that ends in"),
+    "forecasts nowhere": (
+        "forecast",
+        ["nowhere", "--output", "a/b.csv"],
+        "--output a/b.csv: the folder a does not exist",
+    ),
     "a quantile of nan": ("forecast", ["nowhere", "--quantiles", "nan"], "--quantiles: nan is not between 0 and 1"),
     "very many draws": ("evaluate", ["nowhere", "--draws", "1000000000000"], "--draws is 1000000000000"),
 }

@@ -191,7 +191,9 @@ def test_a_forecaster_takes_nothing_from_elsewhere(model: dict[str, Any], tmp_pa
     bait(tmp_path)
     model = json.loads(json.dumps(model).replace("{bait}", str(tmp_path / "bait")))
     task = {"kind": "forecasting", "model": model, "data": {"kind": "taylor"}}
-    Posterior({"w": torch.zeros(2)}, {"w": torch.ones(2)}, {}, {"task": task}).save(tmp_path / "posterior")
+    features = {"known": [], "past": [], "static_real": [], "categories": {}}
+    description = {"task": task, "data": {"frequency": "30min", "features": features}}
+    Posterior({"w": torch.zeros(2)}, {"w": torch.ones(2)}, {}, description).save(tmp_path / "posterior")
     watch.opened.clear()
     with pytest.raises(ConfigError, match=r"task\.model"):
         build_task(saved.load(str(tmp_path / "posterior"), []).config.task)
