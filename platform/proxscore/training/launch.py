@@ -111,6 +111,10 @@ def ready(config: Config) -> tuple[Task, list[tuple[MethodConfig, float]]]:
     check_running_statistics(config.method, module, config.evaluation.norm_batches)
     meshes.shape(config, config.method)
     methods = [method for method, _ in plan]
+    if config.training.accumulate > (rows := len(task.data.train)):  # a batch has no more rows than the data
+        raise ConfigError(
+            f"training.accumulate={config.training.accumulate}: the training data have {rows} rows; use at most that many"
+        )
     check_rows(config, methods, module, task)
     _check_this_machine(config, methods, task, alone=_alone(config))
     return task, plan
