@@ -241,7 +241,7 @@ def refit(
         families={"*": FullCovariance()} if full else {},
         initial_precision=3e-3 if full else 1e-4,
         draws=8 if full else 2,  # an average of one pair says too little of 490 x 490 numbers
-        max_mean_step=None if full else 0.1,
+        max_mean_step=math.inf if full else 0.1,
         seed=seed,
     )
     levels, losses = [level(optimizer)], []

@@ -123,11 +123,11 @@ def arms(epochs: int) -> list[Arm]:
         rows.append(Arm("penalties", f"{NAMES[penalty]}, mean {schedule}", trial))
     none = replace(base, penalty="none")
     region = {"max_log_precision_step": (0.1, 0.01, 0.001)}
-    free = replace(base, max_log_precision_step=None, max_mean_step=None)
+    free = replace(base, max_log_precision_step=None, max_mean_step=math.inf)
     rows += [
         Arm("penalties", "no penalty, precision's trust region tuned", none, region),
         Arm("penalties", "no penalty, precision held", replace(none, max_log_precision_step=1e-6)),
-        Arm("penalties", "no penalty, no trust region of the mean", replace(none, max_mean_step=None), region),
+        Arm("penalties", "no penalty, no trust region of the mean", replace(none, max_mean_step=math.inf), region),
         Arm("penalties", "forward KL, no trust region", free),
         Arm("penalties", "forward KL, weight × 0.3, no trust region", replace(free, weight=0.3)),
         Arm("penalties", "forward KL, weight × 0.1", replace(base, weight=0.1)),

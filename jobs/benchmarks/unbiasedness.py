@@ -45,6 +45,7 @@ from proxscore.config import ConfigError
 from proxscore.inference import ForwardKL, FullCovariance, MeanField, Prior, ProximalScore, Schedule
 from proxscore.inference.families.mean_field import Bucket
 from proxscore.inference.penalties import Tensors
+from proxscore.inference.step import ProximalStep
 from proxscore.methods.references import bam, gsm
 from proxscore.tracking import study
 
@@ -189,7 +190,21 @@ def ours(anchor: Anchor, thetas: Tensor, scores: Tensor, paired: bool) -> dict[s
         curvatures.append(bucket.statistic[0])
     bucket = _bucket(anchor, thetas[:, 0], torch.stack(curvatures).mean(0), gradients.mean(1))
     recorder: Any = Recorder(WEIGHT)
-    (ratio,) = family.update_(bucket, recorder, (WEIGHT, 2.0), -1.0, None, None)
+    (ratio,) = family.update_(
+        bucket,
+        ProximalStep(
+            penalty=recorder,
+            weights=(WEIGHT, 2.0),
+            score_scale=-1.0,
+            momentum=0.0,
+            metric=None,
+            max_log_precision_step=None,
+            max_mean_step=math.inf,
+            prior_weight=1.0,
+            factor=1.0,
+            seed=0,
+        ),
+    )
     shape = (replicates, dimension)
     return {
         "u": recorder.score.view(shape),
@@ -206,10 +221,14 @@ def _bucket(anchor: Anchor, weights: Tensor, statistic: Tensor, score: Tensor) -
         weights=[weights.flatten().clone()],
         mean=[mean],
         precision=[precision],
-        score=[score.flatten().clone()],
+        score=[torch.zeros_like(mean)],
+        total=[score.flatten()],
         statistic=[statistic.flatten()],
-        prior_precision=[1.0],
+        square=[None],
         prior_mean=[None],
+        displacement=[None],
+        prior_precision=[1.0],
+        squares=[0.0],
     )
 
 

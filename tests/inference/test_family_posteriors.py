@@ -91,7 +91,9 @@ def prior(model: nn.Module) -> Prior:
 
 def regress(model: nn.Module, x: Tensor, y: Tensor, steps: int, **settings: Any) -> ProximalScore:
     """Mini-batches of 100 from 1,000 rows."""
-    optimizer = ProximalScore(model.named_parameters(), N, prior=prior(model), **settings)
+    optimizer = ProximalScore(
+        model.named_parameters(), N, prior=prior(model), metric="posterior", **{"initial_precision": 0.1} | settings
+    )
     likelihood, generator = Gaussian(NOISE), torch.Generator().manual_seed(1)
     for _ in range(steps * BATCH // N):
         for rows in torch.randperm(N, generator=generator).split(BATCH):
@@ -256,7 +258,9 @@ def descend(negative_log_density: Callable[[Tensor], Tensor], size: int, steps: 
     """The target is a prior N(prior mean, 5) times what is left of the density, which counts as the likelihood."""
     model, precision, center = Free(size), 0.2, prior_mean(size)
     known = Prior(scale=precision**-0.5, mean={"theta": center[None]})
-    optimizer = ProximalScore(model.named_parameters(), 1, prior=known, **settings)
+    optimizer = ProximalScore(
+        model.named_parameters(), 1, prior=known, metric="posterior", **{"initial_precision": 0.1} | settings
+    )
     for _ in range(steps):
         for _ in optimizer.draws():
             log_prior = -0.5 * precision * (model.theta[0] - center).square().sum()

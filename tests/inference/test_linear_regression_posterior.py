@@ -65,6 +65,7 @@ def fit(steps: int, kappa: float = 20.0, likelihood: Gaussian | None = None, **s
         [*model.named_parameters(), *likelihood.named_parameters()],
         N,
         penalty=ForwardKL(kappa, 1.0, cosine, cosine),
+        metric="posterior",
         initial_precision=0.5,
         max_mean_step=1.0,
         **settings,

@@ -54,6 +54,7 @@ def fit(
         model.named_parameters(),
         1,
         prior=Prior(scale=1e6),
+        metric="posterior",
         family=family,
         penalty=ForwardKL(*weights, cosine, cosine),
         solver=GradientSolver(inner_steps=5, lr=lr),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def numbers(module: nn.Module, optimizer: ProximalScore) -> dict[str, Tensor]:
     result = {name: parameter.detach() for name, parameter in module.named_parameters()}
     for index, state in optimizer.state_dict()["state"].items():
         result |= {f"{index}.{name}": tensor for name, tensor in state.items()}
-    counters = [[g["step"], g["momentum_steps"], g["skipped"], g["seed"]] for g in optimizer.param_groups]
+    counters = [[g["step"], g["momentum_product"], g["skipped"], g["seed"]] for g in optimizer.param_groups]
     return result | {"counters": torch.tensor(counters)}
 
 
@@ -188,7 +189,12 @@ def test_the_running_score_is_unbiased_under_a_momentum_that_changes() -> None:
     parameter = torch.nn.Parameter(torch.zeros(3))
     prior = Prior(biases="flat", norms="flat")
     optimizer = ProximalScore(
-        [("layer.bias", parameter)], N, prior=prior, max_mean_step=None, max_log_precision_step=None
+        [("layer.bias", parameter)],
+        N,
+        metric="posterior",
+        prior=prior,
+        max_mean_step=math.inf,
+        max_log_precision_step=None,
     )
     moved = []
     for step in range(12):

@@ -91,17 +91,21 @@ def test_a_tied_parameter_counts_once() -> None:
     assert torch.equal(train(module, optimizer)[0], train(once, reference)[0])
 
 
-@pytest.mark.parametrize(("settings", "numbers"), [({}, 5), ({"paired": False}, 5), ({"draws": 2}, 6)])
-def test_weights_gradient_and_state_are_five_numbers_a_parameter(settings: dict[str, Any], numbers: int) -> None:
-    """As documented: 5 P, and 6 P for several draws a step; AdamW has 4 P."""
+@pytest.mark.parametrize(
+    ("settings", "numbers"),
+    [({}, 6), ({"paired": False}, 6), ({"draws": 2}, 7), ({"metric": "posterior"}, 5), ({"keep_mean": False}, 5)],
+)
+def test_weights_gradient_and_state_are_six_numbers_a_parameter(settings: dict[str, Any], numbers: int) -> None:
+    """As documented: 6 P at rest, 7 P for several draws a step, 5 P with the posterior's metric; AdamW has 4 P."""
     module = network()
     optimizer = ProximalScore(module.named_parameters(), N, **settings)
     count = sum(parameter.numel() for parameter in module.parameters())
     for _ in optimizer.draws():
         loss(module).backward()
-    held = [tensor for state in optimizer.state_dict()["state"].values() for tensor in state.values()]
+    held = [v for state in optimizer.state_dict()["state"].values() for k, v in state.items() if k != "square_steps"]
     held += [tensor for p in module.parameters() for tensor in (p, p.grad) if tensor is not None]
-    assert sum(tensor.numel() for tensor in held) == numbers * count
+    means = sum(tensor.numel() for name, tensor in optimizer.prior.mean.items())
+    assert sum(tensor.numel() for tensor in held) == numbers * count + means  # a prior mean of a norm's scale is kept
     assert len({tensor.data_ptr() for tensor in held}) == len(held)
 
 

@@ -27,8 +27,8 @@ class PenaltyConfig(Section):
     kind: Literal["forward_kl", "reverse_kl", "quadratic", "none"] = "forward_kl"
     precision: float | None = Field(None, gt=0)
     precision_schedule: ScheduleConfig = ScheduleConfig()
-    mean: float = Field(0.5, gt=0)
-    mean_schedule: ScheduleConfig = ScheduleConfig(kind="cosine", unit="epochs", warmup=0.5)
+    mean: float = Field(0.5, gt=0)  # of method.metric=posterior; the adaptive metric has method.lr
+    mean_schedule: ScheduleConfig = ScheduleConfig(kind="cosine", unit="epochs", warmup=0.5)  # of the mean's step
 
 
 class PriorConfig(Section):
@@ -103,16 +103,22 @@ class ProximalScoreConfig(Section):
         {}
     )  # glob pattern of parameter names -> family of these; the last match counts
     solver: SolverConfig | None = None  # null: the closed form for families that have one
-    # Per data point; null: estimated from data, tensor by tensor. Of forecasts: five times the horizon.
-    initial_precision: float | None = Field(0.1, gt=0)
+    metric: Literal["adaptive", "posterior"] = "adaptive"  # of the mean's step; see inference.metric
+    lr: float | None = Field(None, gt=0)  # null: 0.003 with the adaptive metric (Adam's units), 1 with the posterior's
+    square_decay: float = Field(0.999, ge=0, lt=1)  # of the adaptive metric's running mean of squares
+    # Initial standard deviations, relative to each tensor's weights; null: the largest up to 0.05 that costs little.
+    initial_noise: float | None = Field(None, gt=0)
+    initial_precision: float | None = Field(None, gt=0)  # in its place: one for all, per data point
     paired: bool = True
     draws: int = Field(1, ge=1, le=10_000)  # pairs (or single draws) per step
     keep_mean: bool = True  # false: four numbers per parameter instead of five, and more time for the noise
     momentum: float = Field(0.9, ge=0, lt=1)
     max_log_precision_step: float | None = Field(1.0, gt=0)
-    max_mean_step: float | None = Field(0.1, gt=0)  # posterior standard deviations; of forecasts 0.6
+    max_mean_step: float | None = Field(
+        None, gt=0
+    )  # null: 3 (times lr) with the adaptive metric, 0.1 sd with the posterior's
     temperature: float = Field(1.0, gt=0)
-    point_lr: float = Field(1e-3, gt=0)  # Adam's, for parameters that are not sampled
+    point_lr: float | None = Field(None, gt=0)  # Adam's, for parameters that are not sampled; null: lr, or 0.001
     clip_norm: float | None = Field(None, gt=0)  # 2-norm of a draw's gradient of the mean negative log-likelihood
     effective_data_size: float | None = Field(None, gt=0)  # None: training rows, but at least 100,000 (cold posterior)
     max_skipped_steps: int = Field(10, ge=1)

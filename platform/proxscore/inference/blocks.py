@@ -16,9 +16,10 @@ from torch import Tensor
 from proxscore.inference.families import ClosedForm, Family, State
 from proxscore.inference.layout import Layout, empty
 from proxscore.inference.monitor import Monitor
-from proxscore.inference.parts import Draw, Member, Part, ProximalStep, States, trained
+from proxscore.inference.parts import Member, Part, States, trained
 from proxscore.inference.penalties import Penalty
 from proxscore.inference.solver import GradientSolver, check_penalty, penalty_value
+from proxscore.inference.step import Draw, ProximalStep
 
 
 class Block(Part):
@@ -104,10 +105,11 @@ class Block(Part):
         assert not weights.requires_grad  # nothing is differentiated through a draw
         return weights
 
-    def _target_scores(self, gradients: list[Tensor], weights: list[Tensor], scale: float) -> list[Tensor]:
+    def _target_scores(self, gradients: list[Tensor], weights: list[Tensor], draw: Draw) -> list[Tensor]:
         """The mini-batch scores of the target: of likelihood and prior."""
         pairs = zip(gradients, weights, strict=True)
-        return [-scale * g - self._prior_precision * (w - self._prior_mean) for g, w in pairs]
+        prior_precision = draw.prior_weight * self._prior_precision
+        return [-draw.scale * g - prior_precision * (w - self._prior_mean) for g, w in pairs]
 
     # ------------------------------------------------------------ storage
 
@@ -150,55 +152,61 @@ class Block(Part):
 
 
 class ClosedFormBlock(Block):
-    """A block of a family with a closed-form step. Checkpoint: the anchor, and the running mean of the gradient."""
+    """A block of a family with a closed-form step. Checkpoint: the anchor, and the running mean of the gradient, and with the
+    adaptive metric that of its square."""
 
-    def __init__(self, family: Family, members: list[Member], seed: int) -> None:
+    def __init__(self, family: Family, members: list[Member], seed: int, adaptive: bool) -> None:
         super().__init__(family, members, seed)
         self._score = torch.zeros_like(self._prior_mean)
+        self._square = torch.zeros_like(self._score) if adaptive else None
+        self._squares = torch.zeros(())
+        self._total: Tensor | None = None
         self._curvature: Tensor | None = None
 
     def _take(self, draw: Draw, gradients: list[Tensor], weights: list[Tensor]) -> None:
         assert isinstance(self.family, ClosedForm)
-        self._score.mul_(draw.decay)
-        self._score.add_(torch.stack(gradients).mean(0), alpha=draw.weight)
+        total = torch.stack(gradients).mean(0) / draw.draws
+        self._total = total if draw.first or self._total is None else self._total + total
         scores = [-draw.scale * gradient for gradient in gradients]
         if draw.paired:
-            scores = self._target_scores(gradients, weights, draw.scale)
-        curvature = self.family.curvature(self.anchor, self.layout.normal(draw.seed), scores, self._prior_precision)
+            scores = self._target_scores(gradients, weights, draw)
+        prior_precision = draw.prior_weight * self._prior_precision
+        curvature = self.family.curvature(self.anchor, self.layout.normal(draw.seed), scores, prior_precision)
         curvature /= draw.draws
         self._curvature = curvature if draw.first or self._curvature is None else self._curvature + curvature
 
     def taken(self) -> list[Tensor]:
+        assert self._total is not None
         assert self._curvature is not None
-        return [self._score, self._curvature]
+        return [self._total, self._curvature]
 
     def step(self, step: ProximalStep, monitor: Monitor | None) -> None:
         assert isinstance(self.family, ClosedForm)
+        assert self._total is not None
         assert self._curvature is not None
+        self._score.lerp_(self._total, 1 - step.momentum)
         score = step.score_scale * self._score
-        score -= self._prior_precision * (self.family.mean(self.anchor) - self._prior_mean)
-        self.family.step(
-            self.anchor,
-            score,
-            self._curvature,
-            step.penalty,
-            step.weights,
-            step.max_log_precision_step,
-            step.max_mean_step,
-        )
-        self._curvature, self._new = None, False
+        score -= step.prior_weight * self._prior_precision * (self.family.mean(self.anchor) - self._prior_mean)
+        metric = None
+        if step.metric is not None and self._square is not None:
+            (metric,) = step.metric.of([self._square], [self._squares.item()])
+            step.metric.add_([self._square], [self._total])
+            self._squares += 1
+        self.family.step(self.anchor, score, self._curvature, step, metric)
+        self._new = False
+        self.forget()
         self.restore()
 
     def forget(self) -> None:
-        self._score.zero_()
-        self._curvature = self._first = None
+        self._total = self._curvature = self._first = None
 
     def load(self, state: States) -> None:
         super().load(state)
-        self._curvature = self._first = None
+        self.forget()
 
     def entries(self) -> dict[str, Tensor]:
-        return {f"block.{name}": value for name, value in self.anchor.items()} | {"score": self._score}
+        found = {f"block.{name}": value for name, value in self.anchor.items()} | {"score": self._score}
+        return found if self._square is None else found | {"square": self._square, "square_steps": self._squares}
 
 
 class SolvedBlock(Block):
@@ -241,7 +249,7 @@ class SolvedBlock(Block):
         """Add the gradient of the score-matching loss of a draw or pair to the candidate's parameters."""
         total, candidate = self.layout.total, self.family.candidate(self.anchor, self._leaves)
         losses = []
-        for target, at in zip(self._target_scores(gradients, weights, draw.scale), weights, strict=True):
+        for target, at in zip(self._target_scores(gradients, weights, draw), weights, strict=True):
             losses.append(0.5 * self.family.norm(self.anchor, self.family.score(candidate, at, total) - target, total))
         loss = torch.stack(losses).mean() / draw.draws
         self.loss = loss.detach().clone() if draw.first else self.loss + loss.detach()
@@ -314,8 +322,10 @@ class SolvedBlock(Block):
         return {name: twin.state[leaf] for name, leaf in leaves.items()}
 
 
-def block(family: Family, members: list[Member], seed: int, solver: GradientSolver | None, penalty: Penalty) -> Block:
+def block(
+    family: Family, members: list[Member], seed: int, solver: GradientSolver | None, penalty: Penalty, adaptive: bool
+) -> Block:
     """A block with the solver's step; without a solver in closed form, or where there is none, with its defaults."""
     if solver is None and isinstance(family, ClosedForm):
-        return ClosedFormBlock(family, members, seed)
+        return ClosedFormBlock(family, members, seed, adaptive)
     return SolvedBlock(family, members, seed, solver or GradientSolver(), penalty)

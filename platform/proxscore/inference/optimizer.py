@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
@@ -33,15 +33,19 @@ from proxscore.inference import noise
 from proxscore.inference.blocks import Block, SolvedBlock, block
 from proxscore.inference.families import Family, MeanField
 from proxscore.inference.groups import all_reduce_together, total_norm
+from proxscore.inference.initial import INITIAL_NOISE, initial_scales
 from proxscore.inference.interrupts import deferred_interrupts
+from proxscore.inference.metric import LR, Adaptive, Metric
 from proxscore.inference.monitor import Monitor
 from proxscore.inference.names import canonical_names
-from proxscore.inference.parts import Draw, Member, Part, ProximalStep
-from proxscore.inference.penalties import ForwardKL, Penalty
+from proxscore.inference.parts import Member, Part
+from proxscore.inference.penalties import ForwardKL, NoPenalty, Penalty
 from proxscore.inference.points import Points
 from proxscore.inference.priors import Assignment, Prior
+from proxscore.inference.schedules import Schedule
 from proxscore.inference.shards import MeanlessShards, Shards
 from proxscore.inference.solver import GradientSolver
+from proxscore.inference.step import Draw, ProximalStep
 
 
 class ProximalScore(torch.optim.Optimizer):
@@ -52,8 +56,10 @@ class ProximalScore(torch.optim.Optimizer):
     and prior: score = -(data_size / temperature) * gradient - (theta - prior mean) / scale^2.
 
     State per sampled parameter, with the parameter's own sharding: ``mean``, ``precision``, ``score`` (running mean of
-    the gradient), and ``curvature`` if ``draws`` > 1. With weights and gradient that is 5 P (6 P) numbers. All of it,
-    and the noise (a function of ``seed`` and the step counter), is in ``state_dict``. Families other than the mean
+    the gradient), ``square`` (of its square, with the adaptive metric), and ``curvature`` if ``draws`` > 1. With weights and
+    gradient that is 6 P numbers at rest for P parameters, 7 P within a step (one less each with ``metric="posterior"``; one
+    more with several draws). All of it, and the noise (a function of ``seed`` and the step counter), is in ``state_dict``.
+    Families other than the mean
     field, and the gradient solver, hold the parameters of a group together (:mod:`proxscore.inference.blocks`).
 
     Args:
@@ -62,35 +68,45 @@ class ProximalScore(torch.optim.Optimizer):
         data_size: number of data points N behind the posterior. A larger number than the true one is a colder
             posterior, and eases training on small data: 100,000 trained networks on 1,258 and 10,000 images.
         prior: Gaussian prior and selection of the sampled parameters.
+        prior_schedule: factor on the prior's precision over the steps, in [0, 1]: a prior that enters gradually leaves the
+            likelihood the first word, where the adaptive metric amplifies the prior's pull wherever gradients are small.
+            Only where it ends at one is the posterior that of the whole prior.
         penalty: proximal penalty with its weights and their schedules (in steps).
         family: variational family of the sampled parameters (default: mean-field).
         families: glob pattern of parameter names -> family, for parts of the network, each described jointly; the last
             match counts.
         solver: none takes the closed-form step for families that have one, and a :class:`GradientSolver` with its
             defaults for the others; given, it serves them all.
-        lr: factor on the mean's proximal step, for torch's learning-rate schedulers.
-        initial_precision: the initial precision of every sampled parameter, divided by data_size / temperature; or by
-            parameter name (:mod:`proxscore.inference.curvature` estimates it from data). What matters is the noise it
-            makes: 1 / sqrt(precision) about 0.01 trained CNNs and Vision Transformers alike.
+        metric: of the mean's proximal step (:mod:`proxscore.inference.metric`): ``adaptive``, for networks, or ``posterior``,
+            for small models whose exact posterior is wanted; ``penalty.mean`` is the weight of the latter.
+        lr: with the adaptive metric the learning rate, in Adam's units (default 0.003); with the posterior's a factor on the
+            mean's step (default 1). Torch's learning-rate schedulers may change it.
+        square_decay: decay of the adaptive metric's running mean of squared gradients, in [0, 1).
+        initial_noise: the initial standard deviations, relative to each tensor's weights
+            (:mod:`proxscore.inference.initial`); none is wider than the prior.
+        initial_precision: in its place, the initial precision of every sampled parameter divided by data_size /
+            temperature, to which the prior's is added; or by parameter name.
         paired: score each draw m + e together with m - e on the same batch (two evaluations).
         draws: draws, or pairs, per step, over all draw groups.
         draw_mesh: one-dimensional mesh over draw groups: processes that hold the same parameters (or the same shards of
             them) and score different draws of a step on the same batch, each ``draws`` / its size. Their scores and
             curvatures are summed before the step, which is that of one process with all the draws.
-        keep_mean: false spares the mean-field state a copy of the mean: 4 P numbers, and more time for the noise.
+        keep_mean: false spares the mean-field state a copy of the mean, for more time for the noise.
         momentum: decay of the running mean of the score (bias-corrected), in [0, 1).
         max_log_precision_step: trust region: largest change of a log-precision in a step (of a full covariance: norm of
             the change of the matrix's logarithm, less beyond 32 numbers); none: unlimited.
-        max_mean_step: trust region: largest change of a mean in a step, in posterior standard deviations; times the
-            mean's schedule. The gradient solver reads no trust region: its learning rate limits the step.
+        max_mean_step: trust region: largest change of a number of the mean in a step, with the adaptive metric in units of lr
+            (default 3: Adam's steps rarely reach it), with the posterior's in posterior standard deviations (default 0.1);
+            times lr and the mean's schedule. The gradient solver reads no trust region: its learning rate limits the step.
         temperature: the likelihood is raised to the power 1 / temperature.
-        point_lr: Adam's learning rate for parameters that are not sampled (times the mean's schedule).
+        point_lr: Adam's learning rate for parameters that are not sampled (times the mean's schedule); default lr, or 0.001
+            with the posterior's metric.
         clip_norm: largest 2-norm of a draw's gradient of the mean negative log-likelihood, over all parameters (and shards)
             together; a longer one is scaled down, draw by draw, which biases the scores towards smaller ones. Costs another
             P numbers within a step. ``clip_grad_norm_`` would scale the curvature statistics instead: within the loop, where
             the second draw of a pair adds its gradient to that of the first, and after it, where ``step`` refuses it.
-        max_skipped_steps: a step whose scores are not finite is skipped (mean and precision stay, momentum restarts);
-            that many in a row raise FloatingPointError.
+        max_skipped_steps: a step whose scores are not finite is skipped (mean, precision and running means stay); that many
+            in a row raise FloatingPointError.
         seed: of the draws.
 
     Raises:
@@ -111,42 +127,61 @@ class ProximalScore(torch.optim.Optimizer):
         data_size: float,
         *,
         prior: Prior | None = None,
+        prior_schedule: Schedule | None = None,
         penalty: Penalty | None = None,
         family: Family | None = None,
         families: Mapping[str, Family] | None = None,
         solver: GradientSolver | None = None,
-        lr: float = 1.0,
-        initial_precision: float | Mapping[str, float] = 0.1,
+        metric: Metric = "adaptive",
+        lr: float | None = None,
+        square_decay: float = 0.999,
+        initial_noise: float = INITIAL_NOISE,
+        initial_precision: float | Mapping[str, float] | None = None,
         paired: bool = True,
         draws: int = 1,
         draw_mesh: DeviceMesh | None = None,
         keep_mean: bool = True,
         momentum: float = 0.9,
         max_log_precision_step: float | None = 1.0,
-        max_mean_step: float | None = 0.1,
+        max_mean_step: float | None = None,
         temperature: float = 1.0,
-        point_lr: float = 1e-3,
+        point_lr: float | None = None,
         clip_norm: float | None = None,
         max_skipped_steps: int = 10,
         seed: int = 0,
     ) -> None:
         positive: dict[str, float | None] = dict(data_size=data_size, temperature=temperature, draws=draws)
         positive |= dict(max_skipped_steps=max_skipped_steps, max_log_precision_step=max_log_precision_step)
-        positive |= dict(max_mean_step=max_mean_step, point_lr=point_lr, clip_norm=clip_norm)
+        positive |= dict(
+            max_mean_step=max_mean_step, point_lr=point_lr, clip_norm=clip_norm, initial_noise=initial_noise
+        )
         for setting, value in positive.items():
             if value is not None and not value > 0:
                 raise ValueError(f"{setting} is {value}; it must be positive")
+        if metric not in get_args(Metric):
+            raise ValueError(f"metric is {metric!r}; it must be one of {', '.join(get_args(Metric))}")
+        if not 0 <= square_decay < 1:
+            raise ValueError(f"square_decay is {square_decay}; it must lie in [0, 1)")
+        self.metric, self.square_decay = metric, square_decay
+        self.prior_schedule = prior_schedule
+        adaptive = metric == "adaptive"
+        lr = lr if lr is not None else LR if adaptive else 1.0
+        self._base_lr = lr if adaptive else 1.0
         self.prior = prior or Prior()
         self.penalty = penalty or ForwardKL()
+        if adaptive and isinstance(self.penalty, NoPenalty):
+            raise ValueError("penalty NoPenalty leaves no metric to the mean's step: use metric='posterior'")
         self.family, self.families, self.solver = family or MeanField(), dict(families or {}), solver
         self.paired, self.draws_per_step, self._draw_mesh = paired, draws, draw_mesh
         self.keep_mean = keep_mean
         if draws % self._groups:
             raise ValueError(f"draws is {draws}; it must be a multiple of the number of draw groups, {self._groups}")
-        self.max_log_precision_step, self.max_mean_step = max_log_precision_step, max_mean_step
+        self.max_log_precision_step = max_log_precision_step
+        self.max_mean_step = max_mean_step if max_mean_step is not None else 3.0 if adaptive else 0.1
         self.scale = data_size / temperature
         self.data_size, self.temperature = data_size, temperature
-        self.point_lr, self.max_skipped_steps = point_lr, max_skipped_steps
+        self.point_lr = point_lr if point_lr is not None else lr if adaptive else 1e-3
+        self.max_skipped_steps, self.initial_noise = max_skipped_steps, initial_noise
         self.clip_norm = clip_norm
         #: When true, ``step`` fills ``statistics`` (of the local shards): a few more passes over the state.
         self.monitor = False
@@ -160,8 +195,8 @@ class ProximalScore(torch.optim.Optimizer):
         for name, precision in self._initial.items():
             if not precision > 0:
                 raise ValueError(f"initial_precision of {name} is {precision}; it must be positive")
-        defaults = dict(lr=lr, momentum=momentum, initial_precision=0.1 if by_name else initial_precision)
-        counters = dict(step=0, momentum_steps=0, momentum_product=1.0, skipped=0, skipped_in_a_row=0, seed=seed)
+        defaults = dict(lr=lr, momentum=momentum, initial_precision=None if by_name else initial_precision)
+        counters = dict(step=0, momentum_product=1.0, skipped=0, skipped_in_a_row=0, seed=seed)
         super().__init__(_named(params), defaults | counters)
         self._members = self._assigned()
         self._parts = [self._parts_of(*pair) for pair in zip(self.param_groups, self._members, strict=True)]
@@ -184,6 +219,7 @@ class ProximalScore(torch.optim.Optimizer):
         for pattern in self.families:
             if not any(fnmatch.fnmatchcase(name, pattern) for name, _ in named):
                 raise ValueError(f"families: the pattern {pattern!r} matches no parameter, for example {named[0][0]!r}")
+        self.prior = self.prior.about_start(named)
         assignments = self.prior.assign(named)
         for setting, given in (("prior.mean", self.prior.mean), ("initial_precision", self._initial)):
             unknown = set(given) - set(assignments)
@@ -193,21 +229,30 @@ class ProximalScore(torch.optim.Optimizer):
         names = {id(parameter): name for name, parameter in named}
         for group in self.param_groups:
             for setting, least in (("lr", True), ("initial_precision", False)):
-                if not (group[setting] >= 0 if least else group[setting] > 0):
+                value = group[setting]
+                if value is not None and not (value >= 0 if least else value > 0):
                     raise ValueError(f"{setting} is {group[setting]}; it must be positive")
             if not 0 <= group["momentum"] < 1:
                 raise ValueError(f"momentum is {group['momentum']}; it must lie in [0, 1)")
             pairs = [(names[id(p)], p) for p in group["params"]]
-            groups.append([self._member(name, p, assignments[name], group["initial_precision"]) for name, p in pairs])
+            given = group["initial_precision"]
+            groups.append(
+                [self._member(name, p, assignments[name], self._initial.get(name, given)) for name, p in pairs]
+            )
+        missing = {m.name: m for members in groups for m in members if m.prior.sampled and m.initial_precision == 0}
+        scales = initial_scales({member.name: member.parameter for member in missing.values()})
+        for name, member in missing.items():
+            member.initial_precision = max((self.initial_noise * scales[name]) ** -2, member.prior.precision)
         return groups
 
-    def _member(self, name: str, parameter: Tensor, prior: Assignment, initial_precision: float) -> Member:
+    def _member(self, name: str, parameter: Tensor, prior: Assignment, initial_precision: float | None) -> Member:
+        """A member; without an initial precision, that is zero."""
         mean = self.prior.mean.get(name) if prior.precision > 0 else None
         if mean is not None and mean.shape != parameter.shape:
             raise ValueError(f"prior.mean of {name} has shape {tuple(mean.shape)}; it must be {tuple(parameter.shape)}")
         if mean is not None:
             mean = (mean.full_tensor() if isinstance(mean, DTensor) else mean).detach()
-        precision = self._initial.get(name, initial_precision) * self.scale + prior.precision
+        precision = 0.0 if initial_precision is None else initial_precision * self.scale + prior.precision
         return Member(name, parameter, prior, noise.shard_offset(parameter, name), precision, mean)
 
     def _parts_of(self, group: dict[str, Any], members: list[Member]) -> list[Part]:
@@ -223,14 +268,15 @@ class ProximalScore(torch.optim.Optimizer):
             else:
                 together.setdefault(id(member) if family.per_parameter else id(family), []).append(member)
         parts: list[Part] = []
+        adaptive = self.metric == "adaptive"
         if shards:
             kind = Shards if self.keep_mean else MeanlessShards
-            parts.append(kind(shards, self.state, self.draws_per_step))
+            parts.append(kind(shards, self.state, self.draws_per_step, adaptive))
         seed = noise.key(group["seed"], "initial")
         for joined in together.values():
             for member in joined:
                 self.state[member.parameter] = {}
-            parts.append(block(self._family_of(joined[0]), joined, seed, self.solver, self.penalty))
+            parts.append(block(self._family_of(joined[0]), joined, seed, self.solver, self.penalty, adaptive))
         if points:
             parts.append(Points(points, self.state, self.point_lr, self.scale, self.evaluations_per_step))
         for member in members:
@@ -281,6 +327,10 @@ class ProximalScore(torch.optim.Optimizer):
         """The precision that each sampled parameter started with, by name: of the data and the prior."""
         return {m.name: m.initial_precision for members in self._members for m in members if m.prior.sampled}
 
+    def _prior_weight(self, group: dict[str, Any]) -> float:
+        """Of the prior in the current step: one, except while it enters."""
+        return 1.0 if self.prior_schedule is None else self.prior_schedule.factor(group["step"])
+
     @property
     def evaluations_per_step(self) -> int:
         """Gradient evaluations (forward and backward passes over the batch) that one step takes, over all draw groups."""
@@ -315,7 +365,7 @@ class ProximalScore(torch.optim.Optimizer):
         """
         if self._drawing:
             raise RuntimeError("draws() within draws(): finish the first loop before starting another")
-        if self._scored:  # the last loop's scores are in the running mean, but no step counted them
+        if self._scored:  # no step took the last loop's scores
             self._forget()
         self._drawing, self._scored, self._finite, self._scaler = True, False, None, scaler
         begun: list[Part] = []
@@ -366,7 +416,7 @@ class ProximalScore(torch.optim.Optimizer):
             draws=self.draws_per_step,
             groups=self._groups,
             scale=self.scale,
-            momentum=group["momentum"],
+            prior_weight=self._prior_weight(group),
             seed=_seed(group, index),
         )
 
@@ -427,9 +477,7 @@ class ProximalScore(torch.optim.Optimizer):
         return (~self._finite.all()).float()
 
     def _forget(self) -> None:
-        """Start the running means anew: a part of a loop, or something that is not finite, may have been folded in."""
-        for group in self.param_groups:
-            group["momentum_steps"] = 0
+        """Drop the scores that no step took."""
         for part in self._all_parts():
             part.forget()
 
@@ -510,10 +558,7 @@ class ProximalScore(torch.optim.Optimizer):
             else:
                 for group in self.param_groups:
                     group["skipped_in_a_row"] = 0
-                    kept = group["momentum"] ** group["momentum_steps"]  # of a state from before it was counted
-                    kept = group.get("momentum_product", kept) if group["momentum_steps"] else 1.0
-                    group["momentum_product"] = kept * group["momentum"]  # a scheduler may change it from step to step
-                    group["momentum_steps"] += 1
+                    group["momentum_product"] *= group["momentum"]  # a scheduler may change it from step to step
                 self._combine()
                 self._update()
             for group in self.param_groups:
@@ -578,16 +623,21 @@ class ProximalScore(torch.optim.Optimizer):
         for group, parts in zip(self.param_groups, self._parts, strict=True):
             lr = group["lr"]
             weights = precision_weight, (mean_weight / lr if lr > 0 else float("inf"))
-            factor = self.penalty.mean / weights[1]
-            # The trust region of the mean follows its schedule: otherwise a step that it binds would never shrink.
-            max_mean_step = None if self.max_mean_step is None else self.max_mean_step * factor
+            scheduled = self.penalty.mean / mean_weight
+            factor = scheduled * lr / self._base_lr if lr > 0 else 0.0
+            adaptive = self.metric == "adaptive"
+            metric = Adaptive(scheduled * lr, self.scale, self.square_decay) if adaptive else None
             score_scale = -self.scale / (1 - group["momentum_product"])
             step = ProximalStep(
                 penalty=self.penalty,
                 weights=weights,
                 score_scale=score_scale,
+                momentum=group["momentum"],
+                metric=metric,
                 max_log_precision_step=self.max_log_precision_step,
-                max_mean_step=max_mean_step,
+                # It follows the mean's schedule: otherwise a step that it binds would never shrink.
+                max_mean_step=self.max_mean_step * scheduled * lr,
+                prior_weight=self._prior_weight(group),
                 factor=factor,
                 seed=_seed(group, self.draws_per_step - 1),
             )
@@ -603,7 +653,7 @@ class ProximalScore(torch.optim.Optimizer):
 
 
 # What a state may lack or have too much of: it follows from the weights, or is made in every step.
-_REMADE = {"mean", "curvature", "prior_mean"}
+_REMADE = {"mean", "curvature", "prior_mean", "square", "square_steps"}
 
 
 def _listed(names: Iterable[str]) -> str:

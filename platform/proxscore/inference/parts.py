@@ -17,8 +17,8 @@ from torch import Tensor
 
 from proxscore.inference import noise
 from proxscore.inference.monitor import Monitor
-from proxscore.inference.penalties import Penalty
 from proxscore.inference.priors import Assignment
+from proxscore.inference.step import Draw, ProximalStep
 
 #: A parameter's optimizer state, by parameter.
 States = Mapping[Tensor, dict[str, Any]]
@@ -47,72 +47,6 @@ class Member:
         shard = noise.local(placed)
         shard.copy_(self.prior_mean.reshape(-1)[self.start : self.start + len(shard)])
         return placed
-
-
-@dataclass(frozen=True)
-class Draw:
-    """One draw of a step: what its weights are made of, and how its gradients count.
-
-    Args:
-        index: of the draw, or pair, within the step.
-        first: it is the first that this process scores in the step.
-        sign: 1 for a single draw and the first of a pair, -1 for the second.
-        paired: it belongs to a pair.
-        draws: or pairs, of the step.
-        groups: of processes that score different draws of the step.
-        scale: data size / temperature.
-        momentum: decay of the running score.
-        seed: of the noise; the same for both of a pair.
-    """
-
-    index: int
-    first: bool
-    sign: float
-    paired: bool
-    draws: int
-    groups: int
-    scale: float
-    momentum: float
-    seed: int
-
-    @property
-    def last(self) -> bool:
-        """A single draw, or the second of a pair."""
-        return not (self.paired and self.sign > 0)
-
-    @property
-    def decay(self) -> float:
-        """Factor on the running score before this draw or pair: the draws of a step are one update of it, together.
-
-        Every draw group begins with its share of the running score, so that the sum over the groups is the update.
-        """
-        return self.momentum / self.groups if self.first else 1.0
-
-    @property
-    def weight(self) -> float:
-        """Factor on the draw's or pair's mean gradient in the running score."""
-        return (1 - self.momentum) / self.draws
-
-
-@dataclass(frozen=True)
-class ProximalStep:
-    """The settings of one proximal step.
-
-    Args:
-        weights: proximal weights (precision, mean) in force.
-        score_scale: what the running gradient is multiplied with to be the likelihood's part of the score.
-        max_log_precision_step, max_mean_step: trust region; none: unlimited.
-        factor: of the learning rate and the mean's schedule.
-        seed: of the noise that a penalty without a closed form is estimated with: that of the step's last draw.
-    """
-
-    penalty: Penalty
-    weights: tuple[float, float]
-    score_scale: float
-    max_log_precision_step: float | None
-    max_mean_step: float | None
-    factor: float
-    seed: int
 
 
 class Part(ABC):
@@ -153,7 +87,7 @@ class Part(ABC):
 
     @abstractmethod
     def forget(self) -> None:
-        """Drop what was taken since the last step, and the running score with it."""
+        """Drop what was taken since the last step."""
 
 
 def trained(members: list[Member]) -> list[Member]:

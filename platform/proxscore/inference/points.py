@@ -8,7 +8,8 @@ from torch.optim.adam import adam
 
 from proxscore.inference import noise
 from proxscore.inference.monitor import Monitor
-from proxscore.inference.parts import Draw, Member, Part, ProximalStep, States, trained
+from proxscore.inference.parts import Member, Part, States, trained
+from proxscore.inference.step import Draw, ProximalStep
 
 
 class Points(Part):
@@ -61,7 +62,7 @@ class Points(Part):
             if member.prior.precision > 0:
                 weights, prior_mean = noise.local(member.parameter), state.get("prior_mean")
                 pull = weights if prior_mean is None else weights - noise.local(prior_mean)
-                gradient.add_(pull, alpha=member.prior.precision / self._scale)
+                gradient.add_(pull, alpha=member.prior.precision * step.prior_weight / self._scale)
         adam(
             [noise.local(member.parameter) for member in self.members],
             gradients,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import Tensor
@@ -36,7 +36,8 @@ class Prior:
             layer scales.
         kinds: which parameters are biases and norms, as :func:`proxscore.inference.names.parameter_kinds` finds from a
             module. Of those that are not listed, names and shapes decide: a layer whose ``weight`` is a vector normalises.
-        mean: prior mean by parameter name, for example pretrained weights; zero where none is given.
+        mean: prior mean by parameter name, for example pretrained weights; zero where none is given, except that of norms,
+            which :meth:`about_start` fills in.
         select: ``all``, ``last_layer`` (the module of the last parameter that is not ``point``), or glob patterns: what may
             be sampled.
         point: glob patterns of parameters that are never sampled.
@@ -73,11 +74,23 @@ class Prior:
                 raise ValueError(f"prior.scales: the pattern {pattern!r} matches no parameter")
         return {name: self._assign(name, kinds[name], name in selected) for name in shapes}
 
+    def about_start(self, parameters: Iterable[tuple[str, Tensor]]) -> Prior:
+        """The same prior, with the means of normalisations' scales that have none at their present values, those of the start.
+
+        They are one there, and a prior mean of zero would pull towards a layer that is switched off. They are the norms
+        that a layer calls ``weight``, ``gamma`` or ``scale``.
+        :class:`proxscore.inference.ProximalScore` calls this; its attribute ``prior`` is the result.
+        """
+        named = dict(parameters)
+        kinds = kinds_by_name({name: parameter.ndim for name, parameter in named.items()}) | dict(self.kinds)
+        scales = [name for name in named if kinds[name] == "norm" and name.endswith((".weight", ".gamma", ".scale"))]
+        return replace(self, mean={name: named[name].detach().clone() for name in scales} | dict(self.mean))
+
     def _assign(self, name: str, kind: Kind, selected: bool) -> Assignment:
         treatment = {"bias": self.biases, "norm": self.norms}.get(kind, "informative")
-        if not selected or treatment == "point" or self._never(name):
-            return Assignment(sampled=False, precision=self._precision(name) if treatment == "informative" else 0.0)
-        return Assignment(sampled=True, precision=0.0 if treatment == "flat" else self._precision(name))
+        sampled = selected and treatment != "point" and not self._never(name)
+        precision = self._precision(name) if treatment == "informative" else 0.0
+        return Assignment(sampled, precision)
 
     def _never(self, name: str) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.point)

@@ -18,7 +18,8 @@ from proxscore.inference import noise
 from proxscore.inference.families.mean_field import Bucket, MeanField, split
 from proxscore.inference.interrupts import deferred_interrupts
 from proxscore.inference.monitor import Monitor
-from proxscore.inference.parts import Draw, Member, Part, ProximalStep, States, trained
+from proxscore.inference.parts import Member, Part, States, trained
+from proxscore.inference.step import Draw, ProximalStep
 
 # Elements that one pass of in-place operations covers; three temporaries of that size live at once. On the CPU large
 # enough that the calls cost less than the arithmetic, small enough for the cache; elsewhere a kernel's worth of work.
@@ -40,25 +41,30 @@ class _Shard:
     score: Tensor
     curvature: Tensor | None
     prior_mean: Tensor | None
+    square: Tensor | None
+    total: Tensor  # mean gradient over the draws of this step so far
     gradient: Tensor | None = None
     displacement: Tensor | None = None
 
 
 class Shards(Part):
     """Parameters with a mean-field Gaussian. State of each: ``mean``, ``precision``, ``score`` (running mean of the
-    gradient), ``curvature`` if a step has several draws, and ``prior_mean`` if there is one.
+    gradient), ``square`` and ``square_steps`` (running mean of its square, and how many are in it) with the adaptive metric,
+    ``curvature`` if a step has several draws, and ``prior_mean`` if there is one.
 
     Args:
         state: the optimizer's; gets the initial values.
         draws: or pairs, of a step.
+        adaptive: with the adaptive metric of the mean.
     """
 
     keeps_mean = True
 
-    def __init__(self, members: list[Member], state: States, draws: int) -> None:
+    def __init__(self, members: list[Member], state: States, draws: int, adaptive: bool) -> None:
         self.all_members, self.members, self._draws = members, members, draws
-        self._family = MeanField()
+        self._family, self._state = MeanField(), state
         self._shards: list[_Shard] = []
+        self._prior_weight = 1.0  # of this step
         self._streams: dict[tuple[torch.device, torch.dtype], noise.NormalStream] = {}
         for member in members:
             parameter, held = member.parameter.detach(), state[member.parameter]
@@ -66,6 +72,8 @@ class Shards(Part):
                 held["mean"] = parameter.clone()
             held["precision"] = torch.full_like(parameter, member.initial_precision)
             held["score"] = torch.zeros_like(parameter)
+            if adaptive:
+                held["square"], held["square_steps"] = torch.zeros_like(parameter), torch.zeros(())
             if draws > 1:
                 held["curvature"] = torch.zeros_like(parameter)
             if member.prior_mean is not None:
@@ -73,6 +81,7 @@ class Shards(Part):
 
     def begin(self, state: States) -> None:
         self.members = trained(self.all_members)
+        self._state = state
         self._shards = [self._shard(member, state) for member in self.members]
         if self._shards:
             torch._foreach_copy_([s.mean for s in self._shards], [s.weights for s in self._shards])
@@ -80,11 +89,14 @@ class Shards(Part):
     def _shard(self, member: Member, state: States) -> _Shard:
         held = state[member.parameter]
         weights, precision, score = map(noise.local, (member.parameter, held["precision"], held["score"]))
-        curvature, prior_mean = (noise.local(held[n]) if n in held else None for n in ("curvature", "prior_mean"))
+        curvature, prior_mean, square = (
+            noise.local(held[n]) if n in held else None for n in ("curvature", "prior_mean", "square")
+        )
         mean = noise.local(held["mean"]) if self.keeps_mean else weights
-        return _Shard(member, weights, mean, precision, score, curvature, prior_mean)
+        return _Shard(member, weights, mean, precision, score, curvature, prior_mean, square, torch.empty_like(weights))
 
     def sample(self, draw: Draw) -> None:
+        self._prior_weight = draw.prior_weight
         if draw.sign < 0:
             self._reflect(draw)
             return
@@ -105,20 +117,21 @@ class Shards(Part):
             self._family.reflect_(bucket)
 
     def take(self, draw: Draw, gradients: list[Tensor]) -> None:
-        """Fold the gradient into the running score; after a draw or pair, turn it into the curvature statistic.
+        """Add the gradient to the step's; after a draw or pair, turn it into the curvature statistic.
 
         After the first draw of a pair the gradient is left negated, so that the second backward pass accumulates
-        g_minus - g_plus without a buffer. The score holds g_plus then, and (g_minus - g_plus) / 2 makes it the mean.
+        g_minus - g_plus without a buffer. The total holds g_plus then, and (g_minus - g_plus) / 2 makes it the mean.
         """
         for shard, gradient in zip(self._shards, gradients, strict=True):
             shard.gradient = gradient
         second = draw.paired and draw.last
         for bucket in self._buckets():
-            if second:
-                torch._foreach_add_(bucket.score, bucket.statistic, alpha=draw.weight / 2)
+            if draw.first and not second:
+                torch._foreach_copy_(bucket.total, bucket.statistic)
+                if draw.draws > 1:
+                    torch._foreach_mul_(bucket.total, 1 / draw.draws)
             else:
-                torch._foreach_mul_(bucket.score, draw.decay)
-                torch._foreach_add_(bucket.score, bucket.statistic, alpha=draw.weight)
+                torch._foreach_add_(bucket.total, bucket.statistic, alpha=(0.5 if second else 1.0) / draw.draws)
             if draw.last:
                 self._family.curvature_(bucket, draw.scale / 2 if draw.paired else draw.scale, draw.paired)
             else:
@@ -127,10 +140,12 @@ class Shards(Part):
             for shard in self._shards:
                 assert shard.curvature is not None
                 assert shard.gradient is not None
-                shard.curvature.mul_(not draw.first).add_(shard.gradient, alpha=1 / self._draws)
+                if draw.first:  # what a skipped step left may not be finite: it is not multiplied by zero
+                    shard.curvature.zero_()
+                shard.curvature.add_(shard.gradient, alpha=1 / self._draws)
 
     def taken(self) -> list[Tensor]:
-        return [s.score for s in self._shards] + [s.curvature for s in self._shards if s.curvature is not None]
+        return [s.total for s in self._shards] + [s.curvature for s in self._shards if s.curvature is not None]
 
     def restore(self) -> None:
         if self._shards:
@@ -138,18 +153,15 @@ class Shards(Part):
 
     def step(self, step: ProximalStep, monitor: Monitor | None) -> None:
         for bucket in self._buckets("curvature" if self._draws > 1 else "gradient"):
-            ratio = self._family.update_(
-                bucket, step.penalty, step.weights, step.score_scale, step.max_log_precision_step, step.max_mean_step
-            )
+            ratio = self._family.update_(bucket, step)
             if monitor is not None:
                 monitor.add(bucket.precision, ratio)
+        if step.metric is not None:
+            for shard in self._shards:
+                self._state[shard.member.parameter]["square_steps"] += 1
         self._shards = []
 
     def forget(self) -> None:
-        for shard in self._shards:
-            shard.score.zero_()
-            if shard.curvature is not None:
-                shard.curvature.zero_()
         self._shards = []
 
     def _buckets(self, statistic: str = "gradient") -> Iterator[Bucket]:
@@ -158,8 +170,22 @@ class Shards(Part):
     def _split(self, shards: list[_Shard], statistic: str) -> Iterator[Bucket]:
         if shards:
             size = _BUCKET.get(shards[0].weights.device.type, _BUCKET_ACCELERATOR)
-            columns = ("weights", "mean", "precision", "score", statistic, "prior_mean", "displacement")
-            rows = [(tuple(getattr(s, name) for name in columns), s.member.prior.precision) for s in shards]
+            columns = (
+                "weights",
+                "mean",
+                "precision",
+                "score",
+                "total",
+                statistic,
+                "square",
+                "prior_mean",
+                "displacement",
+            )
+            rows = []
+            for shard in shards:
+                squares = 0.0 if shard.square is None else self._state[shard.member.parameter]["square_steps"].item()
+                tensors = tuple(getattr(shard, name) for name in columns)
+                rows.append((tensors, shard.member.prior.precision * self._prior_weight, squares))
             yield from split(rows, size)
 
     def _stream(self, like: Tensor) -> noise.NormalStream:
@@ -179,11 +205,12 @@ class MeanlessShards(Shards):
 
     keeps_mean = False
 
-    def __init__(self, members: list[Member], state: States, draws: int) -> None:
-        super().__init__(members, state, draws)
+    def __init__(self, members: list[Member], state: States, draws: int, adaptive: bool) -> None:
+        super().__init__(members, state, draws, adaptive)
         self._held: Draw | None = None  # whose noise is in the weights
 
     def sample(self, draw: Draw) -> None:
+        self._prior_weight = draw.prior_weight
         with deferred_interrupts():
             if draw.sign > 0:
                 self.restore()

@@ -86,14 +86,14 @@ def build_method(
     module: nn.Module,
     horizon: Horizon,
     seed: int,
-    losses: Callable[[], Iterator[tuple[Tensor, int]]],
+    losses: Callable[[], Iterator[Tensor]],
     draw_mesh: DeviceMesh | None = None,
 ) -> Method:
     """The method that a configuration section describes, for the parameters of a module.
 
     Args:
-        losses: for a method that looks at data first: average losses of a few training batches, and their rows; see
-            :func:`proxscore.inference.curvature.squared_gradients`.
+        losses: for a method that looks at data first: average losses of a few training batches; see
+            :func:`proxscore.inference.initial.bearable_noise`.
         draw_mesh: for a method that makes draws: the groups of processes that score different ones.
 
     Raises:

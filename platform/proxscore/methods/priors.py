@@ -17,7 +17,8 @@ def prior_of(config: PriorConfig, module: nn.Module) -> Prior:
         trained = [(name, p.detach().clone()) for name, p in named_parameters(module).items() if p.requires_grad]
         head = trained[-1][0].rpartition(".")[0]  # the classifier is new: its prior mean stays zero
         mean = {name: value for name, value in trained if name.rpartition(".")[0] != head}
-    return Prior(**config.model_dump(exclude={"mean"}), mean=mean, kinds=parameter_kinds(module))
+    prior = Prior(**config.model_dump(exclude={"mean"}), mean=mean, kinds=parameter_kinds(module))
+    return prior.about_start((name, p) for name, p in named_parameters(module).items() if p.requires_grad)
 
 
 def assigned(prior: Prior, module: nn.Module) -> dict[str, Assignment]:

@@ -12,8 +12,8 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from proxscore.config import ConfigError, PenaltyConfig, ProximalScoreConfig, ScheduleConfig, Section, SolverConfig
 from proxscore.inference import GradientSolver, Prior, ProximalScore, Schedule
-from proxscore.inference.curvature import initial_precision, squared_gradients
 from proxscore.inference.families import FAMILIES, Family
+from proxscore.inference.initial import INITIAL_NOISE, bearable_noise
 from proxscore.inference.penalties import PENALTIES, Penalty
 from proxscore.methods.priors import prior_of
 
@@ -29,7 +29,7 @@ def build(
     module: nn.Module,
     horizon: Horizon,
     seed: int,
-    losses: Callable[[], Iterable[tuple[Tensor, int]]],
+    losses: Callable[[], Iterable[Tensor]],
     draw_mesh: DeviceMesh | None = None,
 ) -> ProximalScore:
     """The optimizer, with schedules and the default precision weight filled in from the length of the run.
@@ -46,7 +46,11 @@ def build(
             family=_family(config.family),
             families={pattern: _family(family) for pattern, family in config.families.items()},
             solver=None if config.solver is None else _solver(config.solver),
-            initial_precision=config.initial_precision or initial_precision(squared_gradients(module, losses())),
+            metric=config.metric,
+            lr=config.lr,
+            square_decay=config.square_decay,
+            initial_noise=_initial_noise(config, module, losses, seed),
+            initial_precision=config.initial_precision,
             paired=config.paired,
             draws=config.draws,
             draw_mesh=draw_mesh,
@@ -62,6 +66,14 @@ def build(
         )
     except ValueError as error:
         raise ConfigError(f"method: {error}") from error
+
+
+def _initial_noise(
+    config: ProximalScoreConfig, module: nn.Module, losses: Callable[[], Iterable[Tensor]], seed: int
+) -> float:
+    if config.initial_noise is not None or config.initial_precision is not None:  # the latter takes its place
+        return config.initial_noise or INITIAL_NOISE
+    return bearable_noise(module, losses, INITIAL_NOISE, seed)
 
 
 def penalty_of(config: PenaltyConfig, horizon: Horizon) -> Penalty:

@@ -100,7 +100,7 @@ def take_probe(storage: str, name: str) -> bool:
     return True
 
 
-def example_losses(module: torch.nn.Module, task: Task) -> Iterator[tuple[torch.Tensor, int]]:
+def example_losses(module: torch.nn.Module, task: Task) -> Iterator[torch.Tensor]:
     """Of the first two training rows, to build a method that looks at data before the run has any."""
     inputs, targets = task.data.train.__getitems__([0, 1])
-    yield task.likelihood.nll(module(inputs), targets).mean(), 2
+    yield task.likelihood.nll(module(inputs), targets).mean()

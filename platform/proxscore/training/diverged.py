@@ -14,6 +14,7 @@ from torch import nn
 
 from proxscore.config import ConfigError, DivergedError, EnsembleConfig, MethodConfig, ProximalScoreConfig
 from proxscore.inference import noise
+from proxscore.inference.metric import LR
 from proxscore.training.task import Task
 
 NANS = "the network's predictions are not numbers (NaN)"
@@ -82,10 +83,12 @@ def remedy(method: MethodConfig, section: str) -> str:
     if isinstance(method, EnsembleConfig):
         return remedy(method.of, f"{section}.of")
     if isinstance(method, ProximalScoreConfig):
-        bound = "" if method.max_mean_step is None else f" (now {method.max_mean_step:g})"
+        spread = f"{section}.initial_noise"
+        if method.metric == "adaptive":
+            return f"use a smaller {section}.lr (now {method.lr or LR:g}) or {spread}, and look for bad inputs"
         return (
-            f"use a smaller {section}.max_mean_step{bound}, or a larger {section}.penalty.mean (now "
-            f"{method.penalty.mean:g}) or {section}.initial_precision, and look for bad inputs"
+            f"use a smaller {section}.max_mean_step or {spread}, or a larger {section}.penalty.mean (now "
+            f"{method.penalty.mean:g}), and look for bad inputs"
         )
     of = getattr(method, "of", None)
     if of is not None:

@@ -324,7 +324,7 @@ FIRST_BATCHES = 10
 
 def first_losses(
     module: nn.Module, task: Task, config: Config, context: Context, data: TrainingData | RayTrainingData
-) -> Iterator[tuple[torch.Tensor, int]]:
+) -> Iterator[torch.Tensor]:
     """Average losses of this rank's part of the first batches, in training mode, for a method that looks at data first."""
     module.train()
     low = config.training.precision == "bf16" and context.mesh is None
@@ -335,7 +335,7 @@ def first_losses(
         with torch.autocast(context.device.type, torch.bfloat16, enabled=low):
             outputs = module(inputs.to(context.device, non_blocking=True))[: len(targets)]
         loss = task.likelihood.nll(outputs, targets.to(context.device, non_blocking=True)).sum()
-        yield loss * (context.data_world / size), size
+        yield loss * (context.data_world / size)
 
 
 def training_data(config: Config, task: Task, context: Context, least: int = 1) -> TrainingData | RayTrainingData:

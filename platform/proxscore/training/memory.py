@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from proxscore.config import Config, ConfigError, EnsembleConfig, MethodConfig, MethodError
+from proxscore.inference.initial import INITIAL_NOISE
 from proxscore.methods import Horizon, build_method
 from proxscore.training import meshes
 from proxscore.training.ensemble import member_epochs
@@ -92,8 +93,8 @@ def _memory(config: Config, settings: MethodConfig, task: Task) -> Memory:
     module = task.build_model(torch.device("meta"))
     parameters = sum(p.numel() for p in module.parameters())
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    if settings.kind == "proximal_score" and settings.initial_precision is None:  # it changes numbers, not their count
-        settings = settings.model_copy(update={"initial_precision": 0.1})
+    if settings.kind == "proximal_score" and settings.initial_precision is None:  # without numbers, nothing is measured
+        settings = settings.model_copy(update={"initial_noise": settings.initial_noise or INITIAL_NOISE})
     steps = math.ceil(len(task.data.train) / config.training.batch_size)
     horizon = Horizon(max(round(epochs * steps), 1), steps, len(task.data.train))
     method = build_method(settings, module, horizon, config.seed, lambda: iter(()))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from proxscore.config import Config, ConfigError, ProximalScoreConfig
+from proxscore.inference.initial import INITIAL_NOISE
+from proxscore.inference.metric import LR
 from proxscore.tuning.space import Domain
 
 KIND = "method.penalty.mean_schedule.kind"
@@ -28,20 +30,26 @@ def default_space(config: Config, total_steps: int) -> dict[str, Domain]:
     precision = method.penalty.precision or float(total_steps)
     space: dict[str, Domain] = {
         "method.penalty.precision": _around(precision, 5),
-        "method.penalty.mean": _around(method.penalty.mean, 5),
         KIND: Domain(choice=["constant", "linear", "cosine", "power"]),
         "method.penalty.mean_schedule.warmup": Domain(uniform=[0.0, 1.0]),
         "method.penalty.mean_schedule.end": Domain(uniform=[0.0, 0.2], when={KIND: ["linear", "cosine"]}),
         "method.penalty.mean_schedule.power": Domain(uniform=[0.25, 1.0], when={KIND: "power"}),
-        "method.max_mean_step": _around(method.max_mean_step or 0.2, 5),
         "method.momentum": Domain(choice=[0.8, 0.9, 0.95]),
         "method.prior.scale": _around(method.prior.scale, 5),
-        "method.initial_precision": _around(method.initial_precision or 0.1, 10),
         "method.temperature": _around(method.temperature, 10),
         "method.paired": Domain(choice=[True, False]),
         "method.draws": Domain(randint=[1, 2]),
         "training.batch_size": Domain(choice=_batches(config.training.batch_size)),
     }
+    if method.metric == "adaptive":
+        space["method.lr"] = _around(method.lr or LR, 5)
+    else:
+        space["method.penalty.mean"] = _around(method.penalty.mean, 5)
+        space["method.max_mean_step"] = _around(method.max_mean_step or 0.2, 5)
+    if method.initial_precision is None:
+        space["method.initial_noise"] = _around(method.initial_noise or INITIAL_NOISE, 4)
+    else:
+        space["method.initial_precision"] = _around(method.initial_precision, 10)
     if config.training.draw_groups > 1:  # draws are shared out
         del space["method.draws"]
     return space

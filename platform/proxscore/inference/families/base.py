@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from proxscore.inference.penalties import Penalty
+from proxscore.inference.step import ProximalStep
 
 State = dict[str, Tensor]
 
@@ -107,18 +107,16 @@ class ClosedForm(ABC):
         state: State,
         score: Tensor,
         curvature: Tensor,
-        penalty: Penalty,
-        weights: tuple[float, float],
-        max_log_ratio: float | None,
-        max_mean_step: float | None,
+        step: ProximalStep,
+        metric: Tensor | None,
     ) -> Tensor:
         """The proximal step, in place; returns the precision ratios r.
 
         Args:
             score: mean statistic in weight units, E s-hat, (D,).
             curvature: mean of the draws' curvature statistics.
-            weights: proximal weights (precision, mean).
-            max_log_ratio, max_mean_step: trust region, as in :class:`proxscore.inference.ProximalScore`.
+            step: weights and trust region of the penalty.
+            metric: diagonal M of the mean's adaptive metric, (D,); none: the posterior's metric.
         """
 
 

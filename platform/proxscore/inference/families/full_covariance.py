@@ -8,6 +8,8 @@ eigenbasis of K:
 
     K = V diag(k) V^T,   r = penalty(k),   m <- m + C V (step of V^T u given r),   C <- C R^(-1/2)
 
+(with the adaptive metric M of :mod:`proxscore.inference.metric`, m <- m + (Lambda + M)^-1 s at the new precision)
+
 The root is the symmetric one: eigenvectors are free in sign and order, and draws must not depend on rounding.
 
 The statistic of a draw or pair differs from its mean by matrices of rank two with eigenvalues of order D times a mean
@@ -28,7 +30,7 @@ import torch
 from torch import Tensor
 
 from proxscore.inference.families.base import ClosedForm, Family, State, Total
-from proxscore.inference.penalties import Penalty
+from proxscore.inference.step import ProximalStep
 
 LARGEST = 20_000  # numbers: a covariance of 1.6 GB
 
@@ -97,24 +99,26 @@ class FullCovariance(Family, ClosedForm):
         state: State,
         score: Tensor,
         curvature: Tensor,
-        penalty: Penalty,
-        weights: tuple[float, float],
-        max_log_ratio: float | None,
-        max_mean_step: float | None,
+        step: ProximalStep,
+        metric: Tensor | None,
     ) -> Tensor:
         # In double precision: the factor is a product over all steps.
         factor = state["factor"].double()
         eigenvalues, vectors = torch.linalg.eigh(curvature.double())
-        ratio = penalty.precision_ratio_([eigenvalues], weights[0])[0]
-        if max_log_ratio is not None:
-            logs, limit = ratio.log(), max_log_ratio * min(1.0, math.sqrt(32 / len(ratio)))
+        ratio = step.penalty.precision_ratio_([eigenvalues], step.weights[0])[0]
+        if step.max_log_precision_step is not None:
+            logs, limit = ratio.log(), step.max_log_precision_step * min(1.0, math.sqrt(32 / len(ratio)))
             ratio = (logs * min(1.0, limit / max(logs.norm().item(), 1e-300))).exp()
-        white = penalty.mean_step_([vectors.mT @ (factor.mT @ score.double())], [ratio], weights[1])[0]
-        if max_mean_step is not None:  # the ball around the box of the mean-field family: no axis is special here
-            radius = max_mean_step * math.sqrt(len(white))
-            white = white * min(1.0, radius / max(white.norm().item(), 1e-300))
         rotated = factor @ vectors
-        state["mean"] += (rotated @ white).to(state["mean"])
+        white = rotated.mT @ score.double()
+        if metric is None:
+            white = step.penalty.mean_step_([white], [ratio], step.weights[1])[0]
+            # The ball around the box of the mean-field family: no axis is special here.
+            radius = step.max_mean_step * math.sqrt(len(white))
+            move = rotated @ (white * min(1.0, radius / max(white.norm().item(), 1e-300)))
+        else:
+            move = _adaptive_step(rotated, ratio, metric.double(), white).clamp(-step.max_mean_step, step.max_mean_step)
+        state["mean"] += move.to(state["mean"])
         state["factor"].copy_(rotated * ratio.rsqrt() @ vectors.mT)
         return ratio
 
@@ -122,6 +126,15 @@ class FullCovariance(Family, ClosedForm):
 def lower(raw: Tensor) -> Tensor:
     """A Cholesky factor from free numbers: the lower triangle, with exponentials on the diagonal."""
     return raw.tril(-1) + raw.diagonal(dim1=-2, dim2=-1).exp().diag_embed()
+
+
+def _adaptive_step(rotated: Tensor, ratio: Tensor, metric: Tensor, white: Tensor) -> Tensor:
+    """(Lambda + diag(M))^-1 s with Lambda = B^-T diag(r) B^-1, B = C V: B (diag(r) + B^T diag(M) B)^-1 B^T s."""
+    if not metric.isfinite().all():  # the mean stays where it is
+        return torch.zeros_like(metric)
+    system = rotated.mT @ (metric[:, None] * rotated)
+    system.diagonal().add_(ratio)
+    return rotated @ torch.cholesky_solve(white[:, None], torch.linalg.cholesky(system))[:, 0]
 
 
 def _log_det(factor: Tensor) -> Tensor:

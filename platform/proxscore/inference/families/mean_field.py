@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from proxscore.inference.families.base import Family, State, Total
-from proxscore.inference.penalties import Penalty
+from proxscore.inference.step import ProximalStep
 
 
 @dataclass
@@ -35,28 +35,31 @@ class Bucket:
     mean: list[Tensor]
     precision: list[Tensor]
     score: list[Tensor]  # running mean of g, the gradient of the mean negative log-likelihood
+    total: list[Tensor]  # g of this step, the mean over its draws
     statistic: list[Tensor]  # the gradient during the draws; the curvature statistic k before the step
-    prior_precision: list[float]
+    square: list[Tensor | None]  # running mean of g^2, of the adaptive metric
     prior_mean: list[Tensor | None]
-    displacement: list[Tensor | None] = field(default_factory=list)  # weights - mean, where the mean is not held
+    displacement: list[Tensor | None]  # weights - mean, where the mean is not held
+    prior_precision: list[float]
+    squares: list[float]  # steps in ``square``
 
 
-def split(shards: Sequence[tuple[tuple[Tensor | None, ...], float]], size: int) -> Iterator[Bucket]:
+def split(shards: Sequence[tuple[tuple[Tensor | None, ...], float, float]], size: int) -> Iterator[Bucket]:
     """Cut aligned flat shards into buckets of about ``size`` elements.
 
     Args:
-        shards: (weights, mean, precision, score, statistic, prior mean, displacement) and prior precision, per parameter.
+        shards: the tensors of a bucket in its order, prior precision, and number of squares, per parameter.
     """
     columns: list[list] = [[] for _ in fields(Bucket)]
     held = 0
-    for (weights, *tensors, prior_mean, displacement), prior_precision in shards:
-        assert weights is not None
-        count = weights.numel()
+    for tensors, *numbers in shards:
+        assert tensors[0] is not None
+        count = tensors[0].numel()
         for low in range(0, count, size):
-            row = (weights, *tensors, prior_precision, prior_mean, displacement)
+            row = tensors
             if count > size:  # slicing costs as much as a pass over a small tensor
-                row = tuple(value[low : low + size] if isinstance(value, Tensor) else value for value in row)
-            for column, value in zip(columns, row, strict=True):
+                row = tuple(None if tensor is None else tensor[low : low + size] for tensor in tensors)
+            for column, value in zip(columns, (*row, *numbers), strict=True):
                 column.append(value)
             held += min(size, count - low)
             if held >= size:
@@ -137,41 +140,40 @@ class MeanField(Family):
             torch._foreach_addcmul_(prior, bucket.statistic, displacement, value=scale)
             torch._foreach_copy_(bucket.statistic, prior)
 
-    def update_(
-        self,
-        bucket: Bucket,
-        penalty: Penalty,
-        weights: tuple[float, float],
-        score_scale: float,
-        max_log_ratio: float | None,
-        max_mean_step: float | None,
-    ) -> Sequence[Tensor]:
+    def update_(self, bucket: Bucket, step: ProximalStep) -> Sequence[Tensor]:
         """The proximal step: moves mean, precision and weights of a bucket, and returns the precision ratios r.
 
-            r        = penalty's solution for k, clipped to [exp(-max_log_ratio), exp(max_log_ratio)]
-            Lambda  <- r Lambda
-            m       <- m + clip(u / (r + 2 kappa_m), max_mean_step) / sqrt(Lambda_old)
-
-        Args:
-            weights: proximal weights (precision, mean) in force.
-            score_scale: what ``bucket.score`` is multiplied with to be the likelihood's part of the score.
+        r        = penalty's solution for k, clipped to [exp(-max_log_precision_step), exp(max_log_precision_step)]
+        m       <- m + clip(u / (r + 2 kappa_m)) / sqrt(Lambda)      metric of the posterior
+        m       <- m + clip(s / (r Lambda + M))                      adaptive metric M
+        Lambda  <- r Lambda
         """
-        ratio = list(penalty.precision_ratio_(bucket.statistic, weights[0]))
-        if max_log_ratio is not None:
-            torch._foreach_clamp_min_(ratio, math.exp(-max_log_ratio))
-            torch._foreach_clamp_max_(ratio, math.exp(max_log_ratio))
+        ratio = list(step.penalty.precision_ratio_(bucket.statistic, step.weights[0]))
+        if step.max_log_precision_step is not None:
+            torch._foreach_clamp_min_(ratio, math.exp(-step.max_log_precision_step))
+            torch._foreach_clamp_max_(ratio, math.exp(step.max_log_precision_step))
 
-        deviation = torch._foreach_rsqrt(bucket.precision)
+        torch._foreach_lerp_(bucket.score, bucket.total, 1 - step.momentum)
         offset = [m if m0 is None else m - m0 for m, m0 in zip(bucket.mean, bucket.prior_mean, strict=True)]
-        step = torch._foreach_mul(offset, [-precision for precision in bucket.prior_precision])
-        torch._foreach_add_(step, bucket.score, alpha=score_scale)
-        torch._foreach_mul_(step, deviation)
-        penalty.mean_step_(step, ratio, weights[1])
-        if max_mean_step is not None:
-            torch._foreach_clamp_min_(step, -max_mean_step)
-            torch._foreach_clamp_max_(step, max_mean_step)
-
-        torch._foreach_addcmul_(bucket.mean, step, deviation)
-        torch._foreach_mul_(bucket.precision, ratio)
+        move = torch._foreach_mul(offset, [-precision for precision in bucket.prior_precision])
+        torch._foreach_add_(move, bucket.score, alpha=step.score_scale)
+        if step.metric is None:
+            deviation = torch._foreach_rsqrt(bucket.precision)
+            torch._foreach_mul_(move, deviation)
+            step.penalty.mean_step_(move, ratio, step.weights[1])
+            torch._foreach_clamp_min_(move, -step.max_mean_step)
+            torch._foreach_clamp_max_(move, step.max_mean_step)
+            torch._foreach_addcmul_(bucket.mean, move, deviation)
+            torch._foreach_mul_(bucket.precision, ratio)
+        else:
+            torch._foreach_mul_(bucket.precision, ratio)
+            squares = [square for square in bucket.square if square is not None]
+            metric = step.metric.of(squares, bucket.squares)
+            torch._foreach_add_(metric, bucket.precision)
+            torch._foreach_div_(move, metric)
+            torch._foreach_clamp_min_(move, -step.max_mean_step)
+            torch._foreach_clamp_max_(move, step.max_mean_step)
+            torch._foreach_add_(bucket.mean, move)
+            step.metric.add_(squares, bucket.total)
         torch._foreach_copy_(bucket.weights, bucket.mean)
         return ratio

@@ -81,6 +81,6 @@ def share(name: str, method: MethodConfig, steps_per_epoch: int, total: int) -> 
 def _beside(method: Any, steps_per_epoch: int) -> int:
     if isinstance(method, LaplaceConfig):
         return steps_per_epoch
-    if isinstance(method, ProximalScoreConfig) and method.initial_precision is None:
+    if isinstance(method, ProximalScoreConfig) and method.initial_noise is None and method.initial_precision is None:
         return min(FIRST_BATCHES, steps_per_epoch)
     return 0

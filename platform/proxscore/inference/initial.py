@@ -1,0 +1,124 @@
+"""The initial noise: how wide a posterior is at the start, relative to the weights of each tensor.
+
+A network bears noise in proportion to its weights: of a few per cent of a tensor's root mean square it costs nothing, of
+30 % it destroys what was learned, whatever the layer's size. So the initial standard deviation is a fraction of
+
+    scale = root mean square of the tensor's weights;
+
+where they are zero (a bias, the last layer of a residual branch or of a network that starts as constant), of the standard
+deviation that an initialisation would give a matrix, 1 / sqrt(fan-in), and for a vector, of the root mean square of its
+layer's weight, or else of the median over all tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from statistics import median
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from proxscore.inference import noise
+from proxscore.inference.buffers import kept_buffers
+from proxscore.inference.names import named_parameters
+
+INITIAL_NOISE = 0.05
+_ZERO = 1e-8  # a root mean square below says nothing
+
+
+def initial_scales(parameters: Mapping[str, Tensor]) -> dict[str, float]:
+    """By parameter name, what the initial standard deviation is a fraction of; in units of the weights.
+
+    Of sharded parameters, over the whole tensors: a collective call.
+    """
+    found = {name: _root_mean_square(parameter) for name, parameter in parameters.items()}
+    known = {name: scale for name, scale in found.items() if scale > _ZERO}
+    for name, parameter in parameters.items():
+        if name not in known and parameter.ndim > 1:
+            found[name] = 1 / math.sqrt(max(parameter[0].numel(), 1))
+    usual = median(known.values()) if known else 1.0
+    for name, parameter in parameters.items():
+        if name not in known and parameter.ndim <= 1:
+            found[name] = found.get(f"{name.rpartition('.')[0]}.weight", usual) or usual
+    return found
+
+
+@torch.no_grad()
+def _root_mean_square(parameter: Tensor) -> float:
+    if parameter.is_meta:
+        return 1.0
+    square = parameter.detach().double().square().mean()
+    return (square.full_tensor() if isinstance(square, DTensor) else square).sqrt().item()
+
+
+#: What draws may lose against the mean at the start: that share of the mean's loss, and of a nat where it is smaller.
+BEARABLE = 0.01
+_SMALLEST = 1e-4
+
+
+@torch.no_grad()
+def bearable_noise(module: nn.Module, losses: Callable[[], Iterable[Tensor]], largest: float, seed: int) -> float:
+    """The largest relative noise, at most ``largest``, whose draws cost little: a pretrained network bears less than one that
+    knows nothing yet, whose loss no noise makes worse.
+
+    The loss of draws is compared with that of the weights as they are on the same batches, one draw for each batch, at
+    ``largest``, and at half of it as long as the draws lose more than ``BEARABLE``.
+
+    Args:
+        module: its trained parameters are drawn about; as before afterwards, buffers included.
+        losses: called for a pass over a few batches: average negative log-likelihood of each, evaluated when it is asked for.
+            Over shards, each rank's part, such that the average over ranks is the batch's.
+        seed: of the draws.
+
+    Raises:
+        ValueError: no batches, or a loss that is not finite at the start.
+    """
+    trained = {name: p for name, p in named_parameters(module).items() if p.requires_grad}
+    scales = initial_scales(trained)
+    before = [parameter.detach().clone() for parameter in trained.values()]
+
+    def average(relative: float) -> float:
+        total, count = torch.zeros((), dtype=torch.float64), 0
+        iterator = iter(losses())
+        while True:
+            _perturb(trained, before, scales, relative, noise.key(seed, "bearable", count))
+            loss = next(iterator, None)
+            if loss is None:
+                break
+            total += loss.detach().double().cpu()
+            count += 1
+        if not count:
+            raise ValueError("initial_noise: no batches to measure it on")
+        if dist.is_initialized():
+            on_device = total.to(before[0].device)
+            dist.all_reduce(on_device)
+            total = on_device.cpu() / dist.get_world_size()
+        return total.item() / count
+
+    with kept_buffers(module):
+        try:
+            least = average(0.0)
+            if not math.isfinite(least):
+                raise ValueError("initial_noise: the loss is not finite at the start")
+            relative = largest
+            while relative > _SMALLEST and not average(relative) <= least + BEARABLE * max(abs(least), 1.0):
+                relative /= 2
+        finally:
+            _perturb(trained, before, scales, 0.0, 0)
+    return relative
+
+
+def _perturb(
+    parameters: Mapping[str, Tensor], before: list[Tensor], scales: Mapping[str, float], relative: float, seed: int
+) -> None:
+    for (name, parameter), mean in zip(parameters.items(), before, strict=True):
+        parameter.copy_(mean)
+        if relative > 0:
+            shard = noise.local(parameter)
+            stream = noise.NormalStream(shard.device, shard.dtype)
+            start = noise.shard_offset(parameter, name)
+            for piece, values in stream.pieces(noise.key(seed, name), start, len(shard), parameter.numel()):
+                shard[piece].add_(values, alpha=relative * scales[name])

@@ -1,0 +1,70 @@
+"""The metric in which the proximal penalty measures a step of the mean.
+
+The penalty of the mean may be taken in any metric that does not depend on the current mini-batch: the fixed point stays the
+posterior's, as the step is zero where the expected score is, and the step stays linear in the score, so its expectation over
+mini-batches is the full batch's. Two are built.
+
+*The posterior's* (``metric="posterior"``), of :mod:`proxscore.inference.penalties`: steps are in posterior standard
+deviations. It is the natural gradient, invariant to the weights' units, and reaches exact posteriors of small models. For
+a network it is one constant where the loss has many curvatures, and the step falls with the initial precision.
+
+*The adaptive one* (``metric="adaptive"``), that of Adam:
+
+    P(q_t, q) = 1/2 (m - m_t)^T M_t (m - m_t),     M_t = diag( (N / T) (sqrt(v_t) + eps) / lr )
+
+with N / T data size over temperature, v_t the bias-corrected running mean of squared gradients of the mean negative
+log-likelihood **up to iteration t - 1**, and lr the learning rate. The score-matching loss of the mean is
+1/2 (Lambda (m - m_t) - s)^2 / Lambda_t at the candidate's precision Lambda = r Lambda_t; with the penalty taken, as the
+Kullback-Leibler one, at the candidate's precision (r M_t in place of M_t), setting the derivative to zero gives
+
+    m  <-  m_t + s / (r Lambda_t + M_t)                                              elementwise, in closed form.
+
+Where the precision and the prior are negligible, s = -(N / T) g, and this is Adam's step -lr g / (sqrt(v) + eps), with the
+squares of the steps before. The precision's term keeps it finite where a gradient vanishes. In the first step v is
+unknown: the mean stays where it is. Sources: M. Kim, arXiv 2602.05873; Adam, Kingma and Ba, arXiv 1412.6980.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Metric = Literal["adaptive", "posterior"]
+
+#: Adam's, which keeps zero out of the denominator.
+EPSILON = 1e-8
+#: The learning rate where none is given.
+LR = 3e-3
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """The adaptive metric in one step.
+
+    Args:
+        lr: the learning rate in force; zero: the mean stays where it is.
+        scale: data size / temperature.
+        decay: of the running mean of squares, in [0, 1).
+    """
+
+    lr: float
+    scale: float
+    decay: float
+
+    def of(self, squares: list[Tensor], counts: list[float]) -> list[Tensor]:
+        """M_t, from running means of squares and the numbers of steps that are in them."""
+        metric = torch._foreach_sqrt(squares)
+        ready = [count > 0 and self.lr > 0 for count in counts]
+        factor = self.scale / self.lr if self.lr > 0 else 0.0
+        corrections = [(1 - self.decay**count) ** -0.5 if count > 0 else 0.0 for count in counts]
+        torch._foreach_mul_(metric, [factor * correction for correction in corrections])
+        torch._foreach_add_(metric, [factor * EPSILON if known else float("inf") for known in ready])
+        return list(metric)
+
+    def add_(self, squares: list[Tensor], gradients: list[Tensor]) -> None:
+        """Fold a step's gradients into the running means: only after :meth:`of` of that step."""
+        torch._foreach_mul_(squares, self.decay)
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - self.decay)

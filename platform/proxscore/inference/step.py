@@ -1,0 +1,68 @@
+"""What one iteration is made of: its draws, and the settings of its proximal step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from proxscore.inference.metric import Adaptive
+from proxscore.inference.penalties import Penalty
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One draw of a step: what its weights are made of, and how its gradients count.
+
+    Args:
+        index: of the draw, or pair, within the step.
+        first: it is the first that this process scores in the step.
+        sign: 1 for a single draw and the first of a pair, -1 for the second.
+        paired: it belongs to a pair.
+        draws: or pairs, of the step.
+        groups: of processes that score different draws of the step.
+        scale: data size / temperature.
+        prior_weight: of the prior, in [0, 1], while it enters.
+        seed: of the noise; the same for both of a pair.
+    """
+
+    index: int
+    first: bool
+    sign: float
+    paired: bool
+    draws: int
+    groups: int
+    scale: float
+    prior_weight: float
+    seed: int
+
+    @property
+    def last(self) -> bool:
+        """A single draw, or the second of a pair."""
+        return not (self.paired and self.sign > 0)
+
+
+@dataclass(frozen=True)
+class ProximalStep:
+    """The settings of one proximal step.
+
+    Args:
+        weights: proximal weights (precision, mean) in force.
+        score_scale: what the running gradient is multiplied with to be the likelihood's part of the score.
+        momentum: decay of the running gradient.
+        metric: the adaptive metric of the mean; none: that of the posterior.
+        max_log_precision_step: trust region of the log-precision; none: unlimited.
+        max_mean_step: trust region of the mean, in units of the weights with the adaptive metric, else in standard deviations.
+        prior_weight: of the prior, in [0, 1], while it enters.
+        factor: of the learning rate and the mean's schedule.
+        seed: of the noise that a penalty without a closed form is estimated with: that of the step's last draw.
+    """
+
+    penalty: Penalty
+    weights: tuple[float, float]
+    score_scale: float
+    momentum: float
+    metric: Adaptive | None
+    max_log_precision_step: float | None
+    max_mean_step: float
+    prior_weight: float
+    factor: float
+    seed: int
