@@ -38,7 +38,8 @@ class PriorConfig(Section):
     biases: Literal["informative", "flat", "point"] = "informative"
     norms: Literal["informative", "flat", "point"] = "informative"
     scales: dict[str, float] = Field({})  # glob pattern of parameter names -> scale
-    mean: Literal["zero", "initial"] = "zero"  # initial: the loaded weights, except the classifier head
+    # initial: the loaded weights, except the classifier head; the default where task.model has weights.
+    mean: Literal["zero", "initial"] = "zero"
     select: str | list[str] = "all"  # all, last_layer, or glob patterns: which parameters are sampled
 
 
@@ -111,7 +112,7 @@ class ProximalScoreConfig(Section):
     initial_precision: float | None = Field(None, gt=0)  # in its place: one for all, per data point
     paired: bool = True
     draws: int = Field(1, ge=1, le=10_000)  # pairs (or single draws) per step
-    keep_mean: bool = True  # false: four numbers per parameter instead of five, and more time for the noise
+    keep_mean: bool = True  # false: a number less per parameter, and more time for the noise
     momentum: float = Field(0.9, ge=0, lt=1)
     max_log_precision_step: float | None = Field(1.0, gt=0)
     max_mean_step: float | None = Field(

@@ -51,29 +51,44 @@ def read(
 
 def parse(tree: dict[str, Any], source: str = "configuration") -> Config:
     """Validate a plain tree (as read from YAML or JSON)."""
-    return validated(Config, _with_defaults_of_forecasts(tree), source)
+    return validated(Config, _with_defaults_of_the_task(tree), source)
 
 
-def _with_defaults_of_forecasts(tree: dict[str, Any]) -> dict[str, Any]:
-    """With other defaults of proximal score matching than those of classes: a window's log-likelihood is a sum over its steps."""
+#: Methods with a prior.
+_WITH_PRIOR = ("proximal_score", "elbo", "sgld", "sghmc")
+
+
+def _with_defaults_of_the_task(tree: dict[str, Any]) -> dict[str, Any]:
+    """With the defaults of a method that depend on the task."""
     task, method = tree.get("task"), tree.get("method", {})
-    if not (isinstance(task, dict) and task.get("kind") == "forecasting" and isinstance(method, dict)):
+    if not (isinstance(task, dict) and isinstance(method, dict)):
         return tree
-    if method.get("kind") == "ensemble":
-        member = method.get("of")
-        if not (isinstance(member, dict) and member.get("kind") == "proximal_score"):
-            return tree
-        return tree | {"method": method | {"of": _defaults_of_forecasts(task) | member}}
-    if method.get("kind", "proximal_score") != "proximal_score":
-        return tree
-    return tree | {"method": _defaults_of_forecasts(task) | method}
+    if method.get("kind") != "ensemble":
+        return tree | {"method": _completed(task, {"kind": "proximal_score"} | method)}
+    member = method.get("of")
+    return tree | {"method": method | {"of": _completed(task, member)}} if isinstance(member, dict) else tree
+
+
+def _completed(task: dict[str, Any], method: dict[str, Any]) -> dict[str, Any]:
+    if task.get("kind") == "forecasting":
+        return _defaults_of_forecasts(task) | method if method.get("kind") == "proximal_score" else method
+    model = task.get("model")
+    prior = method.get("prior", {})
+    if not (isinstance(model, dict) and isinstance(prior, dict) and method.get("kind") in _WITH_PRIOR):
+        return method
+    kwargs = model.get("kwargs")
+    pretrained = isinstance(kwargs, dict) and (kwargs.get("pretrained") or kwargs.get("checkpoint_path"))
+    if model.get("weights") is None and not pretrained:
+        return method
+    return method | {"prior": {"mean": "initial"} | prior}  # weights that are given are what the prior is about
 
 
 def _defaults_of_forecasts(task: dict[str, Any]) -> dict[str, Any]:
+    """A window's log-likelihood is a sum over its steps: precisions are larger, and the posterior's metric keeps their steps."""
     horizon = task.get("horizon", ForecastingConfig.model_fields["horizon"].default)
     if not isinstance(horizon, int) or not 0 < horizon <= MAX_HORIZON:  # will be refused
         return {}
-    return {"kind": "proximal_score", "initial_precision": 5.0 * horizon, "max_mean_step": 0.6}
+    return {"metric": "posterior", "initial_precision": 5.0 * horizon, "max_mean_step": 0.6}
 
 
 def validated(root: type[Root], tree: dict[str, Any], source: str) -> Root:

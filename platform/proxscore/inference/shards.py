@@ -196,7 +196,7 @@ class Shards(Part):
 
 
 class MeanlessShards(Shards):
-    """The same without a separate mean: four numbers per parameter instead of five.
+    """The same without a separate mean: one number less per parameter.
 
     The weights are the mean. A draw is added to them and taken off again, its noise generated anew each time: equal to
     rounding, at the price of up to four times the random numbers, and of one parameter's shard at a time. Interrupts wait
