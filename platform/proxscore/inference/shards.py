@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from proxscore.inference import noise
+from proxscore.inference.convergence import Probed
 from proxscore.inference.families.mean_field import Bucket, MeanField, split
 from proxscore.inference.interrupts import deferred_interrupts
 from proxscore.inference.monitor import Monitor
 from proxscore.inference.parts import Draw, Member, Part, ProximalStep, States, trained
+from proxscore.inference.probes import ShardProbes
 
 # Elements that one pass of in-place operations covers; three temporaries of that size live at once. On the CPU large
 # enough that the calls cost less than the arithmetic, small enough for the cache; elsewhere a kernel's worth of work.
@@ -70,9 +72,10 @@ class Shards(Part):
                 held["curvature"] = torch.zeros_like(parameter)
             if member.prior_mean is not None:
                 held["prior_mean"] = member.prior_mean_shard()
+        self._probes, self._state = ShardProbes(members), state
 
     def begin(self, state: States) -> None:
-        self.members = trained(self.all_members)
+        self.members, self._state = trained(self.all_members), state
         self._shards = [self._shard(member, state) for member in self.members]
         if self._shards:
             torch._foreach_copy_([s.mean for s in self._shards], [s.weights for s in self._shards])
@@ -137,13 +140,27 @@ class Shards(Part):
             torch._foreach_copy_([s.weights for s in self._shards], [s.mean for s in self._shards])
 
     def step(self, step: ProximalStep, monitor: Monitor | None) -> None:
-        for bucket in self._buckets("curvature" if self._draws > 1 else "gradient"):
+        statistic = "curvature" if self._draws > 1 else "gradient"
+        before = self._probes.before(step, self._shards, statistic)
+        for bucket in self._buckets(statistic):
             ratio = self._family.update_(
                 bucket, step.penalty, step.weights, step.score_scale, step.max_log_precision_step, step.max_mean_step
             )
             if monitor is not None:
                 monitor.add(bucket.precision, ratio)
+        if before is not None:
+            self._probes.after(step, self._shards, before)
         self._shards = []
+
+    def probed(self, momentum: float, age: int) -> Iterator[Probed]:
+        yield from self._probes.probed(self._state, momentum, age)
+
+    def save_probes(self, state: States) -> None:
+        self._probes.save(state)
+
+    def load_probes(self, state: States, age: int) -> None:
+        self._state = state
+        self._probes.load(state, age)
 
     def forget(self) -> None:
         for shard in self._shards:

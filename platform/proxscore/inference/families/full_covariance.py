@@ -107,7 +107,7 @@ class FullCovariance(Family, ClosedForm):
         eigenvalues, vectors = torch.linalg.eigh(curvature.double())
         ratio = penalty.precision_ratio_([eigenvalues], weights[0])[0]
         if max_log_ratio is not None:
-            logs, limit = ratio.log(), max_log_ratio * min(1.0, math.sqrt(32 / len(ratio)))
+            logs, limit = ratio.log(), trust(max_log_ratio, len(ratio))
             ratio = (logs * min(1.0, limit / max(logs.norm().item(), 1e-300))).exp()
         white = penalty.mean_step_([vectors.mT @ (factor.mT @ score.double())], [ratio], weights[1])[0]
         if max_mean_step is not None:  # the ball around the box of the mean-field family: no axis is special here
@@ -117,6 +117,11 @@ class FullCovariance(Family, ClosedForm):
         state["mean"] += (rotated @ white).to(state["mean"])
         state["factor"].copy_(rotated * ratio.rsqrt() @ vectors.mT)
         return ratio
+
+
+def trust(max_log_ratio: float | None, size: int) -> float:
+    """Largest norm of the change of the precision matrix's logarithm in a step, for so many numbers."""
+    return math.inf if max_log_ratio is None else max_log_ratio * min(1.0, math.sqrt(32 / size))
 
 
 def lower(raw: Tensor) -> Tensor:
