@@ -179,6 +179,7 @@ class Probed:
         square, square_error: (p, p) average of the statistic's matrix.
         size: numbers that the matrix is of.
         coarse: k says something of all numbers together alone.
+        condition: of a full covariance.
     """
 
     name: str
@@ -201,6 +202,7 @@ class Probed:
     square_error: Tensor | None = None
     size: int = 0
     coarse: bool = False
+    condition: float = math.nan
 
 
 @dataclass

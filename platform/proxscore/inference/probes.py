@@ -24,7 +24,7 @@ from proxscore.inference.convergence import (
     room,
     unpacked,
 )
-from proxscore.inference.families import State
+from proxscore.inference.families import Family, Mixture, State
 from proxscore.inference.families.full_covariance import trust
 from proxscore.inference.parts import Member, ProximalStep, States
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from proxscore.inference.blocks import Block
     from proxscore.inference.shards import _Shard
 
+LARGEST_FACTORED = 2048  # numbers of a covariance whose condition is told
 _CHECKED = 16  # steps between two looks at an accelerator's numbers, which waits for it
 
 
@@ -138,7 +139,7 @@ class BlockProbes:
 
     def __init__(self, block: Block) -> None:
         full = block.family.kind == "full_covariance"
-        self._block, self._coarse = block, block.family.kind not in ("mean_field", "full_covariance")
+        self._block, self.coarse = block, block.family.kind not in ("mean_field", "full_covariance")
         size = block.layout.size
         count = min(size, SIDE if full else 16 * SIDE)
         self.where = torch.arange(count, device=block.prior_precision.device) * size // max(count, 1)
@@ -171,21 +172,21 @@ class BlockProbes:
         Raises:
             RunawayError: numbers left every plausible range.
         """
-        if not draws or marginal_log_precision(self._block.family.kind, self._block.anchor) is None:
+        if not draws or marginal_log_precision(self._block.family, self._block.anchor) is None:
             return
         self._check(step)
         if not self.windows.watched(step.number):
             return
         state = self._block.state
         score, offset = (torch.stack(each) for each in zip(*draws, strict=True))
-        log = marginal_log_precision(self._block.family.kind, state)
+        log = marginal_log_precision(self._block.family, state)
         assert log is not None
         no = torch.zeros((), dtype=torch.bool)
         self._add(-(score * offset).mean(0), score.mean(0) * (-0.5 * log).exp(), state, no, no)
 
     def _check(self, step: ProximalStep) -> None:
         block = self._block
-        mean, log = block.family.mean(block.anchor), marginal_log_precision(block.family.kind, block.anchor)
+        mean, log = block.family.mean(block.anchor), marginal_log_precision(block.family, block.anchor)
         if log is not None and (mean.device.type == "cpu" or step.number % _CHECKED == 0):
             names = [member.name for member in block.members]
             check(names, self._sizes, log, block.prior_precision, self._initial, mean)
@@ -193,7 +194,7 @@ class BlockProbes:
     def _add(self, k: Tensor, score: Tensor, before: State, clipped: Tensor, clipped_mean: Tensor) -> None:
         family, at = self._block.family, self.where
         square = k[at[:, None], at[None]] if self.side else None
-        log, k = marginal_log_precision(family.kind, before), k[at] if square is None else square.diagonal()
+        log, k = marginal_log_precision(family, before), k[at] if square is None else square.diagonal()
         assert log is not None
         one = torch.ones_like(k)
         self.windows.add(
@@ -212,7 +213,7 @@ class BlockProbes:
     def probed(self, momentum: float, age: int) -> Iterator[Probed]:
         """One for the whole block."""
         block = self._block
-        log = marginal_log_precision(block.family.kind, block.state)
+        log = marginal_log_precision(block.family, block.state)
         if log is None:
             return
         at = self.where
@@ -221,12 +222,14 @@ class BlockProbes:
         found = probed(
             name, block.layout.size, 0, self.windows.sums, now, self.windows.every, momentum, own_scale=False
         )
-        found.coarse, found.size = self._coarse, block.layout.size
+        found.coarse, found.size = self.coarse, block.layout.size
         if block.layout.local:
             found.first = block.members[0].start
         if self.side:
             total, squares = self.windows.squares.double().sum(0).cpu()
             count = max(found.steps, 1.0)
+            if found.size <= LARGEST_FACTORED:
+                found.condition = torch.linalg.cond(block.state["factor"].double()).item() ** 2
             found.square = total / count
             found.square_error = ((squares / count - found.square**2).clamp_min(0) / max(count - 1, 1)).sqrt()
         yield found
@@ -241,16 +244,21 @@ class BlockProbes:
         self.windows.at(age)
 
 
-def marginal_log_precision(kind: str, state: State) -> Tensor | None:
-    """Logarithms of 1 / variance of every number; none for families whose marginals are no Gaussians."""
-    if kind == "mean_field":
-        return state["precision"].log()
-    if kind == "full_covariance":
-        return -state["factor"].square().sum(1).log()
-    if kind == "low_rank":
-        return -(state["variance"] + state["factor"].square().sum(1)).log()
-    if kind == "kronecker":
-        return -torch.outer(*(state[side].square().sum(1) for side in ("rows", "columns"))).reshape(-1).log()
+def marginal_log_precision(family: Family, state: State) -> Tensor | None:
+    """Logarithms of 1 / variance of every number, (D,); none for families that are given by code."""
+    match family.kind:
+        case "mean_field":
+            return state["precision"].log()
+        case "full_covariance":
+            return -state["factor"].square().sum(1).log()
+        case "low_rank":
+            return -(state["variance"] + state["factor"].square().sum(1)).log()
+        case "kronecker":
+            return -torch.outer(*(state[side].square().sum(1) for side in ("rows", "columns"))).reshape(-1).log()
+    if isinstance(family, Mixture):
+        weights = state["means"].new_tensor(family.weights)
+        second = (state["precisions"].reciprocal() + state["means"].square()) @ weights
+        return -(second - (state["means"] @ weights).square()).log()
     return None
 
 
