@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 Answer = Literal["converged", "still moving", "diverged"]
@@ -68,6 +68,19 @@ class Verdict:
         """Plain values, for a description."""
         plain = asdict(self)
         return plain | {key: list(plain[key]) for key in ("reasons", "failures", "notes")}
+
+    @classmethod
+    def of_all(cls, each: Sequence[Verdict]) -> Verdict:
+        """Of the members of an ensemble: the worst answer, with every member's reasons; numbers are the last member's."""
+        worst = max((one.answer for one in each), key=get_args(Answer).index)
+        count = len(each)
+
+        def numbered(key: str) -> tuple[str, ...]:
+            return tuple(
+                f"member {k + 1} of {count}: {line}" for k, one in enumerate(each) for line in getattr(one, key)
+            )
+
+        return replace(each[-1], answer=worst, reasons=numbered("reasons"), failures=numbered("failures"))
 
     @classmethod
     def of_json(cls, value: Any) -> Verdict | None:

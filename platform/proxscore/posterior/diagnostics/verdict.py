@@ -8,10 +8,11 @@ of the curvature statistic k_i in units of the current precision, their standard
 
 S is below 0.4 where standard deviations are right within about 20 %, and 0.75 where all of them are half of what they should
 be: a tensor has arrived if S < 0.4 and S^2 plus two of its own standard errors is below 0.75^2. Where the error is too large
-for that, tensors are judged together. A number that is off by more than half by itself, three standard errors from being less,
-counts too, and so does an average of k that is off by 0.2 and by two of its standard errors. Of a full covariance, (k - 1)^2 is that of the eigenvalues of C^T Lambda* C, whose mean is the Frobenius norm of
-the statistic's average less one; families of the gradient solver are judged by the average of all k. The mean has arrived
-if U and its distance are below half a standard deviation.
+for that, tensors are judged together. A number that is off by more than half by itself, three standard errors from being
+less, counts too, and so does an average of k that is off by 0.2 and by two of its standard errors. Of a full covariance,
+(k - 1)^2 is that of the eigenvalues of C^T Lambda* C, whose mean is the Frobenius norm of the statistic's average less one;
+families of the gradient solver are judged by the average of all k. The mean has arrived if U and its distance are below half a
+standard deviation.
 
 What it cannot see: a direction of strongly correlated numbers in which a mean field moves slowly shows as drift alone; and
 whether q's family can describe the posterior is no matter of convergence: Pareto k-hat tells of that (necessary, and not
@@ -82,7 +83,7 @@ class _Judged:
         """All of them alike, by little."""
         k, errors = self.probed.curvature, self.probed.curvature_error
         off, error = abs(k.mean().item() - 1), (2 * errors.square().sum()).sqrt().item() / len(k)
-        return BIASED < off and 2 * error < off
+        return off > BIASED and 2 * error < off
 
     @property
     def precision_told(self) -> bool:
@@ -120,18 +121,17 @@ def verdict(
     notes, metrics = _notes(optimizer, rows), _of_losses(losses, pareto_k)
     broken = [p.name for p in found if not bool((p.log_precision.isfinite() & p.lag.nan_to_num().isfinite()).all())]
     if broken:
-        reasons = (f"the posterior of {_some(broken)} is not finite",)
-        return Verdict("diverged", reasons, (), notes, metrics, **shared)  # type: ignore[arg-type]
+        return Verdict("diverged", (f"the posterior of {_some(broken)} is not finite",), (), notes, metrics, **shared)  # type: ignore[arg-type]
     judged = [_judge(each) for each in found]
     seen = [each for each in judged if each.probed.steps > 1]
     if not seen:
-        reasons = ("too few steps to tell: train longer",) if found else ()
+        few: tuple[str, ...] = ("too few steps to tell: train longer",) if found else ()
         failures = tuple(_losses_failed(losses, pareto_k))
-        return Verdict("still moving" if found else "converged", reasons, failures, notes, metrics, **shared)  # type: ignore[arg-type]
+        return Verdict("still moving" if found else "converged", few, failures, notes, metrics, **shared)  # type: ignore[arg-type]
     reasons = (*_precision(optimizer, seen), *_mean(optimizer, seen))
     moving = {name for each in seen if each.precision_off or not each.precision_told for name in [each.probed.name]}
     failures = (*_collapsed(optimizer, seen, moving), *_too_tight(seen), *_losses_failed(losses, pareto_k))
-    metrics = _metrics(seen) | metrics
+    metrics = {name: value for name, value in (_metrics(seen) | metrics).items() if math.isfinite(value)}
     return Verdict("still moving" if reasons else "converged", reasons, failures, notes, metrics, **shared)  # type: ignore[arg-type]
 
 
@@ -257,8 +257,8 @@ def _precision_line(optimizer: ProximalScore, off: list[_Judged], wide: bool) ->
     )
     if 0.5 < center < 2 and max(each.probed.clipped.mean().item() for each in off) < 0.5 and drift.abs().mean() < 0.1:
         advice = (
-            f"let the precision's noise average out: a larger penalty.precision (now {optimizer.penalty.precision:g}) towards the "
-            "end (a cosine penalty.precision_schedule), more draws or pairs, and train longer"
+            f"let the precision's noise average out: a larger penalty.precision (now {optimizer.penalty.precision:g}) towards "
+            "the end (a cosine penalty.precision_schedule), more draws or pairs, and train longer"
         )
     if clipped > 0.5:
         advice = f"raise max_log_precision_step (now {optimizer.max_log_precision_step:g}, which cut most steps), or {advice}"
