@@ -94,7 +94,11 @@ def evaluate(source: str, overrides: list[str], split: str, draws: int, output: 
     record = {"posterior": source, "split": split, "draws": draws, "data": task.describe(), "metrics": metrics}
     if distances is not None:
         record["diagnosis"] = {"draws": diagnose, **distances.metrics()}
+    if posterior.verdict is not None:
+        record["verdict"] = posterior.verdict.as_json()
     write(output / f"{stem}.json", json.dumps(record, indent=2) + "\n")
+    for line in posterior.told():
+        print(line)
     table = Table(
         "metric", "value", title=f"{config.task.data.kind}, {split} split, {draws} draws", title_justify="left"
     )

@@ -61,6 +61,8 @@ def forecast(source: str, overrides: list[str], draws: int, quantiles: list[floa
     from proxscore.forecasting.forecasts import Forecaster, ahead, floored, table
     from proxscore.forecasting.predictive import predict
 
+    for line in saved.posterior.told():
+        print(line)
     task = Forecaster(config.task, saved.posterior.description["data"])
     windows = ahead(task)
     network = task.build_model()

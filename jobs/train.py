@@ -71,6 +71,8 @@ def _file(source: str | None, overrides: list[str]) -> Path | None:
 
 
 def train(config: Config, result: Path | None) -> int:
+    from proxscore.posterior.convergence import KEY as VERDICT
+    from proxscore.posterior.convergence import Verdict
     from proxscore.storage import write
     from proxscore.tracking import browse
     from proxscore.training import launch  # here: importing Ray and MLflow takes seconds that --print-config spares
@@ -81,21 +83,30 @@ def train(config: Config, result: Path | None) -> int:
         return 0
     rows = [(outcome, variant, metrics) for outcome in outcomes for variant, metrics in outcome.results["test"].items()]
     rows.sort(key=lambda row: (list(VARIANTS).index(row[1].removesuffix("_tempered")), row[1]))
-    columns = outcomes[0].headline
+    columns, verdicts = outcomes[0].headline, {o.label: Verdict.of_json(o.results.get(VERDICT)) for o in outcomes}
     table = Table(title=f"{config.name}: test split", title_justify="left")
-    for column in ("", *(name.upper() if name in ACRONYMS else name for name in columns), "seconds", "evaluations"):
+    for column in (
+        "",
+        *(name.upper() if name in ACRONYMS else name for name in columns),
+        "seconds",
+        "evaluations",
+        "verdict",
+    ):
         table.add_column(column, justify="left" if not column else "right")
     for outcome, variant, metrics in rows:
         name = VARIANTS[variant.removesuffix("_tempered")].format(POINTS.get(outcome.kind, outcome.kind))
         name += ", tempered" if variant.endswith("_tempered") else ""
         values = [f"{metrics[column]:.4f}" if column in metrics else "–" for column in columns]  # it may be undefined
-        table.add_row(name, *values, f"{outcome.results['seconds']:.1f}", str(outcome.results["evaluations"]))
+        verdict = verdicts[outcome.label]
+        costs = f"{outcome.results['seconds']:.1f}", str(outcome.results["evaluations"])
+        table.add_row(name, *values, *costs, "–" if verdict is None else verdict.answer)
     Console(width=100).print(table)
     for outcome in outcomes:
         if "mixture_weights" in outcome.results:
             print(f"weights    {' '.join(f'{w:.3f}' for w in outcome.results['mixture_weights'])} (stacked mixture)")
-        for line in outcome.results["advice"]:
-            print(f"advice     {line}")
+        if (found := verdicts[outcome.label]) is not None:
+            for line in found.lines():
+                print(f"verdict    {line}")
         for figure in sorted((outcome.folder / "figures").glob("*.png")):
             print(f"figure     {figure}")
         print(

@@ -203,6 +203,7 @@ def ours(anchor: Anchor, thetas: Tensor, scores: Tensor, paired: bool) -> dict[s
             prior_weight=1.0,
             factor=1.0,
             seed=0,
+            number=0,
         ),
     )
     shape = (replicates, dimension)

@@ -8,16 +8,19 @@ family's closed form (:class:`ClosedFormBlock`), or by stochastic gradient steps
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from proxscore.inference.convergence import Probed
 from proxscore.inference.families import ClosedForm, Family, State
 from proxscore.inference.layout import Layout, empty
 from proxscore.inference.monitor import Monitor
 from proxscore.inference.parts import Member, Part, States, trained
 from proxscore.inference.penalties import Penalty
+from proxscore.inference.probes import BlockProbes
 from proxscore.inference.solver import GradientSolver, check_penalty, penalty_value
 from proxscore.inference.step import Draw, ProximalStep
 
@@ -40,13 +43,14 @@ class Block(Part):
             family.check(member.name, member.parameter.shape, count)
         self.layout = Layout(family, [(m.name, m.parameter, m.start) for m in members])
         mean = self.layout.vector(member.parameter for member in members)
-        self._prior_precision = self._rows([member.prior.precision for member in members], mean)
-        self._prior_mean = torch.zeros_like(mean)
-        for member, piece in zip(members, self._prior_mean.split(self.layout.sizes), strict=True):
+        self.prior_precision = self._rows([member.prior.precision for member in members], mean)
+        self.prior_mean = torch.zeros_like(mean)
+        for member, piece in zip(members, self.prior_mean.split(self.layout.sizes), strict=True):
             if member.prior_mean is not None:
                 first = member.start if self.layout.local else 0
                 piece.copy_(member.prior_mean.reshape(-1)[first : first + len(piece)])
         self.anchor = self._initial(mean)
+        self.probes = BlockProbes(self)
         self._new = True  # neither stepped nor loaded
         self._first: Tensor | None = None
 
@@ -63,6 +67,15 @@ class Block(Part):
     def state(self) -> State:
         """The current distribution."""
         return self.anchor
+
+    def probed(self, momentum: float, age: int) -> Iterator[Probed]:
+        yield from self.probes.probed(momentum, age)
+
+    def save_probes(self, state: States) -> None:
+        self.probes.save(state)
+
+    def load_probes(self, state: States, age: int) -> None:
+        self.probes.load(state, age)
 
     def begin(self, state: States) -> None:
         """Weights that were set between construction and the first draw (loaded, say) are the first mean."""
@@ -108,8 +121,8 @@ class Block(Part):
     def _target_scores(self, gradients: list[Tensor], weights: list[Tensor], draw: Draw) -> list[Tensor]:
         """The mini-batch scores of the target: of likelihood and prior."""
         pairs = zip(gradients, weights, strict=True)
-        prior_precision = draw.prior_weight * self._prior_precision
-        return [-draw.scale * g - prior_precision * (w - self._prior_mean) for g, w in pairs]
+        prior_precision = draw.prior_weight * self.prior_precision
+        return [-draw.scale * g - prior_precision * (w - self.prior_mean) for g, w in pairs]
 
     # ------------------------------------------------------------ storage
 
@@ -157,7 +170,7 @@ class ClosedFormBlock(Block):
 
     def __init__(self, family: Family, members: list[Member], seed: int, adaptive: bool) -> None:
         super().__init__(family, members, seed)
-        self._score = torch.zeros_like(self._prior_mean)
+        self._score = torch.zeros_like(self.prior_mean)
         self._square = torch.zeros_like(self._score) if adaptive else None
         self._squares = torch.zeros(())
         self._total: Tensor | None = None
@@ -170,7 +183,7 @@ class ClosedFormBlock(Block):
         scores = [-draw.scale * gradient for gradient in gradients]
         if draw.paired:
             scores = self._target_scores(gradients, weights, draw)
-        prior_precision = draw.prior_weight * self._prior_precision
+        prior_precision = draw.prior_weight * self.prior_precision
         curvature = self.family.curvature(self.anchor, self.layout.normal(draw.seed), scores, prior_precision)
         curvature /= draw.draws
         self._curvature = curvature if draw.first or self._curvature is None else self._curvature + curvature
@@ -186,16 +199,18 @@ class ClosedFormBlock(Block):
         assert self._curvature is not None
         self._score.lerp_(self._total, 1 - step.momentum)
         score = step.score_scale * self._score
-        score -= step.prior_weight * self._prior_precision * (self.family.mean(self.anchor) - self._prior_mean)
+        score -= step.prior_weight * self.prior_precision * (self.family.mean(self.anchor) - self.prior_mean)
         metric = None
         if step.metric is not None and self._square is not None:
             (metric,) = step.metric.of([self._square], [self._squares.item()])
             step.metric.add_([self._square], [self._total])
             self._squares += 1
-        self.family.step(self.anchor, score, self._curvature, step, metric)
+        before = {name: value.clone() for name, value in self.anchor.items()}
+        ratio = self.family.step(self.anchor, score, self._curvature, step, metric)
+        self.restore()
+        self.probes.add_closed(step, self._curvature, score, before, ratio)
         self._new = False
         self.forget()
-        self.restore()
 
     def forget(self) -> None:
         self._total = self._curvature = self._first = None
@@ -225,6 +240,7 @@ class SolvedBlock(Block):
         super().__init__(family, members, seed)
         check_penalty(penalty, family)
         self.solver = solver
+        self._seen: list[tuple[Tensor, Tensor]] = []  # of this step's draws: score, and weights - mean
         #: Score-matching loss at the last step's draws.
         self.loss = torch.zeros(())
         self._steps = torch.zeros((), dtype=torch.int64)
@@ -251,6 +267,7 @@ class SolvedBlock(Block):
         losses = []
         for target, at in zip(self._target_scores(gradients, weights, draw), weights, strict=True):
             losses.append(0.5 * self.family.norm(self.anchor, self.family.score(candidate, at, total) - target, total))
+            self._seen.append((target.detach(), at - self.family.mean(self.anchor)))
         loss = torch.stack(losses).mean() / draw.draws
         self.loss = loss.detach().clone() if draw.first else self.loss + loss.detach()
         (loss / self.layout.ranks).backward()
@@ -279,6 +296,8 @@ class SolvedBlock(Block):
             self._reset_leaves()
         self._new = False
         self.restore()
+        self.probes.add_solved(step, self._seen)
+        self._seen = []
 
     def _reset_leaves(self) -> None:
         with torch.no_grad():
@@ -291,7 +310,7 @@ class SolvedBlock(Block):
             self._reset_leaves()
 
     def forget(self) -> None:
-        self._first = None
+        self._first, self._seen = None, []
         self._optimizer.zero_grad()
 
     def load(self, state: States) -> None:

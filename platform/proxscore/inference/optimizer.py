@@ -31,6 +31,7 @@ from torch.distributed.tensor import DTensor
 
 from proxscore.inference import noise
 from proxscore.inference.blocks import Block, SolvedBlock, block
+from proxscore.inference.convergence import KEY, Probed
 from proxscore.inference.families import Family, MeanField
 from proxscore.inference.groups import all_reduce_together, total_norm
 from proxscore.inference.initial import INITIAL_NOISE, initial_scales
@@ -323,6 +324,12 @@ class ProximalScore(torch.optim.Optimizer):
             if isinstance(part, Block):
                 yield part
 
+    def probed(self) -> Iterator[Probed]:
+        """What the last steps say of convergence, for every sampled tensor or block: of this rank's shards."""
+        for group, parts in zip(self.param_groups, self._parts, strict=True):
+            for part in parts:
+                yield from part.probed(group["momentum"], _age(group))
+
     def initial_precisions(self) -> dict[str, float]:
         """The precision that each sampled parameter started with, by name: of the data and the prior."""
         return {m.name: m.initial_precision for members in self._members for m in members if m.prior.sampled}
@@ -491,6 +498,8 @@ class ProximalScore(torch.optim.Optimizer):
         """As in torch."""
         for each in self.blocks():
             each.export(self.state)
+        for part in self._all_parts():
+            part.save_probes(self.state)
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -514,7 +523,7 @@ class ProximalScore(torch.optim.Optimizer):
                 loaded[key] = parameter.detach().clone() if key == "mean" else before[parameter][key]
             for key in (loaded.keys() - keys) & _REMADE:
                 del loaded[key]
-            if loaded.keys() != keys:
+            if loaded.keys() - {KEY} != keys - {KEY}:
                 raise ValueError(
                     f"the saved state of {names[id(parameter)]} holds {_listed(loaded)}, these settings need "
                     f"{_listed(keys)}: build the optimizer with the family, the solver and the prior's selection "
@@ -522,6 +531,9 @@ class ProximalScore(torch.optim.Optimizer):
                 )
         for each in self.blocks():
             each.load(self.state)
+        for group, parts in zip(self.param_groups, self._parts, strict=True):
+            for part in parts:
+                part.load_probes(self.state, _age(group))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch, but nothing happens between the start of ``draws()`` and ``step()``."""
@@ -640,6 +652,7 @@ class ProximalScore(torch.optim.Optimizer):
                 prior_weight=self._prior_weight(group),
                 factor=factor,
                 seed=_seed(group, self.draws_per_step - 1),
+                number=_age(group),
             )
             for part in parts:
                 part.step(step, monitor)
@@ -658,6 +671,11 @@ _REMADE = {"mean", "curvature", "prior_mean", "square", "square_steps"}
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "nothing"
+
+
+def _age(group: dict[str, Any]) -> int:
+    """Steps that were not skipped."""
+    return int(group["step"] - group["skipped"])
 
 
 def _seed(group: dict[str, Any], index: int) -> int:

@@ -8,7 +8,7 @@ families over blocks of parameters (:mod:`proxscore.inference.blocks`), and poin
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from proxscore.inference import noise
+from proxscore.inference.convergence import Probed
 from proxscore.inference.monitor import Monitor
 from proxscore.inference.priors import Assignment
 from proxscore.inference.step import Draw, ProximalStep
@@ -88,6 +89,23 @@ class Part(ABC):
     @abstractmethod
     def forget(self) -> None:
         """Drop what was taken since the last step."""
+
+    def probed(self, momentum: float, age: int) -> Iterator[Probed]:
+        """What the last steps say of convergence (:mod:`proxscore.inference.convergence`): of nothing by default.
+
+        Args:
+            momentum: decay of the running score.
+            age: steps taken.
+        """
+        yield from ()
+
+    def save_probes(self, state: States) -> None:
+        """Write what :meth:`probed` stands on into the optimizer's state, under ``probes``."""
+        return
+
+    def load_probes(self, state: States, age: int) -> None:
+        """Read what :meth:`save_probes` wrote; where there is nothing, nothing was seen yet."""
+        return
 
 
 def trained(members: list[Member]) -> list[Member]:

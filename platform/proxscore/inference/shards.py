@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from proxscore.inference import noise
+from proxscore.inference.convergence import Probed
 from proxscore.inference.families.mean_field import Bucket, MeanField, split
 from proxscore.inference.interrupts import deferred_interrupts
 from proxscore.inference.monitor import Monitor
 from proxscore.inference.parts import Member, Part, States, trained
+from proxscore.inference.probes import ShardProbes
 from proxscore.inference.step import Draw, ProximalStep
 
 # Elements that one pass of in-place operations covers; three temporaries of that size live at once. On the CPU large
@@ -78,10 +80,10 @@ class Shards(Part):
                 held["curvature"] = torch.zeros_like(parameter)
             if member.prior_mean is not None:
                 held["prior_mean"] = member.prior_mean_shard()
+        self._probes, self._state = ShardProbes(members), state
 
     def begin(self, state: States) -> None:
-        self.members = trained(self.all_members)
-        self._state = state
+        self.members, self._state = trained(self.all_members), state
         self._shards = [self._shard(member, state) for member in self.members]
         if self._shards:
             torch._foreach_copy_([s.mean for s in self._shards], [s.weights for s in self._shards])
@@ -152,14 +154,28 @@ class Shards(Part):
             torch._foreach_copy_([s.weights for s in self._shards], [s.mean for s in self._shards])
 
     def step(self, step: ProximalStep, monitor: Monitor | None) -> None:
-        for bucket in self._buckets("curvature" if self._draws > 1 else "gradient"):
+        statistic = "curvature" if self._draws > 1 else "gradient"
+        before = self._probes.before(step, self._shards, statistic)
+        for bucket in self._buckets(statistic):
             ratio = self._family.update_(bucket, step)
             if monitor is not None:
                 monitor.add(bucket.precision, ratio)
         if step.metric is not None:
             for shard in self._shards:
                 self._state[shard.member.parameter]["square_steps"] += 1
+        if before is not None:
+            self._probes.after(step, self._shards, before)
         self._shards = []
+
+    def probed(self, momentum: float, age: int) -> Iterator[Probed]:
+        yield from self._probes.probed(self._state, momentum, age)
+
+    def save_probes(self, state: States) -> None:
+        self._probes.save(state)
+
+    def load_probes(self, state: States, age: int) -> None:
+        self._state = state
+        self._probes.load(state, age)
 
     def forget(self) -> None:
         self._shards = []

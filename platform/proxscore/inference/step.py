@@ -54,6 +54,7 @@ class ProximalStep:
         prior_weight: of the prior, in [0, 1], while it enters.
         factor: of the learning rate and the mean's schedule.
         seed: of the noise that a penalty without a closed form is estimated with: that of the step's last draw.
+        number: of steps before this one that were not skipped.
     """
 
     penalty: Penalty
@@ -66,3 +67,4 @@ class ProximalStep:
     prior_weight: float
     factor: float
     seed: int
+    number: int

@@ -30,7 +30,8 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from proxscore.config import ConfigError, MethodError
 from proxscore.inference import Categorical, Gaussian, ProximalScore
-from proxscore.posterior.diagnostics import stuck
+from proxscore.posterior.convergence import Verdict
+from proxscore.posterior.diagnostics import Losses, verdict
 
 
 class Method(Protocol):
@@ -151,9 +152,21 @@ def check_likelihood(config: Any, likelihood: nn.Module) -> None:
         )
 
 
-def advice(method: Method) -> list[str]:
-    """What a user should know of the posterior that training left, in lines with advice; see ``posterior.diagnostics``."""
-    return stuck(method) if isinstance(method, ProximalScore) else []
+def judged(method: Method, losses: Losses | None, rows: int) -> Verdict | None:
+    """Whether a method's posterior converged (:func:`proxscore.posterior.diagnostics.verdict`); none of methods that do not tell.
+
+    With sharded parameters, every rank must call it.
+
+    Args:
+        losses: on validation data, of mean and draws.
+        rows: of the training data.
+    """
+    return verdict(method, losses=losses, rows=rows) if isinstance(method, ProximalScore) else None
+
+
+def tells(method: Method) -> bool:
+    """Whether :func:`judged` says something of it."""
+    return isinstance(method, ProximalScore)
 
 
 def evaluations_per_step(config: Any) -> int:

@@ -21,6 +21,7 @@ from proxscore.inference.families import FAMILIES, State
 from proxscore.inference.layout import Layout
 from proxscore.inference.names import named_buffers, named_layers, named_parameters, persistent_buffers
 from proxscore.posterior.checks import check_tensors
+from proxscore.posterior.convergence import COLD, KEY, Verdict
 from proxscore.posterior.tensors import separate, whole
 from proxscore.storage import replacing, write
 
@@ -54,7 +55,7 @@ class Joint:
             self.layout.put(vector, (targets[name] for name in self.names))
 
 
-@dataclass
+@dataclass(repr=False)
 class Posterior:
     """Mean-field Gaussian over named weights, other families for some of them; with neither, a point estimate.
 
@@ -131,6 +132,26 @@ class Posterior:
                 found.joint.append(Joint(Layout(block.family, members), block.state))
         makes = getattr(optimizer, "posterior_from", None)
         return found if makes is None else makes(found, name_of)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What training found of its convergence, where it was judged."""
+        return Verdict.of_json(self.description.get(KEY))
+
+    def told(self) -> list[str]:
+        """Lines for whoever uses it: what its standard deviations stand for, and a warning where it is not sound."""
+        verdict = self.verdict
+        if verdict is None:
+            return []
+        cold = f"; {COLD}" if verdict.cold else ""
+        warning = [] if verdict.warning is None else [f"warning    {verdict.warning}"]
+        return [f"posterior  {verdict.scale}{cold}", *warning]
+
+    def __repr__(self) -> str:
+        """In a line: the numbers, what their standard deviations stand for, and whether they arrived."""
+        count, verdict = sum(tensor.numel() for tensor in self.mean.values()), self.verdict
+        told = "" if verdict is None else f", {verdict.scale}, {verdict.answer}"
+        return f"{type(self).__name__}({self.family}, {count:,} numbers{told})"
 
     @property
     def random(self) -> bool:

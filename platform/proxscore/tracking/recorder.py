@@ -83,6 +83,9 @@ class Recorder:
             found = {name: first["metrics"].get(f"validation/{name}") for name in ("nll", "ece", "crps")}
             shown = (f"{name.upper()} {value:.3f}" for name, value in found.items() if value is not None)
             self._validation = f" · validation {' '.join(shown)}"
+            last = first["records"][-1] if first["records"] else {}
+            if "verdict/k" in last:
+                self._validation += f" k {last['verdict/k']:.2f} drift {last['verdict/drift_mean_sd']:.2f} sd"
         quiet = time.monotonic() - self._shown < 2 and not first["metrics"]
         if self.show is None or not first["records"] or quiet:
             return

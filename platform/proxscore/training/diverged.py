@@ -14,6 +14,7 @@ from torch import nn
 
 from proxscore.config import ConfigError, DivergedError, EnsembleConfig, MethodConfig, ProximalScoreConfig
 from proxscore.inference import noise
+from proxscore.inference.convergence import RunawayError
 from proxscore.inference.metric import LR
 from proxscore.training.task import Task
 
@@ -75,7 +76,8 @@ def told(step: int, steps: int, method: MethodConfig, section: str, module: nn.M
 def at(step: int, steps: int, error: FloatingPointError, method: MethodConfig, section: str) -> DivergedError:
     """What is said of a run that an error has ended at a step."""
     found = str(error).partition(";")[0]  # its own advice does not know the section
-    return DivergedError(f"diverged at step {step} of {steps}: {found}; {remedy(method, section)}")
+    advice = error.remedy(f"{section}.") if isinstance(error, RunawayError) else remedy(method, section)
+    return DivergedError(f"diverged at step {step} of {steps}: {found}; {advice}")
 
 
 def remedy(method: MethodConfig, section: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from proxscore.config import Config, EnsembleConfig
 from proxscore.inference import noise
 from proxscore.posterior import Posterior
+from proxscore.posterior.convergence import KEY, Verdict
 from proxscore.training.context import Context, Write
 
 
@@ -93,7 +94,13 @@ def member_epochs(config: EnsembleConfig, epochs: float) -> float:
 
 
 def finished(posterior: Posterior, seconds: float) -> Posterior:
-    """A member's posterior as it is kept: on the CPU, with the seconds that it took."""
+    """A member's posterior as it is kept: on the CPU, with the seconds that it took and its verdict."""
     kept = posterior.gather()
-    kept.description = {"seconds": seconds}
+    kept.description = {"seconds": seconds} | {key: value for key, value in posterior.description.items() if key == KEY}
     return kept
+
+
+def described(members: list[Posterior]) -> dict[str, Any]:
+    """The verdict on all members, if they have one each."""
+    found = [verdict for member in members if (verdict := member.verdict) is not None]
+    return {KEY: Verdict.of_all(found).as_json()} if len(found) == len(members) else {}

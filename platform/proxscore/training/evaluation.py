@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -14,8 +15,9 @@ from torch import nn
 
 from proxscore.calibration.temperature import fit_temperature, tempered
 from proxscore.config import Config, MethodConfig
-from proxscore.methods import Horizon, Method
+from proxscore.methods import Horizon, Method, tells
 from proxscore.posterior import Posterior
+from proxscore.posterior.diagnostics import Losses
 from proxscore.training.context import Context
 from proxscore.training.diverged import judged
 from proxscore.training.ingest import Batch, RayTrainingData, TrainingData, evaluation_batches
@@ -50,6 +52,40 @@ def evaluate(
     predictive = predictive_of(source, module, task, config, context, split, draws, data)
     label = f"{draws} draws" if draws and (posterior or method) else "mean weights"
     return judge(predictive, task, config, context, split, label)
+
+
+def validated(
+    module: nn.Module,
+    task: Task,
+    config: Config,
+    context: Context,
+    method: Method,
+    data: TrainingData | RayTrainingData | None,
+) -> tuple[dict[str, float], Losses | None]:
+    """Metrics of the module in training on the validation split, by ``evaluation.validation_draws``.
+
+    Of a method whose convergence is judged, the NLL of the mean weights and of one draw are among them (``nll_mean``,
+    ``nll_draw``), and with that of the draws' average they are returned together.
+    """
+    posterior, draws = Posterior.of(module, method), config.evaluation.validation_draws  # type: ignore[arg-type]
+    predict = partial(predictive_of, posterior, module, task, config, context, "validation", data=data)
+    predictive = predict(draws=draws)
+    metrics, _ = judge(predictive, task, config, context, "validation", f"{draws} draws" if draws else "mean weights")
+    if not (tells(method) and posterior.random and draws):
+        return metrics, None
+    alone = predictive if draws == 1 else predict(draws=1)
+    mean, one, average = (_nll(each, context) for each in (predict(draws=0), alone, predictive))
+    return metrics | {"nll_mean": mean, "nll_draw": one}, Losses(mean, one, average)
+
+
+def _nll(predictive: Predictive, context: Context) -> float:
+    """Nats per row with a target, over all ranks' rows."""
+    density = predictive.log_density.double()
+    known = ~density.isnan()
+    sums = torch.stack([-density[known].sum(), known.double().sum()]).float().to(context.device)
+    if context.world > 1:
+        dist.all_reduce(sums)
+    return (sums[0] / sums[1]).item() if sums[1] > 0 else math.nan
 
 
 def judge(

@@ -16,6 +16,8 @@ import torch
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, MethodConfig
 from proxscore.methods import check_likelihood, check_running_statistics, evaluations_per_step
+from proxscore.posterior.convergence import KEY as VERDICT
+from proxscore.posterior.convergence import Verdict
 from proxscore.storage import UNREACHABLE, exists, filesystem, put, read, write
 from proxscore.tracking import Recorder, TrackedRun, say, tracking_uri
 from proxscore.tracking.runs import check_server, git_tags
@@ -234,12 +236,18 @@ def keep(tracked: TrackedRun, results: dict[str, Any], final: Path) -> None:
         tracked.metrics({f"{prefix}/{name}": value for name, value in metrics.items()})
     if "mixture_weights" in results:
         tracked.describe({}, {"mixture.weights": json.dumps(results["mixture_weights"])})
-    if results["advice"]:
-        tracked.describe({}, {"advice": " | ".join(results["advice"])})
+    if (verdict := Verdict.of_json(results.get(VERDICT))) is not None:
+        keep_verdict(tracked, verdict)
     tracked.metrics({"parameters": results["parameters"], "gradient_evaluations": results["evaluations"]})
     tracked.artifacts(final / "figures", "figures")
     tracked.artifacts(final / "posterior", "posterior")
     write(final / "results.json", json.dumps(results, indent=2) + "\n")
+
+
+def keep_verdict(tracked: TrackedRun, verdict: Verdict) -> None:
+    """Record what training found of its convergence: tag ``verdict`` (its answer), why, and the numbers behind it."""
+    tracked.describe({}, {"verdict": verdict.answer, "verdict.lines": " | ".join(verdict.lines())[:5000]})
+    tracked.metrics({f"verdict/{name}": value for name, value in verdict.metrics.items()})
 
 
 def _train_here(

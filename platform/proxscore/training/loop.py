@@ -23,8 +23,11 @@ from proxscore.config import (
     VisionConfig,
 )
 from proxscore.inference import noise
-from proxscore.methods import Horizon, Method, advice, build_method, conclude, shards
+from proxscore.methods import Horizon, Method, build_method, conclude, judged, shards
 from proxscore.posterior import Posterior, Samples
+from proxscore.posterior.convergence import KEY as VERDICT
+from proxscore.posterior.convergence import Verdict
+from proxscore.posterior.diagnostics import Losses
 from proxscore.posterior.stacking import stack, wants_stacking
 from proxscore.tracking import say
 from proxscore.training import checkpoint, diverged, ensemble, evaluation
@@ -67,10 +70,12 @@ class Fitted:
     horizon: Horizon
     snapshot: checkpoint.Snapshot
     seconds: float
+    verdict: Verdict | None
 
     def posterior(self) -> Posterior:
-        """Of the module's weights."""
-        return Posterior.of(self.module, self.method)  # type: ignore[arg-type]
+        """Of the module's weights, with what training found of its convergence."""
+        description = {} if self.verdict is None else {VERDICT: self.verdict.as_json()}
+        return Posterior.of(self.module, self.method, description)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -104,7 +109,8 @@ def fit_all(config: Config, method_config: MethodConfig, epochs: float, task: Ta
         fitted = fit(each, method_config.of, ensemble.member_epochs(method_config, epochs), task, place)
         members.append(ensemble.finished(fitted.posterior(), fitted.seconds))
         if len(members) == method_config.members:
-            return Trained(fitted, Samples(members, {}), place, len(members), place.seconds + fitted.seconds)
+            samples = Samples(members, ensemble.described(members))
+            return Trained(fitted, samples, place, len(members), place.seconds + fitted.seconds)
 
 
 def fit(
@@ -128,14 +134,15 @@ def fit(
     module = initial_module(config, task, context)
     data = training_data(config, task, context, least_rows(module, task))
     horizon = horizon_of(data.steps_per_epoch, epochs, task)
-    losses = partial(first_losses, module, task, config, context, data)
-    method = build_method(method_config, module, horizon, config.seed, losses, context.draw_mesh)
+    first = partial(first_losses, module, task, config, context, data)
+    method = build_method(method_config, module, horizon, config.seed, first, context.draw_mesh)
     progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "score": WORST, "lanes": 0, "skipped_rows": 0}
     snapshot = checkpoint.Snapshot(module, method, progress)  # type: ignore[arg-type]
     stop = horizon.total_steps if until is None else step_at(until / epochs, horizon)
     if not restore(snapshot, context) and start is not None:
         checkpoint.load(start, snapshot)
-    evaluate = partial(evaluation.evaluate, module, task, config, context, method=method, data=data)
+    validated = partial(evaluation.validated, module, task, config, context, method, data)
+    losses: Losses | None = None
     validate_at = milestones(config.training.validate_every, horizon)
     save_at = milestones(config.training.checkpoint_every, horizon)
     records: list[dict[str, float]] = []
@@ -170,7 +177,10 @@ def fit(
             metrics: dict[str, float] = {}
             if validate:
                 with told():
-                    metrics = evaluate("validation", config.evaluation.validation_draws)[0]
+                    metrics, losses = validated()
+                found = judged(method, losses, horizon.data_size)
+                if found is not None:
+                    records[-1] |= {f"verdict/{name}": value for name, value in found.metrics.items()}
                 nll = metrics.get("nll", math.inf)  # undefined where no target is observed
                 progress["score"] = nll if math.isfinite(nll) else WORST
             payload = report_of(progress, horizon, records, metrics, checkpoint=save)
@@ -183,7 +193,7 @@ def fit(
     ended = time.perf_counter()
     conclude(method, module, task.likelihood, partial(rows_of, data), horizon.data_size)
     seconds = progress["seconds"] + time.perf_counter() - ended
-    return Fitted(module, method, data, horizon, snapshot, seconds)
+    return Fitted(module, method, data, horizon, snapshot, seconds, judged(method, losses, horizon.data_size))
 
 
 def section_of(method_config: MethodConfig, config: Config, context: Context) -> str:
@@ -439,7 +449,7 @@ def finish(trained: Trained, config: Config, method_config: MethodConfig, task: 
         "evaluations": horizon.total_steps * method.evaluations_per_step * trained.members,
         "seconds": trained.seconds,
         "parameters": sum(parameter.numel() for parameter in module.parameters()),
-        "advice": advice(method),
+        VERDICT: posterior.description.get(VERDICT),
     }
     gathered = posterior.gather()
 

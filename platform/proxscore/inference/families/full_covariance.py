@@ -107,7 +107,7 @@ class FullCovariance(Family, ClosedForm):
         eigenvalues, vectors = torch.linalg.eigh(curvature.double())
         ratio = step.penalty.precision_ratio_([eigenvalues], step.weights[0])[0]
         if step.max_log_precision_step is not None:
-            logs, limit = ratio.log(), step.max_log_precision_step * min(1.0, math.sqrt(32 / len(ratio)))
+            logs, limit = ratio.log(), trust(step.max_log_precision_step, len(ratio))
             ratio = (logs * min(1.0, limit / max(logs.norm().item(), 1e-300))).exp()
         rotated = factor @ vectors
         white = rotated.mT @ score.double()
@@ -121,6 +121,11 @@ class FullCovariance(Family, ClosedForm):
         state["mean"] += move.to(state["mean"])
         state["factor"].copy_(rotated * ratio.rsqrt() @ vectors.mT)
         return ratio
+
+
+def trust(max_log_ratio: float | None, size: int) -> float:
+    """Largest norm of the change of the precision matrix's logarithm in a step, for so many numbers."""
+    return math.inf if max_log_ratio is None else max_log_ratio * min(1.0, math.sqrt(32 / size))
 
 
 def lower(raw: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ import torch
 from proxscore import config as configuration
 from proxscore.calibration.temperature import fit_temperature, tempered
 from proxscore.posterior import Posterior
+from proxscore.posterior.convergence import KEY as VERDICT
+from proxscore.posterior.convergence import Verdict
 from proxscore.posterior.stacking import stack, wants_stacking
 from proxscore.storage import replacing
 from proxscore.tracking import Recorder, TrackedRun
@@ -27,7 +29,7 @@ from proxscore.training import evaluation
 from proxscore.training.comparison import records
 from proxscore.training.comparison.plan import Cell
 from proxscore.training.context import LocalContext, pick_device
-from proxscore.training.launch import RunMemory
+from proxscore.training.launch import RunMemory, keep_verdict
 from proxscore.training.loop import fit_all
 from proxscore.training.task import build_task
 
@@ -86,7 +88,9 @@ def _run(cell: Cell, parent: str) -> dict[str, Any]:
         results = measured(cell, recorder)
         metrics = results.pop("metrics")
         tracked.metrics({f"test/{name}": value for name, value in metrics.items()})
-        tracked.metrics({name: value for name, value in results.items() if not isinstance(value, str)})
+        tracked.metrics({name: value for name, value in results.items() if isinstance(value, int | float)})
+        if (verdict := Verdict.of_json(results[VERDICT])) is not None:
+            keep_verdict(tracked, verdict)
     return {
         "status": "finished",
         "method": cell.method,
@@ -144,7 +148,7 @@ def measured(cell: Cell, recorder: Recorder) -> dict[str, Any]:
         scaled, _ = evaluation.judge(tempered(predictive, temperature), task, config, context, "test", "tempered")
         metrics |= {f"{name}_tempered": scaled[name] for name in TEMPERED} | {"temperature": temperature}
     records.keep_predictions(cell.folder, kept)
-    posterior.description = evaluation.description(config, method, task, fitted.horizon)
+    posterior.description = evaluation.description(config, method, task, fitted.horizon) | posterior.description
     posterior.gather().save(cell.folder / "posterior")
     return {
         "metrics": metrics,
@@ -156,6 +160,7 @@ def measured(cell: Cell, recorder: Recorder) -> dict[str, Any]:
         "seconds_predicting": predicting,
         "peak_mb": peak / 1e6,
         "parameters": sum(parameter.numel() for parameter in fitted.module.parameters()),
+        VERDICT: posterior.description.get(VERDICT),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "host": socket.gethostname(),
     }

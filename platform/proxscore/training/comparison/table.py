@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from proxscore.config import AdamWConfig
+from proxscore.posterior.convergence import COLD, KEY, Verdict
 from proxscore.storage import replacing
 from proxscore.storage import write as write_file
 from proxscore.training.comparison.driver import Records, best
@@ -45,6 +46,12 @@ class Row:
     setting: str | None
     records: dict[int, dict[str, Any]]
     missing: dict[int, str]
+
+    @property
+    def verdicts(self) -> dict[int, Verdict]:
+        """By seed, what training found of its convergence, of those methods that tell."""
+        found = {seed: Verdict.of_json(record.get(KEY)) for seed, record in self.records.items()}
+        return {seed: verdict for seed, verdict in found.items() if verdict is not None}
 
     def numbers(self, key: str) -> list[float]:
         """A number of every finished cell that has it."""
@@ -91,23 +98,34 @@ def floors(plan: Plan) -> dict[str, dict[str, float]]:
 def markdown(plan: Plan, table: Sequence[Row], below: Mapping[str, dict[str, float]]) -> str:
     """The table, and below it what is missing and what was tuned."""
     columns = [column for column in (*plan.task.columns, *COSTS) if any(row.numbers(column[1]) for row in table)]
+    judged = any(row.verdicts for row in table)
     lines = [
         f"# {plan.name}",
         "",
         f"Test split, mean ± standard error over {len(plan.seeds)} seed(s); {plan.evaluations} gradient evaluations of "
         f"{plan.config.training.batch_size} rows for every method.",
         "",
-        "| method | setting | " + " | ".join(heading for heading, _, _ in columns) + " |",
-        "|---|---|" + "---:|" * len(columns),
+        "| method | setting | "
+        + " | ".join(heading for heading, _, _ in columns)
+        + (" | converged |" if judged else " |"),
+        "|---|---|" + "---:|" * (len(columns) + judged),
     ]
     for row in table:
         label = row.label if not row.missing else f"{row.label}, {len(row.records)} of {len(plan.seeds)} seeds"
         cells = [average(row.numbers(key), digits) for _, key, digits in columns]
+        cells += [converged(row)] if judged else []
         lines.append(f"| {label} | {setting(row)} | " + " | ".join(cells) + " |")
     for name, metrics in below.items():
         cells = [average([metrics[key]] if key in metrics else [], digits) for _, key, digits in columns]
+        cells += [NONE] if judged else []
         lines.append(f"| {name} | {NONE} | " + " | ".join(cells) + " |")
     notes = [f"* {row.label}, seed {seed}: missing: {why}" for row in table for seed, why in row.missing.items()]
+    for row in table:
+        notes += [
+            f"* {row.label}, seed {seed}: {found.warning}." for seed, found in row.verdicts.items() if not found.sound
+        ]
+        scales = {found.scale + (f": {COLD}" if found.cold else "") for found in row.verdicts.values()}
+        notes += [f"* {row.label}: {scale}." for scale in sorted(scales)]
     if any(row.contender.trials for row in table):
         (count,) = {len(row.contender.trials) for row in table}
         notes.append(f"* Tuned: the best of {count} learning rates by validation NLL, seed {plan.seeds[0]}.")
@@ -116,6 +134,11 @@ def markdown(plan: Plan, table: Sequence[Row], below: Mapping[str, dict[str, flo
         "process at the end of training (on a GPU, of its memory)."
     )
     return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def converged(row: Row) -> str:
+    """How many of a row's runs are sound, of those that were judged."""
+    return f"{sum(found.sound for found in row.verdicts.values())} of {len(row.verdicts)}" if row.verdicts else NONE
 
 
 def setting(row: Row) -> str:
@@ -151,15 +174,16 @@ def write(plan: Plan, found: Records, folder: Path) -> tuple[list[Row], str]:
     keys = list(dict.fromkeys(name for row in table for record in row.records.values() for name in numbers(record)))
     with replacing(folder / "comparison.csv") as partial, partial.open("w", newline="") as file:
         out = csv.writer(file)
-        out.writerow(["method", "setting", "seed", "status", *keys, "mlflow_run_id"])
+        out.writerow(["method", "setting", "seed", "status", *keys, "verdict", "mlflow_run_id"])
         for row in table:
             for seed in plan.seeds:
                 record = row.records.get(seed, {})
                 status = "finished" if record else f"missing: {row.missing[seed]}"
                 values = [record.get(name, "") for name in keys]
-                out.writerow([row.label, row.setting or "", seed, status, *values, record.get("run_id", "")])
+                answer = row.verdicts[seed].answer if seed in row.verdicts else ""
+                out.writerow([row.label, row.setting or "", seed, status, *values, answer, record.get("run_id", "")])
         for name, metrics in below.items():
-            out.writerow([name, "", "", "no training", *(metrics.get(key, "") for key in keys), ""])
+            out.writerow([name, "", "", "no training", *(metrics.get(key, "") for key in keys), "", ""])
     with replacing(folder / "trials.csv") as partial, partial.open("w", newline="") as file:
         out = csv.writer(file)
         out.writerow(["method", "key", "value", "seed", "validation_nll"])

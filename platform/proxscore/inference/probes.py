@@ -1,0 +1,276 @@
+"""What the parts of an optimizer show to :mod:`proxscore.inference.convergence`: shards of a mean field, and blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from proxscore.inference import noise
+from proxscore.inference.convergence import (
+    KEY,
+    SIDE,
+    Now,
+    Probed,
+    Seen,
+    Windows,
+    check,
+    indices,
+    packed,
+    probed,
+    room,
+    unpacked,
+)
+from proxscore.inference.families import Family, Mixture, State
+from proxscore.inference.families.full_covariance import trust
+from proxscore.inference.parts import Member, States
+from proxscore.inference.step import ProximalStep
+
+if TYPE_CHECKING:
+    from proxscore.inference.blocks import Block
+    from proxscore.inference.shards import _Shard
+
+LARGEST_FACTORED = 2048  # numbers of a covariance whose condition is told
+_CHECKED = 16  # steps between two looks at an accelerator's numbers, which waits for it
+
+
+class ShardProbes:
+    """Of parameters with a mean field on their shards, all in one :class:`Windows`."""
+
+    def __init__(self, members: list[Member]) -> None:
+        self._members = members
+        self._where = {m.name: indices(m.parameter.detach(), m.start, m.name) for m in members}
+        sizes = [len(self._where[member.name]) for member in members]
+        self._slices = {
+            m.name: slice(end - n, end) for m, n, end in zip(members, sizes, _cumulated(sizes), strict=True)
+        }
+        like = noise.local(members[0].parameter)
+        self.windows = Windows(sum(sizes), 0, like)
+
+    def before(self, step: ProximalStep, shards: list[_Shard], statistic: str) -> tuple[Seen, Tensor | None] | None:
+        """What is seen before a step, and of which rows; none in a step that is not watched."""
+        if not shards or self.windows.sums.is_meta or not self.windows.watched(step.number):
+            return None
+        k, precision, score, mean = (self._taken(shards, name) for name in (statistic, "precision", "score", "mean"))
+        prior, prior_mean = self._prior(shards)
+        prior, score = prior * step.prior_weight, score.lerp(self._taken(shards, "total"), 1 - step.momentum)
+        ratio = step.penalty.precision_ratio_([k.clone()], step.weights[0])[0]
+        limit = math.inf if step.max_log_precision_step is None else step.max_log_precision_step
+        whitened = (step.score_scale * score - prior * (mean - prior_mean)) * precision.rsqrt()
+        clipped = (ratio.log().abs() >= limit).to(k)
+        return Seen(k, whitened, mean, precision.log(), clipped, torch.zeros_like(k)), self._rows(shards)
+
+    def after(self, step: ProximalStep, shards: list[_Shard], before: tuple[Seen, Tensor | None]) -> None:
+        """The step is made: count what was seen.
+
+        Raises:
+            RunawayError: a tensor's numbers left every plausible range.
+        """
+        seen, rows = before
+        moved = (self._taken(shards, "mean") - seen.mean).abs()
+        if step.metric is None:  # the trust region is in standard deviations
+            moved *= (0.5 * seen.log_precision).exp()
+        seen.clipped_mean = (moved >= 0.999 * step.max_mean_step).to(moved) * float(step.max_mean_step > 0)
+        self.windows.add(seen, rows)
+        if seen.mean.device.type == "cpu" or step.number % _CHECKED == 0:
+            log, mean = self._taken(shards, "precision").log(), self._taken(shards, "mean")
+            members = [shard.member for shard in shards]
+            sizes = [len(self._where[member.name]) for member in members]
+            initial = _filled([member.initial_precision for member in members], sizes, log)
+            prior = _filled([member.prior.precision for member in members], sizes, log)
+            check([member.name for member in members], sizes, log, prior, initial, mean)
+
+    def _taken(self, shards: list[_Shard], name: str) -> Tensor:
+        return torch.cat([getattr(shard, name)[self._where[shard.member.name]] for shard in shards])
+
+    def _prior(self, shards: list[_Shard]) -> tuple[Tensor, Tensor]:
+        sizes = [len(self._where[shard.member.name]) for shard in shards]
+        precision = _filled([shard.member.prior.precision for shard in shards], sizes, shards[0].weights)
+        means = [
+            shard.weights.new_zeros(size)
+            if shard.prior_mean is None
+            else shard.prior_mean[self._where[shard.member.name]]
+            for shard, size in zip(shards, sizes, strict=True)
+        ]
+        return precision, torch.cat(means)
+
+    def _rows(self, shards: list[_Shard]) -> Tensor | None:
+        if len(shards) == len(self._members):
+            return None
+        pieces = [self._slices[shard.member.name] for shard in shards]
+        return torch.cat([torch.arange(p.start, p.stop, device=self.windows.sums.device) for p in pieces])
+
+    def probed(self, state: States, momentum: float, age: int) -> Iterator[Probed]:
+        """A :class:`Probed` for each tensor."""
+        for member in self._members:
+            held, where = state[member.parameter], self._where[member.name]
+            mean = noise.local(held.get("mean", member.parameter))[where]
+            log = noise.local(held["precision"])[where].log()
+            prior_mean = noise.local(held["prior_mean"])[where] if "prior_mean" in held else torch.zeros_like(mean)
+            now = Now(mean, log, torch.full_like(mean, member.prior.precision), prior_mean)
+            sums = self.windows.sums[:, self._slices[member.name]]
+            numbers = noise.local(member.parameter).numel()
+            yield probed(member.name, numbers, member.start, sums, now, self.windows.every, momentum)
+
+    def save(self, state: States) -> None:
+        for member in self._members:
+            held = room(member.parameter)
+            noise.local(held).copy_(packed(self.windows.sums[:, self._slices[member.name]]))
+            state[member.parameter][KEY] = held
+
+    def load(self, state: States, age: int) -> None:
+        self.windows.fill(None)
+        for member in self._members:
+            held, piece = state[member.parameter].get(KEY), self._slices[member.name]
+            size = 2 * (piece.stop - piece.start) * self.windows.sums.shape[-1]
+            if held is not None and noise.local(held).numel() == size:
+                self.windows.sums[:, piece] = unpacked(noise.local(held)).to(self.windows.sums)
+        self.windows.at(age)
+
+
+class BlockProbes:
+    """Of a block: some of its vector's numbers, and for a full covariance its statistic's matrix on some axes.
+
+    A family that the gradient solver moves has the curvature statistic k = -(theta - m) s-hat of every number (Stein's
+    identity: E k = 1 where q is the target), but may not describe each number's variance freely: then only the average of
+    all k must be one, as the objective is least in the scale of q. Statistics are saved where the block is whole on every
+    rank; of a block over shards, windows begin anew when a run is resumed.
+    """
+
+    def __init__(self, block: Block) -> None:
+        full = block.family.kind == "full_covariance"
+        self._block, self.coarse = block, block.family.kind not in ("mean_field", "full_covariance")
+        size = block.layout.size
+        count = min(size, SIDE if full else 16 * SIDE)
+        self.where = torch.arange(count, device=block.prior_precision.device) * size // max(count, 1)
+        self.side = count if full else 0
+        self.windows = Windows(count, self.side, block.prior_precision)
+        sizes = block.layout.sizes
+        initial = [member.initial_precision for member in block.members]
+        self._sizes, self._initial = sizes, _filled(initial, sizes, block.prior_precision)
+
+    def add_closed(self, step: ProximalStep, curvature: Tensor, score: Tensor, before: State, ratio: Tensor) -> None:
+        """A full covariance's step from ``before``: the statistic's matrix, and the score, in units of the weights.
+
+        Raises:
+            RunawayError: numbers left every plausible range.
+        """
+        self._check(step)
+        if not self.windows.watched(step.number):
+            return
+        factor, limit = before["factor"], trust(step.max_log_precision_step, len(ratio))
+        clipped, clipped_mean = ratio.log().norm() >= 0.999 * limit, torch.zeros((), dtype=torch.bool)
+        move = self._block.anchor["mean"] - before["mean"]
+        if step.max_mean_step and step.metric is None:
+            white = torch.linalg.solve(factor, move)
+            clipped_mean = white.norm() >= 0.999 * step.max_mean_step * math.sqrt(len(white))
+        elif step.max_mean_step:
+            clipped_mean = (move.abs() >= 0.999 * step.max_mean_step).any()
+        k = curvature if self.side else curvature.diagonal()
+        self._add(k, factor.mT @ score, before, clipped, clipped_mean)
+
+    def add_solved(self, step: ProximalStep, draws: list[tuple[Tensor, Tensor]]) -> None:
+        """A step of the gradient solver, after draws with these scores and distances from the mean, (D,) each.
+
+        Raises:
+            RunawayError: numbers left every plausible range.
+        """
+        if not draws or marginal_log_precision(self._block.family, self._block.anchor) is None:
+            return
+        self._check(step)
+        if not self.windows.watched(step.number):
+            return
+        state = self._block.state
+        score, offset = (torch.stack(each) for each in zip(*draws, strict=True))
+        log = marginal_log_precision(self._block.family, state)
+        assert log is not None
+        no = torch.zeros((), dtype=torch.bool)
+        self._add(-(score * offset).mean(0), score.mean(0) * (-0.5 * log).exp(), state, no, no)
+
+    def _check(self, step: ProximalStep) -> None:
+        block = self._block
+        mean, log = block.family.mean(block.anchor), marginal_log_precision(block.family, block.anchor)
+        if log is not None and (mean.device.type == "cpu" or step.number % _CHECKED == 0):
+            names = [member.name for member in block.members]
+            check(names, self._sizes, log, block.prior_precision, self._initial, mean)
+
+    def _add(self, k: Tensor, score: Tensor, before: State, clipped: Tensor, clipped_mean: Tensor) -> None:
+        family, at = self._block.family, self.where
+        square = k[at[:, None], at[None]] if self.side else None
+        log, k = marginal_log_precision(family, before), k[at] if square is None else square.diagonal()
+        assert log is not None
+        one = torch.ones_like(k)
+        self.windows.add(
+            Seen(
+                k,
+                score[at],
+                family.mean(before)[at],
+                log[at],
+                one * clipped.to(one),
+                one * clipped_mean.to(one),
+                own_scale=False,
+                square=square,
+            )
+        )
+
+    def probed(self, momentum: float, age: int) -> Iterator[Probed]:
+        """One for the whole block."""
+        block = self._block
+        log = marginal_log_precision(block.family, block.state)
+        if log is None:
+            return
+        at = self.where
+        now = Now(block.family.mean(block.state)[at], log[at], block.prior_precision[at], block.prior_mean[at])
+        name = ", ".join(member.name for member in block.members)
+        found = probed(
+            name, block.layout.size, 0, self.windows.sums, now, self.windows.every, momentum, own_scale=False
+        )
+        found.coarse, found.size = self.coarse, block.layout.size
+        if block.layout.local:
+            found.first = block.members[0].start
+        if self.side:
+            total, squares = self.windows.squares.double().sum(0).cpu()
+            count = max(found.steps, 1.0)
+            if found.size <= LARGEST_FACTORED:
+                found.condition = torch.linalg.cond(block.state["factor"].double()).item() ** 2
+            found.square = total / count
+            found.square_error = ((squares / count - found.square**2).clamp_min(0) / max(count - 1, 1)).sqrt()
+        yield found
+
+    def save(self, state: States) -> None:
+        if not self._block.layout.local:
+            state[self._block.members[0].parameter][KEY] = self.windows.flat()
+
+    def load(self, state: States, age: int) -> None:
+        held = state[self._block.members[0].parameter].get(KEY)
+        self.windows.fill(None if self._block.layout.local else held)
+        self.windows.at(age)
+
+
+def marginal_log_precision(family: Family, state: State) -> Tensor | None:
+    """Logarithms of 1 / variance of every number, (D,); none for families that are given by code."""
+    match family.kind:
+        case "mean_field":
+            return state["precision"].log()
+        case "full_covariance":
+            return -state["factor"].square().sum(1).log()
+        case "low_rank":
+            return -(state["variance"] + state["factor"].square().sum(1)).log()
+        case "kronecker":
+            return -torch.outer(*(state[side].square().sum(1) for side in ("rows", "columns"))).reshape(-1).log()
+    if isinstance(family, Mixture):
+        weights = state["means"].new_tensor(family.weights)
+        second = (state["precisions"].reciprocal() + state["means"].square()) @ weights
+        return -(second - (state["means"] @ weights).square()).log()
+    return None
+
+
+def _cumulated(sizes: list[int]) -> list[int]:
+    return [sum(sizes[: number + 1]) for number in range(len(sizes))]
+
+
+def _filled(values: list[float], sizes: list[int], like: Tensor) -> Tensor:
+    return torch.cat([like.new_full((size,), value) for value, size in zip(values, sizes, strict=True)])
