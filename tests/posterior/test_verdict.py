@@ -250,7 +250,7 @@ def test_a_cold_posterior_is_called_cold_and_its_scale_stands_beside_it() -> Non
 @pytest.mark.parametrize(
     ("family", "lr", "start", "answer"),
     [
-        (LowRank(2), 0.02, 1.0, "converged"),
+        (LowRank(2), 0.3, 1.0, "converged"),
         (LowRank(2), 1e-5, 30.0, "still moving"),
         (MeanField(), 1e-5, 30.0, "still moving"),
         (Mixture(2), 1e-5, 30.0, "still moving"),

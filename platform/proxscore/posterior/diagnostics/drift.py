@@ -51,8 +51,8 @@ def drift(optimizer: ProximalScore) -> list[Drift]:
     """A row for every sampled parameter tensor, in the optimizer's order: mean-field ones first.
 
     Of parameters that a full-covariance, low-rank or Kronecker family describes together, marginal precisions are
-    compared; those of a mixture are of its variances as a whole. Distributions given by code have no row. With sharded parameters, rows are of this rank's
-    shards. One pass over the state; no forward passes, no communication.
+    compared; those of a mixture are of its variances as a whole. Distributions given by code have no row. With sharded
+    parameters, rows are of this rank's shards. One pass over the state; no forward passes, no communication.
     """
     priors, starts = optimizer.prior.assign(optimizer.named_parameters()), optimizer.initial_precisions()
     reach = _reach(optimizer)

@@ -291,9 +291,12 @@ def _mean(optimizer: ProximalScore, judged: list[_Judged]) -> list[str]:
             if clipped > 0.1
             else ""
         )
+        slower = f"{steps}lower penalty.mean (now {optimizer.penalty.mean:g})"
+        if any(each.probed.coarse for each in far):
+            slower = "raise solver.lr"
         lines.append(
-            f"mean of {_names(far)} is about {distance:.2g} standard deviations from where its score is zero: {steps}lower "
-            f"penalty.mean (now {optimizer.penalty.mean:g}) or train longer"
+            f"mean of {_names(far)} is about {distance:.2g} standard deviations from where its score is zero: {slower} or "
+            "train longer"
         )
     jitter = [each for each in judged if each not in far and each.lag > NEAR]
     if jitter:
