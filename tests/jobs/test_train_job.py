@@ -133,16 +133,24 @@ def test_a_run_in_a_process_of_its_own_shows_progress_a_table_and_where_to_look(
         assert row[1:5] == [f"{metrics[f'{prefix}/{key}']:.4f}" for key in ("accuracy", "nll", "ece", "brier")]
 
 
-@pytest.mark.parametrize(("precision", "warned"), [("1e6", True), ("null", False)])
-def test_a_posterior_that_the_penalty_held_still_comes_with_advice(
-    precision: str, warned: bool, train: Main, small: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_a_posterior_that_the_penalty_held_still_says_so_wherever_it_is_shown(
+    train: Main, small: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert train([*small, f"method.penalty.precision={precision}", "name=held"]) == 0
-    advice = [line for line in capsys.readouterr().out.splitlines() if line.startswith("advice ")]
+    assert train([*small, "method.penalty.precision=1e6", "name=held"]) == 0
+    out = capsys.readouterr().out
+    lines = [line.removeprefix("verdict    ") for line in out.splitlines() if line.startswith("verdict ")]
+    assert lines[0].startswith("still moving (temperature 1, effective data size 100,000 (")
+    assert lines[0].endswith("a cold posterior's intervals are not credible intervals")
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("proxscore").experiment_id])
-    assert ("advice" in run.data.tags) == bool(advice) == warned
-    assert all("is still at its initial precision" in line and "penalty.precision" in line for line in advice)
+    assert run.data.tags["verdict"] == "still moving"
+    assert {"verdict/k", "verdict/nll_mean", "verdict/drift_mean_sd", "validation/nll_draw"} <= set(run.data.metrics)
+    (folder,) = {path.parent for path in (tmp_path / "runs").rglob("posterior.json")}
+    posterior = Posterior.load(folder)
+    assert posterior.verdict is not None
+    assert posterior.verdict.lines() == lines
+    assert "still moving" in repr(posterior)
+    assert posterior.told()[1].startswith("warning    this posterior is still moving: ")
 
 
 def test_the_configuration_of_a_recorded_run_starts_a_new_one(

@@ -12,7 +12,8 @@ averages can tell.
 Watched are *probes*: a few numbers of every row of a tensor (all of a small one), the same ones in every run. Sums are kept
 over two windows, of which the older one is complete: together the last tenth to fifth of the steps, at any time, whatever the
 length of the run. A window of n steps begins at step 9 n; beyond 4,096 steps, some are left out. Sharded parameters are
-watched by shards, without communication.
+watched by shards, without communication. The sums, 20 numbers for each that is watched, are saved with the optimizer's state;
+of a state without them, windows begin anew.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from torch.distributed.tensor import zeros as distributed_zeros
 from proxscore.inference import noise
 
 #: Numbers of a tensor that are watched, about: at least one in each row.
-PROBES = 512
+PROBES = 256
 #: Sides of the block of a full covariance's curvature statistic that is watched.
 SIDE = 64
 #: Name of the statistics in the optimizer's state.

@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.checkpoint.storage import WriteResult
 
 from proxscore.config import ConfigError
+from proxscore.inference.convergence import KEY
 from proxscore.posterior.tensors import separate
 from proxscore.storage import write
 
@@ -121,6 +122,9 @@ def load(folder: Path, snapshot: Snapshot) -> None:
         tensors = {name: value for name, value in flat.items() if isinstance(value, Tensor)}
         reader = HuggingFaceStorageReader(str(folder))
         held = reader.read_metadata().state_dict_metadata.keys()
+        for name in [name for name in tensors if name.endswith(f".{KEY}") and name not in held]:
+            del tensors[name]  # of an earlier version: what convergence is judged by begins anew
+            del flat[name]
         surplus = sorted({*held, *values} - flat.keys()) + sorted(flat.keys() - {*held, *values})
         if surplus:
             raise ValueError(f"{surplus[0]} is on one side only")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from proxscore.config import Config, ConfigError, EnsembleConfig, MethodConfig, MethodError
+from proxscore.inference.convergence import KEY
 from proxscore.inference.initial import INITIAL_NOISE
 from proxscore.methods import Horizon, build_method
 from proxscore.training import meshes
@@ -141,7 +142,9 @@ def _state(method: object, module: nn.Module) -> dict[str, int]:
     found: dict[str, int] = {}
     for state in held.values():
         for name, value in state.items():
-            if isinstance(value, Tensor) and value.ndim:
+            if (
+                isinstance(value, Tensor) and value.ndim and name != KEY
+            ):  # of a size that does not grow with the tensor's
                 found[name] = found.get(name, 0) + value.numel()
     return found
 

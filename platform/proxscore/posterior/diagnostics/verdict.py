@@ -33,7 +33,7 @@ from torch.distributed.tensor import DTensor
 
 from proxscore.inference import ProximalScore
 from proxscore.inference.convergence import Probed
-from proxscore.posterior.convergence import COLD, Verdict
+from proxscore.posterior.convergence import Verdict
 
 #: Root-mean-square of k - 1: of a tensor that has arrived, and what it must be told from (half the right sds everywhere).
 ARRIVED, HALVED = 0.4, 0.75
@@ -291,9 +291,12 @@ def _mean(optimizer: ProximalScore, judged: list[_Judged]) -> list[str]:
             if clipped > 0.1
             else ""
         )
+        slower = f"{steps}lower penalty.mean (now {optimizer.penalty.mean:g})"
+        if any(each.probed.coarse for each in far):
+            slower = "raise solver.lr"
         lines.append(
-            f"mean of {_names(far)} is about {distance:.2g} standard deviations from where its score is zero: {steps}lower "
-            f"penalty.mean (now {optimizer.penalty.mean:g}) or train longer"
+            f"mean of {_names(far)} is about {distance:.2g} standard deviations from where its score is zero: {slower} or "
+            "train longer"
         )
     jitter = [each for each in judged if each not in far and each.lag > NEAR]
     if jitter:
@@ -357,11 +360,9 @@ def _losses_failed(losses: Losses | None, pareto_k: float | None) -> list[str]:
 
 def _notes(optimizer: ProximalScore, rows: int | None) -> tuple[str, ...]:
     notes = []
-    if optimizer.temperature != 1 or (rows is not None and not math.isclose(optimizer.data_size, rows, rel_tol=1e-6)):
-        counted = "" if rows is None else f"; the data count {optimizer.scale / rows:.3g} times"
-        notes.append(
-            f"{COLD} (temperature {optimizer.temperature:g}, effective data size {optimizer.data_size:,.0f}{counted})"
-        )
+    cold = rows is not None and optimizer.scale > rows * (1 + 1e-6)  # said beside the answer
+    if not cold and (optimizer.temperature != 1 or (rows is not None and not math.isclose(optimizer.data_size, rows))):
+        notes.append("the likelihood counts other than once for each row: intervals are not credible intervals")
     solved = sorted({b.family.kind for b in optimizer.blocks() if b.probes.coarse})
     if solved:
         notes.append(f"{', '.join(solved)}: judged by the scale of all numbers together, and by drift")
