@@ -167,7 +167,7 @@ class ProximalScore(torch.optim.Optimizer):
         self.prior_schedule = prior_schedule
         adaptive = metric == "adaptive"
         lr = lr if lr is not None else LR if adaptive else 1.0
-        self._base_lr = lr if adaptive else 1.0
+        self.base_lr = lr if adaptive else 1.0
         self.prior = prior or Prior()
         self.penalty = penalty or ForwardKL()
         if adaptive and isinstance(self.penalty, NoPenalty):
@@ -636,7 +636,7 @@ class ProximalScore(torch.optim.Optimizer):
             lr = group["lr"]
             weights = precision_weight, (mean_weight / lr if lr > 0 else float("inf"))
             scheduled = self.penalty.mean / mean_weight
-            factor = scheduled * lr / self._base_lr if lr > 0 else 0.0
+            factor = scheduled * lr / self.base_lr if lr > 0 else 0.0
             adaptive = self.metric == "adaptive"
             metric = Adaptive(scheduled * lr, self.scale, self.square_decay) if adaptive else None
             score_scale = -self.scale / (1 - group["momentum_product"])

@@ -291,7 +291,10 @@ def _mean(optimizer: ProximalScore, judged: list[_Judged]) -> list[str]:
             if clipped > 0.1
             else ""
         )
-        slower = f"{steps}lower penalty.mean (now {optimizer.penalty.mean:g})"
+        rate = f"lower penalty.mean (now {optimizer.penalty.mean:g})"
+        if optimizer.metric == "adaptive":
+            rate = f"raise lr (now {optimizer.base_lr:g})"
+        slower = f"{steps}{rate}"
         if any(each.probed.coarse for each in far):
             slower = "raise solver.lr"
         lines.append(
@@ -301,9 +304,10 @@ def _mean(optimizer: ProximalScore, judged: list[_Judged]) -> list[str]:
     jitter = [each for each in judged if each not in far and each.lag > NEAR]
     if jitter:
         distance = max(each.lag for each in jitter)
+        calmer = "lower lr" if optimizer.metric == "adaptive" else "raise penalty.mean"
         lines.append(
             f"mean of {_names(jitter)} still moves by {distance:.2g} standard deviations about its average over the last steps: "
-            "let its step fall to zero (a cosine penalty.mean_schedule), raise penalty.mean, or train longer"
+            f"let its step fall to zero (a cosine penalty.mean_schedule), {calmer}, or train longer"
         )
     unsure = [each for each in judged if not each.mean_off and not each.mean_told]
     if unsure and not _together(unsure, "score", AWAY):
