@@ -76,7 +76,7 @@ def fit(
             problems: ``torch.zeros(8, dtype=torch.float64)``.
         family: of ``proximal_score``; none: a full covariance of up to 200 numbers, beyond a mean field.
         method: ``proximal_score``, ``bam``, ``gsm`` or ``advi``. The last three have a full covariance.
-        steps: none: 2,000, of ``bam`` and ``gsm`` 500, of ``advi`` 10,000.
+        steps: none: 1,000, of ``bam`` and ``gsm`` 500, of ``advi`` 10,000.
         draws: none: for ``proximal_score`` (pairs, two gradients each) see :func:`proxscore.inference.presets.exact`; else 8.
         initial_sd: by name, the standard deviations to start from (numbers, or tensors of the tensor's shape); of the others,
             the curvature at the start decides. Some ten times too large or a thousand times too small still arrives.
@@ -94,7 +94,7 @@ def fit(
         raise ConfigError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
     target = Target(log_density, start, data, batch_size, log_prior, seed)
     batched = bool(target.data) and target.batch_size < target.rows
-    default_steps = {"proximal_score": 2000, "advi": 10_000}
+    default_steps = {"proximal_score": 1000, "advi": 10_000}
     steps = default_steps.get(method, 500) if steps is None else steps
     if steps < 1 or (draws is not None and draws < 1):
         raise ConfigError(f"steps is {steps}, draws is {draws}; they must be at least 1")

@@ -24,8 +24,8 @@ from proxscore.inference.parts import Draw, Member, Part, ProximalStep, States, 
 from proxscore.inference.priors import NOISE
 
 #: Of the natural-gradient steps of noise levels, times the step's factor. Batches of B rows leave a relative error of about
-#: sqrt(rate / B) / 2, below that of 10 B rows; stable up to 2 / rate outputs that share a level.
-NOISE_RATE = 0.05
+#: sqrt(rate / B) / 2, that of 2 B / rate rows; up to 2 / rate outputs may share a level before steps overshoot.
+NOISE_RATE = 0.1
 
 
 class Points(Part):

@@ -26,13 +26,13 @@ def exact(steps: int, numbers: int, family: Family | None = None, draws: int | N
     much wider costs many.
 
     Args:
-        steps: of the run; about 2,000, and for a full covariance some 10 D / S at least.
+        steps: of the run; about 1,000, and for a full covariance some 10 D / S at least.
         numbers: D, the numbers that are sampled.
         family: mean field (default) or full covariance; others take the gradient solver, and these weights serve them, too.
-        draws: S, pairs per step; none: 4, of a full covariance D / 8 where that is more.
+        draws: S, pairs per step; none: 2, of a full covariance 4, or D / 8 where that is more.
     """
     full = isinstance(family, FullCovariance)
-    pairs = draws or (max(4, math.ceil(numbers / 8)) if full else 4)
+    pairs = draws or (max(4, math.ceil(numbers / 8)) if full else 2)
     cosine = Schedule("cosine", length=steps)
     weight = max(4.0, numbers / pairs) if full else 10.0
     return dict(
