@@ -15,12 +15,12 @@ from proxscore.inference.layout import Layout
 from proxscore.posterior import DropoutPosterior, Posterior, Samples, SWAGPosterior
 from proxscore.posterior.posterior import Joint
 
-DRAWS = 20_000
+DRAWS = 2000
 D = 7  # of a (2, 3) and a scalar
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def joint(family: Family, state: State, names: tuple[str, ...] = ("w", "s")) -> Posterior:
@@ -69,21 +69,21 @@ KINDS: dict[str, Callable[[], Posterior]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_moments_are_those_of_the_draws(kind: str) -> None:
-    """20,000 draws: standard deviations within 5 %, covariances within 0.05 of the product of the two (their errors: 0.5 to
-    1 % and 0.007; more for a Student t)."""
+    """2,000 draws: standard deviations within 10 %, covariances within 0.12 of the product of the two (their errors: 1.6 to
+    2.5 % and 0.022)."""
     posterior = KINDS[kind]()
     drawn = posterior.sample(DRAWS)
     flat = torch.cat([drawn[name].reshape(DRAWS, -1) for name in posterior.mean], 1)
     assert {name: value.shape[1:] for name, value in drawn.items()} == {n: v.shape for n, v in posterior.mean.items()}
     sd = torch.cat([value.reshape(-1) for value in posterior.sd().values()])
-    torch.testing.assert_close(sd, flat.std(0), rtol=0.05, atol=1e-12)
+    torch.testing.assert_close(sd, flat.std(0), rtol=0.1, atol=1e-12)
     covariance = posterior.covariance()
     torch.testing.assert_close(covariance.diagonal().sqrt(), sd)
-    scale = torch.outer(sd, sd).clamp_min(1e-300)
-    assert ((covariance - flat.mT.cov()) / scale).abs().max() < 0.05
+    scale = torch.outer(sd, sd).clamp_min(1e-12)
+    assert ((covariance - flat.mT.cov()) / scale).abs().max() < 0.12
     if kind != "samples":  # whose mean is its last member's: means of modes are none
         mean = torch.cat([value.reshape(-1) for value in posterior.mean.values()])
-        assert ((flat.mean(0) - mean) / sd.clamp_min(1e-12)).abs().max() < 0.05
+        assert ((flat.mean(0) - mean) / sd.clamp_min(1e-12)).abs().max() < 0.12
 
 
 def test_a_covariance_comes_in_the_order_of_the_names_that_are_asked_for() -> None:

@@ -68,7 +68,8 @@ def fit(
     of log_tau; ``posterior.sample(n)["log_tau"].exp()`` are draws of tau.
 
     **Which method.** ``proximal_score`` takes mini-batches, any family and any number of tensors. Of a whole density of up to
-    about 100 numbers, ``bam`` (batch and match) needs fewer gradient evaluations, and no settings; with noisy scores its
+    about 100 numbers, ``bam`` (batch and match) needs fewer gradient evaluations, if the start is within a few standard
+    deviations: it takes the large scores of a mean that is far away for a large precision, and crawls. With noisy scores its
     variance collapses, so it refuses batches.
 
     Args:
@@ -129,10 +130,17 @@ def _proximal(
 ) -> Posterior:
     tensors = target.tensors(target.vector())
     chosen = exact(steps, target.numbers, family, draws) | dict(settings)
+    # Names of its own: the optimizer leaves out what wrappers of modules add to names, and a density may call a tensor so.
+    names = {f"tensor{index}": name for index, name in enumerate(tensors)}
     optimizer = ProximalScore(
-        tensors.items(), 1.0, prior=Prior.flat(point=()), initial_precision=1.0, seed=seed, **chosen
+        list(zip(names, tensors.values(), strict=True)),
+        1.0,
+        prior=Prior.flat(point=()),
+        initial_precision=1.0,
+        seed=seed,
+        **chosen,
     )
-    _spread(optimizer, dict(zip(target.start, precision.split(target.sizes), strict=True)))
+    _spread(optimizer, dict(zip(names, precision.split(target.sizes), strict=True)))
     for step, rows in enumerate(itertools.islice(target.batches(), steps)):
         for _ in optimizer.draws():
             (-target.log_density(tensors, rows)).backward()
@@ -145,8 +153,10 @@ def _proximal(
             ) from error
     mean = {name: tensor.detach() for name, tensor in tensors.items()}
     found = Posterior(mean, description=description)
-    found.precision = {name: state["precision"] for name, _, state in optimizer.sampled()}
-    found.joint = [Joint(Layout(block.family, block.layout.members), block.state) for block in optimizer.blocks()]
+    found.precision = {names[name]: state["precision"] for name, _, state in optimizer.sampled()}
+    for block in optimizer.blocks():
+        members = [(names[name], tensor, first) for name, tensor, first in block.layout.members]
+        found.joint.append(Joint(Layout(block.family, members), block.state))
     for value in found.sd().values():
         if not value.isfinite().all():
             raise FloatingPointError("the posterior's standard deviations are not finite: the iteration diverged")
@@ -164,16 +174,23 @@ def _spread(optimizer: ProximalScore, precision: Mapping[str, Tensor]) -> None:
 def _reference(
     method: str, target: Target, precision: Tensor, steps: int, draws: int, seed: int
 ) -> GaussianApproximation:
+    """In coordinates z = (theta - start) / sd at the start, so that numbers of any scale are of one."""
     solve, _ = REFERENCES[method]
-    batches = target.batches()
-    dtype = target.vector()
+    batches, origin, sd = target.batches(), target.vector(), precision.rsqrt()
 
-    def score(thetas: Tensor, _: torch.Generator) -> Tensor:
+    def score(z: Tensor, _: torch.Generator) -> Tensor:
         rows = next(batches)
-        return torch.stack([target.score(theta.to(dtype), rows) for theta in thetas])
+        return torch.stack([sd * target.score(origin + sd * each.to(origin), rows) for each in z])
 
     generator = torch.Generator(device=precision.device).manual_seed(noise.key(seed, method) >> 1)
-    return solve(score, target.vector(), (1 / precision).diag(), steps=steps, draws=draws, generator=generator)
+    rate: dict[str, Any] = {}
+    if method == "bam":  # from the paper's first rate to an average over some hundred steps, at the pace of the run
+        first = draws * target.numbers
+        rate["learning_rate"] = lambda step: first * (100 * first) ** (-step / steps)
+    unit = torch.eye(target.numbers, dtype=torch.float64, device=origin.device)
+    found = solve(score, unit.new_zeros(len(unit)), unit, steps=steps, draws=draws, generator=generator, **rate)
+    wide = sd.to(unit)
+    return GaussianApproximation(origin.to(unit) + wide * found.mean, wide[:, None] * found.covariance * wide)
 
 
 def _joint_gaussian(target: Target, found: GaussianApproximation, description: dict[str, Any]) -> Posterior:

@@ -158,7 +158,7 @@ class Target:
             ConfigError: a function gives another shape, or no tensor.
         """
         if not self.data:
-            return _scalar("log_density", self._log_density(dict(tensors)))
+            return _felt(_scalar("log_density", self._log_density(dict(tensors))))
         rows = self.data if rows is None else rows
         terms, count = self._log_density(dict(tensors), *rows), len(rows[0])
         if not isinstance(terms, Tensor) or terms.shape != (count,):
@@ -167,7 +167,9 @@ class Target:
                 f"log_density gives {shape} for {count} rows; with data it must give one number per row, ({count},)"
             )
         total = terms.sum() * (self.rows / count)
-        return total if self._log_prior is None else total + _scalar("log_prior", self._log_prior(dict(tensors)))
+        if self._log_prior is not None:
+            total = total + _scalar("log_prior", self._log_prior(dict(tensors)))
+        return _felt(total)
 
     def score(self, vector: Tensor, rows: tuple[Tensor, ...] | None = None) -> Tensor:
         """grad log p at a vector (D,), as a vector."""
@@ -217,3 +219,8 @@ def _scalar(name: str, value: object) -> Tensor:
         shape = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ConfigError(f"{name} gives {shape}; it must give one number: sum over everything")
     return value.reshape(())
+
+
+def _felt(value: Tensor) -> Tensor:
+    """A value that is not finite has a gradient that is not, either: that of log(x) is finite where x is negative."""
+    return value if value.isfinite() else value * torch.nan

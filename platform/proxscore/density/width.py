@@ -22,7 +22,8 @@ def start_precision(target: Target, initial_sd: Mapping[str, Tensor | float], se
 
     Where it curves upwards its size counts, where it does not curve the squared slope, and 1 where it is flat. All that are not
     given are raised together until the curvature at draws, (theta_+ - theta_-)^T (s(theta_-) - s(theta_+)) / 4 D = 1 for a
-    Gaussian, is finite and at most 3: a local curvature says little of a density that is another one a step away.
+    Gaussian, is finite and at most 3, and half a Newton step, which is what the mean takes, finds a density that is no lower:
+    a local curvature says little of a density that is another one a step away.
 
     Raises:
         ConfigError: an unknown name, another shape, a value that is not positive, or a density that is finite nowhere near.
@@ -30,7 +31,7 @@ def start_precision(target: Target, initial_sd: Mapping[str, Tensor | float], se
     vector = target.vector()
     curvature, slope = target.curvature(vector), target.score(vector)
     size = curvature.abs()
-    negligible = size <= 1e-10 * size.max()
+    negligible = size <= 1e-14 * slope.square()  # straight, but for rounding: scales differ from number to number
     precision = torch.where(negligible | ~size.isfinite(), slope.square(), size)
     precision = torch.where((precision > 0) & precision.isfinite(), precision, torch.ones_like(precision))
     free = torch.ones_like(precision, dtype=torch.bool)
@@ -59,7 +60,7 @@ def _tightened(target: Target, vector: Tensor, precision: Tensor, free: Tensor, 
             e = torch.randn(target.numbers, generator=generator).to(vector) * precision.rsqrt()
             ratios.append((target.score(vector - e) - target.score(vector + e)) @ e / (2 * target.numbers))
         ratio = torch.stack(ratios).mean()
-        if ratio.isfinite() and ratio <= MOST:
+        if ratio.isfinite() and ratio <= MOST and _improves(target, vector, precision):
             return precision
         if not free.any():
             break
@@ -70,3 +71,9 @@ def _tightened(target: Target, vector: Tensor, precision: Tensor, free: Tensor, 
     raise ConfigError(
         "log_density is not finite at draws about the start, however near: choose another start, or initial_sd"
     )
+
+
+def _improves(target: Target, vector: Tensor, precision: Tensor) -> bool:
+    step = 0.5 * target.score(vector) / precision
+    before, after = (target.log_density(target.tensors(at, grad=False)) for at in (vector, vector + step))
+    return bool(after >= before - 1e-6 * before.abs())

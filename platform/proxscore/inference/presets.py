@@ -41,5 +41,5 @@ def exact(steps: int, numbers: int, family: Family | None = None, draws: int | N
         draws=pairs,
         momentum=0.0 if full else 0.9,
         max_log_precision_step=1.0,
-        max_mean_step=10.0,
+        max_mean_step=100.0,
     )
