@@ -49,6 +49,7 @@ class Block(Part):
             if member.prior_mean is not None:
                 first = member.start if self.layout.local else 0
                 piece.copy_(member.prior_mean.reshape(-1)[first : first + len(piece)])
+        self._initial_precision = self._rows([member.initial_precision for member in members], mean)
         self.anchor = self._initial(mean)
         self.probes = BlockProbes(self)
         self._new = True  # neither stepped nor loaded
@@ -58,10 +59,13 @@ class Block(Part):
         return torch.cat([like.new_full((size,), value) for size, value in zip(self.layout.sizes, values, strict=True)])
 
     def _initial(self, mean: Tensor) -> State:
-        precision = self._rows([member.initial_precision for member in self.members], mean)
         return self.family.initial(
-            mean, precision, self.layout.shape, lambda j: self.layout.normal(self._seed, "initial", j)
+            mean, self._initial_precision, self.layout.shape, lambda j: self.layout.normal(self._seed, "initial", j)
         )
+
+    def spread(self, precision: Tensor) -> None:
+        """Before the first step: start at these precisions, one for each of the vector's numbers."""
+        self._initial_precision.copy_(precision)
 
     @property
     def state(self) -> State:

@@ -1,6 +1,18 @@
-"""Point estimates: parameters that are not sampled, trained by Adam on the scores of the draws of the others."""
+"""Point estimates: parameters that are not sampled, trained by Adam on the scores of the draws of the others.
+
+Logarithms of noise levels (``*log_noise``) take steps of their own. With noise s and squared residuals r^2 their gradient is
+1 - E r^2 / s^2, and their Fisher information 2 per data point, so that
+
+    log s <- log s - rate min(max(g / 2, -1), 1)
+
+is a natural-gradient step: it arrives at log(true / first level) / rate steps from any level, and settles where the residuals
+have it. Adam does neither: a step is its learning rate at most, and its long memory of the first gradients, which are
+(true / first level)^2 times the last ones, holds the level where the first steps carried it.
+"""
 
 from __future__ import annotations
+
+import fnmatch
 
 import torch
 from torch import Tensor
@@ -9,7 +21,12 @@ from torch.optim.adam import adam
 from proxscore.inference import noise
 from proxscore.inference.monitor import Monitor
 from proxscore.inference.parts import Member, Part, States, trained
+from proxscore.inference.priors import NOISE
 from proxscore.inference.step import Draw, ProximalStep
+
+#: Of the natural-gradient steps of noise levels, times the step's factor. Batches of B rows leave a relative error of about
+#: sqrt(rate / B) / 2, that of 2 B / rate rows; up to 2 / rate outputs may share a level before steps overshoot.
+NOISE_RATE = 0.1
 
 
 class Points(Part):
@@ -53,7 +70,7 @@ class Points(Part):
         return
 
     def step(self, step: ProximalStep, monitor: Monitor | None) -> None:
-        """Adam on the mean gradient over the draws plus the prior's."""
+        """Adam (noise levels: a natural-gradient step) on the mean gradient over the draws plus the prior's."""
         if not self.members:
             return
         states, gradients = [self._held[member.parameter] for member in self.members], self.gradients()
@@ -63,13 +80,19 @@ class Points(Part):
                 weights, prior_mean = noise.local(member.parameter), state.get("prior_mean")
                 pull = weights if prior_mean is None else weights - noise.local(prior_mean)
                 gradient.add_(pull, alpha=member.prior.precision * step.prior_weight / self._scale)
+        adams = []
+        for row in zip(self.members, states, gradients, strict=True):
+            if fnmatch.fnmatchcase(row[0].name, NOISE):
+                noise.local(row[0].parameter).sub_((row[2] / 2).clamp_(-1, 1), alpha=NOISE_RATE * step.factor)
+            else:
+                adams.append(row)
         adam(
-            [noise.local(member.parameter) for member in self.members],
-            gradients,
-            [noise.local(state["exp_avg"]) for state in states],
-            [noise.local(state["exp_avg_sq"]) for state in states],
+            [noise.local(member.parameter) for member, _, _ in adams],
+            [gradient for _, _, gradient in adams],
+            [noise.local(state["exp_avg"]) for _, state, _ in adams],
+            [noise.local(state["exp_avg_sq"]) for _, state, _ in adams],
             [],
-            [state["step"] for state in states],
+            [state["step"] for _, state, _ in adams],
             amsgrad=False,
             beta1=0.9,
             beta2=0.999,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal, Self
 
 from torch import Tensor
 
 from proxscore.inference.names import Kind, kinds_by_name
+
+#: Logarithms of noise levels: their prior is flat unless ``scales`` names them, as no level is more likely for being near 1.
+NOISE = "*log_noise"
 
 Treatment = Literal["informative", "flat", "point"]
 
@@ -29,8 +33,9 @@ class Prior:
     A parameter that is not sampled is a point estimate: trained with the rest, by Adam, on the same scores.
 
     Args:
-        scale: standard deviation, in units of the weights.
-        scales: glob pattern of parameter names -> scale, for groups of parameters; the last match counts.
+        scale: standard deviation, in units of the weights; infinite: flat. See also :meth:`flat`.
+        scales: glob pattern of parameter names -> scale, for groups of parameters; the last match counts. Without one,
+            ``*log_noise`` is flat.
         biases: ``informative`` (as weights), ``flat`` (precision zero) or ``point`` (not sampled).
         norms: the same for the scales and shifts of normalisation layers, and for other vectors that are no biases, such as
             layer scales.
@@ -53,7 +58,7 @@ class Prior:
     norms: Treatment = "informative"
     mean: Mapping[str, Tensor] = field(default_factory=dict)
     select: str | Sequence[str] = "all"
-    point: Sequence[str] = ("*log_noise",)
+    point: Sequence[str] = (NOISE,)
     kinds: Mapping[str, Kind] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -63,6 +68,17 @@ class Prior:
         for label in ("biases", "norms"):
             if getattr(self, label) not in ("informative", "flat", "point"):
                 raise ValueError(f"prior.{label} is {getattr(self, label)!r}; it must be informative, flat or point")
+
+    @classmethod
+    def flat(cls, **settings: Any) -> Self:
+        """The improper flat prior everywhere: precision 0.
+
+        What the data leave open then stays improper: such a coordinate's precision falls for as long as the run lasts.
+
+        Args:
+            settings: what has nothing to do with a scale: ``select``, ``point``, ``kinds``.
+        """
+        return cls(scale=math.inf, **settings)
 
     def assign(self, parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Assignment]:
         """The prior's word on each (name, parameter), by name and shape."""
@@ -97,7 +113,8 @@ class Prior:
 
     def _precision(self, name: str) -> float:
         matches = [scale for pattern, scale in self.scales.items() if fnmatch.fnmatchcase(name, pattern)]
-        return (matches[-1] if matches else self.scale) ** -2
+        scale = math.inf if fnmatch.fnmatchcase(name, NOISE) else self.scale
+        return (matches[-1] if matches else scale) ** -2
 
     def _selected(self, names: list[str]) -> set[str]:
         if self.select == "all":

@@ -162,7 +162,8 @@ class BlockProbes:
         if not self.windows.watched(step.number):
             return
         factor, limit = before["factor"], trust(step.max_log_precision_step, len(ratio))
-        clipped, clipped_mean = ratio.log().norm() >= 0.999 * limit, torch.zeros((), dtype=torch.bool)
+        excess = (curvature - torch.eye(len(ratio)).to(curvature)).norm()
+        clipped, clipped_mean = excess > limit * step.weights[0], torch.zeros((), dtype=torch.bool)
         move = self._block.anchor["mean"] - before["mean"]
         if step.max_mean_step and step.metric is None:
             white = torch.linalg.solve(factor, move)

@@ -47,6 +47,8 @@ class Verdict:
     @property
     def scale(self) -> str:
         """What stands beside every standard deviation."""
+        if self.rows is None and self.data_size == 1:  # of a density
+            return f"temperature {self.temperature:g}, the density as it is given"
         rows = "" if self.rows is None else f" ({self.rows:,} rows)"
         return f"temperature {self.temperature:g}, effective data size {self.data_size:,.0f}{rows}"
 

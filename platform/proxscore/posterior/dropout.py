@@ -7,7 +7,7 @@ usual predictive; rows share their draws. Gal and Ghahramani, Dropout as a Bayes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +44,15 @@ class DropoutPosterior(Posterior):
     @property
     def family(self) -> str:
         return self.kind
+
+    def sample(self, n: int, seed: int = 0) -> dict[str, Tensor]:
+        raise ConfigError("draws of mc_dropout are masks of units, and no weights: use predict")
+
+    def _variances(self) -> dict[str, Tensor]:
+        raise ConfigError("draws of mc_dropout are masks of units, and no weights: they have no standard deviations")
+
+    def _covariance(self, at: Mapping[str, slice]) -> Tensor:
+        raise ConfigError("draws of mc_dropout are masks of units, and no weights: they have no covariance")
 
     @contextmanager
     def use(self, module: nn.Module, index: int | None = None, seed: int = 0) -> Iterator[nn.Module]:

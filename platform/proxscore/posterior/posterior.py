@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from proxscore.inference import MeanField, ProximalScore, noise
 from proxscore.inference.families import FAMILIES, State
 from proxscore.inference.layout import Layout
 from proxscore.inference.names import named_buffers, named_layers, named_parameters, persistent_buffers
+from proxscore.posterior import moments
 from proxscore.posterior.checks import check_tensors
 from proxscore.posterior.convergence import COLD, KEY, Verdict
 from proxscore.posterior.tensors import separate, whole
@@ -190,6 +191,39 @@ class Posterior:
             weights |= {name: torch.empty_like(self.mean[name]) for name in joint.names}
         self._together_(weights, index, seed)
         return weights
+
+    # ------------------------------------------------------------ moments, by name
+
+    def sample(self, n: int, seed: int = 0) -> dict[str, Tensor]:
+        """n draws, (n, *shape) by name: draws 0 to n - 1 of this seed, see :meth:`draw`.
+
+        Raises:
+            ConfigError: fewer than one, a sharded posterior, or draws that are not of weights.
+        """
+        return moments.sample(self, n, seed)
+
+    def sd(self) -> dict[str, Tensor]:
+        """Standard deviations by name, shaped as the parameters; zero for point estimates.
+
+        Raises:
+            ConfigError: a sharded posterior, or draws that are not of weights.
+        """
+        return {name: variance.sqrt() for name, variance in self._variances().items()}
+
+    def covariance(self, names: Sequence[str] | None = None) -> Tensor:
+        """The covariance matrix of these parameters' numbers: in the order of ``names`` (none: all, in the order of
+        ``mean``), each parameter's in the order of ``flatten()``. A point estimate has zeros.
+
+        Raises:
+            ConfigError: an unknown name, more than 20,000 numbers, a sharded posterior, or draws that are not of weights.
+        """
+        return self._covariance(moments.places(self, names))
+
+    def _variances(self) -> dict[str, Tensor]:
+        return moments.variances(self)
+
+    def _covariance(self, at: Mapping[str, slice]) -> Tensor:
+        return moments.covariance(self, at)
 
     def _check_means(self) -> None:
         if self._live:

@@ -81,6 +81,22 @@ class Samples(Posterior):
                 for name, buffer in buffers.items():
                     buffer.copy_(before[name])
 
+    def _variances(self) -> dict[str, Tensor]:
+        """Within the members, and between their means; of the members' average, not of the last one's mean."""
+        found = {}
+        within = [member._variances() for member in self.members]
+        for name in self.mean:
+            means = torch.stack([member.mean[name] for member in self.members])
+            found[name] = torch.stack([each[name] for each in within]).mean(0) + means.var(0, correction=0)
+        return found
+
+    def _covariance(self, at: Mapping[str, slice]) -> Tensor:
+        within = torch.stack([member._covariance(at) for member in self.members]).mean(0)
+        means = torch.stack(
+            [torch.cat([member.mean[name].reshape(-1).to(within) for name in at]) for member in self.members]
+        )
+        return within + (means - means.mean(0)).mT @ (means - means.mean(0)) / len(self.members)
+
     def gather(self) -> Posterior:
         return Samples([member.gather() for member in self.members], self.description)
 

@@ -50,6 +50,22 @@ class SWAGPosterior(Posterior):
                 target = noise.local(targets[name])
                 target.add_(noise.local(column).to(target), alpha=factor)
 
+    def _variances(self) -> dict[str, Tensor]:
+        found = super()._variances()
+        for deviation in self.deviations:
+            for name, column in deviation.items():
+                found[name] = found[name] + column.square() / (2 * (len(self.deviations) - 1))
+        return found
+
+    def _covariance(self, at: Mapping[str, slice]) -> Tensor:
+        result = super()._covariance(at)
+        columns = result.new_zeros(len(result), len(self.deviations))
+        for index, deviation in enumerate(self.deviations):
+            for name, place in at.items():
+                if name in deviation:
+                    columns[place, index] = deviation[name].reshape(-1).to(result)
+        return result + columns @ columns.mT / (2 * (len(self.deviations) - 1))
+
     def gather(self) -> Posterior:
         gathered = super().gather()
         assert isinstance(gathered, SWAGPosterior)

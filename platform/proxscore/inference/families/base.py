@@ -66,6 +66,14 @@ class Family(ABC):
         """E theta, (D,)."""
 
     @abstractmethod
+    def variance(self, state: State) -> Tensor:
+        """Of each number, (D,)."""
+
+    @abstractmethod
+    def covariance(self, state: State) -> Tensor:
+        """(D, D), of a block that is not sharded."""
+
+    @abstractmethod
     def score(self, state: State, weights: Tensor, total: Total) -> Tensor:
         """grad_theta log q(theta) at ``weights`` (D,), differentiable in the state."""
 

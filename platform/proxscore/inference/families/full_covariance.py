@@ -14,9 +14,13 @@ The root is the symmetric one: eigenvectors are free in sign and order, and draw
 
 The statistic of a draw or pair differs from its mean by matrices of rank two with eigenvalues of order D times a mean
 field's errors: mostly noise, and steps in random directions do not commute; of the size that independent numbers bear,
-their product's condition number grows exponentially (a head of 1,290 numbers diverged within 300 steps). So the trust
-region scales log R to a norm of at most max_log_precision_step, beyond 32 numbers times sqrt(32 / D): signs and proportions
-of its eigenvalues stay. 32 was chosen by that head and by 100 numbers of a linear regression, which need room to move.
+their product's condition number grows exponentially. So the trust region bounds the norm of log R by max_log_precision_step,
+beyond 32 numbers times sqrt(32 / D). It does so by raising the penalty's weight to ||K - I|| / bound: the step is then nearly
+linear in K, whose mean is right, and false curvature of either sign cancels over the steps. Shortening log R instead, which
+is what is left to do where a penalty does not obey its weight, takes the logarithm of noise: from a start that is ten times too
+wide for a target of condition number 1,000, that step went to standard deviations of 10^12 times the target's at D = 30,
+where the raised weight arrives from a hundred times too wide. 32 was chosen by a head of 1,290 numbers and by 100 of a linear
+regression, which need room to move.
 
 Source: M. Kim, arXiv 2602.05873; for the exact matching without a penalty, GSM (2307.07849) and BaM (2402.14758).
 """
@@ -55,6 +59,12 @@ class FullCovariance(Family, ClosedForm):
 
     def mean(self, state: State) -> Tensor:
         return state["mean"]
+
+    def variance(self, state: State) -> Tensor:
+        return state["factor"].square().sum(1)
+
+    def covariance(self, state: State) -> Tensor:
+        return state["factor"] @ state["factor"].mT
 
     def score(self, state: State, weights: Tensor, total: Total) -> Tensor:
         white = torch.linalg.solve(state["factor"], weights - state["mean"])
@@ -105,10 +115,13 @@ class FullCovariance(Family, ClosedForm):
         # In double precision: the factor is a product over all steps.
         factor = state["factor"].double()
         eigenvalues, vectors = torch.linalg.eigh(curvature.double())
-        ratio = step.penalty.precision_ratio_([eigenvalues], step.weights[0])[0]
+        weight, limit = step.weights[0], math.inf
         if step.max_log_precision_step is not None:
-            logs, limit = ratio.log(), trust(step.max_log_precision_step, len(ratio))
-            ratio = (logs * min(1.0, limit / max(logs.norm().item(), 1e-300))).exp()
+            limit = trust(step.max_log_precision_step, len(eigenvalues))
+            weight = max(weight, (eigenvalues - 1).norm().item() / limit)
+        ratio = step.penalty.precision_ratio_([eigenvalues], weight)[0]
+        logs = ratio.log()
+        ratio = (logs * min(1.0, limit / max(logs.norm().item(), 1e-300))).exp()
         rotated = factor @ vectors
         white = rotated.mT @ score.double()
         if metric is None:

@@ -43,6 +43,13 @@ class Kronecker(Family):
     def mean(self, state: State) -> Tensor:
         return state["mean"]
 
+    def variance(self, state: State) -> Tensor:
+        rows, columns = (state[side].square().sum(1) for side in ("rows", "columns"))
+        return torch.outer(rows, columns).reshape(-1)
+
+    def covariance(self, state: State) -> Tensor:
+        return torch.kron(*(state[side] @ state[side].mT for side in ("rows", "columns")))
+
     def score(self, state: State, weights: Tensor, total: Total) -> Tensor:
         white = _whiten(state, weights - state["mean"])
         back = torch.linalg.solve(state["rows"].mT, white)

@@ -58,6 +58,12 @@ class LowRank(Family):
     def mean(self, state: State) -> Tensor:
         return state["mean"]
 
+    def variance(self, state: State) -> Tensor:
+        return state["variance"] + state["factor"].square().sum(1)
+
+    def covariance(self, state: State) -> Tensor:
+        return state["variance"].diag() + state["factor"] @ state["factor"].mT
+
     def score(self, state: State, weights: Tensor, total: Total) -> Tensor:
         scaled = (weights - state["mean"]) / state["variance"]
         inner = torch.linalg.solve(_inner(state, total), total(state["factor"].mT @ scaled))

@@ -87,6 +87,12 @@ class MeanField(Family):
     def mean(self, state: State) -> Tensor:
         return state["mean"]
 
+    def variance(self, state: State) -> Tensor:
+        return state["precision"].reciprocal()
+
+    def covariance(self, state: State) -> Tensor:
+        return self.variance(state).diag()
+
     def score(self, state: State, weights: Tensor, total: Total) -> Tensor:
         return (state["mean"] - weights) * state["precision"]
 

@@ -79,6 +79,15 @@ class Mixture(Family):
     def mean(self, state: State) -> Tensor:
         return state["means"] @ self._weights(state)
 
+    def variance(self, state: State) -> Tensor:
+        """Within the components, and between their means."""
+        weights, offsets = self._weights(state), state["means"] - self.mean(state)[:, None]
+        return (1 / state["precisions"] + offsets.square()) @ weights
+
+    def covariance(self, state: State) -> Tensor:
+        weights, offsets = self._weights(state), state["means"] - self.mean(state)[:, None]
+        return (offsets * weights) @ offsets.mT + ((1 / state["precisions"]) @ weights).diag()
+
     def score(self, state: State, weights: Tensor, total: Total) -> Tensor:
         responsibilities = self._log_joint(state, weights, total).softmax(0)
         return ((state["means"] - weights[:, None]) * state["precisions"]) @ responsibilities

@@ -1,15 +1,15 @@
 """How far a posterior is from its target: score-matching loss, evidence lower bound, Pareto k-hat.
 
 All three compare q with the target p(theta) = p(data | theta)^(1 / temperature) p(theta) at draws from q, by one forward
-and backward pass over the data per draw.
+and backward pass over the data per draw; or with a density that is a function of named tensors.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, overload
 
 import torch
 from torch import Tensor, nn
@@ -145,6 +145,13 @@ class _Part:
         return self.family.norm(self.state, difference, whole).double(), log_prior - log_q
 
 
+@overload
+def gaps(
+    log_density: Callable[[dict[str, Tensor]], Tensor], posterior: Posterior, /, *, draws: int = 16, seed: int = 0
+) -> Gaps: ...
+
+
+@overload
 def gaps(
     module: nn.Module,
     likelihood: Likelihood,
@@ -157,8 +164,15 @@ def gaps(
     draws: int = 16,
     seed: int = 0,
     batches_per_draw: int | None = None,
-) -> Gaps:
+) -> Gaps: ...
+
+
+def gaps(module: Any, likelihood: Any, *arguments: Any, **settings: Any) -> Gaps:
     """Score-matching loss, ELBO and Pareto k-hat of a posterior, at independent draws from it.
+
+    ``gaps(log_density, posterior)`` compares it with a log density of named tensors (a dictionary, as
+    :meth:`Posterior.draw` gives them) to a scalar, which holds its own prior; see :func:`proxscore.density.fit`. Constants that
+    it leaves out shift the ELBO. ``draws`` and ``seed`` are as below. The other form is for networks:
 
     Costs one forward and backward pass over the data per draw, in the precision of the weights and in evaluation mode
     (BatchNorm's running statistics are constants), and the memory of one more gradient.
@@ -180,12 +194,63 @@ def gaps(
         ConfigError: a sharded module or posterior, a point estimate, a posterior of another prior or architecture, no
             batches, or a setting outside its range; in one line.
     """
+    if isinstance(likelihood, Posterior):
+        return _of_density(module, likelihood, *arguments, **settings)
+    return _of_module(module, likelihood, *arguments, **settings)
+
+
+def _check_draws(draws: int) -> None:
+    if draws < 2:
+        raise ConfigError(f"draws is {draws}; it must be at least 2, for standard errors")
+
+
+def _of_density(
+    log_density: Callable[[dict[str, Tensor]], Tensor], posterior: Posterior, *, draws: int = 16, seed: int = 0
+) -> Gaps:
+    _check_draws(draws)
+    if not posterior.random:
+        raise ConfigError("the posterior is a point estimate: it has no distance from a target")
+    families = list(_families(posterior, next(iter(posterior.mean.values())).device))
+    dimension = sum(posterior.mean[name].numel() for _, names, _ in families for name in names)
+    losses, log_ratios = [], []
+    for index in range(draws):
+        tensors = {name: value.detach().requires_grad_() for name, value in posterior.draw(index, seed).items()}
+        with torch.enable_grad():
+            value = log_density(tensors)
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                raise ConfigError("log_density must give one number, the log density of all tensors together")
+            found = torch.autograd.grad(value.reshape(()), list(tensors.values()), materialize_grads=True)
+        score = dict(zip(tensors, found, strict=True))
+        loss, log_ratio = 0.0, value.item()
+        for family, names, state in families:
+            like = family.mean(state)
+            at, target = (torch.cat([t[n].detach().reshape(-1).to(like) for n in names]) for t in (tensors, score))
+            loss += family.norm(state, family.score(state, at, whole) - target, whole).item()
+            log_ratio -= family.log_prob(state, at, whole).item()
+        losses.append(loss / (2 * dimension))
+        log_ratios.append(log_ratio)
+    score_losses, ratios = (torch.tensor(values, dtype=torch.float64) for values in (losses, log_ratios))
+    return Gaps(dimension, score_losses, ratios, True, ())
+
+
+def _of_module(
+    module: nn.Module,
+    likelihood: Likelihood,
+    batches: Batches,
+    posterior: Posterior,
+    *,
+    data_size: float,
+    prior: Prior,
+    temperature: float = 1.0,
+    draws: int = 16,
+    seed: int = 0,
+    batches_per_draw: int | None = None,
+) -> Gaps:
     positive = {"data_size": data_size, "temperature": temperature, "batches_per_draw": batches_per_draw or 1}
     for name, value in positive.items():
         if not value > 0:
             raise ConfigError(f"{name} is {value}; it must be positive")
-    if draws < 2:
-        raise ConfigError(f"draws is {draws}; it must be at least 2, for standard errors")
+    _check_draws(draws)
     parts = _parts(module, posterior, prior)
     parameters = {name: p for part in parts for name, p in part.parameters.items()}
     dimension = sum(parameter.numel() for parameter in parameters.values())
