@@ -193,6 +193,8 @@ def train(arm: Arm, module: nn.Module, problem: Problem, seed: int, stretch: int
         paired=False,
         point_lr=arm.point_lr,
         seed=seed,
+        metric="posterior",
+        initial_precision=0.1,
     )
     generator = torch.Generator().manual_seed(seed)
     levels = [level(optimizer)]
@@ -243,6 +245,7 @@ def refit(
         draws=8 if full else 2,  # an average of one pair says too little of 490 x 490 numbers
         max_mean_step=math.inf if full else 0.1,
         seed=seed,
+        metric="posterior",
     )
     levels, losses = [level(optimizer)], []
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Do the defaults train without tuning? Five models, nothing tuned, initial precision constant or estimated from data.
+"""Do the defaults train without tuning? Five models, nothing tuned, with the mean's step in either metric.
 
     python jobs/benchmarks/defaults.py --path /usr/share/datasets/fashion-mnist [--output FOLDER] [--seeds 2] [--quick]
 
@@ -45,8 +45,8 @@ MODELS: dict[str, tuple[dict[str, Any], str, float, int]] = {
 }
 RULES: dict[str, dict[str, Any]] = {
     "AdamW": {"kind": "adamw"},
-    "constant 0.1": {"kind": "proximal_score", "paired": False, "initial_precision": 0.1},
-    "estimated from data": {"kind": "proximal_score", "paired": False, "initial_precision": None},
+    "adaptive metric": {"kind": "proximal_score", "paired": False},
+    "posterior's metric": {"kind": "proximal_score", "paired": False, "metric": "posterior", "initial_precision": 0.1},
 }
 
 

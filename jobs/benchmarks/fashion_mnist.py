@@ -117,7 +117,14 @@ def proximal(paired: bool) -> Run:
         size = max(problem.size, SMALLEST_DATA_SIZE)  # as jobs/train.py does
         prior = Prior(scale=1.0)  # 1 / scale^2 = 1e-4 N, IVON's weight decay
         optimizer = ProximalScore(
-            module.named_parameters(), size, prior=prior, penalty=penalty, paired=paired, seed=seed
+            module.named_parameters(),
+            size,
+            prior=prior,
+            penalty=penalty,
+            paired=paired,
+            seed=seed,
+            metric="posterior",
+            initial_precision=0.1,
         )
         for images, labels in problem.batches(seed, batch_size, epochs):
             for _ in optimizer.draws():

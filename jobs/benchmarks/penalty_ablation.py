@@ -206,6 +206,7 @@ def build(trial: Trial, module: nn.Module, steps: int, steps_per_epoch: int) -> 
         max_log_precision_step=trial.max_log_precision_step,
         max_mean_step=trial.max_mean_step,
         seed=trial.seed,
+        metric="posterior",
     )
 
 

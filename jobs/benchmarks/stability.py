@@ -78,9 +78,10 @@ class Variant:
             paired=self.paired,
             momentum=self.momentum,
             max_log_precision_step=1.0 if self.trust else None,
-            max_mean_step=0.1 if self.trust else None,
+            max_mean_step=0.1 if self.trust else math.inf,
             seed=seed,
-            **settings,
+            metric="posterior",
+            **{"initial_precision": 0.1} | settings,
         )
 
     def steps(self, evaluations: int) -> int:

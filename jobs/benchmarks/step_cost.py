@@ -53,8 +53,11 @@ BATCH = {"small_cnn": 100, "cpu": 8, "cuda": 128}
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "AdamW": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-6),
     "AdamW, fused": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True),
-    "unpaired": lambda model: ProximalScore(model.named_parameters(), data_size=50_000, lr=1e-3, paired=False),
-    "paired": lambda model: ProximalScore(model.named_parameters(), data_size=50_000, lr=1e-3),
+    "unpaired": lambda model: ProximalScore(model.named_parameters(), data_size=50_000, paired=False),
+    "paired": lambda model: ProximalScore(model.named_parameters(), data_size=50_000),
+    "unpaired, posterior's metric": lambda model: ProximalScore(
+        model.named_parameters(), data_size=50_000, metric="posterior", paired=False
+    ),
 }
 REFERENCE = "AdamW"
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}

@@ -384,6 +384,7 @@ def proximal(paired: bool, full: bool) -> Fit:
             paired=paired,
             draws=draws,
             seed=seeds[0],
+            metric="posterior",
         )
         generator, snapshots = torch.Generator().manual_seed(seeds[0]), []
         for step in range(steps):
