@@ -42,6 +42,8 @@ def test_a_learned_noise_finds_the_noise_of_the_data(true: float, kind: str) -> 
         [*model.named_parameters(), *likelihood.named_parameters()],
         N,
         prior=Prior(scale=10.0),
+        metric="posterior",
+        initial_precision=0.1,
         penalty=ForwardKL(30.0, 0.5, schedule, schedule),
         max_mean_step=1.0,
     )

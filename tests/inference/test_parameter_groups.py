@@ -104,7 +104,7 @@ def test_weights_gradient_and_state_are_six_numbers_a_parameter(settings: dict[s
     for _ in optimizer.draws():
         loss(module).backward()
     states = optimizer.state_dict()["state"].values()
-    held = [tensor for state in states for key, tensor in state.items() if key not in ("probes", "square_steps")]
+    held = [tensor for state in states for key, tensor in state.items() if key not in ("probes", "step")]
     held += [tensor for p in module.parameters() for tensor in (p, p.grad) if tensor is not None]
     means = sum(tensor.numel() for name, tensor in optimizer.prior.mean.items())
     assert sum(tensor.numel() for tensor in held) == numbers * count + means  # a prior mean of a norm's scale is kept

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
+from step_settings import step_of
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
@@ -61,8 +62,7 @@ def stepped(
     """The closed-form step from whitened statistics."""
     state = {name: value.clone() for name, value in anchor.items()}
     score = torch.linalg.solve(state["factor"].mT, u)  # u = C^T score
-    limits = {"max_log_ratio": None, "max_mean_step": None} | limits
-    FullCovariance().step(state, score, k.clone(), penalty, weights, **limits)
+    FullCovariance().step(state, score, k.clone(), step_of(penalty, weights, **limits), None)
     return state
 
 
@@ -129,7 +129,7 @@ def test_infinite_weights_leave_a_full_covariance_where_it_is() -> None:
 
 
 def test_the_trust_region_scales_the_log_ratio_and_bounds_the_length_of_the_mean_step() -> None:
-    anchor, limits = anchor_of(), {"max_log_ratio": 0.3, "max_mean_step": 0.1}
+    anchor, limits = anchor_of(), {"max_log_precision_step": 0.3, "max_mean_step": 0.1}
     u, k = 50 * normal(D, seed=9), symmetric([-90.0, 0.9, 1.1, 90.0])
     free, _ = whitened(anchor, stepped(anchor, u, k, ForwardKL(), (1.0, 1.0)))
     ratio, step = whitened(anchor, stepped(anchor, u, k, ForwardKL(), (1.0, 1.0), **limits))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from step_settings import step_of
 from torch import Tensor, nn
 
 from proxscore.inference import Categorical, ForwardKL, MeanField, Prior, ProximalScore
@@ -36,9 +37,10 @@ class Problem:
         for _ in self.optimizer.draws():
             Categorical().nll(self.model(self.x[rows]), self.y[rows]).mean().backward()
         u, k = [], []
-        for name, parameter, state in self.optimizer.sampled():
+        (part,) = self.optimizer._all_parts()
+        for (name, parameter, state), taken in zip(self.optimizer.sampled(), part.taken(), strict=False):
             prior_mean = 0.3 if name == "0.weight" else 0.0
-            score = -N * state["score"] - (parameter.detach() - prior_mean) / 0.7**2
+            score = -N * taken.view_as(parameter) - (parameter.detach() - prior_mean) / 0.7**2
             u.append((score / state["precision"].sqrt()).flatten())
             k.append(state.get("curvature", parameter.grad).flatten())
         return torch.stack([torch.cat(u), torch.cat(k)])
@@ -110,7 +112,8 @@ def test_the_statistics_are_the_expected_score_and_curvature_of_a_quartic(paired
         model().backward()
     ((_, parameter, state),) = optimizer.sampled()
     precision = n * 0.5 + scale**-2
-    u = (-n * state["score"] - m / scale**2) * precision**-0.5
+    (part,) = optimizer._all_parts()
+    u = (-n * part.taken()[0] - m / scale**2) * precision**-0.5
     k = parameter.grad
     assert k is not None
     expected_u = -(n * a * (m**3 + 3 * m / precision) + m / scale**2) * precision**-0.5
@@ -128,8 +131,11 @@ def test_the_steps_are_deterministic_functions_of_the_statistics() -> None:
     def update(k: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
         shape = k.shape
         mean, precision, weights = torch.zeros(shape), torch.full(shape, 4.0), torch.zeros(shape)
-        bucket = Bucket([weights], [mean], [precision], [score.clone()], [k.clone()], [0.0], [None])
-        MeanField().update_(bucket, ForwardKL(), (7.0, 3.0), -5.0, None, None)
+        nothing = torch.zeros(shape)
+        bucket = Bucket(
+            [weights], [mean], [precision], [nothing], [score], [k.clone()], [None], [None], [None], [0.0], [0.0]
+        )
+        MeanField().update_(bucket, step_of(ForwardKL(), (7.0, 3.0), score_scale=-5.0))
         return mean, precision
 
     generator = torch.Generator().manual_seed(0)

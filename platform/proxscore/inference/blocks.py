@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from proxscore.inference.step import Draw, ProximalStep
 class Block(Part):
     """A block in training: its anchor, and the draws' statistics since the last step.
 
+    Attributes:
+        closed: whether its step is in closed form, from a curvature statistic.
+
     Args:
         family, members: what describes what.
         seed: of the initial state's noise.
@@ -35,6 +38,8 @@ class Block(Part):
     Raises:
         ValueError: the family cannot describe these parameters; names the first.
     """
+
+    closed: ClassVar[bool] = False
 
     def __init__(self, family: Family, members: list[Member], seed: int) -> None:
         self.family, self.members, self._seed = family, members, seed
@@ -172,6 +177,8 @@ class ClosedFormBlock(Block):
     """A block of a family with a closed-form step. Checkpoint: the anchor, and the running mean of the gradient, and with the
     adaptive metric that of its square."""
 
+    closed = True
+
     def __init__(self, family: Family, members: list[Member], seed: int, adaptive: bool) -> None:
         super().__init__(family, members, seed)
         self._score = torch.zeros_like(self.prior_mean)
@@ -225,7 +232,7 @@ class ClosedFormBlock(Block):
 
     def entries(self) -> dict[str, Tensor]:
         found = {f"block.{name}": value for name, value in self.anchor.items()} | {"score": self._score}
-        return found if self._square is None else found | {"square": self._square, "square_steps": self._squares}
+        return found if self._square is None else found | {"square": self._square, "step": self._squares}
 
 
 class SolvedBlock(Block):

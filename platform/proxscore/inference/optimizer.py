@@ -666,7 +666,7 @@ class ProximalScore(torch.optim.Optimizer):
 
 
 # What a state may lack or have too much of: it follows from the weights, or is made in every step.
-_REMADE = {"mean", "curvature", "prior_mean", "square", "square_steps"}
+_REMADE = {"mean", "curvature", "prior_mean", "square", "step"}
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -141,7 +141,7 @@ class BlockProbes:
     """
 
     def __init__(self, block: Block) -> None:
-        full = block.family.kind == "full_covariance"
+        full = block.family.kind == "full_covariance" and block.closed
         self._block, self.coarse = block, block.family.kind not in ("mean_field", "full_covariance")
         size = block.layout.size
         count = min(size, SIDE if full else 16 * SIDE)

@@ -51,7 +51,7 @@ class _Shard:
 
 class Shards(Part):
     """Parameters with a mean-field Gaussian. State of each: ``mean``, ``precision``, ``score`` (running mean of the
-    gradient), ``square`` and ``square_steps`` (running mean of its square, and how many are in it) with the adaptive metric,
+    gradient), ``square`` and ``step`` (running mean of its square, and how many are in it) with the adaptive metric,
     ``curvature`` if a step has several draws, and ``prior_mean`` if there is one.
 
     Args:
@@ -75,7 +75,7 @@ class Shards(Part):
             held["precision"] = torch.full_like(parameter, member.initial_precision)
             held["score"] = torch.zeros_like(parameter)
             if adaptive:
-                held["square"], held["square_steps"] = torch.zeros_like(parameter), torch.zeros(())
+                held["square"], held["step"] = torch.zeros_like(parameter), torch.zeros(())
             if draws > 1:
                 held["curvature"] = torch.zeros_like(parameter)
             if member.prior_mean is not None:
@@ -162,7 +162,7 @@ class Shards(Part):
                 monitor.add(bucket.precision, ratio)
         if step.metric is not None:
             for shard in self._shards:
-                self._state[shard.member.parameter]["square_steps"] += 1
+                self._state[shard.member.parameter]["step"] += 1
         if before is not None:
             self._probes.after(step, self._shards, before)
         self._shards = []
@@ -199,7 +199,7 @@ class Shards(Part):
             )
             rows = []
             for shard in shards:
-                squares = 0.0 if shard.square is None else self._state[shard.member.parameter]["square_steps"].item()
+                squares = 0.0 if shard.square is None else self._state[shard.member.parameter]["step"].item()
                 tensors = tuple(getattr(shard, name) for name in columns)
                 rows.append((tensors, shard.member.prior.precision * self._prior_weight, squares))
             yield from split(rows, size)
