@@ -110,7 +110,7 @@ def test_the_statistics_are_the_expected_score_and_curvature_of_a_quartic(paired
     )
     for _ in optimizer.draws():
         model().backward()
-    ((_, parameter, state),) = optimizer.sampled()
+    ((_, parameter, _),) = optimizer.sampled()
     precision = n * 0.5 + scale**-2
     (part,) = optimizer._all_parts()
     u = (-n * part.taken()[0] - m / scale**2) * precision**-0.5
