@@ -290,10 +290,10 @@ def test_default_precisions_follow_the_horizon_and_what_is_given_counts(method: 
     tree = {"task": {"kind": "forecasting", "horizon": 24}} | ({} if method is None else {"method": method})
     found = configuration.parse(tree).method
     member = getattr(found, "of", found)
-    assert (member.initial_precision, member.max_mean_step) == (120.0, 0.6)
+    assert (member.metric, member.initial_precision, member.max_mean_step) == ("posterior", 120.0, 0.6)
     given = {"kind": "proximal_score", "initial_precision": 3.0, "max_mean_step": 0.2}
     found = configuration.parse(tree | {"method": given}).method
     assert (found.initial_precision, found.max_mean_step) == (3.0, 0.2)  # type: ignore[union-attr]
     images = configuration.parse({"method": method or {}}).method
-    assert getattr(images, "of", images).initial_precision == 0.1
+    assert getattr(images, "of", images).initial_precision is None
     assert configuration.parse(tree | {"method": {"kind": "adamw"}}).method.kind == "adamw"

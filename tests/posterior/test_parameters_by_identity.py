@@ -59,7 +59,7 @@ def mutual_information(posterior: Posterior, module: nn.Module) -> float:
 @pytest.mark.parametrize("family", [None, FullCovariance(), LowRank(2)])
 def test_the_optimizer_of_a_part_describes_that_part(family: Any, tmp_path: Path) -> None:
     module = network()
-    optimizer = trained(ProximalScore(module[2].named_parameters(), N, family=family), module)
+    optimizer = trained(ProximalScore(module[2].named_parameters(), N, family=family, initial_precision=0.1), module)
     posterior = Posterior.of(module, optimizer)
     described = {*posterior.precision, *(name for joint in posterior.joint for name in joint.names)}
     assert described == {"2.0.weight", "2.0.bias"}

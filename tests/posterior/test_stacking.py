@@ -75,7 +75,12 @@ def trained(family: Family) -> tuple[nn.Module, ProximalScore]:
     torch.manual_seed(0)
     module = nn.Linear(4, 3).double()
     optimizer = ProximalScore(
-        module.named_parameters(), 100, family=family, solver=GradientSolver(2, lr=0.05), initial_precision=0.5
+        module.named_parameters(),
+        100,
+        family=family,
+        solver=GradientSolver(2, lr=0.05),
+        initial_precision=0.5,
+        metric="posterior",
     )
     for _ in range(20):
         for _ in optimizer.draws():

@@ -83,6 +83,7 @@ def fit(
         settings.pop("data_size", rows),
         prior=Prior(scale=scale),
         penalty=ForwardKL(kappa, mean, schedule, schedule),
+        metric="posterior",
         **given | settings,
     )
     order = torch.Generator().manual_seed(seed + 1)
@@ -186,7 +187,13 @@ def test_the_factor_that_is_told_is_that_of_the_closed_form() -> None:
     [
         dict(numbers=30, full=True, paired=False, kappa=5.0, cosine=False, steps=500),
         dict(
-            numbers=30, full=True, paired=False, max_log_precision_step=None, max_mean_step=None, kappa=30.0, steps=500
+            numbers=30,
+            full=True,
+            paired=False,
+            max_log_precision_step=None,
+            max_mean_step=math.inf,
+            kappa=30.0,
+            steps=500,
         ),
     ],
     ids=["too small a weight", "no trust region"],
@@ -260,7 +267,7 @@ def test_families_of_the_gradient_solver_are_judged_by_the_scale_of_all_numbers(
     family: Any, lr: float, start: float, answer: str
 ) -> None:
     solver, steps = GradientSolver(2, lr=lr), 600 if answer == "converged" else 100  # its scores are not smoothed
-    found = fit(family=family, solver=solver, initial_precision=start, max_mean_step=None, steps=steps, truth=0.3)
+    found = fit(family=family, solver=solver, initial_precision=start, max_mean_step=math.inf, steps=steps, truth=0.3)
     assert found.verdict.answer == answer, found.verdict.lines()
     assert any("scale of all numbers" in note for note in found.verdict.notes) == (family.kind != "mean_field")
 

@@ -8,7 +8,7 @@
 or as a user's training loop has it:
 
     model = target.module()                                # its parameters, in order, are theta
-    optimizer = ProximalScore(model.named_parameters(), target.rows, prior=target.prior(), ...)
+    optimizer = ProximalScore(model.named_parameters(), target.rows, prior=target.prior(), metric="posterior", ...)
     target.row_nll(model(target.inputs[rows]), rows).mean().backward()
     target.join(model.named_parameters())                  # theta again
 

@@ -46,6 +46,7 @@ def fit(
         prior=target.prior(),
         family=family,
         penalty=ForwardKL(kappa, kappa_mean, cosine, cosine),
+        metric="posterior",
         **settings,
     )
     generator = torch.Generator().manual_seed(1)
