@@ -295,5 +295,5 @@ def test_default_precisions_follow_the_horizon_and_what_is_given_counts(method: 
     found = configuration.parse(tree | {"method": given}).method
     assert (found.initial_precision, found.max_mean_step) == (3.0, 0.2)  # type: ignore[union-attr]
     images = configuration.parse({"method": method or {}}).method
-    assert getattr(images, "of", images).initial_precision is None
+    assert getattr(images, "of", images).initial_precision == 0.1
     assert configuration.parse(tree | {"method": {"kind": "adamw"}}).method.kind == "adamw"

@@ -72,6 +72,7 @@ def test_without_noise_and_prior_the_step_is_adams(paired: bool, keep_mean: bool
         paired=paired,
         keep_mean=keep_mean,
         momentum=0.9,
+        metric="adaptive",
     )
     for rows in batches(60):
         for _ in optimizer.draws():
@@ -101,6 +102,7 @@ def warmed(family: FullCovariance | None) -> tuple[nn.Linear, ProximalScore]:
         momentum=0.0,
         family=family,
         max_mean_step=1e9,
+        metric="adaptive",
     )
     for _ in range(10):
         advance(module, optimizer, torch.arange(ROWS))
@@ -138,7 +140,7 @@ def test_the_expected_step_over_mini_batches_is_the_full_batchs(family: FullCova
 def test_the_first_step_leaves_the_mean() -> None:
     torch.manual_seed(0)
     module = nn.Linear(4, 1, bias=False).double()
-    optimizer = ProximalScore(module.named_parameters(), ROWS)
+    optimizer = ProximalScore(module.named_parameters(), ROWS, metric="adaptive", initial_precision=None)
     before = module.weight.detach().clone()
     advance(module, optimizer, torch.arange(BATCH))
     assert torch.equal(module.weight, before)
@@ -163,7 +165,14 @@ def test_the_linear_regressions_posterior_is_exact(family: FullCovariance | None
         mean_schedule=Schedule("cosine").resolve(600, 1),
     )
     optimizer = ProximalScore(
-        module.named_parameters(), ROWS, prior=Prior(scale=1.0), penalty=penalty, family=family, lr=0.05
+        module.named_parameters(),
+        ROWS,
+        prior=Prior(scale=1.0),
+        penalty=penalty,
+        family=family,
+        lr=0.05,
+        metric="adaptive",
+        initial_precision=None,
     )
     for _ in range(600):
         advance(module, optimizer, torch.arange(ROWS))
@@ -184,7 +193,13 @@ def test_a_gradient_that_vanishes_leaves_the_prior_alone() -> None:
     module = nn.Module()
     module.seen, module.unseen = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
     optimizer = ProximalScore(
-        module.named_parameters(), 10, prior=Prior(scale=1.0), lr=0.01, initial_precision=0.1, penalty=ForwardKL(20.0)
+        module.named_parameters(),
+        10,
+        prior=Prior(scale=1.0),
+        lr=0.01,
+        initial_precision=0.1,
+        penalty=ForwardKL(20.0),
+        metric="adaptive",
     )
     values = [1.0]
     for _ in range(400):
@@ -205,7 +220,13 @@ def test_a_prior_enters_by_its_schedule() -> None:
         torch.manual_seed(0)
         module = nn.Linear(4, 1, bias=False).double()
         optimizer = ProximalScore(
-            module.named_parameters(), ROWS, prior=Prior(scale=scale), prior_schedule=schedule, initial_noise=0.01
+            module.named_parameters(),
+            ROWS,
+            prior=Prior(scale=scale),
+            prior_schedule=schedule,
+            initial_noise=0.01,
+            metric="adaptive",
+            initial_precision=None,
         )
         for rows in batches(50):
             advance(module, optimizer, rows)
@@ -218,6 +239,6 @@ def test_settings_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="metric is 'natural'; it must be one of adaptive, posterior"):
         ProximalScore(module.named_parameters(), 10, metric="natural")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="square_decay is 1"):
-        ProximalScore(module.named_parameters(), 10, square_decay=1.0)
+        ProximalScore(module.named_parameters(), 10, square_decay=1.0, metric="adaptive", initial_precision=None)
     with pytest.raises(ValueError, match="initial_noise is 0"):
-        ProximalScore(module.named_parameters(), 10, initial_noise=0.0)
+        ProximalScore(module.named_parameters(), 10, initial_noise=0.0, metric="adaptive", initial_precision=None)

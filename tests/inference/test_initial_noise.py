@@ -38,7 +38,9 @@ def test_draws_are_as_wide_as_the_weights_say_whatever_their_units(factor: float
     module = network()
     with torch.no_grad():
         module[0].weight.mul_(factor)
-    optimizer = ProximalScore(module.named_parameters(), 1000, prior=Prior(scale=1e9), initial_noise=0.1)
+    optimizer = ProximalScore(
+        module.named_parameters(), 1000, prior=Prior(scale=1e9), initial_precision=None, initial_noise=0.1
+    )
     weight = module[0].weight
     mean = weight.detach().clone()
     for _ in optimizer.draws():
@@ -49,7 +51,9 @@ def test_draws_are_as_wide_as_the_weights_say_whatever_their_units(factor: float
 
 def test_no_posterior_starts_wider_than_its_prior() -> None:
     module = network()
-    optimizer = ProximalScore(module.named_parameters(), 1000, prior=Prior(scale=1e-3), initial_noise=0.5)
+    optimizer = ProximalScore(
+        module.named_parameters(), 1000, prior=Prior(scale=1e-3), initial_precision=None, initial_noise=0.5
+    )
     for _, _, state in optimizer.sampled():
         assert (state["precision"] >= 1e6 * (1 - 1e-6)).all()
 

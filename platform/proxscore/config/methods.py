@@ -104,20 +104,21 @@ class ProximalScoreConfig(Section):
         {}
     )  # glob pattern of parameter names -> family of these; the last match counts
     solver: SolverConfig | None = None  # null: the closed form for families that have one
-    metric: Literal["adaptive", "posterior"] = "adaptive"  # of the mean's step; see inference.metric
+    metric: Literal["posterior", "adaptive"] = "posterior"  # of the mean's step; see inference.metric
     lr: float | None = Field(None, gt=0)  # null: 0.003 with the adaptive metric (Adam's units), 1 with the posterior's
     square_decay: float = Field(0.999, ge=0, lt=1)  # of the adaptive metric's running mean of squares
-    # Initial standard deviations, relative to each tensor's weights; null: the largest up to 0.05 that costs little.
+    # In its place: initial standard deviations relative to each tensor's weights; where both are null, the largest noise up to
+    # 0.05 that costs little.
     initial_noise: float | None = Field(None, gt=0)
-    initial_precision: float | None = Field(None, gt=0)  # in its place: one for all, per data point
+    # Of all sampled parameters, per data point; null: by initial_noise. Of forecasts: five times the horizon.
+    initial_precision: float | None = Field(0.1, gt=0)
     paired: bool = True
     draws: int = Field(1, ge=1, le=10_000)  # pairs (or single draws) per step
     keep_mean: bool = True  # false: a number less per parameter, and more time for the noise
     momentum: float = Field(0.9, ge=0, lt=1)
     max_log_precision_step: float | None = Field(1.0, gt=0)
-    max_mean_step: float | None = Field(
-        None, gt=0
-    )  # null: 3 (times lr) with the adaptive metric, 0.1 sd with the posterior's
+    # Of the posterior's metric, in its standard deviations (null: 0.1; of forecasts 0.6), of the adaptive one in lr (null: 3).
+    max_mean_step: float | None = Field(None, gt=0)
     temperature: float = Field(1.0, gt=0)
     point_lr: float | None = Field(None, gt=0)  # Adam's, for parameters that are not sampled; null: lr, or 0.001
     clip_norm: float | None = Field(None, gt=0)  # 2-norm of a draw's gradient of the mean negative log-likelihood

@@ -71,7 +71,7 @@ def _with_defaults_of_the_task(tree: dict[str, Any]) -> dict[str, Any]:
 
 def _completed(task: dict[str, Any], method: dict[str, Any]) -> dict[str, Any]:
     if task.get("kind") == "forecasting":
-        return _defaults_of_forecasts(task) | method if method.get("kind") == "proximal_score" else method
+        return _defaults_of_forecasts(task, method) | method if method.get("kind") == "proximal_score" else method
     model = task.get("model")
     prior = method.get("prior", {})
     if not (isinstance(model, dict) and isinstance(prior, dict) and method.get("kind") in _WITH_PRIOR):
@@ -83,12 +83,14 @@ def _completed(task: dict[str, Any], method: dict[str, Any]) -> dict[str, Any]:
     return method | {"prior": {"mean": "initial"} | prior}  # weights that are given are what the prior is about
 
 
-def _defaults_of_forecasts(task: dict[str, Any]) -> dict[str, Any]:
-    """A window's log-likelihood is a sum over its steps: precisions are larger, and the posterior's metric keeps their steps."""
+def _defaults_of_forecasts(task: dict[str, Any], method: dict[str, Any]) -> dict[str, Any]:
+    """A window's log-likelihood is a sum over its steps: precisions are larger, and steps shorter in their units."""
     horizon = task.get("horizon", ForecastingConfig.model_fields["horizon"].default)
     if not isinstance(horizon, int) or not 0 < horizon <= MAX_HORIZON:  # will be refused
         return {}
-    return {"metric": "posterior", "initial_precision": 5.0 * horizon, "max_mean_step": 0.6}
+    if method.get("metric", "posterior") != "posterior":
+        return {"initial_precision": 5.0 * horizon}
+    return {"initial_precision": 5.0 * horizon, "max_mean_step": 0.6}
 
 
 def validated(root: type[Root], tree: dict[str, Any], source: str) -> Root:

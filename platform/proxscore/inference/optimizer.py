@@ -58,8 +58,8 @@ class ProximalScore(torch.optim.Optimizer):
 
     State per sampled parameter, with the parameter's own sharding: ``mean``, ``precision``, ``score`` (running mean of
     the gradient), ``square`` (of its square, with the adaptive metric), and ``curvature`` if ``draws`` > 1. With weights and
-    gradient that is 6 P numbers at rest for P parameters, 7 P within a step (one less each with ``metric="posterior"``; one
-    more with several draws). All of it, and the noise (a function of ``seed`` and the step counter), is in ``state_dict``.
+    gradient that is 5 P numbers at rest for P parameters, 6 P within a step; one more each for the adaptive metric and for
+    several draws. All of it, and the noise (a function of ``seed`` and the step counter), is in ``state_dict``.
     Families other than the mean
     field, and the gradient solver, hold the parameters of a group together (:mod:`proxscore.inference.blocks`).
 
@@ -78,15 +78,15 @@ class ProximalScore(torch.optim.Optimizer):
             match counts.
         solver: none takes the closed-form step for families that have one, and a :class:`GradientSolver` with its
             defaults for the others; given, it serves them all.
-        metric: of the mean's proximal step (:mod:`proxscore.inference.metric`): ``adaptive``, for networks, or ``posterior``,
-            for small models whose exact posterior is wanted; ``penalty.mean`` is the weight of the latter.
+        metric: of the mean's proximal step (:mod:`proxscore.inference.metric`): ``posterior``, with the weight
+            ``penalty.mean``, or ``adaptive``, Adam's.
         lr: with the adaptive metric the learning rate, in Adam's units (default 0.003); with the posterior's a factor on the
             mean's step (default 1). Torch's learning-rate schedulers may change it.
         square_decay: decay of the adaptive metric's running mean of squared gradients, in [0, 1).
-        initial_noise: the initial standard deviations, relative to each tensor's weights
-            (:mod:`proxscore.inference.initial`); none is wider than the prior.
-        initial_precision: in its place, the initial precision of every sampled parameter divided by data_size /
-            temperature, to which the prior's is added; or by parameter name.
+        initial_precision: the initial precision of every sampled parameter divided by data_size / temperature, to which the
+            prior's is added; or by parameter name.
+        initial_noise: in its place, where given, the initial standard deviations relative to each tensor's weights
+            (:mod:`proxscore.inference.initial`; 0.05 where both are none); none is wider than the prior.
         paired: score each draw m + e together with m - e on the same batch (two evaluations).
         draws: draws, or pairs, per step, over all draw groups.
         draw_mesh: one-dimensional mesh over draw groups: processes that hold the same parameters (or the same shards of
@@ -133,11 +133,11 @@ class ProximalScore(torch.optim.Optimizer):
         family: Family | None = None,
         families: Mapping[str, Family] | None = None,
         solver: GradientSolver | None = None,
-        metric: Metric = "adaptive",
+        metric: Metric = "posterior",
         lr: float | None = None,
         square_decay: float = 0.999,
-        initial_noise: float = INITIAL_NOISE,
-        initial_precision: float | Mapping[str, float] | None = None,
+        initial_noise: float | None = None,
+        initial_precision: float | Mapping[str, float] | None = 0.1,
         paired: bool = True,
         draws: int = 1,
         draw_mesh: DeviceMesh | None = None,
@@ -182,7 +182,7 @@ class ProximalScore(torch.optim.Optimizer):
         self.scale = data_size / temperature
         self.data_size, self.temperature = data_size, temperature
         self.point_lr = point_lr if point_lr is not None else lr if adaptive else 1e-3
-        self.max_skipped_steps, self.initial_noise = max_skipped_steps, initial_noise
+        self.max_skipped_steps, self.initial_noise = max_skipped_steps, initial_noise or INITIAL_NOISE
         self.clip_norm = clip_norm
         #: When true, ``step`` fills ``statistics`` (of the local shards): a few more passes over the state.
         self.monitor = False
@@ -191,12 +191,12 @@ class ProximalScore(torch.optim.Optimizer):
         self._finite: Tensor | None = None  # by parameter, of this draw loop
         self._scaler: GradScaler | None = None  # of this draw loop
         self._versions: list[int] = []  # of the statistics in the gradients when the last loop ended
-        by_name = isinstance(initial_precision, Mapping)
         self._initial = dict(initial_precision) if isinstance(initial_precision, Mapping) else {}
         for name, precision in self._initial.items():
             if not precision > 0:
                 raise ValueError(f"initial_precision of {name} is {precision}; it must be positive")
-        defaults = dict(lr=lr, momentum=momentum, initial_precision=None if by_name else initial_precision)
+        unnamed = 0.1 if isinstance(initial_precision, Mapping) else initial_precision
+        defaults = dict(lr=lr, momentum=momentum, initial_precision=unnamed if initial_noise is None else None)
         counters = dict(step=0, momentum_product=1.0, skipped=0, skipped_in_a_row=0, seed=seed)
         super().__init__(_named(params), defaults | counters)
         self._members = self._assigned()

@@ -50,7 +50,7 @@ def build(
             lr=config.lr,
             square_decay=config.square_decay,
             initial_noise=_initial_noise(config, module, losses, seed),
-            initial_precision=config.initial_precision,
+            initial_precision=None if config.initial_noise is not None else config.initial_precision,
             paired=config.paired,
             draws=config.draws,
             draw_mesh=draw_mesh,
@@ -70,9 +70,9 @@ def build(
 
 def _initial_noise(
     config: ProximalScoreConfig, module: nn.Module, losses: Callable[[], Iterable[Tensor]], seed: int
-) -> float:
-    if config.initial_noise is not None or config.initial_precision is not None:  # the latter takes its place
-        return config.initial_noise or INITIAL_NOISE
+) -> float | None:
+    if config.initial_noise is not None or config.initial_precision is not None:
+        return config.initial_noise
     return bearable_noise(module, losses, INITIAL_NOISE, seed)
 
 
