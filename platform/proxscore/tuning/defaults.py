@@ -45,7 +45,7 @@ def default_space(config: Config, total_steps: int) -> dict[str, Domain]:
         space["method.lr"] = _around(method.lr or LR, 5)
     else:
         space["method.penalty.mean"] = _around(method.penalty.mean, 5)
-        space["method.max_mean_step"] = _around(method.max_mean_step or 0.2, 5)
+        space["method.max_mean_step"] = _around(method.max_mean_step or 0.1, 5)
     if method.initial_precision is None or method.initial_noise is not None:
         space["method.initial_noise"] = _around(method.initial_noise or INITIAL_NOISE, 4)
     else:
