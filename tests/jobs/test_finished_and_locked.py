@@ -140,8 +140,8 @@ def test_a_diverged_run_says_so_with_step_and_settings_and_is_recorded_as_diverg
     ("method", "remedy"),
     [
         (
-            "{kind: proximal_score, max_mean_step: null, initial_precision: 1e-12, penalty: {mean: 1e-20}}",
-            "method.max_mean_step, or a larger",
+            "{kind: proximal_score, max_mean_step: 1.0e+30, initial_precision: 1e-12, penalty: {mean: 1e-20}}",
+            r"method\.",
         ),
         ("{kind: ensemble, members: 2, of: {kind: sgd, lr: 1e30}}", "a smaller method.of.lr"),
     ],

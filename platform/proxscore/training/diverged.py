@@ -85,12 +85,15 @@ def remedy(method: MethodConfig, section: str) -> str:
     if isinstance(method, EnsembleConfig):
         return remedy(method.of, f"{section}.of")
     if isinstance(method, ProximalScoreConfig):
-        spread = f"{section}.initial_noise"
+        tighter = f"a larger {section}.initial_precision"
+        if method.initial_precision is None or method.initial_noise is not None:
+            tighter = f"a smaller {section}.initial_noise"
         if method.metric == "adaptive":
-            return f"use a smaller {section}.lr (now {method.lr or LR:g}) or {spread}, and look for bad inputs"
+            return f"use a smaller {section}.lr (now {method.lr or LR:g}), or {tighter}, and look for bad inputs"
+        bound = "" if method.max_mean_step is None else f" (now {method.max_mean_step:g})"
         return (
-            f"use a smaller {section}.max_mean_step or {spread}, or a larger {section}.penalty.mean (now "
-            f"{method.penalty.mean:g}), and look for bad inputs"
+            f"use a smaller {section}.max_mean_step{bound}, or a larger {section}.penalty.mean (now "
+            f"{method.penalty.mean:g}), or {tighter}, and look for bad inputs"
         )
     of = getattr(method, "of", None)
     if of is not None:
