@@ -238,7 +238,7 @@ def _precision_line(optimizer: ProximalScore, off: list[_Judged], wide: bool) ->
     about = "more than " if not wide and center < error else "about "
     clipped = max(each.probed.clipped.mean().item() for each in off)
     drift = torch.cat([each.probed.drift_log_precision for each in off])
-    spread = math.sqrt(max(each.spread for each in off))
+    spread = math.sqrt(max(0.0, *(each.spread for each in off)))
     jitters = drift.square().mean().sqrt().item() > 0.3 and drift.mean().abs().item() < 0.1
     if jitters and 0.5 < center < 2:
         return (
@@ -383,7 +383,7 @@ def _metrics(judged: list[_Judged]) -> dict[str, float]:
 
     def rms(column: str) -> float:
         values = [getattr(each.probed, column).square().mean().item() for each in judged]
-        return math.sqrt(sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights))
+        return math.sqrt(max(sum(w * v for w, v in zip(weights, values, strict=True)), 0.0) / sum(weights))
 
     errors = [
         (each.probed.curvature_error.square().sum() * 2).sqrt().item() / len(each.probed.curvature) for each in judged
