@@ -234,7 +234,7 @@ def _together(unsure: list[_Judged], which: str, limit: float) -> bool:
 def _precision_line(optimizer: ProximalScore, off: list[_Judged], wide: bool) -> str:
     worst = max(off, key=lambda each: abs(math.log(max(_center(each), 1e-6))))
     center, error = _center(worst), worst.probed.curvature_error.median().item()
-    factor = math.sqrt(center) if wide else 1 / math.sqrt(max(center, error, 1e-6))
+    factor = math.sqrt(center) if wide else max(1 / math.sqrt(max(center, error, 1e-6)), 1.0)
     about = "more than " if not wide and center < error else "about "
     clipped = max(each.probed.clipped.mean().item() for each in off)
     drift = torch.cat([each.probed.drift_log_precision for each in off])
