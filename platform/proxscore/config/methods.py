@@ -107,11 +107,11 @@ class ProximalScoreConfig(Section):
     metric: Literal["posterior", "adaptive"] = "posterior"  # of the mean's step; see inference.metric
     lr: float | None = Field(None, gt=0)  # null: 0.003 with the adaptive metric (Adam's units), 1 with the posterior's
     square_decay: float = Field(0.999, ge=0, lt=1)  # of the adaptive metric's running mean of squares
+    # Of all sampled parameters, per data point; null: by initial_noise. Of forecasts: five times the horizon.
+    initial_precision: float | None = Field(0.1, gt=0)
     # In its place: initial standard deviations relative to each tensor's weights; where both are null, the largest noise up to
     # 0.05 that costs little.
     initial_noise: float | None = Field(None, gt=0)
-    # Of all sampled parameters, per data point; null: by initial_noise. Of forecasts: five times the horizon.
-    initial_precision: float | None = Field(0.1, gt=0)
     paired: bool = True
     draws: int = Field(1, ge=1, le=10_000)  # pairs (or single draws) per step
     keep_mean: bool = True  # false: a number less per parameter, and more time for the noise
