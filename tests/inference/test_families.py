@@ -464,7 +464,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: GradientSolver(optimizer=torch.optim.LBFGS), "solver.optimizer LBFGS evaluates the loss itself"),
     (lambda: optimizer(solver=GradientSolver(options={"beta": 1})), "solver.options {'beta': 1}: Adam: "),
     (lambda: optimizer(penalty=Quadratic(), max_log_precision_step=None), "max_log_precision_step is None"),
-    (lambda: optimizer(penalty=NoPenalty()), "penalty NoPenalty leaves no metric"),
+    (lambda: optimizer(penalty=NoPenalty(), metric="adaptive"), "penalty NoPenalty leaves no metric"),
     (
         lambda: optimizer(penalty=NoPenalty(), metric="posterior", max_log_precision_step=None),
         "max_log_precision_step is None",

@@ -36,6 +36,7 @@ from proxscore.inference import (
     ProximalScore,
     Quadratic,
 )
+from proxscore.inference.initial import bearable_noise
 from proxscore.posterior import Posterior, predict
 
 pytestmark = pytest.mark.timeout(600)  # four processes, on a machine that may be busy
@@ -260,6 +261,44 @@ def checkpoint(mesh: DeviceMesh, rank: int) -> dict[str, Any]:
     return {"model": model_state, "optimizer": optimizer_state}
 
 
+def measured_noise(mesh: DeviceMesh | None, rank: int = 0, world: int = 1) -> dict[str, Any]:
+    """What a network bears, and the losses that it was judged by; trained parameters as before."""
+    model = network(mesh)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    seen: list[float] = []
+
+    def losses() -> Iterator[Tensor]:
+        for step in range(2):
+            inputs, targets = (values.tensor_split(world)[rank] for values in batch(step))
+            loss = nn.functional.cross_entropy(model(inputs), targets, reduction="sum") * world / ROWS
+            seen.append(loss.item())
+            yield loss
+
+    found = bearable_noise(model, losses, 20.0, seed=3)
+    unchanged = all(
+        isinstance(p, DTensor) == (mesh is not None) and torch.equal(whole(p), whole(b))
+        for p, b in zip(model.parameters(), before, strict=True)
+    )
+    average = torch.tensor(seen, dtype=torch.float64)
+    if mesh is not None:
+        dist.all_reduce(average)
+        average /= world
+    return {"noise": found, "losses": average, "unchanged": unchanged}
+
+
+def gathered(mesh: DeviceMesh, rank: int) -> str:
+    """An optimizer that was made of what a forward without backward left gathered."""
+    model = network(mesh)
+    with torch.no_grad():
+        model(batch(0)[0].tensor_split(RANKS)[rank])
+    optimizer = proximal(model)
+    try:
+        train(model, optimizer, range(1), rank, RANKS)
+    except RuntimeError as error:
+        return str(error)
+    return "accepted"
+
+
 def refusal(mesh: DeviceMesh) -> str:
     """A parameter sharded along its second dimension."""
     model = nn.Linear(8, 8)
@@ -298,6 +337,8 @@ def worker(rank: int, folder: str) -> None:
     results["skipped"] = skipped_by_one_rank(four, rank)
     results["checkpoint"] = checkpoint(four, rank)
     results["refusal"] = refusal(four)
+    results["noise"] = measured_noise(four, rank, RANKS)
+    results["gathered"] = gathered(four, rank)
     try:
         ProximalScore(nn.Linear(2, 2).named_parameters(), 10, draws=3, draw_mesh=groups["draw"])
     except ValueError as error:
@@ -396,3 +437,18 @@ def test_a_checkpoint_of_four_ranks_continues_in_one_process(
 
 def test_a_sharding_that_cannot_be_sampled_is_refused(ranks: list[dict[str, Any]]) -> None:
     assert "weight is placed as Shard(dim=1)" in ranks[0]["refusal"]
+
+
+def test_the_noise_that_a_network_bears_does_not_depend_on_the_sharding(ranks: list[dict[str, Any]]) -> None:
+    """The same losses of the same draws: also of the root's weights, which a forward without backward leaves gathered."""
+    expected = measured_noise(None)
+    assert expected["noise"] < 20.0  # several draws were compared
+    assert expected["unchanged"]
+    for results in ranks:
+        torch.testing.assert_close(results["noise"], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_an_optimizer_made_of_gathered_weights_is_refused(ranks: list[dict[str, Any]]) -> None:
+    for results in ranks:
+        assert "FSDP2 has freed it" in results["gathered"]
+        assert "\n" not in results["gathered"]

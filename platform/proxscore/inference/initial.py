@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from proxscore.inference import noise
 from proxscore.inference.buffers import kept_buffers
+from proxscore.inference.gathered import reshard
 from proxscore.inference.names import named_parameters
 
 INITIAL_NOISE = 0.05
@@ -76,6 +77,7 @@ def bearable_noise(module: nn.Module, losses: Callable[[], Iterable[Tensor]], la
     Raises:
         ValueError: no batches, or a loss that is not finite at the start.
     """
+    reshard(module)
     trained = {name: p for name, p in named_parameters(module).items() if p.requires_grad}
     scales = initial_scales(trained)
     before = [parameter.detach().clone() for parameter in trained.values()]
@@ -86,6 +88,7 @@ def bearable_noise(module: nn.Module, losses: Callable[[], Iterable[Tensor]], la
         while True:
             _perturb(trained, before, scales, relative, noise.key(seed, "bearable", count))
             loss = next(iterator, None)
+            reshard(module)  # a root that stays gathered would not see the next draw
             if loss is None:
                 break
             total += loss.detach().double().cpu()

@@ -33,6 +33,7 @@ from proxscore.inference import noise
 from proxscore.inference.blocks import Block, SolvedBlock, block
 from proxscore.inference.convergence import KEY, Probed
 from proxscore.inference.families import Family, MeanField
+from proxscore.inference.gathered import refuse_freed
 from proxscore.inference.groups import all_reduce_together, total_norm
 from proxscore.inference.initial import INITIAL_NOISE, initial_scales
 from proxscore.inference.interrupts import deferred_interrupts
@@ -386,6 +387,8 @@ class ProximalScore(torch.optim.Optimizer):
                 self._sample(index, 1.0)
                 held = self._held()
                 yield index * (1 + self.paired)
+                if index == self._own_draws[0]:
+                    self._refuse_freed(begun)
                 self._take(index, 1.0, held)
                 if self.paired:
                     self._sample(index, -1.0)
@@ -408,6 +411,13 @@ class ProximalScore(torch.optim.Optimizer):
                     self._versions = self._gradient_versions()
                 else:
                     self._forget()
+
+    def _refuse_freed(self, begun: list[Part]) -> None:
+        try:
+            refuse_freed(dict(self.named_parameters()))
+        except RuntimeError:
+            begun.clear()  # there is no memory to put the mean back into
+            raise
 
     def _parameters(self) -> Iterator[Tensor]:
         for group in self.param_groups:

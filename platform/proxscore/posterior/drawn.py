@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from proxscore.config import ConfigError
 from proxscore.inference import noise
 from proxscore.inference.buffers import kept_buffers
+from proxscore.inference.gathered import reshard
 from proxscore.inference.names import named_buffers, named_parameters
 from proxscore.posterior.calls import Batches, batches_of, call, to_device
-from proxscore.posterior.posterior import Posterior, reshard
+from proxscore.posterior.posterior import Posterior
 
 SNAPSHOTS = 2**30
 

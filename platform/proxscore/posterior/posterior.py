@@ -13,11 +13,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from proxscore.config import ConfigError
 from proxscore.inference import MeanField, ProximalScore, noise
 from proxscore.inference.families import FAMILIES, State
+from proxscore.inference.gathered import reshard
 from proxscore.inference.layout import Layout
 from proxscore.inference.names import named_buffers, named_layers, named_parameters, persistent_buffers
 from proxscore.posterior import moments
@@ -436,10 +436,3 @@ def _is_json(value: Any) -> bool:
         return json.loads(json.dumps(value)) == value
     except (TypeError, ValueError):
         return False
-
-
-def reshard(module: nn.Module) -> None:
-    """Free the gathered weights that FSDP2 keeps after a forward without backward: they would outlive the draw."""
-    for layer in module.modules():
-        if isinstance(layer, FSDPModule):
-            layer.reshard()
