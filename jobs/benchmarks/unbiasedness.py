@@ -192,19 +192,7 @@ def ours(anchor: Anchor, thetas: Tensor, scores: Tensor, paired: bool) -> dict[s
     recorder: Any = Recorder(WEIGHT)
     (ratio,) = family.update_(
         bucket,
-        ProximalStep(
-            penalty=recorder,
-            weights=(WEIGHT, 2.0),
-            score_scale=-1.0,
-            momentum=0.0,
-            metric=None,
-            max_log_precision_step=None,
-            max_mean_step=math.inf,
-            prior_weight=1.0,
-            factor=1.0,
-            seed=0,
-            number=0,
-        ),
+        ProximalStep(recorder, (WEIGHT, 2.0), score_scale=-1.0),
     )
     shape = (replicates, dimension)
     return {

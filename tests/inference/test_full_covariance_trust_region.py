@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from step_settings import step_of
 from torch import Tensor
 
 from proxscore.inference import ForwardKL, FullCovariance, NoPenalty, Quadratic, ReverseKL, Schedule
 from proxscore.inference.penalties import Penalty
+from proxscore.inference.step import ProximalStep
 
 DOUBLE = dict(dtype=torch.float64)
 
@@ -42,7 +42,7 @@ def test_one_pair_per_step_arrives_from_a_start_that_is_far_too_wide(initial: fl
         scores = [-precision @ draw for draw in draws]
         curvature = family.curvature(state, noise, scores, torch.zeros(30, **DOUBLE))
         mean_score = (scores[0] + scores[1]) / 2
-        settings = step_of(penalty, penalty.weights(step), max_log_precision_step=1.0, max_mean_step=10.0)
+        settings = ProximalStep(penalty, penalty.weights(step), max_log_precision_step=1.0, max_mean_step=10.0)
         family.step(state, mean_score, curvature, settings, None)
     assert (family.variance(state).sqrt() / sd - 1).abs().max() < 0.01
     assert (state["mean"] / sd).abs().max() < 0.01
@@ -57,7 +57,7 @@ def test_the_change_of_the_covariances_logarithm_is_bounded(penalty: Penalty, si
     curvature = torch.eye(50, **DOUBLE) + noise + noise.mT
     state = family.initial(torch.zeros(50, **DOUBLE), torch.ones(50, **DOUBLE), torch.Size([50]), torch.zeros)
     ratio = family.step(
-        state, torch.zeros(50, **DOUBLE), curvature, step_of(penalty, (5.0, 2.0), max_log_precision_step=0.5), None
+        state, torch.zeros(50, **DOUBLE), curvature, ProximalStep(penalty, (5.0, 2.0), max_log_precision_step=0.5), None
     )
     limit = 0.5 * math.sqrt(32 / 50)
     assert ratio.log().norm() <= limit * (1 + 1e-9)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
-from step_settings import step_of
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
@@ -33,6 +32,7 @@ from proxscore.inference.families import FAMILIES, Distribution, Family, State
 from proxscore.inference.families.base import whole
 from proxscore.inference.penalties import Penalty
 from proxscore.inference.solver import penalty_value
+from proxscore.inference.step import ProximalStep
 
 D = 4
 INF = float("inf")
@@ -62,7 +62,7 @@ def stepped(
     """The closed-form step from whitened statistics."""
     state = {name: value.clone() for name, value in anchor.items()}
     score = torch.linalg.solve(state["factor"].mT, u)  # u = C^T score
-    FullCovariance().step(state, score, k.clone(), step_of(penalty, weights, **limits), None)
+    FullCovariance().step(state, score, k.clone(), ProximalStep(penalty, weights, **limits), None)
     return state
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from proxscore.inference.metric import Adaptive
@@ -59,12 +60,12 @@ class ProximalStep:
 
     penalty: Penalty
     weights: tuple[float, float]
-    score_scale: float
-    momentum: float
-    metric: Adaptive | None
-    max_log_precision_step: float | None
-    max_mean_step: float
-    prior_weight: float
-    factor: float
-    seed: int
-    number: int
+    score_scale: float = 1.0
+    momentum: float = 0.0
+    metric: Adaptive | None = None
+    max_log_precision_step: float | None = None
+    max_mean_step: float = math.inf
+    prior_weight: float = 1.0
+    factor: float = 1.0
+    seed: int = 0
+    number: int = 0
