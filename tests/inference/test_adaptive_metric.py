@@ -213,6 +213,27 @@ def test_a_gradient_that_vanishes_leaves_the_prior_alone() -> None:
     assert math.isfinite(module.seen.item())
 
 
+def test_a_tight_start_halves_adams_step_and_no_more() -> None:
+    """The same steps as Adam's at half the rate, whatever the precision: draws of a standard deviation of 1e-8."""
+    module, (inputs, targets) = network(), classes()
+    optimizer = ProximalScore(
+        module.named_parameters(),
+        1e6,
+        prior=Prior(scale=1e6),
+        penalty=ForwardKL(precision=1e9),
+        lr=2 * LR,
+        initial_precision=1e10,
+        max_mean_step=1e9,
+        metric="adaptive",
+    )
+    for rows in batches(60):
+        for _ in optimizer.draws():
+            loss(module, inputs[rows], targets[rows]).backward()
+        optimizer.step()
+    for expected, parameter in zip(adam_with_the_squares_of_before(60), module.parameters(), strict=True):
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_a_prior_enters_by_its_schedule() -> None:
     """At the factor zero the steps are those under a prior of a huge scale; where it has entered, the posterior's is exact."""
     means = []

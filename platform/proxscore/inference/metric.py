@@ -19,9 +19,16 @@ Kullback-Leibler one, at the candidate's precision (r M_t in place of M_t), sett
 
     m  <-  m_t + s / (r Lambda_t + M_t)                                              elementwise, in closed form.
 
-Where the precision and the prior are negligible, s = -(N / T) g, and this is Adam's step -lr g / (sqrt(v) + eps), with the
-squares of the steps before. The precision's term keeps it finite where a gradient vanishes. In the first step v is
-unknown: the mean stays where it is. Sources: M. Kim, arXiv 2602.05873; Adam, Kingma and Ba, arXiv 1412.6980.
+A posterior that starts tighter than it is to become (so that its draws cost little) would bind the mean by that: r Lambda_t
+is then not the curvature that it estimates. So of the likelihood's part of it no more counts than the metric itself,
+
+    m  <-  m_t + s / (lambda + min(r Lambda_t - lambda, M_t) + M_t),                 lambda: the prior's precision,
+
+which leaves the fixed point, s = 0, and lies between half of the metric's step and the whole. (A full covariance, for small
+models, takes r Lambda_t as it is.) Where precision and prior are negligible, s = -(N / T) g, and this is Adam's step
+-lr g / (sqrt(v) + eps), with the squares of the steps before; lr stands for half as much where the posterior is tight. The
+prior's precision keeps the step finite where a gradient vanishes. In the first step v is unknown: the mean stays where it
+is. Sources: M. Kim, arXiv 2602.05873; Adam, Kingma and Ba, arXiv 1412.6980.
 """
 
 from __future__ import annotations

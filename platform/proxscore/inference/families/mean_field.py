@@ -151,7 +151,7 @@ class MeanField(Family):
 
         r        = penalty's solution for k, clipped to [exp(-max_log_precision_step), exp(max_log_precision_step)]
         m       <- m + clip(u / (r + 2 kappa_m)) / sqrt(Lambda)      metric of the posterior
-        m       <- m + clip(s / (r Lambda + M))                      adaptive metric M
+        m       <- m + clip(s / (lambda + min(r Lambda - lambda, M) + M))      adaptive metric M, prior precision lambda
         Lambda  <- r Lambda
         """
         ratio = list(step.penalty.precision_ratio_(bucket.statistic, step.weights[0]))
@@ -175,7 +175,11 @@ class MeanField(Family):
             torch._foreach_mul_(bucket.precision, ratio)
             squares = [square for square in bucket.square if square is not None]
             metric = step.metric.of(squares, bucket.squares)
-            torch._foreach_add_(metric, bucket.precision)
+            likelihood = torch._foreach_sub(bucket.precision, bucket.prior_precision)
+            torch._foreach_clamp_min_(likelihood, 0.0)
+            torch._foreach_minimum_(likelihood, metric)
+            torch._foreach_add_(metric, likelihood)
+            torch._foreach_add_(metric, bucket.prior_precision)
             torch._foreach_div_(move, metric)
             torch._foreach_clamp_min_(move, -step.max_mean_step)
             torch._foreach_clamp_max_(move, step.max_mean_step)
