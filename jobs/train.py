@@ -94,13 +94,14 @@ def train(config: Config, result: Path | None) -> int:
     ):
         table.add_column(column, justify="left" if not column else "right")
     for outcome, variant, metrics in rows:
-        name = VARIANTS[variant.removesuffix("_tempered")].format(POINTS.get(outcome.kind, outcome.kind))
-        name += ", tempered" if variant.endswith("_tempered") else ""
+        name = _name(outcome, variant)
         values = [f"{metrics[column]:.4f}" if column in metrics else "–" for column in columns]  # it may be undefined
         verdict = verdicts[outcome.label]
         costs = f"{outcome.results['seconds']:.1f}", str(outcome.results["evaluations"])
         table.add_row(name, *values, *costs, "–" if verdict is None else verdict.answer)
     Console(width=100).print(table)
+    if config.evaluation.shifts:
+        Console(width=100).print(_shifted(config, rows))
     for outcome in outcomes:
         if "mixture_weights" in outcome.results:
             print(f"weights    {' '.join(f'{w:.3f}' for w in outcome.results['mixture_weights'])} (stacked mixture)")
@@ -118,6 +119,32 @@ def train(config: Config, result: Path | None) -> int:
     if result is not None:
         write(result, json.dumps(_summary(config, outcomes), indent=2) + "\n")
     return 0
+
+
+def _name(outcome: Any, variant: str) -> str:
+    name = VARIANTS[variant.removesuffix("_tempered")].format(POINTS.get(outcome.kind, outcome.kind))
+    return name + (", tempered" if variant.endswith("_tempered") else "")
+
+
+def _shifted(config: Config, rows: list[tuple[Any, str, dict[str, float]]]) -> Table:
+    """The test images as they are and under shifts: how often a prediction is sure of itself, and wrong."""
+    table = Table(
+        title=f"{config.name}: test images as they are and shifted; sure: confidence of 0.9 or more",
+        title_justify="left",
+    )
+    for column in ("images", "", "accuracy", "NLL", "ECE", "confidence", "sure", "sure and wrong"):
+        table.add_column(column, justify="left" if column in ("images", "") else "right")
+    for shift in ("as they are", *config.evaluation.shifts):
+        for outcome, variant, metrics in rows:
+            if shift != "as they are":
+                metrics = outcome.results.get("shifted", {}).get(shift, {}).get(variant, {})
+            if not metrics:
+                continue  # tempered
+            wrong = metrics.get("sure_errors", metrics.get("sure"))  # where no label is right, all are wrong
+            shown = [metrics.get(key) for key in ("accuracy", "nll", "ece", "confidence", "sure")] + [wrong]
+            table.add_row(shift, _name(outcome, variant), *("–" if v is None else f"{v:.4f}" for v in shown))
+        table.add_section()
+    return table
 
 
 def _summary(config: Config, outcomes: list[Any]) -> dict[str, Any]:

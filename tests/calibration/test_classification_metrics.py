@@ -24,6 +24,9 @@ KEYS = {
     "entropy",
     "expected_entropy",
     "mutual_information",
+    "confidence",
+    "sure",
+    "sure_errors",
 }
 
 
@@ -77,6 +80,9 @@ def by_loops(log_probabilities: Tensor, expected_entropy: Tensor, targets: Tenso
         "entropy": entropy / n,
         "expected_entropy": mean_expected,
         "mutual_information": entropy / n - mean_expected,
+        "confidence": sum(confidence for confidence, _ in top) / n,
+        "sure": sum(confidence >= 0.9 for confidence, _ in top) / n,
+        "sure_errors": sum(confidence >= 0.9 and not hit for confidence, hit in top) / n,
     }
 
 

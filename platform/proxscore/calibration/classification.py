@@ -31,6 +31,8 @@ from proxscore.config import ConfigError
 # How far the probabilities of a row may be from summing to 1: more than bfloat16 rounds log-probabilities of 20,000
 # classes, less than unnormalised logits are off.
 _NORMALISATION_TOLERANCE = 0.05
+#: The confidence from which on a prediction counts as sure of itself.
+SURE = 0.9
 
 
 def negative_log_likelihood(log_probabilities: Tensor, targets: Tensor) -> Tensor:
@@ -139,6 +141,9 @@ class ClassificationMetrics:
             expected_entropy: mean of H[p] over draws, the aleatoric part.
             mutual_information: their difference, the epistemic part (Houlsby et al., 2011, BALD; Depeweg et al., 2018).
                 Zero for a point estimate, up to rounding (which may make it slightly negative).
+            confidence: the probability of the most probable class.
+            sure: fraction of rows whose confidence is 0.9 or more.
+            sure_errors: fraction of all rows that are among these and wrong.
 
         Raises:
             ConfigError: no rank has any row.
@@ -151,6 +156,10 @@ class ClassificationMetrics:
         values["mce"] = maximum_calibration_error(confidences, correct, bins=self.bins)
         values["adaptive_ece"] = adaptive_calibration_error(confidences, correct, bins=self.bins)
         values["mutual_information"] = values["entropy"] - values["expected_entropy"]
+        sure = confidences >= SURE
+        values["confidence"] = confidences.double().mean().item()
+        values["sure"] = sure.double().mean().item()
+        values["sure_errors"] = (sure & ~correct).double().mean().item()
         return {name: values[name] for name in _ORDER}
 
     @property
@@ -229,6 +238,9 @@ _ORDER = (
     "entropy",
     "expected_entropy",
     "mutual_information",
+    "confidence",
+    "sure",
+    "sure_errors",
 )
 
 

@@ -68,6 +68,8 @@ class EvaluationConfig(Section):
     batch_size: int = Field(500, gt=0, le=MAX_ROWS)
     seed: int = Field(0, ge=0, le=MAX_SEED)
     bins: int = Field(15, ge=2, le=10_000)
+    # Also judge the test images turned by 30 degrees and with noise, and photographs in their place; see vision.shifts.
+    shifts: list[Literal["rotated", "noisy", "photographs"]] = Field([])
     temperature_scaling: bool = False  # also report the test metrics at the temperature that validation data prefer
     # Training batches that set BatchNorm statistics of each draw; 0: as trained.
     norm_batches: int = Field(20, ge=0, le=1_000_000)

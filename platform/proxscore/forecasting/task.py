@@ -140,6 +140,8 @@ class ForecastingTask:
         """
         if config.evaluation.temperature_scaling:
             raise ConfigError("evaluation.temperature_scaling: forecasts have no temperature: leave it out")
+        if config.evaluation.shifts:
+            raise ConfigError("evaluation.shifts: they are of images: leave it out")
         if config.training.precision != "fp32":
             raise ConfigError(
                 f"training.precision={config.training.precision}: a window's inputs lie in one vector, whose categories and "
@@ -175,6 +177,10 @@ class ForecastingTask:
             "scale_floor": self.scale_floor,
             "unit": self.unit,
         }
+
+    def shifted(self, name: str) -> Any:
+        """There is none; see :meth:`check`."""
+        raise ConfigError("evaluation.shifts: they are of images: leave it out")
 
     def judge(
         self, predictive: ForecastPredictive, bins: int, device: torch.device, title: str

@@ -115,9 +115,8 @@ def tested(
     With ``evaluation.temperature_scaling`` also, as ``<variant>_tempered``, those at the temperature that validation data
     prefer, which is among the metrics. What draws disagree on is not defined for them.
     """
-    variants = {"posterior": config.evaluation.draws, posterior.single: 0} if posterior.random else {"point": 0}
     results = {}
-    for name, draws in variants.items():
+    for name, draws in variants(posterior, config).items():
         predict_on = partial(predictive_of, posterior, module, task, config, context, draws=draws, data=data)
         predictive, label = predict_on(split="test"), f"{draws} draws" if draws else f"{name} weights"
         results[name] = judge(predictive, task, config, context, "test", label)
@@ -130,19 +129,48 @@ def tested(
     return results
 
 
+def shifted(
+    posterior: Posterior,
+    module: nn.Module,
+    task: Task,
+    config: Config,
+    context: Context,
+    data: TrainingData | RayTrainingData | None,
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Metrics by shift of ``evaluation.shifts`` and variant; without those that need targets, where these do not hold."""
+    results: dict[str, dict[str, dict[str, float]]] = {}
+    for shift in config.evaluation.shifts:
+        rows, known = task.shifted(shift)
+        results[shift] = {}
+        for name, draws in variants(posterior, config).items():
+            predictive = predictive_of(posterior, module, task, config, context, rows, draws, data)
+            metrics, _ = judge(predictive, task, config, context, "test", shift)
+            results[shift][name] = metrics if known else {key: metrics[key] for key in WITHOUT_TARGETS}
+    return results
+
+
+#: Metrics that mean something where no target is right.
+WITHOUT_TARGETS = ("entropy", "expected_entropy", "mutual_information", "confidence", "sure")
+
+
+def variants(posterior: Posterior, config: Config) -> dict[str, int]:
+    """Draws by what is judged: posterior and mean (or one member), or point."""
+    return {"posterior": config.evaluation.draws, posterior.single: 0} if posterior.random else {"point": 0}
+
+
 def predictive_of(
     posterior: Posterior,
     module: nn.Module,
     task: Task,
     config: Config,
     context: Context,
-    split: str,
+    split: Any,
     draws: int,
     data: TrainingData | RayTrainingData | None,
 ) -> Any:
-    """The :class:`Predictive` for this rank's rows of a split; arguments as of :func:`evaluate`."""
+    """The :class:`Predictive` for this rank's rows of a split, or of another data set; arguments as of :func:`evaluate`."""
     settings = config.evaluation
-    rows = getattr(task.data, split)
+    rows = getattr(task.data, split) if isinstance(split, str) else split
     norm = None
     if data is not None and settings.norm_batches and _has_batch_norm(module):
         norm = list(_first_micro_batches(data, settings.norm_batches))

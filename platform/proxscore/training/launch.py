@@ -234,6 +234,10 @@ def keep(tracked: TrackedRun, results: dict[str, Any], final: Path) -> None:
     for variant, metrics in results["test"].items():
         prefix = "test" if variant in ("posterior", "point") else f"test_{variant}"
         tracked.metrics({f"{prefix}/{name}": value for name, value in metrics.items()})
+    for shift, found in results["shifted"].items():
+        for variant, metrics in found.items():
+            prefix = shift if variant in ("posterior", "point") else f"{shift}_{variant}"
+            tracked.metrics({f"{prefix}/{name}": value for name, value in metrics.items()})
     if "mixture_weights" in results:
         tracked.describe({}, {"mixture.weights": json.dumps(results["mixture_weights"])})
     if (verdict := Verdict.of_json(results.get(VERDICT))) is not None:

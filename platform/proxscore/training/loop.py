@@ -443,8 +443,10 @@ def finish(trained: Trained, config: Config, method_config: MethodConfig, task: 
         posterior, results["mixture_weights"] = stack(posterior, predicted)
     with diverged.told(horizon.total_steps, horizon.total_steps, method_config, "method", module):
         tested = evaluation.tested(posterior, module, task, config, context, fitted.data)
+        shifted = evaluation.shifted(posterior, module, task, config, context, fitted.data)
     results |= {
         "test": {name: metrics for name, (metrics, _) in tested.items()},
+        "shifted": shifted,
         "steps": horizon.total_steps * trained.members,
         "evaluations": horizon.total_steps * method.evaluations_per_step * trained.members,
         "seconds": trained.seconds,

@@ -87,6 +87,9 @@ class Task(Protocol):
     ) -> tuple[dict[str, float], Callable[[], dict[str, Figure]]]:
         """Metrics of a predictive over all ranks' rows, and what draws figures, by name, on any of them."""
 
+    def shifted(self, name: str) -> tuple[Any, bool]:
+        """The test split under a shift of ``evaluation.shifts``, and whether its targets still hold."""
+
     def compared(self, predictive: Any) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Of a predictive in a comparison (in one process): more metrics, and what :meth:`comparison_figure` needs of it."""
 

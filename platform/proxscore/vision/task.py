@@ -20,6 +20,7 @@ from proxscore.posterior import CategoricalPredictive, predict
 from proxscore.vision.data import load_images
 from proxscore.vision.models import build_model
 from proxscore.vision.preprocessing import resolved
+from proxscore.vision.shifts import SHIFTS, ShiftedImages
 
 
 class VisionTask:
@@ -91,6 +92,11 @@ class VisionTask:
         if len(predictive.targets):
             metrics.update(predictive.log_probabilities, predictive.expected_entropy, predictive.targets)
         return metrics.compute(), lambda: {"reliability": metrics.reliability_diagram(title=title)}
+
+    def shifted(self, name: str) -> tuple[ShiftedImages, bool]:
+        """The test images under a shift, and whether their labels still hold."""
+        shift = SHIFTS[name]
+        return ShiftedImages(self.data.test, shift), shift.known
 
     def compared(self, predictive: CategoricalPredictive) -> tuple[dict[str, float], dict[str, Tensor]]:
         """The area under the risk-coverage curve; log-probabilities (N, C) in float32 and targets (N,)."""

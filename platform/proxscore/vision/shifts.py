@@ -1,0 +1,99 @@
+"""Images that differ from those of training: what a posterior is for.
+
+A shift changes the images of a split and keeps their number; each image depends on its row alone, so that every method
+sees the same ones in batches of any size. A new shift is a function here and its name in ``SHIFTS`` and in
+``evaluation.shifts``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from sklearn.datasets import load_sample_images
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from proxscore.vision.images import Batch, ImageDataset
+
+ANGLE = 30.0  # degrees, counter-clockwise
+NOISE = 0.25  # standard deviation, as a fraction of the distance between an image's darkest and brightest pixel
+
+
+def rotated(image: Tensor, generator: torch.Generator) -> Tensor:
+    """Turned by 30 degrees; beyond its border an image goes on as it ends. (C, H, W) to the same."""
+    angle = torch.deg2rad(torch.tensor(ANGLE))
+    turn = torch.stack([angle.cos(), -angle.sin(), torch.zeros(()), angle.sin(), angle.cos(), torch.zeros(())])
+    grid = nn.functional.affine_grid(turn.view(1, 2, 3), [1, *image.shape], align_corners=False)
+    return nn.functional.grid_sample(image[None], grid, padding_mode="border", align_corners=False)[0]
+
+
+def noisy(image: Tensor, generator: torch.Generator) -> Tensor:
+    """With Gaussian noise whose standard deviation is a quarter of the image's own range. (C, H, W) to the same."""
+    noise = torch.randn(image.shape, generator=generator)
+    return image + NOISE * (image.max() - image.min()) * noise
+
+
+def photographs(image: Tensor, generator: torch.Generator) -> Tensor:
+    """A square of random place and size from a photograph of scikit-learn's (a temple, a flower), as large and with the same
+    range as the image: nothing that the network knows. (C, H, W) to the same."""
+    photos = [torch.from_numpy(photo).float().permute(2, 0, 1) for photo in load_sample_images().images]
+    photo = photos[_integer(len(photos), generator)]
+    channels, height, width = image.shape
+    largest = min(photo.shape[1:])
+    side = min(max(height, width), largest)
+    side += _integer(largest - side + 1, generator)
+    top, left = (_integer(size - side + 1, generator) for size in photo.shape[1:])
+    square = photo[:, top : top + side, left : left + side]
+    if channels == 1:
+        square = square.mean(0, keepdim=True)
+    elif channels != 3:
+        square = square.mean(0, keepdim=True).expand(channels, -1, -1)
+    square = nn.functional.interpolate(square[None], (height, width), mode="bilinear", antialias=True)[0]
+    low, high = square.min(), square.max()
+    return image.min() + (square - low) / (high - low).clamp(min=1.0) * (image.max() - image.min())
+
+
+def _integer(below: int, generator: torch.Generator) -> int:
+    return int(torch.randint(below, (), generator=generator))
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A way to change an image.
+
+    Attributes:
+        change: an image (C, H, W) and a generator of random numbers to the changed image of the same shape.
+        known: its label still holds.
+    """
+
+    change: Callable[[Tensor, torch.Generator], Tensor]
+    known: bool
+
+
+SHIFTS: dict[str, Shift] = {
+    "rotated": Shift(rotated, True),
+    "noisy": Shift(noisy, True),
+    "photographs": Shift(photographs, False),
+}
+
+
+class ShiftedImages(Dataset[tuple[Tensor, int]]):
+    """The rows of a data set, their images changed."""
+
+    def __init__(self, images: ImageDataset, shift: Shift) -> None:
+        self._images, self._shift, self.decodes = images, shift, images.decodes
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        batch = [self._images.__getitems__([index]) for index in indices]  # one may be left out as unreadable
+        changed = [
+            self._shift.change(image, torch.Generator().manual_seed(index))
+            for index, (images, _) in zip(indices, batch, strict=True)
+            for image in images
+        ]
+        shape = batch[0][0].shape[1:] if batch else ()
+        return torch.stack(changed) if changed else torch.empty(0, *shape), torch.cat([labels for _, labels in batch])
