@@ -27,7 +27,7 @@ from proxscore.posterior import Posterior
 from proxscore.training import cluster, launch
 from proxscore.vision.task import VisionTask
 
-pytestmark = [pytest.mark.usefixtures("ray_local"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.usefixtures("ray_local"), pytest.mark.timeout(1500)]
 
 VIT = {
     "name": "vit_tiny_patch16_224",

@@ -23,7 +23,7 @@ from proxscore.training.context import LocalContext
 from proxscore.training.loop import train
 from proxscore.vision.task import VisionTask
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 RANKS = 4
 EXACT, ROUNDED = 2e-4, 0.1  # nats, at any step: float32 in another order; bfloat16 has three digits, and steps add up

@@ -8,10 +8,10 @@ millions of pixels count as well as hundreds of images.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_calibration_error
 
 from proxscore.config import ConfigError
 
@@ -62,7 +62,7 @@ def expected_calibration_error(confidences: Tensor, correct: Tensor, *, bins: in
     Errors as :func:`reliability_bins`.
     """
     confidences, correct = _rows(confidences, correct, bins)
-    return float(binary_calibration_error(confidences, correct, n_bins=bins, norm="l1", validate_args=False))
+    return _binned("l1", confidences, correct, bins)
 
 
 def maximum_calibration_error(confidences: Tensor, correct: Tensor, *, bins: int = 15) -> float:
@@ -71,7 +71,13 @@ def maximum_calibration_error(confidences: Tensor, correct: Tensor, *, bins: int
     In [0, 1]; a bin of a single row counts like any other. Errors as :func:`reliability_bins`.
     """
     confidences, correct = _rows(confidences, correct, bins)
-    return float(binary_calibration_error(confidences, correct, n_bins=bins, norm="max", validate_args=False))
+    return _binned("max", confidences, correct, bins)
+
+
+def _binned(norm: Literal["l1", "max"], confidences: Tensor, correct: Tensor, bins: int) -> float:
+    from torchmetrics.functional.classification import binary_calibration_error  # here: the library takes seconds
+
+    return float(binary_calibration_error(confidences, correct, n_bins=bins, norm=norm, validate_args=False))
 
 
 def adaptive_calibration_error(confidences: Tensor, correct: Tensor, *, bins: int = 15) -> float:

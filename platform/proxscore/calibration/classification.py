@@ -17,8 +17,6 @@ import torch
 import torch.distributed as dist
 from matplotlib.figure import Figure
 from torch import Tensor
-from torchmetrics import CatMetric, MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
 from proxscore.calibration.calibration_error import (
     adaptive_calibration_error,
@@ -71,6 +69,10 @@ class ClassificationMetrics:
     """
 
     def __init__(self, classes: int, bins: int = 15) -> None:
+        # Here: the library takes seconds, which a process that evaluates nothing spares.
+        from torchmetrics import CatMetric, MeanMetric, MetricCollection
+        from torchmetrics.classification import MulticlassAccuracy
+
         if classes < 2:
             raise ConfigError(f"classes is {classes}; classification needs at least 2")
         if bins < 1:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy import stats
 from torch import Tensor
 
 from proxscore.calibration.comparison import Curve, finish
@@ -108,6 +107,8 @@ def pit_histogram(counts: Tensor, *, title: str = "") -> Figure:
     statistic, pvalue = chi_square(counts)
     values = _array(counts)
     total, bins = values.sum(), len(values)
+    from scipy import stats  # here: it takes seconds
+
     lower, upper = (stats.binom.ppf(p, total, 1 / bins) * bins / total for p in (0.025, 0.975))
     figure, axes = _one_panel(title)
     axes.bar(

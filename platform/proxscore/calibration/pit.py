@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import scipy.stats
 import torch
 from torch import Tensor
 
@@ -82,12 +81,16 @@ def chi_square(counts: Tensor) -> tuple[float, float]:
     """
     if not counts.sum():
         raise ConfigError("no PIT values; a test of uniformity needs at least one observed step")
-    result = scipy.stats.chisquare(counts.double().cpu().numpy())
+    from scipy import stats  # here: it takes seconds
+
+    result = stats.chisquare(counts.double().cpu().numpy())
     return float(result.statistic), float(result.pvalue)
 
 
 def uniformity(values: Tensor, *, bins: int = 10) -> Uniformity:
     """Both tests on PIT values of any shape; NaN is left out. Errors as :func:`pit_counts` and :func:`chi_square`."""
+    from scipy import stats
+
     statistic, pvalue = chi_square(pit_counts(values, bins=bins))
-    ks = scipy.stats.kstest(values[~values.isnan()].double().cpu().numpy(), "uniform")
+    ks = stats.kstest(values[~values.isnan()].double().cpu().numpy(), "uniform")
     return Uniformity(statistic, pvalue, float(ks.statistic), float(ks.pvalue))
