@@ -45,8 +45,15 @@ MODELS: dict[str, tuple[dict[str, Any], str, float, int]] = {
 }
 RULES: dict[str, dict[str, Any]] = {
     "AdamW": {"kind": "adamw"},
-    "adaptive metric": {"kind": "proximal_score", "paired": False},
-    "posterior's metric": {"kind": "proximal_score", "paired": False, "metric": "posterior", "initial_precision": 0.1},
+    "defaults": {"kind": "proximal_score", "paired": False},
+    "adaptive metric": {
+        "kind": "proximal_score",
+        "paired": False,
+        "metric": "adaptive",
+        "initial_precision": None,
+        "initial_noise": 0.05,
+        "prior": {"scale": 0.3},
+    },
 }
 
 

@@ -105,7 +105,7 @@ class ProximalScoreConfig(Section):
     )  # glob pattern of parameter names -> family of these; the last match counts
     solver: SolverConfig | None = None  # null: the closed form for families that have one
     metric: Literal["posterior", "adaptive"] = "posterior"  # of the mean's step; see inference.metric
-    lr: float | None = Field(None, gt=0)  # null: 0.003 with the adaptive metric (Adam's units), 1 with the posterior's
+    lr: float | None = Field(None, gt=0)  # null: 0.005 with the adaptive metric (Adam's units), 1 with the posterior's
     square_decay: float = Field(0.999, ge=0, lt=1)  # of the adaptive metric's running mean of squares
     # Of all sampled parameters, per data point; null: by initial_noise. Of forecasts: five times the horizon.
     initial_precision: float | None = Field(0.1, gt=0)

@@ -44,7 +44,7 @@ Metric = Literal["adaptive", "posterior"]
 #: Adam's, which keeps zero out of the denominator.
 EPSILON = 1e-8
 #: The learning rate where none is given.
-LR = 3e-3
+LR = 5e-3
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ class ProximalScore(torch.optim.Optimizer):
             defaults for the others; given, it serves them all.
         metric: of the mean's proximal step (:mod:`proxscore.inference.metric`): ``posterior``, with the weight
             ``penalty.mean``, or ``adaptive``, Adam's.
-        lr: with the adaptive metric the learning rate, in Adam's units (default 0.003); with the posterior's a factor on the
+        lr: with the adaptive metric the learning rate, in Adam's units (default 0.005); with the posterior's a factor on the
             mean's step (default 1). Torch's learning-rate schedulers may change it.
         square_decay: decay of the adaptive metric's running mean of squared gradients, in [0, 1).
         initial_precision: the initial precision of every sampled parameter divided by data_size / temperature, to which the

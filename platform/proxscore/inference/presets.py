@@ -1,6 +1,7 @@
-"""Settings of :class:`proxscore.inference.ProximalScore` for posteriors of few numbers that have to be right.
+"""Settings of :class:`proxscore.inference.ProximalScore`, for posteriors that have to be right and for networks.
 
     exact(steps, numbers)   up to a few hundred numbers, a mean field or a full covariance: closed-form steps that arrive
+    network(steps)          a network of any size, trained as Adam trains it
 
 The log-precision of a coordinate travels sum_t 1 / kappa_t in a run, and noise of its curvature statistic leaves a bias of
 var(k) / kappa_t: so the weights begin small and grow without bound (cosine), and several pairs of draws are scored per step.
@@ -15,6 +16,7 @@ from typing import Any
 
 from proxscore.inference.families import Family, FullCovariance, MeanField
 from proxscore.inference.penalties import ForwardKL
+from proxscore.inference.priors import Prior
 from proxscore.inference.schedules import Schedule
 
 
@@ -43,4 +45,26 @@ def exact(steps: int, numbers: int, family: Family | None = None, draws: int | N
         momentum=0.0 if full else 0.9,
         max_log_precision_step=1.0,
         max_mean_step=100.0,
+    )
+
+
+def network(steps: int) -> dict[str, Any]:
+    """Keyword arguments of ``ProximalScore`` for a network that is trained for so many steps.
+
+    The mean moves in the adaptive metric, at a rate of 0.005 that a cosine takes to zero after a twentieth of the run; draws are
+    single, and start with standard deviations of 5 % of each tensor's root mean square; the prior's scale is 0.3. Chosen by
+    validation NLL with a data size of 100,000 for 1,258 and 10,000 rows, a cold posterior: at temperature 1 a Vision
+    Transformer of four blocks was 0.11 nats behind after 400 steps, a CNN 0.01.
+
+    Args:
+        steps: of the run, at least 1.
+    """
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; it must be at least 1")
+    return dict(
+        prior=Prior(scale=0.3),
+        penalty=ForwardKL(float(steps), mean_schedule=Schedule("cosine", warmup=0.05 * steps, length=steps)),
+        metric="adaptive",
+        initial_noise=0.05,
+        paired=False,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from sklearn.datasets import load_sample_images
@@ -38,7 +39,7 @@ def noisy(image: Tensor, generator: torch.Generator) -> Tensor:
 def photographs(image: Tensor, generator: torch.Generator) -> Tensor:
     """A square of random place and size from a photograph of scikit-learn's (a temple, a flower), as large and with the same
     range as the image: nothing that the network knows. (C, H, W) to the same."""
-    photos = [torch.from_numpy(photo).float().permute(2, 0, 1) for photo in load_sample_images().images]
+    photos = _photos()
     photo = photos[_integer(len(photos), generator)]
     channels, height, width = image.shape
     largest = min(photo.shape[1:])
@@ -53,6 +54,11 @@ def photographs(image: Tensor, generator: torch.Generator) -> Tensor:
     square = nn.functional.interpolate(square[None], (height, width), mode="bilinear", antialias=True)[0]
     low, high = square.min(), square.max()
     return image.min() + (square - low) / (high - low).clamp(min=1.0) * (image.max() - image.min())
+
+
+@cache
+def _photos() -> list[Tensor]:
+    return [torch.tensor(photo, dtype=torch.float32).permute(2, 0, 1) for photo in load_sample_images().images]
 
 
 def _integer(below: int, generator: torch.Generator) -> int:
