@@ -101,3 +101,9 @@ def test_a_probe_that_is_not_there_is_not_seen(tmp_path: Path) -> None:
     assert not checks.take_probe(str(tmp_path / "another"), "probe")
     assert checks.take_probe(str(tmp_path / "shared"), "probe")
     assert not checks.take_probe(str(tmp_path / "shared"), "probe")
+
+
+def test_more_micro_batches_than_rows_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"training\.accumulate=500: the training data have 100 rows"):
+        launch.run(tree(tmp_path, batch_size=500, accumulate=500))
+    assert nothing_was_left(tmp_path)
