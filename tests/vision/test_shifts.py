@@ -89,6 +89,6 @@ def test_a_job_judges_every_variant_under_every_shift(tmp_path: Path) -> None:
                     assert metrics["nll"] > plain["nll"]
 
 
-def test_shifts_are_refused_of_forecasts_and_by_their_names() -> None:
+def test_an_unknown_shift_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"evaluation\.shifts"):
         configuration.parse({"evaluation": {"shifts": ["upside down"]}})
