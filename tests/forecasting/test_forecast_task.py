@@ -149,6 +149,7 @@ def test_many_windows_are_kept_in_a_file_with_the_same_numbers(
             {"temperature_scaling": True},
             r"evaluation\.temperature_scaling: forecasts have no temperature",
         ),
+        ("evaluation", {"shifts": ["noisy"]}, r"evaluation\.shifts: they are of images"),
         ("training", {"precision": "bf16"}, r"training\.precision=bf16: a window's inputs lie in one vector"),
         ("training", {"meta_init": True}, r"training\.meta_init: GluonTS's networks have constants"),
     ],
