@@ -105,6 +105,8 @@ def train(config: Config, result: Path | None) -> int:
     for outcome in outcomes:
         if "mixture_weights" in outcome.results:
             print(f"weights    {' '.join(f'{w:.3f}' for w in outcome.results['mixture_weights'])} (stacked mixture)")
+        if line := _lowest(outcome.results.get("validation")):
+            print(f"validation {line}")
         if (found := verdicts[outcome.label]) is not None:
             for line in found.lines():
                 print(f"verdict    {line}")
@@ -119,6 +121,16 @@ def train(config: Config, result: Path | None) -> int:
     if result is not None:
         write(result, json.dumps(_summary(config, outcomes), indent=2) + "\n")
     return 0
+
+
+def _lowest(validation: dict[str, float] | None) -> str | None:
+    """What is to say of a run whose validation NLL was lower before its end."""
+    if validation is None or validation["end"] <= validation["nll"] + max(0.01, 0.02 * abs(validation["nll"])):
+        return None
+    found = f"NLL {validation['nll']:.4f} at epoch {validation['epoch']:g}, {validation['end']:.4f} at the end"
+    if validation["stopped"]:
+        return f"{found}: judged and kept is the state at epoch {validation['epoch']:g}"
+    return f"{found}, which is judged: training.early_stopping=true keeps the better state"
 
 
 def _name(outcome: Any, variant: str) -> str:

@@ -1,6 +1,6 @@
 """Which posterior over a CNN is both converged and good? Fashion-MNIST, 10,000 images, ``small_cnn``.
 
-    python jobs/benchmarks/convergence.py --path /usr/share/datasets/fashion-mnist --output convergence
+    python jobs/benchmarks/convergence.py --path /usr/share/datasets/fashion-mnist --output convergence [--groups adaptive]
 
 Arms differ from one another in temperature, prior scale, weight of the precision, sampled parameters, or family. All
 take the same number of gradient evaluations of the network: ``--epochs`` epochs of batches of 100, single draws. In a
@@ -32,7 +32,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
@@ -65,6 +65,8 @@ class Arm:
         group: arms of a group differ in one setting; validation NLL chooses one of them.
         precision: weight of the precision at the start; its step falls linearly to a twentieth. Or ``KEPT``.
         refit: the family of a head that is fitted to the features of the chosen arm of the group ``last layer``.
+        metric, lr: of the mean's step.
+        noise: initial standard deviations relative to each tensor's weights; none: 0.1 of precision per data point.
     """
 
     group: str
@@ -76,6 +78,9 @@ class Arm:
     solver: GradientSolver | None = None
     point_lr: float = 1e-3
     refit: str | None = None
+    metric: Literal["posterior", "adaptive"] = "posterior"
+    lr: float | None = None
+    noise: float | None = None
 
 
 def last_layer(scale: float) -> Prior:
@@ -116,10 +121,24 @@ def arms() -> list[Arm]:
             solver = GradientSolver(inner_steps=5, lr=lr)
             arm = Arm(name, f"{name}, lr {lr:g}", prior=prior, families={pattern: family}, solver=solver, point_lr=4e-3)
             found.append(arm)
+    free: dict[str, Any] = {"metric": "adaptive", "lr": 0.016}
+    scales: tuple[float | Literal["fan_in"], ...] = (0.1, 0.3, "fan_in")
+    group = "adaptive, kept near its start"
+    found += [
+        Arm(group, "adaptive, kept (default)", prior=Prior(scale=1.0), precision=KEPT, metric="adaptive", noise=0.02),
+        Arm(group, "adaptive, kept, lr 0.016", prior=Prior(scale=1.0), precision=KEPT, noise=0.02, **free),
+    ]
+    for temperature in (1.0, 0.1):
+        group = f"adaptive, temperature {temperature:g}"
+        found += [Arm(group, f"{group}, prior {s}", temperature, Prior(scale=s), **free) for s in scales]
+    found += [
+        Arm("adaptive, last layer", f"adaptive, last layer, prior {s:g}", prior=last_layer(s), point_lr=4e-3, **free)
+        for s in (0.1, 0.3)
+    ]
     return found
 
 
-LONGER = ("last layer", "mean field", "cold, kept near its start (default)")
+LONGER = ("last layer", "mean field", "cold, kept near its start (default)", "adaptive, kept near its start")
 REFIT_STEPS, REFIT_BATCH = 300, 2_000
 
 
@@ -193,8 +212,10 @@ def train(arm: Arm, module: nn.Module, problem: Problem, seed: int, stretch: int
         paired=False,
         point_lr=arm.point_lr,
         seed=seed,
-        metric="posterior",
-        initial_precision=0.1,
+        metric=arm.metric,
+        lr=arm.lr,
+        initial_noise=arm.noise,
+        initial_precision=0.1 if arm.noise is None else None,
     )
     generator = torch.Generator().manual_seed(seed)
     levels = [level(optimizer)]
@@ -219,7 +240,7 @@ def level(optimizer: ProximalScore) -> float | None:
 
 
 def refit(
-    family: str, scale: float, module: nn.Module, problem: Problem, seed: int
+    family: str, prior: Prior, module: nn.Module, problem: Problem, seed: int
 ) -> tuple[Posterior, dict[str, Any]]:
     """A head's posterior for fixed features, with large batches and many draws."""
     with torch.no_grad():
@@ -238,7 +259,7 @@ def refit(
     optimizer = ProximalScore(
         head.named_parameters(),
         problem.size,
-        prior=Prior(scale=scale),
+        prior=Prior(scale=prior.scale),
         penalty=penalty,
         families={"*": FullCovariance()} if full else {},
         initial_precision=3e-3 if full else 1e-4,
@@ -270,12 +291,13 @@ class Runs:
     Args:
         folder: of both.
         settings: that all runs share; a file of other settings is refused.
+        groups: how the names of the groups begin that are run.
 
     Raises:
         ConfigError: the folder holds results of other settings.
     """
 
-    def __init__(self, problem: Problem, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, problem: Problem, folder: Path, settings: dict[str, Any], groups: str) -> None:
         self.problem, self.folder, self.file = problem, folder, folder / "convergence.json"
         folder.mkdir(parents=True, exist_ok=True)
         held = json.loads(self.file.read_text()) if self.file.exists() else {"settings": settings, "runs": {}}
@@ -284,7 +306,13 @@ class Runs:
         self.held: dict[str, Any] = held
         self.arms: dict[str, list[Arm]] = defaultdict(list)
         for arm in arms():
-            self.arms[arm.group].append(arm)
+            if arm.group.startswith(groups):
+                self.arms[arm.group].append(arm)
+        self.longer = [group for group in LONGER if group in self.arms]
+        if not self.arms:
+            raise ConfigError(
+                f"--groups {groups}: no group begins so; there are {', '.join({a.group for a in arms()})}"
+            )
 
     def chosen(self, group: str) -> Arm:
         """The arm of a group with the lowest validation NLL, which every one of its arms has had measured."""
@@ -301,7 +329,7 @@ class Runs:
             module, started = self.problem.module(seed), time.process_time()
             if arm.refit:
                 Posterior.load(self._posterior(base, seed)).load_into(module)
-                posterior, values = refit(arm.refit, base.prior.scale, module, self.problem, seed)
+                posterior, values = refit(arm.refit, base.prior, module, self.problem, seed)
             else:
                 try:
                     posterior, values = train(arm, module, self.problem, seed, stretch)
@@ -346,6 +374,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("convergence"), help="folder of results")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--groups", default="", help="run only the groups of arms whose names begin so")
     parser.add_argument("--quick", action="store_true", help="500 images, one epoch, one seed: does it run?")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -355,7 +384,7 @@ def main() -> int:
     settings = {"epochs": options.epochs, "quick": options.quick, "images": size}
     try:
         data = load_images(IdxConfig(kind="idx", path=options.path, limit=size))
-        runs = Runs(Problem(data, options.epochs, options.quick), options.output, settings)
+        runs = Runs(Problem(data, options.epochs, options.quick), options.output, settings, options.groups)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -410,7 +439,7 @@ def stretched(runs: Runs, factor: int) -> list[Task]:
     def task(group: str) -> Task:
         return f"{group}, x{factor}", lambda: runs.run(runs.chosen(group), 0, factor)["validation"]["nll"]
 
-    return [task(group) for group in LONGER]
+    return [task(group) for group in runs.longer]
 
 
 def report(runs: Runs, seeds: int, longer: tuple[int, ...], record: Study) -> None:
@@ -434,7 +463,7 @@ def report(runs: Runs, seeds: int, longer: tuple[int, ...], record: Study) -> No
         rows.append([group, arm.name, number(k, 2), *(spread([run[metric] for run in tested]) for metric in METRICS)])
     record.table("test", ["group", "arm", "k", "accuracy", "NLL", "ECE"], rows)
     rows = []
-    for group in LONGER:
+    for group in runs.longer:
         for stretch in (1, *longer):
             values = runs.run(runs.chosen(group), 0, stretch)
             level = number(values["levels"][-1], 2)

@@ -28,7 +28,6 @@ from tqdm import tqdm
 from proxscore.calibration import ClassificationMetrics
 from proxscore.config import ConfigError, IdxConfig, ModelConfig
 from proxscore.inference import Categorical, ForwardKL, Prior, ProximalScore, Schedule
-from proxscore.methods.proximal_score import SMALLEST_DATA_SIZE
 from proxscore.posterior import Posterior, predict
 from proxscore.vision.data import ImageData, load_images
 from proxscore.vision.models import build_model
@@ -114,7 +113,7 @@ def proximal(paired: bool) -> Run:
         steps = problem.steps(batch_size, epochs)
         cosine = Schedule("cosine", warmup=0.05 * steps).resolve(steps, 1)
         penalty = ForwardKL(precision=float(steps), mean=(1 / step - 1) / 2, mean_schedule=cosine)
-        size = max(problem.size, SMALLEST_DATA_SIZE)  # as jobs/train.py does
+        size = 100_000  # a cold posterior
         prior = Prior(scale=1.0)  # 1 / scale^2 = 1e-4 N, IVON's weight decay
         optimizer = ProximalScore(
             module.named_parameters(),

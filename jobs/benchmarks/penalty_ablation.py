@@ -49,7 +49,6 @@ from proxscore.config import ConfigError, DigitsConfig, ModelConfig
 from proxscore.inference import Categorical, Prior, ProximalScore, Schedule
 from proxscore.inference.penalties import PENALTIES
 from proxscore.inference.solver import GradientSolver
-from proxscore.methods.proximal_score import SMALLEST_DATA_SIZE
 from proxscore.posterior import Posterior, predict
 from proxscore.tracking import study
 from proxscore.vision.data import ImageData, load_images
@@ -197,7 +196,7 @@ def build(trial: Trial, module: nn.Module, steps: int, steps_per_epoch: int) -> 
         solver = GradientSolver(trial.inner_steps, torch.optim.Adam, trial.lr)
     return ProximalScore(
         module.named_parameters(),
-        max(len(images().train), SMALLEST_DATA_SIZE),
+        100_000.0,
         prior=Prior(scale=0.1),
         penalty=penalty.resolve(steps, steps_per_epoch),
         solver=solver,

@@ -43,7 +43,6 @@ from tqdm import tqdm
 
 from proxscore.config import ConfigError, DigitsConfig, ModelConfig
 from proxscore.inference import ForwardKL, Prior, ProximalScore
-from proxscore.methods.proximal_score import SMALLEST_DATA_SIZE
 from proxscore.tracking import study
 from proxscore.vision.data import load_images
 from proxscore.vision.models import build_model
@@ -71,6 +70,7 @@ class Variant:
     def optimizer(
         self, parameters: Any, data_size: float, weights: tuple[float, float], seed: int, **settings: Any
     ) -> ProximalScore:
+        chosen: dict[str, Any] = {"initial_precision": 0.1, "prior": Prior(scale=0.1)} | settings
         return ProximalScore(
             parameters,
             data_size,
@@ -81,7 +81,7 @@ class Variant:
             max_mean_step=0.1 if self.trust else math.inf,
             seed=seed,
             metric="posterior",
-            **{"initial_precision": 0.1} | settings,
+            **chosen,
         )
 
     def steps(self, evaluations: int) -> int:
@@ -141,7 +141,7 @@ class Quadratic:
         """Outcomes after each number of evaluations, and the median time of a step in milliseconds, target included."""
         parameters = [("theta", self.theta)]
         optimizer = variant.optimizer(
-            parameters, N, weights, self.seed, prior=Prior(norms="flat"), initial_precision=self.start
+            parameters, N, weights, self.seed, prior=Prior(scale=0.1, norms="flat"), initial_precision=self.start
         )
         ((_, _, state),) = optimizer.sampled()
         initial, outcomes, times = self.errors(state["mean"], state["precision"])["kl"], [], []
@@ -195,7 +195,7 @@ class Network:
     def run(self, variant: Variant, weights: tuple[float, float], evaluations: int, seed: int) -> Outcome:
         module, generator = self.build(seed), torch.Generator().manual_seed(seed)
         initial = self.loss(module)
-        optimizer = variant.optimizer(module.named_parameters(), SMALLEST_DATA_SIZE, weights, seed)
+        optimizer = variant.optimizer(module.named_parameters(), 100_000, weights, seed)
         losses: list[float] = []
         try:
             for _ in range(variant.steps(evaluations)):

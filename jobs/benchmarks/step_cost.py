@@ -53,8 +53,8 @@ BATCH = {"small_cnn": 100, "cpu": 8, "cuda": 128}
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "AdamW": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-6),
     "AdamW, fused": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True),
-    "unpaired": lambda model: ProximalScore(model.named_parameters(), data_size=50_000, paired=False),
-    "paired": lambda model: ProximalScore(model.named_parameters(), data_size=50_000),
+    "unpaired": lambda model: ProximalScore(model.named_parameters(), data_size=50_000),
+    "paired": lambda model: ProximalScore(model.named_parameters(), data_size=50_000, paired=True),
     "unpaired, posterior's metric": lambda model: ProximalScore(
         model.named_parameters(), data_size=50_000, metric="posterior", paired=False
     ),

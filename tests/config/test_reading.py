@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxscore.config import ConfigError, Section, dump, dump_yaml, load, parse, read, validated
+from proxscore.config import ConfigError, ProximalScoreConfig, Section, dump, dump_yaml, load, parse, read, validated
 from proxscore.config.root import Config
 from proxscore.config.yaml_text import parse_yaml
 from proxscore.training.comparison.settings import ComparisonConfig
@@ -279,3 +279,12 @@ def test_what_would_take_all_memory_or_time_is_refused_with_its_bound(override: 
     message = refusal(override)
     assert f"{key} is 1" in message
     assert f"less than or equal to {bound}" in message
+
+
+def test_a_setting_of_several_types_is_named_without_their_names() -> None:
+    with pytest.raises(ConfigError, match=r": method\.prior\.scale is 'fanin': .*a valid number.*, or 'fan_in'$"):
+        load(overrides=["method.prior.scale=fanin"])
+    with pytest.raises(ConfigError, match=r": task\.data\.mean is 'abc': .*a valid number.*, or a valid list$"):
+        load(overrides=["task.data.mean=abc"])
+    assert isinstance(method := load(overrides=["method.prior.scale=fan_in"]).method, ProximalScoreConfig)
+    assert method.prior.scale == "fan_in"

@@ -72,6 +72,7 @@ def ours(batch: int, steps: int = 800) -> Tensor:
         initial_precision=(1 / covariance[0, 0].item() - 1) / N,
         momentum=0.0,
         paired=False,
+        metric="posterior",
     )
     likelihood, generator = Gaussian(NOISE), torch.Generator().manual_seed(1)
     for _ in range(steps):

@@ -38,7 +38,9 @@ def snapshot(module: nn.Module, optimizer: ProximalScore) -> dict[str, Tensor]:
 def train(
     module: nn.Module, forward_backward: Callable[[nn.Module, Tensor, Tensor], Any], steps: int = 3, **settings: Any
 ) -> dict[str, Tensor]:
-    optimizer = ProximalScore(module.named_parameters(), N, **settings)
+    optimizer = ProximalScore(
+        module.named_parameters(), N, **({"metric": "posterior", "initial_precision": 0.1, "paired": True} | settings)
+    )
     for step in range(steps):
         x, y = batch(step)
         for _ in optimizer.draws():
@@ -65,7 +67,9 @@ def assert_close(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
 def test_a_pair_lies_symmetrically_about_the_mean_and_draws_are_plain_leaf_weights() -> None:
     module = network()
     before = [parameter.detach().clone() for parameter in module.parameters()]
-    optimizer = ProximalScore(module.named_parameters(), N, draws=2)
+    optimizer = ProximalScore(
+        module.named_parameters(), N, draws=2, metric="posterior", initial_precision=0.1, paired=True
+    )
     draws = []
     for _ in optimizer.draws():
         assert all(parameter.is_leaf and parameter.grad_fn is None for parameter in module.parameters())
@@ -82,7 +86,7 @@ def test_a_pair_lies_symmetrically_about_the_mean_and_draws_are_plain_leaf_weigh
 
 def test_a_step_leaves_the_mean_in_the_weights_and_no_gradients() -> None:
     module = network()
-    optimizer = ProximalScore(module.named_parameters(), N)
+    optimizer = ProximalScore(module.named_parameters(), N, metric="posterior", initial_precision=0.1, paired=True)
     for _ in optimizer.draws():
         plain(module, *batch())
     optimizer.step()
@@ -103,7 +107,7 @@ def test_equal_seeds_give_equal_draws_and_steps_and_other_seeds_do_not() -> None
 @pytest.mark.parametrize("leave", ["exception", "break"])
 def test_leaving_the_loop_restores_the_mean_bit_for_bit_and_the_next_step_refuses(leave: str, evaluations: int) -> None:
     module = network()
-    optimizer = ProximalScore(module.named_parameters(), N)
+    optimizer = ProximalScore(module.named_parameters(), N, metric="posterior", initial_precision=0.1, paired=True)
     before = [parameter.detach().clone() for parameter in module.parameters()]
 
     def loop() -> None:
@@ -130,7 +134,7 @@ def test_a_loop_left_early_leaves_no_trace_in_later_steps() -> None:
 
     def run(interrupt: bool) -> dict[str, Tensor]:
         module = network()
-        optimizer = ProximalScore(module.named_parameters(), N)
+        optimizer = ProximalScore(module.named_parameters(), N, metric="posterior", initial_precision=0.1, paired=True)
         if interrupt:
             for index in optimizer.draws():
                 if index == 1:
@@ -148,7 +152,7 @@ def test_a_loop_left_early_leaves_no_trace_in_later_steps() -> None:
 def test_scores_that_no_step_took_do_not_count() -> None:
     def run(loops: int) -> dict[str, Tensor]:
         module = network()
-        optimizer = ProximalScore(module.named_parameters(), N)
+        optimizer = ProximalScore(module.named_parameters(), N, metric="posterior", initial_precision=0.1, paired=True)
         for _ in range(loops):
             for _ in optimizer.draws():
                 plain(module, *batch())
@@ -163,7 +167,7 @@ def test_scores_that_no_step_took_do_not_count() -> None:
 
 def test_step_without_draws_and_a_second_step_are_refused() -> None:
     module = network()
-    optimizer = ProximalScore(module.named_parameters(), N)
+    optimizer = ProximalScore(module.named_parameters(), N, metric="posterior", initial_precision=0.1, paired=True)
     with pytest.raises(RuntimeError, match=r"step\(\) needs scores"):
         optimizer.step()
     for _ in optimizer.draws():
@@ -175,7 +179,7 @@ def test_step_without_draws_and_a_second_step_are_refused() -> None:
 
 def test_a_draw_without_backward_is_refused() -> None:
     module = network()
-    optimizer = ProximalScore(module.named_parameters(), N)
+    optimizer = ProximalScore(module.named_parameters(), N, metric="posterior", initial_precision=0.1, paired=True)
 
     def loop() -> None:
         for _ in optimizer.draws():
@@ -187,7 +191,7 @@ def test_a_draw_without_backward_is_refused() -> None:
 
 def test_clearing_gradients_between_the_halves_of_a_pair_is_refused() -> None:
     module = network()
-    optimizer = ProximalScore(module.named_parameters(), N)
+    optimizer = ProximalScore(module.named_parameters(), N, metric="posterior", initial_precision=0.1, paired=True)
 
     def loop() -> None:
         for _ in optimizer.draws():
@@ -199,7 +203,7 @@ def test_clearing_gradients_between_the_halves_of_a_pair_is_refused() -> None:
 
 
 def test_draws_within_draws_are_refused() -> None:
-    optimizer = ProximalScore(network().named_parameters(), N)
+    optimizer = ProximalScore(network().named_parameters(), N, metric="posterior", initial_precision=0.1, paired=True)
     loop = optimizer.draws()
     next(loop)
     with pytest.raises(RuntimeError, match=r"draws\(\) within draws\(\)"):
@@ -208,7 +212,7 @@ def test_draws_within_draws_are_refused() -> None:
 
 def test_zero_grad_of_the_optimizer_does_no_harm_anywhere_in_the_loop() -> None:
     module = network()
-    optimizer = ProximalScore(module.named_parameters(), N)
+    optimizer = ProximalScore(module.named_parameters(), N, metric="posterior", initial_precision=0.1, paired=True)
     for step in range(3):
         optimizer.zero_grad()
         for _ in optimizer.draws():
@@ -237,7 +241,7 @@ def test_micro_batches_of_unequal_size_equal_the_full_batch(paired: bool) -> Non
 def test_autocast_around_the_draw_loop_computes_with_each_draw() -> None:
     """Autocast caches its casts of the weights while it is active: each draw must drop them."""
     module = network()
-    optimizer = ProximalScore(module.named_parameters(), N, initial_precision=0.05)
+    optimizer = ProximalScore(module.named_parameters(), N, initial_precision=0.05, metric="posterior", paired=True)
     x, y = batch()
     with torch.autocast("cpu", torch.bfloat16):
         for _ in optimizer.draws():
@@ -293,7 +297,9 @@ def test_activation_checkpointing_trains_as_the_plain_module() -> None:
 @pytest.mark.parametrize("settings", [{}, {"paired": False}, {"draws": 2}])
 def test_the_closure_form_equals_the_loop_form(settings: dict[str, Any]) -> None:
     module = network()
-    optimizer = ProximalScore(module.named_parameters(), N, **settings)
+    optimizer = ProximalScore(
+        module.named_parameters(), N, **({"metric": "posterior", "initial_precision": 0.1, "paired": True} | settings)
+    )
     calls = []
 
     def closure() -> float:
@@ -314,7 +320,14 @@ def test_a_parameter_outside_the_forward_is_moved_by_its_prior_alone() -> None:
     """Its likelihood is flat: the mean decays towards the prior mean, the precision falls towards the prior's."""
     module = network()
     module.unused = nn.Parameter(torch.ones(5))
-    optimizer = ProximalScore(module.named_parameters(), N, prior=Prior(scale=0.5, norms="informative"))
+    optimizer = ProximalScore(
+        module.named_parameters(),
+        N,
+        prior=Prior(scale=0.5, norms="informative"),
+        metric="posterior",
+        initial_precision=0.1,
+        paired=True,
+    )
     precision = optimizer.state[module.unused]["precision"].clone()
     for _ in range(5):
         for _ in optimizer.draws():

@@ -421,7 +421,11 @@ def network() -> nn.Module:
 
 
 def optimizer(**settings: Any) -> ProximalScore:
-    return ProximalScore(network().named_parameters(), 10, **settings)
+    return ProximalScore(
+        network().named_parameters(),
+        10,
+        **({"metric": "posterior", "initial_precision": 0.1, "paired": True} | settings),
+    )
 
 
 def short(parameters: Any) -> TorchDistribution:

@@ -36,7 +36,13 @@ def test_the_state_stays_a_distribution(family: Any, penalty: Any, paired: bool,
     module = nn.Linear(4, 2, bias=False)
     try:
         optimizer = ProximalScore(
-            module.named_parameters(), 50, family=family, penalty=penalty(precision=2.0), paired=paired
+            module.named_parameters(),
+            50,
+            family=family,
+            penalty=penalty(precision=2.0),
+            paired=paired,
+            metric="posterior",
+            initial_precision=0.1,
         )
     except ValueError as error:  # a penalty without a form for a family that the gradient solver moves: said at once
         assert "penalty" in str(error)  # noqa: PT017
@@ -58,6 +64,9 @@ def test_a_solved_full_covariance_with_them_stays_finite(penalty: Any) -> None:
             family=FullCovariance(),
             penalty=penalty(precision=2.0),
             solver=GradientSolver(2),
+            metric="posterior",
+            initial_precision=0.1,
+            paired=True,
         )
     except ValueError as error:
         assert "penalty" in str(error)  # noqa: PT017

@@ -92,7 +92,11 @@ def prior(model: nn.Module) -> Prior:
 def regress(model: nn.Module, x: Tensor, y: Tensor, steps: int, **settings: Any) -> ProximalScore:
     """Mini-batches of 100 from 1,000 rows."""
     optimizer = ProximalScore(
-        model.named_parameters(), N, prior=prior(model), metric="posterior", **{"initial_precision": 0.1} | settings
+        model.named_parameters(),
+        N,
+        prior=prior(model),
+        metric="posterior",
+        **({"initial_precision": 0.1, "paired": True} | {"initial_precision": 0.1} | settings),
     )
     likelihood, generator = Gaussian(NOISE), torch.Generator().manual_seed(1)
     for _ in range(steps * BATCH // N):
@@ -259,7 +263,11 @@ def descend(negative_log_density: Callable[[Tensor], Tensor], size: int, steps: 
     model, precision, center = Free(size), 0.2, prior_mean(size)
     known = Prior(scale=precision**-0.5, mean={"theta": center[None]})
     optimizer = ProximalScore(
-        model.named_parameters(), 1, prior=known, metric="posterior", **{"initial_precision": 0.1} | settings
+        model.named_parameters(),
+        1,
+        prior=known,
+        metric="posterior",
+        **({"initial_precision": 0.1, "paired": True} | {"initial_precision": 0.1} | settings),
     )
     for _ in range(steps):
         for _ in optimizer.draws():

@@ -39,7 +39,13 @@ def test_draws_are_as_wide_as_the_weights_say_whatever_their_units(factor: float
     with torch.no_grad():
         module[0].weight.mul_(factor)
     optimizer = ProximalScore(
-        module.named_parameters(), 1000, prior=Prior(scale=1e9), initial_precision=None, initial_noise=0.1
+        module.named_parameters(),
+        1000,
+        prior=Prior(scale=1e9),
+        initial_precision=None,
+        initial_noise=0.1,
+        metric="posterior",
+        paired=True,
     )
     weight = module[0].weight
     mean = weight.detach().clone()
@@ -52,7 +58,13 @@ def test_draws_are_as_wide_as_the_weights_say_whatever_their_units(factor: float
 def test_no_posterior_starts_wider_than_its_prior() -> None:
     module = network()
     optimizer = ProximalScore(
-        module.named_parameters(), 1000, prior=Prior(scale=1e-3), initial_precision=None, initial_noise=0.5
+        module.named_parameters(),
+        1000,
+        prior=Prior(scale=1e-3),
+        initial_precision=None,
+        initial_noise=0.5,
+        metric="posterior",
+        paired=True,
     )
     for _, _, state in optimizer.sampled():
         assert (state["precision"] >= 1e6 * (1 - 1e-6)).all()
@@ -98,5 +110,22 @@ def test_without_batches_or_with_a_loss_that_is_not_finite_it_is_refused() -> No
     module = network()
     with pytest.raises(ValueError, match="initial_noise: no batches"):
         bearable_noise(module, lambda: iter(()), 0.1, 0)
-    with pytest.raises(ValueError, match="initial_noise: the loss is not finite"):
+    with pytest.raises(ValueError, match="loss of the first batches is not finite"):
         bearable_noise(module, lambda: iter([torch.tensor(float("nan"))]), 0.1, 0)
+
+
+def test_a_batch_that_is_not_finite_is_left_out_and_none_that_is_finite_is_an_error() -> None:
+    """The measured noise is that of the other batches, from the same draws."""
+    module, generator = network(), torch.Generator().manual_seed(3)
+    inputs, targets = torch.randn(4, 32, 20, generator=generator), torch.randint(3, (4, 32), generator=generator)
+    inputs[3] = float("nan")
+
+    def losses(batches: int) -> Iterator[Tensor]:
+        for index in range(batches):
+            yield nn.functional.cross_entropy(100 * module(inputs[index]), targets[index])
+
+    found = bearable_noise(module, lambda: losses(4), 10.0, 0)
+    assert found == bearable_noise(module, lambda: losses(3), 10.0, 0) < 10
+    inputs[:] = float("nan")
+    with pytest.raises(ValueError, match="not finite at the start: look for bad inputs"):
+        bearable_noise(module, lambda: losses(4), 10.0, 0)

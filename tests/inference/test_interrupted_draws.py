@@ -38,7 +38,9 @@ def test_the_mean_is_in_the_weights_after_an_end_within_sampling(
     There are six pieces in a draw, and as many in its reflection where the mean is not kept.
     """
     module = network()
-    optimizer = ProximalScore(module.named_parameters(), 100, keep_mean=keep_mean)
+    optimizer = ProximalScore(
+        module.named_parameters(), 100, keep_mean=keep_mean, metric="posterior", initial_precision=0.1, paired=True
+    )
     loop(module, optimizer, 2)
     mean = [p.detach().clone() for p in module.parameters()]
     original, calls = noise.NormalStream.pieces, 0
@@ -63,7 +65,14 @@ def test_the_mean_is_in_the_weights_after_an_end_within_sampling(
 
 def test_an_error_before_the_first_draw_leaves_an_optimizer_that_goes_on() -> None:
     module = network()
-    optimizer = ProximalScore(module.named_parameters(), 100, families={"2.*": FullCovariance()})
+    optimizer = ProximalScore(
+        module.named_parameters(),
+        100,
+        families={"2.*": FullCovariance()},
+        metric="posterior",
+        initial_precision=0.1,
+        paired=True,
+    )
     loaded = [torch.full_like(p, 0.5) for p in module.parameters()]
     with torch.no_grad():
         for parameter, value in zip(module.parameters(), loaded, strict=True):

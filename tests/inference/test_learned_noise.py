@@ -46,6 +46,7 @@ def test_a_learned_noise_finds_the_noise_of_the_data(true: float, kind: str) -> 
         initial_precision=0.1,
         penalty=ForwardKL(30.0, 0.5, schedule, schedule),
         max_mean_step=1.0,
+        paired=True,
     )
     generator = torch.Generator().manual_seed(1)
     for _ in range(STEPS * BATCH // N):
@@ -71,7 +72,11 @@ def test_noise_levels_of_a_vector_move_by_themselves() -> None:
     log_noise, shift = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
     cosine = Schedule("cosine", length=300)
     settings = dict(prior=Prior(scale=10.0, point=["*"]), penalty=ForwardKL(30.0, 0.5, cosine, cosine), point_lr=0.01)
-    optimizer = ProximalScore([("model.log_noise", log_noise), ("shift", shift)], N, **settings)
+    optimizer = ProximalScore(
+        [("model.log_noise", log_noise), ("shift", shift)],
+        N,
+        **({"metric": "posterior", "initial_precision": 0.1, "paired": True} | settings),
+    )
     for step in range(300):
         rows = y[step % 10 * BATCH : (step % 10 + 1) * BATCH]
         for _ in optimizer.draws():

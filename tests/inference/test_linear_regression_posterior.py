@@ -68,7 +68,7 @@ def fit(steps: int, kappa: float = 20.0, likelihood: Gaussian | None = None, **s
         metric="posterior",
         initial_precision=0.5,
         max_mean_step=1.0,
-        **settings,
+        **({"paired": True} | settings),
     )
     generator = torch.Generator().manual_seed(1)
     for _ in range(steps * BATCH // N):
@@ -148,7 +148,9 @@ def test_paired_draws_have_no_variance_at_the_optimum_of_an_orthogonal_design() 
     def precisions(paired: bool) -> Tensor:
         with torch.no_grad():
             model.weight.copy_((x.T @ y / NOISE**2 / precision)[None])
-        optimizer = ProximalScore(model.named_parameters(), N, paired=paired, **settings)
+        optimizer = ProximalScore(
+            model.named_parameters(), N, paired=paired, **({"metric": "posterior", "initial_precision": 0.1} | settings)
+        )
         for _ in range(5):
             for _ in optimizer.draws():
                 likelihood.nll(model(x).squeeze(-1), y).mean().backward()

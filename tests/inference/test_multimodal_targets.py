@@ -58,7 +58,7 @@ def fit(
         family=family,
         penalty=ForwardKL(*weights, cosine, cosine),
         solver=GradientSolver(inner_steps=5, lr=lr),
-        **settings,
+        **({"initial_precision": 0.1, "paired": True} | settings),
     )
     for _ in range(steps):
         for _ in optimizer.draws():

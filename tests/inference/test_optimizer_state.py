@@ -38,7 +38,13 @@ def build(seed: int, **settings: Any) -> tuple[nn.Sequential, ProximalScore]:
     ]
     prior = Prior(scale=0.5, biases="flat", norms="point", mean={"3.weight": torch.full((3, 6), 0.2)})
     penalty = ForwardKL(50.0, 2.0, Schedule("linear", length=30), Schedule("cosine", length=30, warmup=3))
-    return module, ProximalScore(groups, N, prior=prior, penalty=penalty, **({"seed": seed} | settings))
+    return module, ProximalScore(
+        groups,
+        N,
+        prior=prior,
+        penalty=penalty,
+        **({"metric": "posterior", "initial_precision": 0.1, "paired": True} | {"seed": seed} | settings),
+    )
 
 
 def train(module: nn.Module, optimizer: ProximalScore, first: int, last: int) -> None:
@@ -123,7 +129,7 @@ def test_saving_does_not_disturb_the_run() -> None:
 
 def test_a_state_of_another_model_is_refused() -> None:
     _, optimizer = build(0)
-    other = ProximalScore(nn.Linear(4, 3).named_parameters(), N)
+    other = ProximalScore(nn.Linear(4, 3).named_parameters(), N, metric="posterior", initial_precision=0.1, paired=True)
     with pytest.raises(ValueError, match="parameter group"):
         other.load_state_dict(optimizer.state_dict())
 
@@ -195,6 +201,8 @@ def test_the_running_score_is_unbiased_under_a_momentum_that_changes() -> None:
         prior=prior,
         max_mean_step=math.inf,
         max_log_precision_step=None,
+        initial_precision=0.1,
+        paired=True,
     )
     moved = []
     for step in range(12):

@@ -37,7 +37,7 @@ def test_groups_have_their_own_settings() -> None:
     module = network()
     first = {"params": list(module[0].named_parameters("0")), "lr": 0.0, "initial_precision": 1e8}
     second = {"params": list(module[2].named_parameters("2")), "momentum": 0.3, "initial_precision": 2.0}
-    optimizer = ProximalScore([first, second], N)
+    optimizer = ProximalScore([first, second], N, prior=Prior(scale=0.1), metric="posterior", paired=True)
     before = module[0].weight.detach().clone()
     precision = [state["precision"].flatten()[0].item() for _, _, state in optimizer.sampled()]
     assert precision == pytest.approx([1e8 * N + 100, 1e8 * N + 100, 2.0 * N + 100, 2.0 * N + 100])
@@ -46,15 +46,28 @@ def test_groups_have_their_own_settings() -> None:
 
     other = network()
     second = {"params": list(other[2].named_parameters("2"))}
-    optimizer = ProximalScore([second], N, momentum=0.3, initial_precision=2.0)
+    optimizer = ProximalScore(
+        [second], N, prior=Prior(scale=0.1), momentum=0.3, initial_precision=2.0, metric="posterior", paired=True
+    )
     train(other, optimizer)
     torch.testing.assert_close(module[2].weight, other[2].weight, rtol=1e-4, atol=1e-5)
 
 
 def test_one_group_and_a_group_for_each_parameter_are_the_same() -> None:
     whole, split = network(), network()
-    first = train(whole, ProximalScore(whole.named_parameters(), N))
-    second = train(split, ProximalScore([{"params": [named]} for named in split.named_parameters()], N))
+    first = train(
+        whole, ProximalScore(whole.named_parameters(), N, metric="posterior", initial_precision=0.1, paired=True)
+    )
+    second = train(
+        split,
+        ProximalScore(
+            [{"params": [named]} for named in split.named_parameters()],
+            N,
+            metric="posterior",
+            initial_precision=0.1,
+            paired=True,
+        ),
+    )
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -64,7 +77,7 @@ def test_frozen_parameters_stay_and_the_others_move(when: str) -> None:
     module = network()
     if when == "before":
         module[0].requires_grad_(False)
-    optimizer = ProximalScore(module.named_parameters(), N)
+    optimizer = ProximalScore(module.named_parameters(), N, metric="posterior", initial_precision=0.1, paired=True)
     module[0].requires_grad_(False)
     before = [parameter.detach().clone() for parameter in module.parameters()]
     after = train(module, optimizer)
@@ -85,9 +98,13 @@ def test_a_tied_parameter_counts_once() -> None:
             return self.encode(x) + self.decode(x)
 
     module, once = Tied(), Tied()
-    optimizer = ProximalScore(module.named_parameters(remove_duplicate=False), N)
+    optimizer = ProximalScore(
+        module.named_parameters(remove_duplicate=False), N, metric="posterior", initial_precision=0.1, paired=True
+    )
     assert [name for name, _, _ in optimizer.sampled()] == ["encode.weight"]
-    reference = ProximalScore([("encode.weight", once.encode.weight)], N)
+    reference = ProximalScore(
+        [("encode.weight", once.encode.weight)], N, metric="posterior", initial_precision=0.1, paired=True
+    )
     assert torch.equal(train(module, optimizer)[0], train(once, reference)[0])
 
 
@@ -99,7 +116,9 @@ def test_weights_gradient_and_state_are_five_numbers_a_parameter(settings: dict[
     """As documented, besides the few sums for the verdict: 5 P at rest, one more for several draws a step and with the adaptive
     metric; AdamW has 4 P."""
     module = network()
-    optimizer = ProximalScore(module.named_parameters(), N, **settings)
+    optimizer = ProximalScore(
+        module.named_parameters(), N, **({"metric": "posterior", "initial_precision": 0.1, "paired": True} | settings)
+    )
     count = sum(parameter.numel() for parameter in module.parameters())
     for _ in optimizer.draws():
         loss(module).backward()
@@ -132,7 +151,11 @@ def test_where_nothing_is_sampled_the_optimizer_is_adam_on_the_log_joint(setting
     """Point estimates: AdamW without weight decay on the loss plus the prior's (theta^2 / 2 s^2) / N."""
     module = network()
     optimizer = ProximalScore(
-        module.named_parameters(), N, prior=Prior(scale=0.5, point=["*"]), point_lr=0.01, **settings
+        module.named_parameters(),
+        N,
+        prior=Prior(scale=0.5, point=["*"]),
+        point_lr=0.01,
+        **({"metric": "posterior", "initial_precision": 0.1, "paired": True} | settings),
     )
     assert not list(optimizer.sampled())
     result = train(module, optimizer, steps=5)
@@ -142,7 +165,9 @@ def test_where_nothing_is_sampled_the_optimizer_is_adam_on_the_log_joint(setting
 def test_point_biases_move_by_adam_and_are_never_perturbed() -> None:
     module = network()
     prior = Prior(biases="point")
-    optimizer = ProximalScore(module.named_parameters(), N, prior=prior, point_lr=0.02)
+    optimizer = ProximalScore(
+        module.named_parameters(), N, prior=prior, point_lr=0.02, metric="posterior", initial_precision=0.1, paired=True
+    )
     biases = [module[0].bias.detach().clone(), module[2].bias.detach().clone()]
     for _ in optimizer.draws():
         assert torch.equal(module[0].bias, biases[0])
@@ -160,7 +185,7 @@ def test_the_body_is_trained_by_adam_when_only_the_last_layer_is_sampled() -> No
     optimizer = ProximalScore(
         module.named_parameters(), N, prior=Prior(scale=1e3, select="last_layer"), initial_precision=1e14,
         penalty=ForwardKL(precision=1e30, mean=4.5), lr=1.0, point_lr=0.01, paired=False,
-    )  # fmt: skip
+    metric="posterior")  # fmt: skip
     assert [name for name, _, _ in optimizer.sampled()] == ["2.weight", "2.bias"]
     train(module, optimizer, steps=4)
     reference = torch.optim.AdamW(other[0].parameters(), lr=0.01, weight_decay=0)
@@ -200,7 +225,10 @@ def test_the_body_is_trained_by_adam_when_only_the_last_layer_is_sampled() -> No
 )
 def test_bad_settings_are_named_in_one_line(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
-        ProximalScore(network().named_parameters(), **({"data_size": N} | settings))
+        ProximalScore(
+            network().named_parameters(),
+            **({"metric": "posterior", "initial_precision": 0.1, "paired": True} | {"data_size": N} | settings),
+        )
     assert "\n" not in str(error.value)
 
 
@@ -208,29 +236,35 @@ def test_bad_settings_are_named_in_one_line(settings: dict[str, Any], message: s
 def test_bad_settings_of_a_group_are_named_in_one_line(setting: str) -> None:
     group = {"params": list(network().named_parameters()), setting: -1.0}
     with pytest.raises(ValueError, match=f"^{setting} is -1.0"):
-        ProximalScore([group], N)
+        ProximalScore([group], N, metric="posterior", initial_precision=0.1, paired=True)
 
 
 def test_parameters_that_cannot_be_trained_are_refused() -> None:
     module = network()
     with pytest.raises(ValueError, match="params is empty"):
-        ProximalScore([], N)
+        ProximalScore([], N, metric="posterior", initial_precision=0.1, paired=True)
     with pytest.raises(ValueError, match=r"pass model\.named_parameters\(\), not model\.parameters\(\)"):
-        ProximalScore(module.parameters(), N)  # type: ignore[arg-type]
+        ProximalScore(module.parameters(), N, metric="posterior", initial_precision=0.1, paired=True)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no parameter that requires a gradient"):
-        ProximalScore(network().requires_grad_(False).named_parameters(), N)
+        ProximalScore(
+            network().requires_grad_(False).named_parameters(),
+            N,
+            metric="posterior",
+            initial_precision=0.1,
+            paired=True,
+        )
     with pytest.raises(ValueError, match=r"parameter 0\.weight is torch\.bfloat16"):
-        ProximalScore(module.bfloat16().named_parameters(), N)
+        ProximalScore(module.bfloat16().named_parameters(), N, metric="posterior", initial_precision=0.1, paired=True)
 
 
 def test_parameters_that_cannot_be_cut_into_flat_pieces_are_refused_by_name() -> None:
     module = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     with pytest.raises(ValueError, match="parameter weight is not contiguous"):
-        ProximalScore(module.named_parameters(), 100)
+        ProximalScore(module.named_parameters(), 100, metric="posterior", initial_precision=0.1, paired=True)
 
 
 def test_parameters_cannot_be_added_after_construction() -> None:
     module = torch.nn.Linear(3, 2)
-    optimizer = ProximalScore([("weight", module.weight)], 100)
+    optimizer = ProximalScore([("weight", module.weight)], 100, metric="posterior", initial_precision=0.1, paired=True)
     with pytest.raises(ValueError, match="cannot be added later"):
         optimizer.add_param_group({"params": [("bias", module.bias)]})

@@ -34,6 +34,21 @@ def test_biases_and_normalisation_layers_have_their_own_treatment() -> None:
     }
 
 
+def test_a_prior_by_fan_in_has_the_variance_of_an_initialisation_after_he() -> None:
+    model = network()
+    precisions = assigned(scale="fan_in", scales={"4.bias": 0.5})
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            drawn = nn.init.kaiming_normal_(
+                torch.empty(1000, *parameter.shape[1:])
+            )  # one entry of the first axis, often
+            assert precisions[name] ** -0.5 == pytest.approx(drawn.std().item(), rel=0.05)  # 3 standard errors at least
+        else:
+            assert precisions[name] == (4.0 if name == "4.bias" else 1.0)
+    with pytest.raises(ValueError, match=r"prior.scale is 'fanin'; it must be a number, or scale=fan_in"):
+        Prior(scale="fanin")  # type: ignore[arg-type]
+
+
 def test_the_last_matching_scale_counts() -> None:
     result = assigned(scale=1.0, scales={"4.*": 0.5, "*.bias": 0.1})
     assert result["0.weight"] == 1.0

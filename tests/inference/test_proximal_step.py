@@ -85,7 +85,7 @@ def test_several_draws_enter_a_step_as_the_average_of_their_statistics(paired: b
     optimizer = ProximalScore(
         model.named_parameters(), N, metric="posterior", prior=Prior(scale=0.4), paired=paired, draws=draws, momentum=0.0,
         penalty=ForwardKL(1000.0, 4.5), max_log_precision_step=None, max_mean_step=1.0,
-    )  # fmt: skip
+    initial_precision=0.1)  # fmt: skip
     mean, precision = model.weight.detach().clone(), state_of(optimizer)["precision"].clone()
     first = []
     for index in optimizer.draws():
@@ -122,6 +122,8 @@ def test_the_trust_region_bounds_both_steps_and_is_reached(sign: float) -> None:
         penalty=ForwardKL(0.1, 0.1),
         max_log_precision_step=0.2,
         max_mean_step=0.3,
+        initial_precision=0.1,
+        paired=True,
     )
     mean, precision = model.weight.detach().clone(), state_of(optimizer)["precision"].clone()
     for _ in optimizer.draws():
@@ -140,7 +142,14 @@ def test_the_trust_region_of_the_mean_shrinks_with_its_schedule_and_lr(lr: float
     model, schedule = Weights(), Schedule("linear", length=4)
     penalty = ForwardKL(0.1, 0.1, mean_schedule=schedule)
     optimizer = ProximalScore(
-        model.named_parameters(), N, metric="posterior", penalty=penalty, lr=lr, max_mean_step=0.3
+        model.named_parameters(),
+        N,
+        metric="posterior",
+        penalty=penalty,
+        lr=lr,
+        max_mean_step=0.3,
+        initial_precision=0.1,
+        paired=True,
     )
     optimizer.param_groups[0]["step"] = step
     mean, precision = model.weight.detach().clone(), state_of(optimizer)["precision"].clone()
@@ -160,6 +169,8 @@ def test_without_a_trust_region_steps_are_those_of_the_penalty_alone() -> None:
         penalty=ForwardKL(0.1, 0.1),
         max_log_precision_step=None,
         max_mean_step=math.inf,
+        initial_precision=0.1,
+        paired=True,
     )
     precision = state_of(optimizer)["precision"].clone()
     for _ in optimizer.draws():
@@ -173,7 +184,12 @@ def test_penalty_schedules_are_followed_step_by_step() -> None:
     linear = Schedule("linear", length=4)
     model = Weights()
     optimizer = ProximalScore(
-        model.named_parameters(), N, metric="posterior", penalty=ForwardKL(20.0, 1.0, linear, linear)
+        model.named_parameters(),
+        N,
+        metric="posterior",
+        penalty=ForwardKL(20.0, 1.0, linear, linear),
+        initial_precision=0.1,
+        paired=True,
     )
     optimizer.monitor = True
     for step in range(6):
@@ -192,7 +208,9 @@ def test_penalty_schedules_are_followed_step_by_step() -> None:
 
 def test_statistics_are_extremes_and_means_of_the_state() -> None:
     model = Weights()
-    optimizer = ProximalScore(model.named_parameters(), N, metric="posterior", penalty=ForwardKL(5.0, 1.0))
+    optimizer = ProximalScore(
+        model.named_parameters(), N, metric="posterior", penalty=ForwardKL(5.0, 1.0), initial_precision=0.1, paired=True
+    )
     optimizer.monitor = True
     before = state_of(optimizer)["precision"].clone()
     for _ in optimizer.draws():
@@ -219,7 +237,12 @@ def test_a_torch_scheduler_on_lr_scales_the_mean_step_as_the_penalty_schedule_do
     def run(schedule: Schedule, scheduled_lr: bool) -> Tensor:
         model = Weights()
         optimizer = ProximalScore(
-            model.named_parameters(), N, metric="posterior", penalty=ForwardKL(20.0, 1.0, Schedule(), schedule)
+            model.named_parameters(),
+            N,
+            metric="posterior",
+            penalty=ForwardKL(20.0, 1.0, Schedule(), schedule),
+            initial_precision=0.1,
+            paired=True,
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1 - t / 5 if scheduled_lr else 1.0)
         for _ in range(6):
@@ -251,7 +274,9 @@ def test_a_step_with_scores_that_are_not_finite_is_skipped_and_the_next_is_fine(
     settings: dict[str, Any], bad: float, last: bool
 ) -> None:
     model = Weights()
-    optimizer = ProximalScore(model.named_parameters(), N, **settings)
+    optimizer = ProximalScore(
+        model.named_parameters(), N, **({"metric": "posterior", "initial_precision": 0.1, "paired": True} | settings)
+    )
     loop(model, optimizer)
     before = {name: tensor.clone() for name, tensor in state_of(optimizer).items()}
     loop(model, optimizer, bad, optimizer.evaluations_per_step - 1 if last else 0)
@@ -268,7 +293,10 @@ def test_a_step_with_scores_that_are_not_finite_is_skipped_and_the_next_is_fine(
 def test_a_skipped_step_leaves_no_trace_but_its_noise() -> None:
     """The steps after are those of an optimizer that only counted it, running means included."""
     model, other = Weights(), Weights()
-    skipping, counting = (ProximalScore(m.named_parameters(), N) for m in (model, other))
+    skipping, counting = (
+        ProximalScore(m.named_parameters(), N, metric="posterior", initial_precision=0.1, paired=True)
+        for m in (model, other)
+    )
     for _ in range(2):
         loop(model, skipping)
         loop(other, counting)
@@ -282,7 +310,9 @@ def test_a_skipped_step_leaves_no_trace_but_its_noise() -> None:
 
 def test_point_estimates_stay_too_when_a_step_is_skipped() -> None:
     model = nn.Linear(3, 2)
-    optimizer = ProximalScore(model.named_parameters(), N, prior=Prior(biases="point"))
+    optimizer = ProximalScore(
+        model.named_parameters(), N, prior=Prior(biases="point"), metric="posterior", initial_precision=0.1, paired=True
+    )
     before = model.bias.detach().clone()
     for _ in optimizer.draws():
         (model(torch.ones(1, 3)).sum() * float("nan")).backward()
@@ -293,7 +323,9 @@ def test_point_estimates_stay_too_when_a_step_is_skipped() -> None:
 
 def test_too_many_skipped_steps_in_a_row_raise_and_name_a_parameter() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
-    optimizer = ProximalScore(model.named_parameters(), N, max_skipped_steps=3)
+    optimizer = ProximalScore(
+        model.named_parameters(), N, max_skipped_steps=3, metric="posterior", initial_precision=0.1, paired=True
+    )
 
     def run(bad: bool) -> None:
         for _ in optimizer.draws():
@@ -311,7 +343,7 @@ def test_too_many_skipped_steps_in_a_row_raise_and_name_a_parameter() -> None:
 @pytest.mark.parametrize("found", [torch.tensor(1.0), torch.tensor(True), True])
 def test_a_training_loop_may_decide_that_a_step_is_skipped(found: Any) -> None:
     model = Weights()
-    optimizer = ProximalScore(model.named_parameters(), N)
+    optimizer = ProximalScore(model.named_parameters(), N, metric="posterior", initial_precision=0.1, paired=True)
     before = model.weight.detach().clone()
     for _ in optimizer.draws():
         model.weight.pow(2).sum().backward()

@@ -52,7 +52,11 @@ def test_a_grad_scaler_in_the_loop_changes_nothing(settings: dict[str, Any]) -> 
     states = []
     for scaler in (None, torch.amp.GradScaler("cpu", init_scale=2.0**16)):
         module = network()
-        optimizer = ProximalScore(module.named_parameters(), 100, **settings)
+        optimizer = ProximalScore(
+            module.named_parameters(),
+            100,
+            **({"metric": "posterior", "initial_precision": 0.1, "paired": True} | settings),
+        )
         for _ in range(3):
             for _ in optimizer.draws(scaler):
                 loss = loss_of(module)
@@ -68,7 +72,7 @@ def test_a_grad_scaler_in_the_loop_changes_nothing(settings: dict[str, Any]) -> 
 
 def test_an_overflow_is_skipped_and_lowers_the_scale() -> None:
     module, scaler = network(), torch.amp.GradScaler("cpu", init_scale=2.0**120)
-    optimizer = ProximalScore(module.named_parameters(), 100)
+    optimizer = ProximalScore(module.named_parameters(), 100, metric="posterior", initial_precision=0.1, paired=True)
     before = [p.detach().clone() for p in module.parameters()]
     for _ in optimizer.draws(scaler):
         scaler.scale(loss_of(module) * 1e300).backward()
@@ -81,7 +85,7 @@ def test_an_overflow_is_skipped_and_lowers_the_scale() -> None:
 
 def test_scaled_losses_without_the_scaler_in_the_loop_are_refused() -> None:
     module, scaler = network(), torch.amp.GradScaler("cpu")
-    optimizer = ProximalScore(module.named_parameters(), 100)
+    optimizer = ProximalScore(module.named_parameters(), 100, metric="posterior", initial_precision=0.1, paired=True)
     for _ in optimizer.draws():
         scaler.scale(loss_of(module)).backward()
     with pytest.raises(RuntimeError, match=r"pass it to the loop, optimizer\.draws\(scaler\)"):
@@ -91,7 +95,7 @@ def test_scaled_losses_without_the_scaler_in_the_loop_are_refused() -> None:
 @pytest.mark.parametrize("change", ["clip_norm", "clip_value", "unscale", "zero"])
 def test_gradients_that_were_changed_after_the_loop_are_refused(change: str) -> None:
     module, scaler = network(), torch.amp.GradScaler("cpu")
-    optimizer = ProximalScore(module.named_parameters(), 100)
+    optimizer = ProximalScore(module.named_parameters(), 100, metric="posterior", initial_precision=0.1, paired=True)
     for _ in optimizer.draws(scaler if change == "unscale" else None):
         loss = loss_of(module)
         (scaler.scale(loss) if change == "unscale" else loss).backward()
@@ -116,7 +120,12 @@ def test_clipping_equals_that_of_each_draws_loss(settings: dict[str, Any], clip:
     states = []
     for inside in (True, False):
         module = network()
-        optimizer = ProximalScore(module.named_parameters(), 100, clip_norm=clip if inside else None, **settings)
+        optimizer = ProximalScore(
+            module.named_parameters(),
+            100,
+            clip_norm=clip if inside else None,
+            **({"metric": "posterior", "initial_precision": 0.1, "paired": True} | settings),
+        )
         for _ in range(3):
             for _ in optimizer.draws():
                 loss = loss_of(module)
@@ -137,7 +146,9 @@ def _clipped_on_shards(rank: int, folder: str) -> None:
     for layer in (module[0], module):
         fully_shard(layer, mesh=mesh)
     norms = [total_norm(p for p in module.parameters())]
-    optimizer = ProximalScore(module.named_parameters(), 100, clip_norm=0.05)
+    optimizer = ProximalScore(
+        module.named_parameters(), 100, clip_norm=0.05, metric="posterior", initial_precision=0.1, paired=True
+    )
     for _ in range(3):
         for _ in optimizer.draws():
             loss_of(module).backward()
@@ -154,7 +165,9 @@ def test_clipping_on_shards_is_that_of_the_whole(tmp_path: Path) -> None:
     module = network()
     whole = torch.nn.utils.get_total_norm(list(module.parameters()))
     assert norms[0].item() == pytest.approx(whole.item(), rel=1e-12)
-    optimizer = ProximalScore(module.named_parameters(), 100, clip_norm=0.05)
+    optimizer = ProximalScore(
+        module.named_parameters(), 100, clip_norm=0.05, metric="posterior", initial_precision=0.1, paired=True
+    )
     for _ in range(3):
         for _ in optimizer.draws():
             loss_of(module).backward()
@@ -168,7 +181,9 @@ def test_sparse_gradients_of_embeddings_count_as_the_dense_ones() -> None:
     for sparse in (True, False):
         torch.manual_seed(0)
         module = nn.Sequential(nn.Embedding(6, 4, sparse=sparse), nn.Flatten(), nn.Linear(8, 3))
-        optimizer = ProximalScore(module.named_parameters(), 100)
+        optimizer = ProximalScore(
+            module.named_parameters(), 100, metric="posterior", initial_precision=0.1, paired=True
+        )
         tokens, labels = torch.randint(6, (12, 2)), torch.randint(3, (12,))
         for _ in range(2):
             for _ in optimizer.draws():

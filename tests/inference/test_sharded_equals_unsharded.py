@@ -39,8 +39,6 @@ from proxscore.inference import (
 from proxscore.inference.initial import bearable_noise
 from proxscore.posterior import Posterior, predict
 
-pytestmark = pytest.mark.timeout(600)  # four processes, on a machine that may be busy
-
 RANKS, ROWS, STEPS = 4, 14, 3  # 14 rows: ranks have unequal parts of a batch
 MODES: dict[str, dict[str, Any]] = {
     "paired": {},
@@ -95,7 +93,12 @@ def proximal(model: nn.Module, **settings: Any) -> ProximalScore:
     """Sampled, flat and point-estimated parameters, and a prior mean that is not zero."""
     prior = Prior(norms="flat", biases="point", mean={"head.weight": torch.linspace(-0.1, 0.1, 320).view(10, 32)})
     settings = {"penalty": ForwardKL(precision=20.0, mean=2.0), "initial_precision": 0.2} | settings
-    return ProximalScore(model.named_parameters(), 500, prior=prior, **settings)
+    return ProximalScore(
+        model.named_parameters(),
+        500,
+        prior=prior,
+        **({"metric": "posterior", "initial_precision": 0.1, "paired": True} | settings),
+    )
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
@@ -304,7 +307,7 @@ def refusal(mesh: DeviceMesh) -> str:
     model = nn.Linear(8, 8)
     fully_shard(model, mesh=mesh, shard_placement_fn=lambda p: torch.distributed.tensor.Shard(p.ndim - 1))
     try:
-        ProximalScore(model.named_parameters(), 10)
+        ProximalScore(model.named_parameters(), 10, metric="posterior", initial_precision=0.1, paired=True)
     except ValueError as error:
         return str(error)
     return "accepted"
@@ -340,7 +343,15 @@ def worker(rank: int, folder: str) -> None:
     results["noise"] = measured_noise(four, rank, RANKS)
     results["gathered"] = gathered(four, rank)
     try:
-        ProximalScore(nn.Linear(2, 2).named_parameters(), 10, draws=3, draw_mesh=groups["draw"])
+        ProximalScore(
+            nn.Linear(2, 2).named_parameters(),
+            10,
+            draws=3,
+            draw_mesh=groups["draw"],
+            metric="posterior",
+            initial_precision=0.1,
+            paired=True,
+        )
     except ValueError as error:
         results["uneven draws"] = str(error)
     torch.save(results, f"{folder}/{rank}.pt")

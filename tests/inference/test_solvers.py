@@ -241,6 +241,7 @@ def one_anchor(
         draws=draws,
         seed=1,
         metric="posterior",
+        paired=True,
     )
     (block,) = optimizer.blocks()
     before = {name: value.clone() for name, value in block.anchor.items()}
@@ -504,6 +505,7 @@ def test_the_anchor_moves_every_inner_steps_and_draws_come_from_it(kind: str, in
         seed=3,
         metric="posterior",
         initial_precision=0.1,
+        paired=True,
     )
     block = next(block for block in optimizer.blocks() if block.members[0].name.startswith("head"))
     for step in range(1, 2 * inner + 1):
@@ -549,6 +551,7 @@ def test_any_torch_optimizer_takes_the_inner_steps(
         solver=GradientSolver(5, optimizer, lr, options),
         initial_precision=1.0,
         metric="posterior",
+        paired=True,
     )
     (block,) = training.blocks()
     target = {"mean": centre, "factor": torch.linalg.cholesky(torch.linalg.inv(a))}
@@ -578,7 +581,7 @@ def mixed(kind: str, **settings: Any) -> tuple[Two, ProximalScore]:
         20,
         families=HEADS[kind](),
         metric="posterior",
-        **{"initial_precision": 0.1} | settings,
+        **({"initial_precision": 0.1, "paired": True} | {"initial_precision": 0.1} | settings),
     )
 
 
@@ -736,7 +739,9 @@ def test_weights_that_are_loaded_before_the_first_step_are_its_mean(kind: str) -
         for each in (one, two):
             for index, parameter in enumerate(each.parameters()):
                 parameter.add_(0.1 * normal(*parameter.shape, seed=index))
-    early = ProximalScore(two.named_parameters(), 20, families=HEADS[kind](), metric="posterior", initial_precision=0.1)
+    early = ProximalScore(
+        two.named_parameters(), 20, families=HEADS[kind](), metric="posterior", initial_precision=0.1, paired=True
+    )
     train(one, late, 3)
     train(two, early, 3)
     assert same(states(late), states(early))
@@ -783,6 +788,7 @@ def test_the_likelihood_of_the_package_trains_a_joint_head() -> None:
         families={"weight": FullCovariance()},
         metric="posterior",
         initial_precision=0.1,
+        paired=True,
     )
     x, y = (t.float() for t in data())
     losses = []

@@ -29,6 +29,7 @@ class Problem:
             draws=draws,
             momentum=0.0,
             initial_precision=0.2,
+            metric="posterior",
         )
 
     def statistics(self, rows: Tensor, iteration: int = 0) -> Tensor:
@@ -106,7 +107,13 @@ def test_the_statistics_are_the_expected_score_and_curvature_of_a_quartic(paired
     m, a, n, scale = 0.5, 2.0, 30.0, 0.8
     model = Quartic(torch.full((200, 200), m, dtype=torch.float64), a)
     optimizer = ProximalScore(
-        model.named_parameters(), n, prior=Prior(scale=scale), paired=paired, momentum=0.0, initial_precision=0.5
+        model.named_parameters(),
+        n,
+        prior=Prior(scale=scale),
+        paired=paired,
+        momentum=0.0,
+        initial_precision=0.5,
+        metric="posterior",
     )
     for _ in optimizer.draws():
         model().backward()

@@ -33,7 +33,7 @@ def build(module: nn.Module, **settings: Any) -> ProximalScore:
         prior=prior,
         penalty=ForwardKL(20.0, 2.0),
         initial_precision=0.2,
-        **settings,
+        **({"metric": "posterior", "paired": True} | settings),
     )
 
 

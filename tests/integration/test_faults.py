@@ -11,7 +11,7 @@ import pytest
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("fault", ["worker", "node", "drain", "driver", "elastic"])
 def test_a_run_outlives_the_fault_with_nothing_lost_or_twice(fault: str, repository: Path, tmp_path: Path) -> None:
     """The script compares with an undisturbed run; see its docstring for what it demands."""

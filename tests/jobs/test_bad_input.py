@@ -57,6 +57,23 @@ def test_an_unknown_key_is_answered_with_the_nearest_valid_one(refused, override
     assert f"did you mean {right!r}?" in line
 
 
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["method.penalty.mean=2"], "penalty.mean is 2, the weight of metric=posterior, and metric is adaptive"),
+        (["method.metric=posterior", "method.square_decay=0.9"], "square_decay is 0.9, of metric=adaptive"),
+        (
+            ["method.initial_noise=0.1", "method.initial_precision=0.2"],
+            "initial_noise is 0.1 and initial_precision is 0.2: both say how wide",
+        ),
+    ],
+)
+def test_settings_that_others_leave_without_effect_are_refused(refused, overrides: list[str], line: str) -> None:  # type: ignore[no-untyped-def]
+    said = refused("method.initial_noise=null", *overrides)
+    assert "method" in said
+    assert line in said
+
+
 def test_an_unknown_key_that_is_near_to_none_is_answered_with_the_valid_ones(refused) -> None:  # type: ignore[no-untyped-def]
     line = refused("training.xyz=3")
     assert "unknown key 'training.xyz'" in line
@@ -276,6 +293,11 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "a device for a file": (plain("--config", "/dev/zero"), "/dev/zero: is a device"),
     "infinite epochs": (plain("training.epochs=.inf"), "training.epochs is inf: numbers must be finite"),
     "nan for a scale": (plain("method.prior.scale=.nan"), "method.prior.scale is nan: numbers must be finite"),
+    "a prior that never enters": (
+        plain("training.epochs=2", "method.prior_warmup=2"),
+        "method: prior_warmup is 2 epochs, 8 steps of a run of 8",
+    ),
+    "a word for a scale": (plain("method.prior.scale=fanin"), "method.prior.scale is 'fanin'"),
     "inf in a list": (plain("method.penalty.mean_schedule.multipliers=[1, .inf]"), "multipliers.1 is inf"),
     "inf for a keyword": (plain("task.model.kwargs={width: .inf}"), "task.model.kwargs.width is inf"),
     "very many epochs": (plain("training.epochs=1e15"), "training.epochs is 1"),

@@ -140,7 +140,8 @@ def test_a_diverged_run_says_so_with_step_and_settings_and_is_recorded_as_diverg
     ("method", "remedy"),
     [
         (
-            "{kind: proximal_score, max_mean_step: 1.0e+30, initial_precision: 1e-12, penalty: {mean: 1e-20}}",
+            "{kind: proximal_score, metric: posterior, paired: true, effective_data_size: 1e+5, prior: {scale: 0.1}, "
+            "max_mean_step: 1.0e+30, initial_precision: 1e-12, penalty: {mean: 1e-20}}",
             r"method\.",
         ),
         ("{kind: ensemble, members: 2, of: {kind: sgd, lr: 1e30}}", "a smaller method.of.lr"),
@@ -151,6 +152,18 @@ def test_divergence_has_an_error_of_its_own_for_any_method(method: str, remedy: 
     config = configuration.load(overrides=[*small, "name=far", f"method={method}"])
     with pytest.raises(DivergedError, match=rf"^diverged at step \d+ of \d+: .*{remedy}"):
         launch.run(config, lambda line: None)
+
+
+def test_a_run_that_ends_worse_than_it_began_says_so_though_its_numbers_are_finite(
+    train: Main, small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With lr 1e30 the adaptive metric bounds no step: curvature alone does, and means wander by 1e8 of their sds."""
+    assert train([*small, "name=far", "method={kind: proximal_score, lr: 1e30}", "training.epochs=3"]) == 0
+    told = capsys.readouterr().out
+    assert "its mean predicts validation data worse" in told
+    (run,) = recorded(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert run.data.tags["verdict"] != "converged"
+    assert "its mean predicts validation data worse" in run.data.tags["verdict.lines"]
 
 
 def test_a_forecast_of_nan_is_divergence(small: list[str]) -> None:

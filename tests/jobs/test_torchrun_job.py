@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-pytestmark = pytest.mark.timeout(400)
-
 VIT = "{patch_size: 4, embed_dim: 16, depth: 2, num_heads: 2}"
 
 

@@ -40,9 +40,9 @@ def dry(train: Main, overrides: list[str], capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("method", "numbers"),
     [
-        ("proximal_score", 5),
+        ("proximal_score", 6),
         ("adamw", 4),
-    ],  # weights, gradient, mean, precision, score; or weights, gradient, two moments
+    ],  # weights, gradient, mean, precision, score, squares; or weights, gradient, two moments
 )
 @pytest.mark.parametrize("workers", [0, 3])
 def test_a_dry_run_counts_parameters_and_memory_and_leaves_nothing(
@@ -73,8 +73,7 @@ def test_a_dry_run_counts_parameters_and_memory_and_leaves_nothing(
     assert f"{total / count:.2f} numbers per parameter" in lines["method"]
     assert f" {4 * total / max(workers, 1) / 2**20:.1f} MiB per worker on {max(workers, 1)} worker" in lines["memory"]
     steps = 6 * 4  # 60 + 60 + 60 + 20 rows
-    evaluations = steps * (2 if method == "proximal_score" else 1)
-    assert f" {steps} steps, {evaluations} gradient evaluations of 60 rows" in lines["work"]
+    assert f" {steps} steps, {steps} gradient evaluations of 60 rows" in lines["work"]
     assert " min in one process here" in lines["estimate"]
     assert not list(tmp_path.iterdir())  # no run, no database
 
@@ -90,7 +89,7 @@ def test_the_result_file_holds_configuration_and_metrics_of_both_runs(trained: T
     assert (posterior["label"], posterior["method"]) == ("small-proximal_score", "proximal_score")
     assert set(baseline["test"]) == {"point"}
     assert set(posterior["test"]) == {"posterior", "mean"}
-    assert baseline["evaluations"] == posterior["evaluations"] == 2 * posterior["steps"] == 16
+    assert baseline["evaluations"] == posterior["evaluations"] == posterior["steps"] == 8
     client = MlflowClient(config.tracking.uri)
     for run in (baseline, posterior):
         recorded = client.get_run(run["mlflow_run_id"])
@@ -135,7 +134,7 @@ def test_a_run_in_a_process_of_its_own_shows_progress_a_table_and_where_to_look(
 def test_a_posterior_that_the_penalty_held_still_says_so_wherever_it_is_shown(
     train: Main, small: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert train([*small, "method.penalty.precision=1e6", "name=held"]) == 0
+    assert train([*small, "method.penalty.precision=1e6", "method.effective_data_size=100000", "name=held"]) == 0
     out = capsys.readouterr().out
     lines = [line.removeprefix("verdict    ") for line in out.splitlines() if line.startswith("verdict ")]
     assert lines[0].startswith("still moving (temperature 1, effective data size 100,000 (")

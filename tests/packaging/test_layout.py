@@ -61,7 +61,6 @@ def test_a_process_in_the_repository_root_imports_the_standard_librarys_platform
     assert package == repository / "platform" / "proxscore" / "__init__.py"
 
 
-@pytest.mark.timeout(240)
 def test_driver_and_worker_started_in_the_repository_root_import_the_standard_librarys_platform(
     repository: Path, ray_head: RayHead
 ) -> None:
@@ -74,7 +73,6 @@ def test_driver_and_worker_started_in_the_repository_root_import_the_standard_li
         assert Path(seen["proxscore"]).resolve() == repository / "platform" / "proxscore" / "__init__.py"
 
 
-@pytest.mark.timeout(240)
 def test_a_submitted_job_and_its_workers_import_the_standard_librarys_platform_and_the_uploaded_package(
     repository: Path, ray_head: RayHead, tmp_path: Path
 ) -> None:

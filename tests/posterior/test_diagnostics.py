@@ -242,7 +242,14 @@ def trained() -> Trained:
     module, x, labels = Head(), torch.randn(30, 3), torch.randint(4, (30,))
     prior = Prior(scale=0.5, norms="point", biases="flat", mean={"head.weight": torch.ones(4, 5)})
     optimizer = ProximalScore(
-        module.named_parameters(), 50, prior=prior, temperature=0.5, families={"head.weight": FullCovariance()}
+        module.named_parameters(),
+        50,
+        prior=prior,
+        temperature=0.5,
+        families={"head.weight": FullCovariance()},
+        metric="posterior",
+        initial_precision=0.1,
+        paired=True,
     )
     for _ in range(5):
         for _ in optimizer.draws():
@@ -289,7 +296,12 @@ def test_a_posterior_in_training_has_the_gaps_of_its_copy_and_its_module_is_left
 def test_a_posterior_in_training_whose_means_are_the_weights_has_the_gaps_of_its_copy() -> None:
     """In float64, where no conversion makes a copy of the means."""
     module = model()
-    live = Posterior.of(module, ProximalScore(module.named_parameters(), N, prior=PRIOR))
+    live = Posterior.of(
+        module,
+        ProximalScore(
+            module.named_parameters(), N, prior=PRIOR, metric="posterior", initial_precision=0.1, paired=True
+        ),
+    )
     found, copied = (
         gaps(module, LIKELIHOOD, batches, q, data_size=N, prior=PRIOR, draws=4) for q in (live, live.gather())
     )
@@ -323,7 +335,9 @@ def test_a_sharded_module_is_refused() -> None:
     try:
         mesh, module = init_device_mesh("cpu", (1,)), model()
         module.weight = nn.Parameter(distribute_tensor(module.weight.detach(), mesh, [Shard(0)]))
-        posterior = Posterior.of(module, ProximalScore(module.named_parameters(), N))
+        posterior = Posterior.of(
+            module, ProximalScore(module.named_parameters(), N, metric="posterior", initial_precision=0.1, paired=True)
+        )
         with pytest.raises(ConfigError, match=r"use posterior\.gather\(\) and a whole module"):
             gaps(module, LIKELIHOOD, batches, posterior, data_size=N, prior=Prior())
     finally:
@@ -445,7 +459,12 @@ def fit(kappa: float, steps: int, *, second: float = 1.0, schedule: str = "const
     module, y = TwoInputs(second), ORTHOGONAL @ torch.ones(6, 1, dtype=torch.float64)
     settings = dict(prior=Prior(scale=0.5), momentum=0.0, initial_precision=5.0) | settings
     penalty = ForwardKL(kappa, 1.0, precision_schedule=Schedule(schedule, length=max(steps, 1)))  # type: ignore[arg-type]
-    optimizer = ProximalScore(module.named_parameters(), ROWS, penalty=penalty, **settings)
+    optimizer = ProximalScore(
+        module.named_parameters(),
+        ROWS,
+        penalty=penalty,
+        **({"metric": "posterior", "initial_precision": 0.1, "paired": True} | settings),
+    )
     for _ in range(steps):
         for _ in optimizer.draws():
             Gaussian().double().nll(module(ORTHOGONAL), y).mean().backward()

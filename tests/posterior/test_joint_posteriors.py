@@ -49,7 +49,11 @@ def trained(kind: str, steps: int = 23) -> tuple[nn.Module, ProximalScore]:
     """A network after a few steps, in the midst of the gradient solver's inner steps."""
     torch.manual_seed(0)
     module = network()
-    optimizer = ProximalScore(module.named_parameters(), 50, **MODELS[kind]())
+    optimizer = ProximalScore(
+        module.named_parameters(),
+        50,
+        **({"metric": "posterior", "initial_precision": 0.1, "paired": True} | MODELS[kind]()),
+    )
     for _ in range(steps):
         for _ in optimizer.draws():
             x, y = torch.randn(10, 4, dtype=torch.float64), torch.randint(3, (10,))
@@ -203,7 +207,14 @@ def test_a_distribution_refuses_to_be_saved_in_one_line(tmp_path: Path) -> None:
     """Before anything is written."""
     family = Distribution(lambda p: torch.distributions.Normal(p["loc"], 1.0), {"loc": torch.zeros(3)})
     module = network()
-    optimizer = ProximalScore(module.named_parameters(), 50, families={"2.bias": family})
+    optimizer = ProximalScore(
+        module.named_parameters(),
+        50,
+        families={"2.bias": family},
+        metric="posterior",
+        initial_precision=0.1,
+        paired=True,
+    )
     with pytest.raises(ConfigError, match="family distribution holds code and cannot be saved") as error:
         Posterior.of(module, optimizer).save(tmp_path / "folder")
     assert "\n" not in str(error.value)

@@ -122,7 +122,7 @@ def test_samples_put_their_own_buffers_into_the_module(monkeypatch: pytest.Monke
 def test_the_posterior_of_a_module_in_training_predicts_from_its_mean() -> None:
     """Its mean is what is in the weights, which each draw replaces."""
     module, (x, y) = network(), data()
-    optimizer = ProximalScore(module.named_parameters(), ROWS)
+    optimizer = ProximalScore(module.named_parameters(), ROWS, metric="posterior", initial_precision=0.1, paired=True)
     for _ in optimizer.draws():
         Categorical().nll(module(x), y).mean().backward()
     optimizer.step()
@@ -285,7 +285,14 @@ def test_stacking_refuses_rows_in_another_order() -> None:
     from proxscore.inference import Mixture
 
     module, (x, y) = nn.Sequential(nn.Linear(4, 3)), data()
-    optimizer = ProximalScore(module.named_parameters(), ROWS, family=Mixture(2, weights="stacked"))
+    optimizer = ProximalScore(
+        module.named_parameters(),
+        ROWS,
+        family=Mixture(2, weights="stacked"),
+        metric="posterior",
+        initial_precision=0.1,
+        paired=True,
+    )
     loader = DataLoader(TensorDataset(x, y), batch_size=5, shuffle=True, generator=torch.Generator().manual_seed(0))
     posterior = Posterior.of(module, optimizer)
     with pytest.raises(ConfigError, match="the same rows in the same order for every component"):
@@ -294,7 +301,7 @@ def test_stacking_refuses_rows_in_another_order() -> None:
 
 def test_gaps_refuse_passes_over_different_numbers_of_rows() -> None:
     module, (x, y) = network(), data()
-    optimizer = ProximalScore(module.named_parameters(), ROWS)
+    optimizer = ProximalScore(module.named_parameters(), ROWS, metric="posterior", initial_precision=0.1, paired=True)
     posterior, count = Posterior.of(module, optimizer), iter([40, 30, 20])
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:

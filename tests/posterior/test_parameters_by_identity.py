@@ -59,7 +59,12 @@ def mutual_information(posterior: Posterior, module: nn.Module) -> float:
 @pytest.mark.parametrize("family", [None, FullCovariance(), LowRank(2)])
 def test_the_optimizer_of_a_part_describes_that_part(family: Any, tmp_path: Path) -> None:
     module = network()
-    optimizer = trained(ProximalScore(module[2].named_parameters(), N, family=family, initial_precision=0.1), module)
+    optimizer = trained(
+        ProximalScore(
+            module[2].named_parameters(), N, family=family, initial_precision=0.1, metric="posterior", paired=True
+        ),
+        module,
+    )
     posterior = Posterior.of(module, optimizer)
     described = {*posterior.precision, *(name for joint in posterior.joint for name in joint.names)}
     assert described == {"2.0.weight", "2.0.bias"}
@@ -85,7 +90,12 @@ def process_group(tmp_path: Path) -> Any:
 @pytest.mark.parametrize("wrap", ["ddp", "compile", "compiled_ddp", "averaged", "activation_checkpointing"])
 def test_a_wrapped_module_has_the_posterior_of_the_plain_one(wrap: str, process_group: Any) -> None:
     plain = network()
-    expected = Posterior.of(plain, trained(ProximalScore(plain.named_parameters(), N), plain))
+    expected = Posterior.of(
+        plain,
+        trained(
+            ProximalScore(plain.named_parameters(), N, metric="posterior", initial_precision=0.1, paired=True), plain
+        ),
+    )
 
     inner = network()
     wrapped: Any = {
@@ -95,7 +105,9 @@ def test_a_wrapped_module_has_the_posterior_of_the_plain_one(wrap: str, process_
         "averaged": lambda m: AveragedModel(m),
         "activation_checkpointing": lambda m: nn.Sequential(m[0], m[1], checkpoint_wrapper(m[2])),
     }[wrap](inner)
-    optimizer = trained(ProximalScore(wrapped.named_parameters(), N), wrapped)
+    optimizer = trained(
+        ProximalScore(wrapped.named_parameters(), N, metric="posterior", initial_precision=0.1, paired=True), wrapped
+    )
     for module in {id(m): m for m in (wrapped, inner) if wrap != "averaged"}.values() or [wrapped]:
         posterior = Posterior.of(module, optimizer)
         assert set(posterior.precision) == set(expected.precision)
@@ -118,7 +130,9 @@ def test_a_module_that_somebody_called_module_is_no_wrapper() -> None:
 
 def test_an_optimizer_of_another_module_is_refused() -> None:
     module, other = network(), network()
-    optimizer = trained(ProximalScore(module.named_parameters(), N), module)
+    optimizer = trained(
+        ProximalScore(module.named_parameters(), N, metric="posterior", initial_precision=0.1, paired=True), module
+    )
     with pytest.raises(ConfigError, match=r"samples a parameter of shape \(3, 3\) that is none of the module's"):
         Posterior.of(other, optimizer)
     with pytest.raises(ConfigError, match="none of the module's"):
@@ -155,7 +169,12 @@ def test_every_method_that_knows_a_part_describes_that_part(section: Any) -> Non
 )  # fmt: skip
 def test_numbers_that_no_posterior_has_are_refused_by_name(spoil: Any, message: str, tmp_path: Path) -> None:
     module = network()
-    posterior = Posterior.of(module, trained(ProximalScore(module.named_parameters(), N), module)).gather()
+    posterior = Posterior.of(
+        module,
+        trained(
+            ProximalScore(module.named_parameters(), N, metric="posterior", initial_precision=0.1, paired=True), module
+        ),
+    ).gather()
     spoil(posterior)
     posterior.save(tmp_path)
     with pytest.raises(ConfigError, match=f"posterior.safetensors: {message}"):
@@ -165,7 +184,14 @@ def test_numbers_that_no_posterior_has_are_refused_by_name(spoil: Any, message: 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_block_that_is_not_finite_is_refused(value: float, tmp_path: Path) -> None:
     module = network()
-    optimizer = ProximalScore(module.named_parameters(), N, families={"2.*": FullCovariance()})
+    optimizer = ProximalScore(
+        module.named_parameters(),
+        N,
+        families={"2.*": FullCovariance()},
+        metric="posterior",
+        initial_precision=0.1,
+        paired=True,
+    )
     posterior = Posterior.of(module, trained(optimizer, module)).gather()
     posterior.joint[0].state["factor"][0, 0] = value
     posterior.save(tmp_path)
@@ -189,7 +215,12 @@ class Counting(nn.Linear):
 
 def test_extra_state_is_saved_with_a_posterior(tmp_path: Path) -> None:
     module = nn.Sequential(Counting(3, 3), Counting(3, 3, state=torch.arange(4.0)))
-    posterior = Posterior.of(module, trained(ProximalScore(module.named_parameters(), N), module))
+    posterior = Posterior.of(
+        module,
+        trained(
+            ProximalScore(module.named_parameters(), N, metric="posterior", initial_precision=0.1, paired=True), module
+        ),
+    )
     other = nn.Sequential(Counting(3, 3, state=0), Counting(3, 3, state=torch.zeros(4)))
     Posterior.load(posterior.save(tmp_path)).load_into(other)
     assert other[0].seen == {"calls": 3, "names": ["a"]}
@@ -211,7 +242,12 @@ def test_a_block_that_is_used_twice_and_buffers_that_share_memory_are_saved(tmp_
     module[0].register_buffer("left", table[:3])
     module[2].register_buffer("right", table[3:])
     module(data()[0])
-    posterior = Posterior.of(module, trained(ProximalScore(module.named_parameters(), N), module))
+    posterior = Posterior.of(
+        module,
+        trained(
+            ProximalScore(module.named_parameters(), N, metric="posterior", initial_precision=0.1, paired=True), module
+        ),
+    )
     other = nn.Sequential(nn.Linear(3, 3), twice := nn.BatchNorm1d(3), nn.Linear(3, 3), twice)
     other[0].register_buffer("left", torch.zeros(3))
     other[2].register_buffer("right", torch.zeros(3))
@@ -227,7 +263,12 @@ def test_a_block_that_is_used_twice_and_buffers_that_share_memory_are_saved(tmp_
 def tampered(tmp_path: Path, change: Any) -> Path:
     """A stored posterior with BatchNorm whose tensors or header were changed."""
     module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
-    Posterior.of(module, trained(ProximalScore(module.named_parameters(), N), module)).save(tmp_path)
+    Posterior.of(
+        module,
+        trained(
+            ProximalScore(module.named_parameters(), N, metric="posterior", initial_precision=0.1, paired=True), module
+        ),
+    ).save(tmp_path)
     tensors, header = (
         load_file(tmp_path / "posterior.safetensors"),
         json.loads((tmp_path / "posterior.json").read_text()),
@@ -270,7 +311,9 @@ def test_a_block_of_impossible_size_is_refused_before_it_is_made(family: dict[st
 
 def test_a_posterior_is_not_taken_or_drawn_where_a_draw_is_in_the_weights() -> None:
     module = network()
-    optimizer = trained(ProximalScore(module.named_parameters(), N), module)
+    optimizer = trained(
+        ProximalScore(module.named_parameters(), N, metric="posterior", initial_precision=0.1, paired=True), module
+    )
     for _ in optimizer.draws():
         with pytest.raises(ConfigError, match="a posterior is taken after the draw loop"):
             Posterior.of(module, optimizer)

@@ -20,7 +20,14 @@ def gaussian(mean: float, deviation: float, size: int = SIZE) -> Posterior:
 def trained() -> tuple[nn.Sequential, ProximalScore]:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3))
-    optimizer = ProximalScore(module.named_parameters(), 50, prior=Prior(norms="point"))
+    optimizer = ProximalScore(
+        module.named_parameters(),
+        50,
+        prior=Prior(norms="point"),
+        metric="posterior",
+        initial_precision=0.1,
+        paired=True,
+    )
     for _ in range(3):
         for _ in optimizer.draws():
             Categorical().nll(module(torch.randn(10, 4)), torch.randint(3, (10,))).mean().backward()

@@ -32,7 +32,7 @@ def network() -> nn.Sequential:
 def posterior() -> Posterior:
     torch.manual_seed(0)
     module = network()
-    optimizer = ProximalScore(module.named_parameters(), 50)
+    optimizer = ProximalScore(module.named_parameters(), 50, metric="posterior", initial_precision=0.1, paired=True)
     for _ in range(2):
         for _ in optimizer.draws():
             Categorical().nll(module(torch.randn(10, 4)), torch.randint(3, (10,))).mean().backward()

@@ -81,6 +81,7 @@ def trained(family: Family) -> tuple[nn.Module, ProximalScore]:
         solver=GradientSolver(2, lr=0.05),
         initial_precision=0.5,
         metric="posterior",
+        paired=True,
     )
     for _ in range(20):
         for _ in optimizer.draws():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +85,7 @@ def fit(
         prior=Prior(scale=scale),
         penalty=ForwardKL(kappa, mean, schedule, schedule),
         metric="posterior",
-        **given | settings,
+        **({"initial_precision": 0.1, "paired": True} | given | settings),
     )
     order = torch.Generator().manual_seed(seed + 1)
     batches: list[Tensor] = []
@@ -159,6 +160,14 @@ def test_what_is_not_there_is_still_moving_and_says_what_and_what_to_set(case: s
     assert all("weight" in line or "too few steps" in line for line in found.verdict.reasons)
     assert found.verdict.warning is not None
     assert "\n" not in found.verdict.warning
+    assert not re.search(r"more than 1(\.[0-4]\d*)? ", found.verdict.warning)  # says nothing of how much
+
+
+def test_where_noise_hides_by_how_much_that_is_what_is_said() -> None:
+    """Single draws of few rows: k is off for certain by its mean over the numbers, each of which is noise."""
+    found = fit(200, 60, kappa=1e5, initial_precision=20.0, paired=False, rows=400)
+    (line,) = [line for line in found.verdict.lines() if "standard deviations of weight" in line]
+    assert "by how much, the noise of k hides (k = " in line, line
 
 
 @pytest.mark.slow
@@ -228,6 +237,17 @@ def test_draws_that_predict_much_worse_than_the_mean_are_a_failure() -> None:
     assert bad.metrics["nll_average"] == 0.87
     assert not verdict(found.optimizer, pareto_k=0.9).sound
     assert verdict(found.optimizer, pareto_k=0.3).sound
+
+
+def test_a_mean_that_predicts_worse_than_before_training_is_a_failure_and_far_worse_it_has_diverged() -> None:
+    found = fit(steps=200)
+    learned = verdict(found.optimizer, losses=Losses(mean=0.5, draw=0.5, average=0.5, start=2.3), rows=ROWS)
+    lost = verdict(found.optimizer, losses=Losses(mean=3.9, draw=3.9, average=3.9, start=2.3), rows=ROWS)
+    far = verdict(found.optimizer, losses=Losses(mean=4e24, draw=4e24, average=4e24, start=2.3), rows=ROWS)
+    assert learned.sound
+    assert lost.answer == "converged"
+    assert lost.failures[0].startswith("its mean predicts validation data worse (NLL 3.9) than the network did")
+    assert far.answer == "diverged"
 
 
 def test_a_cold_posterior_is_called_cold_and_its_scale_stands_beside_it() -> None:

@@ -47,7 +47,7 @@ def fit(
         family=family,
         penalty=ForwardKL(kappa, kappa_mean, cosine, cosine),
         metric="posterior",
-        **settings,
+        **({"initial_precision": 0.1, "paired": True} | settings),
     )
     generator = torch.Generator().manual_seed(1)
     done = 0

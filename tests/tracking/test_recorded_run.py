@@ -29,6 +29,7 @@ def tree(folder: Path, uri: str, name: str, **changes: Any) -> Config:
                 "model": {"name": "small_cnn", "kwargs": {"width": 4, "hidden": 8}},
                 "data": {"kind": "digits", "limit": 200},
             },
+            "method": {"paired": True},
             "baseline": {"kind": "adamw", "lr": 0.002},
             "training": {
                 "epochs": 3,

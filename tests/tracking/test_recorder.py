@@ -21,7 +21,7 @@ def statistics(weights: torch.Tensor) -> dict[str, float]:
     layer = nn.Linear(5, len(weights), bias=False)
     with torch.no_grad():
         layer.weight.copy_(weights)
-    optimizer = ProximalScore(layer.named_parameters(), 100)
+    optimizer = ProximalScore(layer.named_parameters(), 100, metric="posterior", initial_precision=0.1, paired=True)
     optimizer.monitor = True
     with torch.no_grad():  # precisions that differ, so that means and extremes do
         for _, _, state in optimizer.sampled():

@@ -23,8 +23,6 @@ from proxscore.config import ConfigError
 from proxscore.tracking import Recorder, TrackedRun
 from proxscore.training import launch
 
-pytestmark = pytest.mark.timeout(300)
-
 
 class Server:
     """``mlflow server`` on a database in a folder; it can be killed and started again."""

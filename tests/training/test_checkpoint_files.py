@@ -29,7 +29,9 @@ def network(seed: int = 0) -> nn.Sequential:
 
 
 def snapshot_of(module: nn.Module, steps: int = 2, **settings: Any) -> checkpoint.Snapshot:
-    optimizer = ProximalScore(module.named_parameters(), 50, **settings)
+    optimizer = ProximalScore(
+        module.named_parameters(), 50, **({"metric": "posterior", "initial_precision": 0.1, "paired": True} | settings)
+    )
     for step in range(steps):
         generator = torch.Generator().manual_seed(step)
         x, y = torch.randn(12, 4, generator=generator), torch.randint(3, (12,), generator=generator)

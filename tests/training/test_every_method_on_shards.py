@@ -25,8 +25,6 @@ from proxscore.training.context import LocalContext
 from proxscore.training.loop import train
 from proxscore.vision.task import VisionTask
 
-pytestmark = pytest.mark.timeout(600)
-
 RANKS = 2
 TOLERANCE = 2e-4  # of losses (nats) and of weights: float32 summed in another order, over twelve steps
 METHODS: dict[str, dict[str, Any]] = {

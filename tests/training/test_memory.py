@@ -53,7 +53,7 @@ def tree(model: dict[str, Any], data: dict[str, Any] | None = None, method: Any 
 @pytest.mark.parametrize("name", ["vit_large_patch32_224", "vit_huge_patch14_224"])
 @pytest.mark.parametrize("workers", [1, 8])
 def test_a_large_network_is_counted_without_being_held(name: str, workers: int, photographs: Path) -> None:
-    """Five numbers per parameter, divided by the workers; AdamW four. ViT-H/14 alone would fill 2.5 GB."""
+    """Six numbers per parameter, divided by the workers; AdamW four. ViT-H/14 alone would fill 2.5 GB."""
     config = tree({"name": name}, {"kind": "image_folder", "path": str(photographs)}, workers=workers)
     task = VisionTask(config.task)
     process = psutil.Process()
@@ -67,7 +67,7 @@ def test_a_large_network_is_counted_without_being_held(name: str, workers: int, 
             p.numel() for name, p in named.items() if p.ndim == 1 and name.endswith("weight")
         )  # their prior means
     assert counted.parameters == expected > 300e6
-    assert sum(counted.held.values()) == pytest.approx(4 * (5 * expected + scales) / workers)
+    assert sum(counted.held.values()) == pytest.approx(4 * (6 * expected + scales) / workers)
     assert counted.adamw == pytest.approx(4 * 4 * expected / workers)
     assert (counted.gathered == 0) == (workers == 1)
     assert counted.gathered < 0.25 * 4 * expected  # three of 24 or 32 blocks, and the root
@@ -79,7 +79,7 @@ def test_a_dry_run_of_what_this_machine_cannot_hold_prints_the_table_and_takes_n
     config = tree({"name": "vit_large_patch32_224"}, {"kind": "image_folder", "path": str(photographs)}, workers=8)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**30}))
     text = dry_run(config)
-    needed = 5 * 4 * memory(config, config.method, VisionTask(config.task)).parameters / 2**30
+    needed = 6 * 4 * memory(config, config.method, VisionTask(config.task)).parameters / 2**30
     (line,) = (line for line in text.splitlines() if line.startswith("one step here"))
     assert "not taken: it needs " in line
     assert needed < float(line.split(" GiB")[0].split()[-1]) < needed + 4  # activations of a batch of 20
@@ -93,7 +93,7 @@ def test_a_dry_run_of_what_this_machine_cannot_hold_prints_the_table_and_takes_n
         {"kind": "adamw"},
         {"kind": "proximal_score"},
         {"kind": "proximal_score", "keep_mean": False},
-        {"kind": "proximal_score", "draws": 2, "prior": {"biases": "point", "norms": "flat"}},
+        {"kind": "proximal_score", "draws": 2, "paired": True, "prior": {"biases": "point", "norms": "flat"}},
         {
             "kind": "proximal_score",
             "families": {"head.*": {"kind": "full_covariance"}, "blocks.*": {"kind": "low_rank"}},
@@ -103,7 +103,7 @@ def test_a_dry_run_of_what_this_machine_cannot_hold_prints_the_table_and_takes_n
     ids=["adamw", "mean field", "no separate mean", "two pairs and points", "several families", "mixture"],
 )
 def test_what_is_counted_is_what_a_process_holds(method: dict[str, Any]) -> None:
-    config = tree(VIT, method=method)
+    config = tree(VIT, method=method | ({} if method["kind"] == "adamw" else {"initial_noise": 0.02}))
     task = VisionTask(config.task)
     module = task.build_model()
     built = build_method(config.method, module, HORIZON, 0, lambda: iter(()))

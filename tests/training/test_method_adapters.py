@@ -89,9 +89,9 @@ def test_adamw_leaves_weights_and_moments_alone_in_a_step_that_is_not_finite() -
 @pytest.mark.parametrize(
     ("method", "evaluations"),
     [
-        ({"kind": "proximal_score"}, 2),
-        ({"kind": "proximal_score", "paired": False}, 1),
-        ({"kind": "proximal_score", "draws": 3}, 6),
+        ({"kind": "proximal_score", "paired": True, "initial_noise": 0.02}, 2),
+        ({"kind": "proximal_score", "initial_noise": 0.02}, 1),
+        ({"kind": "proximal_score", "paired": True, "draws": 3, "initial_noise": 0.02}, 6),
         ({"kind": "adamw"}, 1),
     ],
     ids=["paired", "unpaired", "three pairs", "adamw"],

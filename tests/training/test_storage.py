@@ -12,8 +12,6 @@ from proxscore.config import Config, ConfigError
 from proxscore.storage import UNREACHABLE, filesystem
 from proxscore.training import checks, launch
 
-pytestmark = pytest.mark.timeout(300)
-
 
 @pytest.mark.parametrize("scheme", ["", "file://", "local://"], ids=["path", "pyarrow", "fsspec"])
 def test_what_is_written_through_a_place_is_found_on_the_disk(scheme: str, tmp_path: Path) -> None:

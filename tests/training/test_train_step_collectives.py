@@ -28,9 +28,9 @@ from proxscore.vision.task import VisionTask
 WARM_UP = 2  # the first steps set up FSDP's streams and the optimizer's state
 METHODS: dict[str, dict[str, Any]] = {
     "adamw": {"kind": "adamw"},
-    "unpaired": {"kind": "proximal_score", "paired": False},
-    "paired": {"kind": "proximal_score"},
-    "two draws": {"kind": "proximal_score", "paired": False, "draws": 2},
+    "unpaired": {"kind": "proximal_score", "initial_noise": 0.02},
+    "paired": {"kind": "proximal_score", "paired": True, "initial_noise": 0.02},
+    "two draws": {"kind": "proximal_score", "initial_noise": 0.02, "draws": 2},
 }
 RANKS, LAYOUTS = 4, ["shard", "replicate x shard"]
 TREE: dict[str, Any] = {

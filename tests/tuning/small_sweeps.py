@@ -38,7 +38,7 @@ def tree(folder: Path, **sections: Any) -> dict[str, Any]:
             "model": {"name": "small_cnn", "kwargs": {"width": 4, "hidden": 8}},
             "data": {"kind": "digits", "limit": 200},
         },
-        "method": {"kind": "proximal_score", "paired": False} | sections.pop("method", {}),
+        "method": {"kind": "proximal_score", "metric": "posterior"} | sections.pop("method", {}),
         "training": training | {"storage": str(folder / "runs")} | sections.pop("training", {}),
         "evaluation": {"draws": 4, "validation_draws": 2},
         "tracking": {"uri": f"sqlite:///{folder / 'mlflow.db'}", "interval": 0},

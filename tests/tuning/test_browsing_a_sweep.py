@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
-    pytest.mark.timeout(300),
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH"),
 ]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 from pathlib import Path
 
-import pytest
 import ray
 from ray.cluster_utils import Cluster
 from small_sweeps import tree
@@ -15,8 +14,6 @@ from proxscore.tuning.ledger import Ledger
 from proxscore.tuning.plan import Plan, plan
 from proxscore.tuning.settings import TuneConfig
 from proxscore.tuning.sweep import Sweep
-
-pytestmark = pytest.mark.timeout(200)
 
 
 def slots(planned: Plan, folder: Path) -> int:

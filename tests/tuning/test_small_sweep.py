@@ -10,8 +10,6 @@ from small_sweeps import Swept, ledger, lines, start, tree
 
 from proxscore import config as configuration
 
-pytestmark = pytest.mark.timeout(600)
-
 
 @pytest.fixture(scope="module")
 def swept(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:

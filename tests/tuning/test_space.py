@@ -11,6 +11,8 @@ from small_sweeps import KIND, SPACE, settings, tree
 
 from proxscore import config as configuration
 from proxscore.config import ConfigError
+from proxscore.inference.initial import INITIAL_NOISE
+from proxscore.inference.metric import LR
 from proxscore.methods import evaluations_per_step
 from proxscore.tuning.defaults import default_space
 from proxscore.tuning.ledger import Ledger
@@ -115,8 +117,9 @@ def test_default_spaces_are_valid_and_hold_the_given_values(changes: dict[str, A
     space = default_space(config, 16)
     check(space, config)
     flat = configuration.flatten(config)
+    of_null = {"method.lr": LR, "method.initial_noise": INITIAL_NOISE, "method.penalty.precision": 16.0}
     for key, domain in space.items():
-        value = flat[key] if flat[key] is not None else {"method.max_mean_step": 0.1}.get(key, 16.0)  # what null means
+        value = flat[key] if flat[key] is not None else of_null[key]
         assert distribution(domain)._contains(distribution(domain).to_internal_repr(value)), key
 
 

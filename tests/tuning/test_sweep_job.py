@@ -16,7 +16,7 @@ from small_sweeps import Swept, ledger, lines, start, tree
 
 from proxscore import config as configuration
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a quick one is in test_small_sweep.py
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # a quick one is in test_small_sweep.py
 
 STEPS = 16  # of a run
 TRIALS = 4

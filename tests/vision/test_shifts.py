@@ -68,7 +68,7 @@ def test_a_job_judges_every_variant_under_every_shift(tmp_path: Path) -> None:
         {
             "name": "shifts",
             "task": {"model": {"name": "small_cnn"}, "data": {"kind": "digits"}},
-            "method": {"metric": "posterior", "max_mean_step": 0.3},
+            "method": {"lr": 0.01},
             "baseline": {"kind": "adamw"},
             "training": {"epochs": 3, "workers": 0, "device": "cpu", "storage": str(tmp_path / "runs")},
             "evaluation": {"draws": 4, "validation_draws": 1, "shifts": list(SHIFTS)},

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from proxscore.config.section import Section
 
@@ -34,7 +34,7 @@ class PenaltyConfig(Section):
 class PriorConfig(Section):
     """Gaussian prior, by groups of parameters; see ``inference.priors``."""
 
-    scale: float = Field(0.1, gt=0)
+    scale: Annotated[float, Field(gt=0)] | Literal["fan_in"] = 1.0  # fan_in: sqrt(2 / fan-in), tensor by tensor
     biases: Literal["informative", "flat", "point"] = "informative"
     norms: Literal["informative", "flat", "point"] = "informative"
     scales: dict[str, float] = Field({})  # glob pattern of parameter names -> scale
@@ -98,32 +98,53 @@ class ProximalScoreConfig(Section):
 
     kind: Literal["proximal_score"] = "proximal_score"
     prior: PriorConfig = PriorConfig()
+    prior_warmup: float = Field(0, ge=0)  # epochs over which the prior's precision grows from zero to what it is
     penalty: PenaltyConfig = PenaltyConfig()
     family: FamilyConfig = MeanFieldConfig()
     families: dict[str, FamilyConfig] = Field(
         {}
     )  # glob pattern of parameter names -> family of these; the last match counts
     solver: SolverConfig | None = None  # null: the closed form for families that have one
-    metric: Literal["posterior", "adaptive"] = "posterior"  # of the mean's step; see inference.metric
-    lr: float | None = Field(None, gt=0)  # null: 0.005 with the adaptive metric (Adam's units), 1 with the posterior's
-    square_decay: float = Field(0.999, ge=0, lt=1)  # of the adaptive metric's running mean of squares
-    # Of all sampled parameters, per data point; null: by initial_noise. Of forecasts: five times the horizon.
-    initial_precision: float | None = Field(0.1, gt=0)
-    # In its place: initial standard deviations relative to each tensor's weights; where both are null, the largest noise up to
-    # 0.05 that costs little.
+    metric: Literal["adaptive", "posterior"] = "adaptive"  # of the mean's step; see inference.metric
+    lr: float | None = Field(None, gt=0)  # null: 0.004 with the adaptive metric (Adam's units), 1 with the posterior's
+    square_decay: float | None = Field(
+        None, ge=0, lt=1
+    )  # of the adaptive metric's running mean of squares; null: 0.999
+    # Initial standard deviations relative to each tensor's weights; null: the largest up to 0.02 that costs little.
     initial_noise: float | None = Field(None, gt=0)
-    paired: bool = True
-    draws: int = Field(1, ge=1, le=10_000)  # pairs (or single draws) per step
+    initial_precision: float | None = Field(None, gt=0)  # in its place: of all sampled parameters, per data point
+    paired: bool = False  # true: pairs m + e, m - e, two gradient evaluations each
+    draws: int = Field(1, ge=1, le=10_000)  # single draws (or pairs) per step
     keep_mean: bool = True  # false: a number less per parameter, and more time for the noise
     momentum: float = Field(0.9, ge=0, lt=1)
     max_log_precision_step: float | None = Field(1.0, gt=0)
-    # Of the posterior's metric, in its standard deviations (null: 0.1; of forecasts 0.6), of the adaptive one in lr (null: 3).
+    # Of the posterior's metric, in its standard deviations (null: 0.1), of the adaptive one in lr (null: 3).
     max_mean_step: float | None = Field(None, gt=0)
     temperature: float = Field(1.0, gt=0)
     point_lr: float | None = Field(None, gt=0)  # Adam's, for parameters that are not sampled; null: lr, or 0.001
     clip_norm: float | None = Field(None, gt=0)  # 2-norm of a draw's gradient of the mean negative log-likelihood
-    effective_data_size: float | None = Field(None, gt=0)  # None: training rows, but at least 100,000 (cold posterior)
+    effective_data_size: float | None = Field(None, gt=0)  # null: the training rows; more is a cold posterior
     max_skipped_steps: int = Field(10, ge=1)
+
+    @model_validator(mode="after")
+    def _without_effect(self) -> Self:
+        """Refuse settings that the others leave without effect."""
+        weight = PenaltyConfig.model_fields["mean"].default
+        if self.metric == "adaptive" and self.penalty.mean != weight:
+            raise ValueError(
+                f"penalty.mean is {self.penalty.mean:g}, the weight of metric=posterior, and metric is adaptive, whose step is "
+                f"lr: set lr, or metric=posterior, or leave penalty.mean at {weight:g}"
+            )
+        if self.metric == "posterior" and self.square_decay is not None:
+            raise ValueError(
+                f"square_decay is {self.square_decay:g}, of metric=adaptive, and metric is posterior: leave it out"
+            )
+        if self.initial_noise is not None and self.initial_precision is not None:
+            raise ValueError(
+                f"initial_noise is {self.initial_noise:g} and initial_precision is {self.initial_precision:g}: both say how "
+                "wide the posterior is at the start; set one of them to null"
+            )
+        return self
 
 
 class AdamWConfig(Section):
@@ -152,7 +173,7 @@ class ELBOConfig(Section):
     """Mean-field variational inference by reparametrized gradients (Bayes by Backprop); see ``methods.elbo``."""
 
     kind: Literal["elbo"] = "elbo"
-    prior: PriorConfig = PriorConfig(scale=1.0)
+    prior: PriorConfig = PriorConfig()
     lr: float = Field(1e-3, gt=0)  # Adam's
     initial_scale: float = Field(0.01, gt=0)  # standard deviations at the start
     draws: int = Field(1, ge=1, le=10_000)  # per step
@@ -191,7 +212,7 @@ class SGLDConfig(Section):
     """Stochastic-gradient Langevin dynamics, cyclical as published; see ``methods.sgmcmc``."""
 
     kind: Literal["sgld"] = "sgld"
-    prior: PriorConfig = PriorConfig(scale=1.0)
+    prior: PriorConfig = PriorConfig()
     lr: float = Field(0.5, gt=0)  # at the start of a cycle, of the mean loss
     schedule: Literal["cyclical", "constant"] = "cyclical"
     cycles: int = Field(4, ge=1, le=1_000_000)

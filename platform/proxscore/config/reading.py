@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -10,7 +11,6 @@ from typing import Any, TypeVar, get_args
 from pydantic import ValidationError
 
 from proxscore.config.credentials import masked
-from proxscore.config.forecasting import MAX_HORIZON, ForecastingConfig
 from proxscore.config.plain import fault
 from proxscore.config.root import Config
 from proxscore.config.section import REVEAL, ConfigError, Section, expanded
@@ -70,8 +70,7 @@ def _with_defaults_of_the_task(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _completed(task: dict[str, Any], method: dict[str, Any]) -> dict[str, Any]:
-    if task.get("kind") == "forecasting":
-        return _defaults_of_forecasts(task, method) | method if method.get("kind") == "proximal_score" else method
+    """With the loaded weights as the prior's mean, where weights are given."""
     model = task.get("model")
     prior = method.get("prior", {})
     if not (isinstance(model, dict) and isinstance(prior, dict) and method.get("kind") in _WITH_PRIOR):
@@ -81,16 +80,6 @@ def _completed(task: dict[str, Any], method: dict[str, Any]) -> dict[str, Any]:
     if model.get("weights") is None and not pretrained:
         return method
     return method | {"prior": {"mean": "initial"} | prior}  # weights that are given are what the prior is about
-
-
-def _defaults_of_forecasts(task: dict[str, Any], method: dict[str, Any]) -> dict[str, Any]:
-    """A window's log-likelihood is a sum over its steps: precisions are larger, and steps shorter in their units."""
-    horizon = task.get("horizon", ForecastingConfig.model_fields["horizon"].default)
-    if not isinstance(horizon, int) or not 0 < horizon <= MAX_HORIZON:  # will be refused
-        return {}
-    if method.get("metric", "posterior") != "posterior":
-        return {"initial_precision": 5.0 * horizon}
-    return {"initial_precision": 5.0 * horizon, "max_mean_step": 0.6}
 
 
 def validated(root: type[Root], tree: dict[str, Any], source: str) -> Root:
@@ -160,7 +149,8 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 
 def _one_line(error: ValidationError, source: str, root: type[Section]) -> str:
-    first = error.errors(include_url=False)[0]
+    errors = error.errors(include_url=False)
+    first = errors[0]
     # pydantic puts the tag of a discriminated union into the location; users do not write it
     location = [str(part) for part in first["loc"]]
     section, path = _descend(location, root)
@@ -175,12 +165,27 @@ def _one_line(error: ValidationError, source: str, root: type[Section]) -> str:
         return f"{source}: {dotted}.kind is {_short(first['ctx']['tag'])}; it must be one of {tags}"
     if first["type"] == "missing":
         return f"{source}: {dotted} is missing; it has no default"
-    more = error.error_count() - 1
-    suffix = f" (and {more} more)" if more else ""
+    others = errors[1:]
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "string_type" and isinstance(first["input"], (int, float)):
         message += ": a text that looks like a number goes into quotes"
+    if (place := _alternative(location)) is not None:  # a setting that may be of several types: none of them fits
+        dotted = ".".join(path[: _alternative(path)])
+        same = [other for other in others if tuple(map(str, other["loc"][:place])) == tuple(location[:place])]
+        others = [other for other in others if other not in same]
+        words = dict.fromkeys(other["msg"].removeprefix("Input should be ") for other in same)
+        message += "".join(f", or {word}" for word in words if word not in message)
+    suffix = f" (and {len(others)} more)" if others else ""
     return f"{source}: {dotted} is {_short(first['input'])}: {message[0].lower()}{message[1:]}{suffix}"
+
+
+#: What pydantic calls the types of a union of plain ones in a location: float, constrained-float, list[float], literal['x'].
+_PLAIN = re.compile(r"(constrained-)?(str|int|float|bool)|(list|literal)\[.*\]")
+
+
+def _alternative(location: list[str]) -> int | None:
+    """Where a location names one of several types of a setting, if it does."""
+    return next((index for index, part in enumerate(location) if index and _PLAIN.fullmatch(part)), None)
 
 
 def _short(value: Any) -> str:

@@ -38,6 +38,8 @@ class TrainingConfig(Section):
     meta_init: bool = False  # initial weights are made shard by shard: no worker ever holds the whole model
     loader_processes: int = Field(0, ge=0, le=1000)
     validate_every: float = Field(1, gt=0)  # epochs
+    # Judge and keep the state whose validation NLL was the lowest, which has a checkpoint, in place of the last one.
+    early_stopping: bool = False
     checkpoint_every: float = Field(1, gt=0)  # epochs
     keep_checkpoints: int = Field(2, ge=1, le=MAX_EPOCHS)  # the best by validation NLL; beside them, always the newest
     profile: bool = False  # leave a trace of a few early steps in MLflow (profile/rank-0.json.gz)

@@ -26,7 +26,7 @@ from proxscore.inference.buffers import kept_buffers
 from proxscore.inference.gathered import reshard
 from proxscore.inference.names import named_parameters
 
-INITIAL_NOISE = 0.05
+INITIAL_NOISE = 0.02
 _ZERO = 1e-8  # a root mean square below says nothing
 
 
@@ -75,39 +75,44 @@ def bearable_noise(module: nn.Module, losses: Callable[[], Iterable[Tensor]], la
         seed: of the draws.
 
     Raises:
-        ValueError: no batches, or a loss that is not finite at the start.
+        ValueError: no batches, or no batch whose loss is finite at the start; single ones are left out.
     """
     reshard(module)
     trained = {name: p for name, p in named_parameters(module).items() if p.requires_grad}
     scales = initial_scales(trained)
     before = [parameter.detach().clone() for parameter in trained.values()]
 
-    def average(relative: float) -> float:
-        total, count = torch.zeros((), dtype=torch.float64), 0
+    def found(relative: float) -> Tensor:
+        """Of each batch."""
+        seen: list[Tensor] = []
         iterator = iter(losses())
         while True:
-            _perturb(trained, before, scales, relative, noise.key(seed, "bearable", count))
+            _perturb(trained, before, scales, relative, noise.key(seed, "bearable", len(seen)))
             loss = next(iterator, None)
             reshard(module)  # a root that stays gathered would not see the next draw
             if loss is None:
                 break
-            total += loss.detach().double().cpu()
-            count += 1
-        if not count:
+            seen.append(loss.detach().double())
+        if not seen:
             raise ValueError("initial_noise: no batches to measure it on")
+        each = torch.stack(seen)
         if dist.is_initialized():
-            on_device = total.to(before[0].device)
-            dist.all_reduce(on_device)
-            total = on_device.cpu() / dist.get_world_size()
-        return total.item() / count
+            each = each.to(before[0].device)
+            dist.all_reduce(each)
+            each /= dist.get_world_size()
+        return each.cpu()
 
     with kept_buffers(module):
         try:
-            least = average(0.0)
-            if not math.isfinite(least):
-                raise ValueError("initial_noise: the loss is not finite at the start")
+            base = found(0.0)
+            usable = base.isfinite()  # training skips a batch that is not
+            if not usable.any():
+                raise ValueError("the loss of the first batches is not finite at the start: look for bad inputs")
+            least = base[usable].mean().item()
             relative = largest
-            while relative > _SMALLEST and not average(relative) <= least + BEARABLE * max(abs(least), 1.0):
+            while relative > _SMALLEST:
+                if found(relative)[usable].mean().item() <= least + BEARABLE * max(abs(least), 1.0):
+                    break
                 relative /= 2
         finally:
             _perturb(trained, before, scales, 0.0, 0)

@@ -28,11 +28,31 @@ which leaves the fixed point, s = 0, and lies between half of the metric's step 
 models, takes r Lambda_t as it is.) Where precision and prior are negligible, s = -(N / T) g, and this is Adam's step
 -lr g / (sqrt(v) + eps), with the squares of the steps before; lr stands for half as much where the posterior is tight. The
 prior's precision keeps the step finite where a gradient vanishes. In the first step v is unknown: the mean stays where it
-is. Sources: M. Kim, arXiv 2602.05873; Adam, Kingma and Ba, arXiv 1412.6980.
+is.
+
+*The precision's step.* With single draws the curvature statistic k = e c g + lambda / Lambda (c = N / T, e the draw's
+displacement, of variance 1 / Lambda) has noise of standard deviation
+
+    sigma = c sqrt(v / (Lambda S))          S: draws per step,
+
+which grows with the data's number and with the gradients: of a forecaster's windows, sums over their steps, it is hundreds
+of times the one that k is compared with. Beyond what the proximal weight kappa bears, the log-precision is moved by noise
+alone, by sigma / kappa in each of about kappa steps, and standard deviations run away within a few hundred. So the mean field
+takes
+
+    k  <-  1 + f (k - 1),                   f = min(1, sqrt(kappa) / (3 sigma)),
+
+a proximal weight of max(kappa, 3 sigma sqrt(kappa)) to first order: noise alone moves no log-precision by more than a third
+(root mean square) in kappa steps. v is of the steps before, so E k = 1 stays the fixed point, and k's expectation over
+mini-batches is the full batch's. What the noise drowns does not arrive in the run, and the verdict says so. In a pair's k the
+gradient that both draws have in common cancels, so pairs are left as they are.
+
+Sources: M. Kim, arXiv 2602.05873; Adam, Kingma and Ba, arXiv 1412.6980.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,8 +63,10 @@ Metric = Literal["adaptive", "posterior"]
 
 #: Adam's, which keeps zero out of the denominator.
 EPSILON = 1e-8
+#: How far noise alone may move a log-precision (root mean square) in as many steps as its proximal weight.
+WANDER = 1 / 3
 #: The learning rate where none is given.
-LR = 5e-3
+LR = 4e-3
 
 
 @dataclass(frozen=True)
@@ -55,11 +77,13 @@ class Adaptive:
         lr: the learning rate in force; zero: the mean stays where it is.
         scale: data size / temperature.
         decay: of the running mean of squares, in [0, 1).
+        singles: single draws of a step, whose curvature statistic is to be held down; none: pairs.
     """
 
     lr: float
     scale: float
     decay: float
+    singles: int | None = None
 
     def of(self, squares: list[Tensor], counts: list[float]) -> list[Tensor]:
         """M_t, from running means of squares and the numbers of steps that are in them."""
@@ -70,6 +94,28 @@ class Adaptive:
         torch._foreach_mul_(metric, [factor * correction for correction in corrections])
         torch._foreach_add_(metric, [factor * EPSILON if known else float("inf") for known in ready])
         return list(metric)
+
+    def hold_down_(
+        self,
+        statistic: list[Tensor],
+        squares: list[Tensor],
+        counts: list[float],
+        precision: list[Tensor],
+        weight: float,
+    ) -> None:
+        """Make of k what counts at the proximal weight ``weight`` of the precision, 1 + f (k - 1); in the first step, 1."""
+        assert self.singles is not None
+        noise = torch._foreach_div(squares, precision)
+        torch._foreach_sqrt_(noise)
+        unit = self.scale / math.sqrt(self.singles) / (math.sqrt(weight) * WANDER)
+        corrections = [(1 - self.decay**count) ** -0.5 if count > 0 else 0.0 for count in counts]
+        torch._foreach_mul_(noise, [unit * correction for correction in corrections])
+        if not all(counts):
+            torch._foreach_add_(noise, [0.0 if count > 0 else float("inf") for count in counts])
+        torch._foreach_clamp_min_(noise, 1.0)  # 1 / f
+        torch._foreach_sub_(statistic, 1.0)
+        torch._foreach_div_(statistic, noise)
+        torch._foreach_add_(statistic, 1.0)
 
     def add_(self, squares: list[Tensor], gradients: list[Tensor]) -> None:
         """Fold a step's gradients into the running means: only after :meth:`of` of that step."""

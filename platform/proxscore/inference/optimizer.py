@@ -11,7 +11,7 @@ Source: M. Kim, arXiv 2602.05873.
 
     optimizer = ProximalScore(model.named_parameters(), data_size=50_000)
     for x, y in loader:
-        for _ in optimizer.draws():                       # the weights are a draw from q_t; a pair by default
+        for _ in optimizer.draws():                       # the weights are a draw from q_t
             likelihood.nll(model(x), y).mean().backward()
         optimizer.step()                                  # the proximal step; the weights are the mean again
 """
@@ -59,7 +59,7 @@ class ProximalScore(torch.optim.Optimizer):
 
     State per sampled parameter, with the parameter's own sharding: ``mean``, ``precision``, ``score`` (running mean of
     the gradient), ``square`` (of its square, with the adaptive metric), and ``curvature`` if ``draws`` > 1. With weights and
-    gradient that is 5 P numbers at rest for P parameters, 6 P within a step; one more each for the adaptive metric and for
+    gradient that is 6 P numbers at rest for P parameters, 7 P within a step; one less with the posterior's metric, one more for
     several draws. All of it, and the noise (a function of ``seed`` and the step counter), is in ``state_dict``.
     Families other than the mean
     field, and the gradient solver, hold the parameters of a group together (:mod:`proxscore.inference.blocks`).
@@ -67,8 +67,7 @@ class ProximalScore(torch.optim.Optimizer):
     Args:
         params: ``model.named_parameters()``, or groups (dicts) of named parameters; a group may set its own ``lr``,
             ``momentum`` and ``initial_precision``. Frozen parameters are left alone; a tied one counts once.
-        data_size: number of data points N behind the posterior. A larger number than the true one is a colder
-            posterior, and eases training on small data: 100,000 trained networks on 1,258 and 10,000 images.
+        data_size: number of data points N behind the posterior. A larger number than the true one is a colder posterior.
         prior: Gaussian prior and selection of the sampled parameters.
         prior_schedule: factor on the prior's precision over the steps, in [0, 1]: a prior that enters gradually leaves the
             likelihood the first word, where the adaptive metric amplifies the prior's pull wherever gradients are small.
@@ -79,16 +78,18 @@ class ProximalScore(torch.optim.Optimizer):
             match counts.
         solver: none takes the closed-form step for families that have one, and a :class:`GradientSolver` with its
             defaults for the others; given, it serves them all.
-        metric: of the mean's proximal step (:mod:`proxscore.inference.metric`): ``posterior``, with the weight
-            ``penalty.mean``, or ``adaptive``, Adam's.
-        lr: with the adaptive metric the learning rate, in Adam's units (default 0.005); with the posterior's a factor on the
+        metric: of the mean's proximal step (:mod:`proxscore.inference.metric`): ``adaptive``, Adam's, or ``posterior``, with
+            the weight ``penalty.mean``.
+        lr: with the adaptive metric the learning rate, in Adam's units (default 0.004); with the posterior's a factor on the
             mean's step (default 1). Torch's learning-rate schedulers may change it.
-        square_decay: decay of the adaptive metric's running mean of squared gradients, in [0, 1).
-        initial_precision: the initial precision of every sampled parameter divided by data_size / temperature, to which the
-            prior's is added; or by parameter name.
-        initial_noise: in its place, where given, the initial standard deviations relative to each tensor's weights
-            (:mod:`proxscore.inference.initial`; 0.05 where both are none); none is wider than the prior.
-        paired: score each draw m + e together with m - e on the same batch (two evaluations).
+        square_decay: decay of the adaptive metric's running mean of squared gradients, in [0, 1)
+            (default 0.999).
+        initial_noise: the initial standard deviations relative to each tensor's weights (:mod:`proxscore.inference.initial`;
+            0.02 where nothing is given); none is wider than the prior.
+        initial_precision: in its place, the initial precision of every sampled parameter divided by data_size / temperature,
+            to which the prior's is added; or by parameter name.
+        paired: score each draw m + e together with m - e on the same batch (two evaluations): for precisions that have to be
+            right, as the gradient that both have in common leaves their curvature statistic.
         draws: draws, or pairs, per step, over all draw groups.
         draw_mesh: one-dimensional mesh over draw groups: processes that hold the same parameters (or the same shards of
             them) and score different draws of a step on the same batch, each ``draws`` / its size. Their scores and
@@ -134,12 +135,12 @@ class ProximalScore(torch.optim.Optimizer):
         family: Family | None = None,
         families: Mapping[str, Family] | None = None,
         solver: GradientSolver | None = None,
-        metric: Metric = "posterior",
+        metric: Metric = "adaptive",
         lr: float | None = None,
-        square_decay: float = 0.999,
+        square_decay: float | None = None,
         initial_noise: float | None = None,
-        initial_precision: float | Mapping[str, float] | None = 0.1,
-        paired: bool = True,
+        initial_precision: float | Mapping[str, float] | None = None,
+        paired: bool = False,
         draws: int = 1,
         draw_mesh: DeviceMesh | None = None,
         keep_mean: bool = True,
@@ -162,11 +163,15 @@ class ProximalScore(torch.optim.Optimizer):
                 raise ValueError(f"{setting} is {value}; it must be positive")
         if metric not in get_args(Metric):
             raise ValueError(f"metric is {metric!r}; it must be one of {', '.join(get_args(Metric))}")
-        if not 0 <= square_decay < 1:
-            raise ValueError(f"square_decay is {square_decay}; it must lie in [0, 1)")
-        self.metric, self.square_decay = metric, square_decay
-        self.prior_schedule = prior_schedule
         adaptive = metric == "adaptive"
+        if square_decay is not None and not (adaptive and 0 <= square_decay < 1):
+            raise ValueError(f"square_decay is {square_decay}; it must lie in [0, 1), and is of metric='adaptive'")
+        if initial_noise is not None and isinstance(initial_precision, float | int):
+            raise ValueError(
+                "initial_noise and initial_precision both say how wide the posterior is at the start: give one"
+            )
+        self.metric, self.square_decay = metric, 0.999 if square_decay is None else square_decay
+        self.prior_schedule = prior_schedule
         lr = lr if lr is not None else LR if adaptive else 1.0
         self.base_lr = lr if adaptive else 1.0
         self.prior = prior or Prior()
@@ -647,8 +652,10 @@ class ProximalScore(torch.optim.Optimizer):
             weights = precision_weight, (mean_weight / lr if lr > 0 else float("inf"))
             scheduled = self.penalty.mean / mean_weight
             factor = scheduled * lr / self.base_lr if lr > 0 else 0.0
-            adaptive = self.metric == "adaptive"
-            metric = Adaptive(scheduled * lr, self.scale, self.square_decay) if adaptive else None
+            metric = None
+            if self.metric == "adaptive":
+                singles = None if self.paired else self.draws_per_step
+                metric = Adaptive(scheduled * lr, self.scale, self.square_decay, singles)
             score_scale = -self.scale / (1 - group["momentum_product"])
             step = ProximalStep(
                 penalty=self.penalty,

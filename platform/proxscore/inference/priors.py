@@ -33,7 +33,9 @@ class Prior:
     A parameter that is not sampled is a point estimate: trained with the rest, by Adam, on the same scores.
 
     Args:
-        scale: standard deviation, in units of the weights; infinite: flat. See also :meth:`flat`.
+        scale: standard deviation, in units of the weights; infinite: flat. See also :meth:`flat`. ``fan_in``: sqrt(2 / fan-in)
+            for each tensor with a fan-in (its numbers per entry of the first axis), which keeps the variance of activations
+            from layer to layer (He et al. 2015, 1502.01852), and one for vectors.
         scales: glob pattern of parameter names -> scale, for groups of parameters; the last match counts. Without one,
             ``*log_noise`` is flat.
         biases: ``informative`` (as weights), ``flat`` (precision zero) or ``point`` (not sampled).
@@ -52,7 +54,7 @@ class Prior:
             no parameter.
     """
 
-    scale: float = 0.1
+    scale: float | Literal["fan_in"] = 1.0
     scales: Mapping[str, float] = field(default_factory=dict)
     biases: Treatment = "informative"
     norms: Treatment = "informative"
@@ -63,7 +65,9 @@ class Prior:
 
     def __post_init__(self) -> None:
         for label, scale in [("scale", self.scale), *((f"scales[{p!r}]", s) for p, s in self.scales.items())]:
-            if not scale > 0:
+            if isinstance(scale, str) and (label, scale) != ("scale", "fan_in"):
+                raise ValueError(f"prior.{label} is {scale!r}; it must be a number, or scale=fan_in")
+            if not isinstance(scale, str) and not scale > 0:
                 raise ValueError(f"prior.{label} is {scale}; it must be positive")
         for label in ("biases", "norms"):
             if getattr(self, label) not in ("informative", "flat", "point"):
@@ -82,13 +86,15 @@ class Prior:
 
     def assign(self, parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Assignment]:
         """The prior's word on each (name, parameter), by name and shape."""
-        shapes = {name: parameter.ndim for name, parameter in parameters}
+        named = dict(parameters)
+        fans = {name: math.prod(parameter.shape[1:]) for name, parameter in named.items()}
+        shapes = {name: parameter.ndim for name, parameter in named.items()}
         kinds = kinds_by_name(shapes) | dict(self.kinds)
         selected = self._selected(list(shapes))
         for pattern in self.scales:
             if not any(fnmatch.fnmatchcase(name, pattern) for name in shapes):
                 raise ValueError(f"prior.scales: the pattern {pattern!r} matches no parameter")
-        return {name: self._assign(name, kinds[name], name in selected) for name in shapes}
+        return {name: self._assign(name, kinds[name], name in selected, fans[name]) for name in shapes}
 
     def about_start(self, parameters: Iterable[tuple[str, Tensor]]) -> Prior:
         """The same prior, with the means of normalisations' scales that have none at their present values, those of the start.
@@ -102,18 +108,19 @@ class Prior:
         scales = [name for name in named if kinds[name] == "norm" and name.endswith((".weight", ".gamma", ".scale"))]
         return replace(self, mean={name: named[name].detach().clone() for name in scales} | dict(self.mean))
 
-    def _assign(self, name: str, kind: Kind, selected: bool) -> Assignment:
+    def _assign(self, name: str, kind: Kind, selected: bool, fan_in: int) -> Assignment:
         treatment = {"bias": self.biases, "norm": self.norms}.get(kind, "informative")
         sampled = selected and treatment != "point" and not self._never(name)
-        precision = self._precision(name) if treatment == "informative" else 0.0
+        precision = self._precision(name, fan_in) if treatment == "informative" else 0.0
         return Assignment(sampled, precision)
 
     def _never(self, name: str) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.point)
 
-    def _precision(self, name: str) -> float:
+    def _precision(self, name: str, fan_in: int) -> float:
         matches = [scale for pattern, scale in self.scales.items() if fnmatch.fnmatchcase(name, pattern)]
-        scale = math.inf if fnmatch.fnmatchcase(name, NOISE) else self.scale
+        general = math.sqrt(2 / max(fan_in, 2)) if isinstance(self.scale, str) else self.scale
+        scale = math.inf if fnmatch.fnmatchcase(name, NOISE) else general
         return (matches[-1] if matches else scale) ** -2
 
     def _selected(self, names: list[str]) -> set[str]:

@@ -20,9 +20,6 @@ from proxscore.methods.priors import prior_of
 if TYPE_CHECKING:
     from proxscore.methods import Horizon
 
-# Fewer data points make a posterior so wide that its first draws destroy a network: small data get a colder posterior.
-SMALLEST_DATA_SIZE = 100_000
-
 
 def build(
     config: ProximalScoreConfig,
@@ -42,6 +39,7 @@ def build(
             module.named_parameters(),
             data_size(config, horizon.data_size),
             prior=prior(config, module),
+            prior_schedule=_prior_schedule(config.prior_warmup, horizon),
             penalty=penalty_of(config.penalty, horizon),
             family=_family(config.family),
             families={pattern: _family(family) for pattern, family in config.families.items()},
@@ -50,7 +48,7 @@ def build(
             lr=config.lr,
             square_decay=config.square_decay,
             initial_noise=_initial_noise(config, module, losses, seed),
-            initial_precision=None if config.initial_noise is not None else config.initial_precision,
+            initial_precision=config.initial_precision,
             paired=config.paired,
             draws=config.draws,
             draw_mesh=draw_mesh,
@@ -74,6 +72,16 @@ def _initial_noise(
     if config.initial_noise is not None or config.initial_precision is not None:
         return config.initial_noise
     return bearable_noise(module, losses, INITIAL_NOISE, seed)
+
+
+def _prior_schedule(epochs: float, horizon: Horizon) -> Schedule:
+    steps, total = epochs * horizon.steps_per_epoch, horizon.total_steps
+    if steps >= total:
+        raise ValueError(
+            f"prior_warmup is {epochs:g} epochs, {steps:g} steps of a run of {total}: the prior would never count in full; "
+            f"use less than {total / horizon.steps_per_epoch:g}"
+        )
+    return Schedule("constant", warmup=steps)
 
 
 def penalty_of(config: PenaltyConfig, horizon: Horizon) -> Penalty:
@@ -112,7 +120,7 @@ def _schedule(config: ScheduleConfig) -> Schedule:
 
 def data_size(config: ProximalScoreConfig, rows: int) -> float:
     """Data points that the posterior stands for, of so many training rows."""
-    return config.effective_data_size or max(rows, SMALLEST_DATA_SIZE)
+    return config.effective_data_size or float(rows)
 
 
 def prior(config: ProximalScoreConfig, module: nn.Module) -> Prior:

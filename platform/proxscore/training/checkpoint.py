@@ -109,6 +109,15 @@ def damage(folder: Path) -> str | None:
     return None
 
 
+def step_of(folder: Path) -> int:
+    """The step that a checkpoint was written at.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    return int(_index(folder)[1]["progress.step"])
+
+
 def load(folder: Path, snapshot: Snapshot) -> None:
     """Read a checkpoint in place, with any number of ranks.
 
@@ -125,6 +134,8 @@ def load(folder: Path, snapshot: Snapshot) -> None:
         for name in [name for name in tensors if name.endswith(f".{KEY}") and name not in held]:
             del tensors[name]  # of an earlier version: what convergence is judged by begins anew
             del flat[name]
+        for name in [name for name in flat if name.startswith("progress.") and name not in values]:
+            del flat[name]  # of an earlier version, which did not count it
         surplus = sorted({*held, *values} - flat.keys()) + sorted(flat.keys() - {*held, *values})
         if surplus:
             raise ValueError(f"{surplus[0]} is on one side only")

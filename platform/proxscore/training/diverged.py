@@ -86,7 +86,7 @@ def remedy(method: MethodConfig, section: str) -> str:
         return remedy(method.of, f"{section}.of")
     if isinstance(method, ProximalScoreConfig):
         tighter = f"a larger {section}.initial_precision"
-        if method.initial_precision is None or method.initial_noise is not None:
+        if method.initial_precision is None:
             tighter = f"a smaller {section}.initial_noise"
         if method.metric == "adaptive":
             return f"use a smaller {section}.lr (now {method.lr or LR:g}), or {tighter}, and look for bad inputs"

@@ -240,6 +240,8 @@ def keep(tracked: TrackedRun, results: dict[str, Any], final: Path) -> None:
             tracked.metrics({f"{prefix}/{name}": value for name, value in metrics.items()})
     if "mixture_weights" in results:
         tracked.describe({}, {"mixture.weights": json.dumps(results["mixture_weights"])})
+    if (lowest := results.get("validation")) is not None:
+        tracked.metrics({"validation/lowest_nll": lowest["nll"], "validation/lowest_epoch": lowest["epoch"]})
     if (verdict := Verdict.of_json(results.get(VERDICT))) is not None:
         keep_verdict(tracked, verdict)
     tracked.metrics({"parameters": results["parameters"], "gradient_evaluations": results["evaluations"]})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,13 @@ def train(config: Config, method_config: MethodConfig, epochs: float, task: Task
 
 @dataclass
 class Fitted:
-    """What the steps of a method left; ``seconds`` are those of the steps and of what the method did after the last."""
+    """What the steps of a method left.
+
+    Attributes:
+        seconds: of the steps and of what the method did after the last.
+        lowest: validation ``nll`` where it was the lowest and the ``epoch`` of that, the NLL at the ``end``, and whether the
+            run is ``stopped`` there (1 or 0).
+    """
 
     module: nn.Module
     method: Method
@@ -71,6 +77,7 @@ class Fitted:
     snapshot: checkpoint.Snapshot
     seconds: float
     verdict: Verdict | None
+    lowest: dict[str, float]
 
     def posterior(self) -> Posterior:
         """Of the module's weights, with what training found of its convergence."""
@@ -136,7 +143,8 @@ def fit(
     horizon = horizon_of(data.steps_per_epoch, epochs, task)
     first = partial(first_losses, module, task, config, context, data)
     method = build_method(method_config, module, horizon, config.seed, first, context.draw_mesh)
-    progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "score": WORST, "lanes": 0, "skipped_rows": 0}
+    progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "score": WORST, "lanes": 0, "skipped_rows": 0, "start": None}
+    progress |= {"best_step": 0, "best_score": WORST, "stopped": False}
     snapshot = checkpoint.Snapshot(module, method, progress)  # type: ignore[arg-type]
     stop = horizon.total_steps if until is None else step_at(until / epochs, horizon)
     if not restore(snapshot, context) and start is not None:
@@ -168,6 +176,8 @@ def fit(
         if "data/skipped_rows" in record:  # of the step; recorded is their number so far
             progress["skipped_rows"] += record["data/skipped_rows"]
             record["data/skipped_rows"] = progress["skipped_rows"]
+        if step == 0:
+            progress["start"] = record["train/nll"]
         records.append({"step": step + 1} | record)
         progress |= {"step": step + 1, "seconds": time.perf_counter() - started}
         asked, report = wanted, asked or validate or save
@@ -177,23 +187,37 @@ def fit(
             metrics: dict[str, float] = {}
             if validate:
                 with told():
-                    metrics, losses = validated()
+                    metrics, seen = validated()
+                if seen is not None:
+                    losses = replace(seen, start=progress["start"])
                 found = judged(method, losses, horizon.data_size)
                 if found is not None:
                     records[-1] |= {f"verdict/{name}": value for name, value in found.metrics.items()}
                 nll = metrics.get("nll", math.inf)  # undefined where no target is observed
                 progress["score"] = nll if math.isfinite(nll) else WORST
+                if progress["score"] < progress["best_score"]:
+                    progress |= {"best_step": step + 1, "best_score": progress["score"]}
+                    save |= config.training.early_stopping and not last
             payload = report_of(progress, horizon, records, metrics, checkpoint=save)
+            if config.training.early_stopping and not validate:
+                payload["score"] = WORST  # that of an earlier state would push out its checkpoint
             payload["resources"] = observer.summary()
             with observer.timed("checkpoint" if save else "report"):
                 context.report(payload, partial(checkpoint.save, snapshot=snapshot) if save else None, wait=notice)
             records, reported = [], time.perf_counter()
             asked = asked and config.tracking.interval == 0
 
+    early = config.training.early_stopping and until is None and not progress["stopped"]
+    if early and 0 < progress["best_step"] < stop:  # zero: no validation had a number
+        go_back(snapshot, context)
+        _, seen = validated()
+        losses = None if seen is None else replace(seen, start=progress["start"])
+    lowest = {"nll": progress["best_score"], "epoch": progress["best_step"] / horizon.steps_per_epoch}
+    lowest |= {"end": progress["score"], "stopped": float(progress["stopped"])}
     ended = time.perf_counter()
     conclude(method, module, task.likelihood, partial(rows_of, data), horizon.data_size)
     seconds = progress["seconds"] + time.perf_counter() - ended
-    return Fitted(module, method, data, horizon, snapshot, seconds, judged(method, losses, horizon.data_size))
+    return Fitted(module, method, data, horizon, snapshot, seconds, judged(method, losses, horizon.data_size), lowest)
 
 
 def section_of(method_config: MethodConfig, config: Config, context: Context) -> str:
@@ -240,6 +264,27 @@ def restore(snapshot: checkpoint.Snapshot, context: Context) -> bool:
     if damaged:
         raise ConfigError(f"every checkpoint of this run is damaged ({damaged[0]}): take another name")
     return False
+
+
+def go_back(snapshot: checkpoint.Snapshot, context: Context) -> None:
+    """Take the state of the lowest validation NLL from its checkpoint; the run counts as one that has taken all its steps.
+
+    Raises:
+        ConfigError: its checkpoint is gone.
+    """
+    ended = dict(snapshot.progress)
+    for held in context.checkpoints():
+        with held as folder:
+            if checkpoint.damage(folder) is None and checkpoint.step_of(folder) == ended["best_step"]:
+                checkpoint.load(folder, snapshot)
+                snapshot.progress |= ended | {"stopped": True}
+                if context.rank == 0:
+                    say(f"early stopping: back at step {ended['best_step']}, validation NLL {ended['best_score']:.4f}")
+                return
+    raise ConfigError(
+        f"training.early_stopping: the checkpoint of step {ended['best_step']}, where the validation NLL was the lowest "
+        f"({ended['best_score']:.4f}), is gone from the run's folder: take another name, or training.early_stopping=false"
+    )
 
 
 def initial_module(config: Config, task: Task, context: Context) -> nn.Module:
@@ -453,6 +498,8 @@ def finish(trained: Trained, config: Config, method_config: MethodConfig, task: 
         "parameters": sum(parameter.numel() for parameter in module.parameters()),
         VERDICT: posterior.description.get(VERDICT),
     }
+    if trained.members == 1 and fitted.lowest["epoch"] > 0:
+        results["validation"] = fitted.lowest
     gathered = posterior.gather()
 
     def write(folder: Path) -> None:

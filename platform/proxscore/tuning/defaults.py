@@ -35,18 +35,19 @@ def default_space(config: Config, total_steps: int) -> dict[str, Domain]:
         "method.penalty.mean_schedule.end": Domain(uniform=[0.0, 0.2], when={KIND: ["linear", "cosine"]}),
         "method.penalty.mean_schedule.power": Domain(uniform=[0.25, 1.0], when={KIND: "power"}),
         "method.momentum": Domain(choice=[0.8, 0.9, 0.95]),
-        "method.prior.scale": _around(method.prior.scale, 5),
         "method.temperature": _around(method.temperature, 10),
         "method.paired": Domain(choice=[True, False]),
         "method.draws": Domain(randint=[1, 2]),
         "training.batch_size": Domain(choice=_batches(config.training.batch_size)),
     }
+    if not isinstance(method.prior.scale, str):
+        space["method.prior.scale"] = _around(method.prior.scale, 5)
     if method.metric == "adaptive":
         space["method.lr"] = _around(method.lr or LR, 5)
     else:
         space["method.penalty.mean"] = _around(method.penalty.mean, 5)
         space["method.max_mean_step"] = _around(method.max_mean_step or 0.1, 5)
-    if method.initial_precision is None or method.initial_noise is not None:
+    if method.initial_precision is None:
         space["method.initial_noise"] = _around(method.initial_noise or INITIAL_NOISE, 4)
     else:
         space["method.initial_precision"] = _around(method.initial_precision, 10)

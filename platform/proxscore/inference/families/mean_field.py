@@ -149,11 +149,15 @@ class MeanField(Family):
     def update_(self, bucket: Bucket, step: ProximalStep) -> Sequence[Tensor]:
         """The proximal step: moves mean, precision and weights of a bucket, and returns the precision ratios r.
 
+        k       <- 1 + f (k - 1)         of single draws, adaptive metric: f <= 1 holds noise down (``inference.metric``)
         r        = penalty's solution for k, clipped to [exp(-max_log_precision_step), exp(max_log_precision_step)]
         m       <- m + clip(u / (r + 2 kappa_m)) / sqrt(Lambda)      metric of the posterior
         m       <- m + clip(s / (lambda + min(r Lambda - lambda, M) + M))      adaptive metric M, prior precision lambda
         Lambda  <- r Lambda
         """
+        squares = [square for square in bucket.square if square is not None]
+        if step.metric is not None and step.metric.singles is not None:
+            step.metric.hold_down_(bucket.statistic, squares, bucket.squares, bucket.precision, step.weights[0])
         ratio = list(step.penalty.precision_ratio_(bucket.statistic, step.weights[0]))
         if step.max_log_precision_step is not None:
             torch._foreach_clamp_min_(ratio, math.exp(-step.max_log_precision_step))
@@ -173,7 +177,6 @@ class MeanField(Family):
             torch._foreach_mul_(bucket.precision, ratio)
         else:
             torch._foreach_mul_(bucket.precision, ratio)
-            squares = [square for square in bucket.square if square is not None]
             metric = step.metric.of(squares, bucket.squares)
             likelihood = torch._foreach_sub(bucket.precision, bucket.prior_precision)
             torch._foreach_clamp_min_(likelihood, 0.0)

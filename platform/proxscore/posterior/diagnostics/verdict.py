@@ -39,6 +39,8 @@ from proxscore.posterior.convergence import Verdict
 ARRIVED, HALVED = 0.4, 0.75
 #: Of the average of k, beyond twice its standard error.
 BIASED = 0.2
+#: NLL of the start (or nats) by which a trained network may be worse than it, and from which on it has diverged.
+BEHIND, LOST = 0.1, 10.0
 #: Standard deviations that a mean may be away, and what it must be told from.
 NEAR, AWAY = 0.5, 1.0
 #: Factor between variances beyond which a single number counts, and share of a tensor's numbers from which on.
@@ -53,11 +55,20 @@ FAR_FROM_PRIOR = 4.0
 
 @dataclass(frozen=True)
 class Losses:
-    """Validation NLL (nats per row): of the mean weights, of a single draw (average over draws), of the draws' average."""
+    """Validation NLL (nats per row): of the mean weights, of a single draw (average over draws), of the draws' average.
+
+    And the training NLL of the first step, where it is known: what the network was before it learned anything.
+    """
 
     mean: float
     draw: float
     average: float
+    start: float | None = None
+
+    @property
+    def lost(self) -> float:
+        """How much worse the mean is than the network at the start, relative to the NLL there, or to one nat."""
+        return 0.0 if self.start is None else (self.mean - self.start) / max(abs(self.start), 1.0)
 
 
 @dataclass
@@ -129,10 +140,11 @@ def verdict(
         failures = tuple(_losses_failed(losses, pareto_k))
         return Verdict("still moving" if found else "converged", few, failures, notes, metrics, **shared)  # type: ignore[arg-type]
     reasons = (*_precision(optimizer, seen), *_mean(optimizer, seen))
+    answer = "diverged" if losses is not None and losses.lost > LOST else "still moving" if reasons else "converged"
     moving = {name for each in seen if each.precision_off or not each.precision_told for name in [each.probed.name]}
-    failures = (*_collapsed(optimizer, seen, moving), *_too_tight(seen), *_losses_failed(losses, pareto_k))
+    failures = (*_losses_failed(losses, pareto_k), *_collapsed(optimizer, seen, moving), *_too_tight(seen))
     metrics = {name: value for name, value in (_metrics(seen) | metrics).items() if math.isfinite(value)}
-    return Verdict("still moving" if reasons else "converged", reasons, failures, notes, metrics, **shared)  # type: ignore[arg-type]
+    return Verdict(answer, reasons, failures, notes, metrics, **shared)  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------ what was seen
@@ -248,6 +260,8 @@ def _precision_line(optimizer: ProximalScore, off: list[_Judged], wide: bool) ->
         )
     if 0.8 < center < 1.25:
         what = f"for some of its numbers (k is off by {spread:.2g})"
+    elif about == "more than " and factor < 1.5:
+        what = f"by how much, the noise of k hides (k = {center:.2g} ± {error:.2g} where 1 is the optimum)"
     else:
         what = f"by a factor of {about}{factor:.2g} (k = {center:.2g} where 1 is the optimum)"
     start = "larger" if wide else "smaller"
@@ -349,6 +363,11 @@ def _too_tight(judged: list[_Judged]) -> list[str]:
 
 def _losses_failed(losses: Losses | None, pareto_k: float | None) -> list[str]:
     lines = []
+    if losses is not None and losses.lost > BEHIND:
+        lines.append(
+            f"its mean predicts validation data worse (NLL {losses.mean:.4g}) than the network did the training data at the "
+            f"first step ({losses.start:.4g}): lower lr or max_mean_step, or look for bad inputs"
+        )
     if losses is not None:
         average, alone = losses.average - losses.mean, losses.draw - losses.mean
         if average > WORSE or alone > WORSE_ALONE or math.isnan(average + alone):
@@ -409,7 +428,9 @@ def _conditions(judged: list[_Judged]) -> dict[str, float]:
 
 
 def _of_losses(losses: Losses | None, pareto_k: float | None) -> dict[str, float]:
-    found = {} if losses is None else {f"nll_{name}": value for name, value in vars(losses).items()}
+    found = (
+        {} if losses is None else {f"nll_{name}": value for name, value in vars(losses).items() if value is not None}
+    )
     return found if pareto_k is None else found | {"pareto_k": pareto_k}
 
 

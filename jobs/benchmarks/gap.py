@@ -1,0 +1,191 @@
+"""How much wider do predictions get where there are no data? A regression with a gap, beside NUTS.
+
+    python jobs/benchmarks/gap.py [--output gap] [--seeds 3] [--members 10]
+
+A network of 1-14-14-1 units (the problem ``network`` of tests/references: 140 rows on [-3, -1] and [0.5, 3], known noise,
+Gaussian prior), whose posterior four long chains of NUTS have sampled. Arms: one Gaussian or several of equal weight, each from a
+start of its own; and point estimates, one of which has no width. For each, over 33 inputs from -4 to 4, and 1,000 draws of
+the network's function in all:
+
+    mean            root mean square error of the predictive mean where there are data, in NUTS's standard deviations
+    sd, data/gap/outside    geometric mean of the predictive standard deviation over NUTS's, in each region
+    gap / data      how much wider the arm itself is in the gap than where there are data (the same of NUTS in its row)
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm import tqdm
+
+from proxscore.inference import ForwardKL, ProximalScore, Schedule, presets
+from proxscore.inference.families import FullCovariance, MeanField
+from proxscore.tracking.study import study
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "references"))
+from reference_data import stored  # type: ignore[import-not-found]
+from reference_targets import Target, load  # type: ignore[import-not-found]
+
+DRAWS = 1000
+#: A Gaussian over theta: mean (D,) and a square root of its covariance (D, D); zero of a point.
+Gaussian = tuple[Tensor, Tensor]
+Fit = Callable[[Target, int], Gaussian]
+
+
+def maximum(target: Target, seed: int) -> Tensor:
+    """A maximum of the log joint, from a draw of the prior."""
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randn(target.dimension, generator=generator, dtype=torch.float64)
+    theta = (target.prior_mean + target.prior_scale * start).requires_grad_()
+    optimizer = torch.optim.Adam([theta], lr=0.02)
+    for step in range(2000):
+        optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / 2000)
+        optimizer.zero_grad()
+        (-target.log_joint(theta)).backward()
+        optimizer.step()
+    return theta.detach()
+
+
+def trained(target: Target, start: Tensor, seed: int, steps: int, batch: int, **settings: Any) -> Gaussian:
+    """A posterior after so many steps of mini-batches."""
+    model = target.module(start)
+    optimizer = ProximalScore(model.named_parameters(), target.rows, prior=target.prior(), seed=seed, **settings)
+    generator = torch.Generator().manual_seed(seed)
+    done = 0
+    while done < steps:
+        for rows in torch.randperm(target.rows, generator=generator).split(batch)[: target.rows // batch]:
+            for _ in optimizer.draws():
+                target.row_nll(model(target.inputs[rows]), rows).mean().backward()
+            optimizer.step()
+            done += 1
+    found = target.join((name, parameter.detach()) for name, parameter in model.named_parameters())
+    for block in optimizer.blocks():
+        return found, block.state["factor"]
+    return found, target.join((name, state["precision"]) for name, _, state in optimizer.sampled()).rsqrt().diag()
+
+
+def point(target: Target, seed: int) -> Gaussian:
+    theta = maximum(target, seed)
+    return theta, torch.zeros(len(theta), len(theta), dtype=theta.dtype)
+
+
+def full(target: Target, seed: int) -> Gaussian:
+    cosine = Schedule("cosine", length=1000)
+    settings: dict[str, Any] = dict(family=FullCovariance(), penalty=ForwardKL(1000.0, 2.0, cosine, cosine))
+    settings |= dict(metric="posterior", initial_precision=10.0, paired=True)
+    return trained(target, maximum(target, seed), seed, 1000, 70, **settings)
+
+
+def diagonal(target: Target, seed: int) -> Gaussian:
+    cosine = Schedule("cosine", length=2000)
+    settings: dict[str, Any] = dict(family=MeanField(), penalty=ForwardKL(100.0, 2.0, cosine, cosine))
+    settings |= dict(metric="posterior", initial_precision=10.0, paired=True)
+    return trained(target, maximum(target, seed), seed, 2000, 35, **settings)
+
+
+def defaults(target: Target, seed: int) -> Gaussian:
+    """As the method is given, from a draw of the prior, for as many evaluations as the maxima's search takes."""
+    generator = torch.Generator().manual_seed(seed)
+    start = target.prior_scale * torch.randn(target.dimension, generator=generator, dtype=torch.float64)
+    return trained(target, target.prior_mean + start, seed, 4000, 70, **presets.network(4000))
+
+
+ARMS: dict[str, tuple[Fit, bool]] = {
+    "defaults": (defaults, False),
+    "defaults, several": (defaults, True),
+    "mean field, converged": (diagonal, False),
+    "mean field, converged, several": (diagonal, True),
+    "full covariance": (full, False),
+    "full covariance, several": (full, True),
+    "maxima, several (deep ensemble)": (point, True),
+}
+
+
+def functions(target: Target, found: list[Gaussian], seed: int) -> Tensor:
+    """The network's function under draws, (DRAWS, M); as many of each Gaussian."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = []
+    for center, factor in found:
+        normal = torch.randn(DRAWS // len(found), len(center), generator=generator, dtype=center.dtype)
+        drawn.append(center + normal @ factor.mT)
+    return torch.func.vmap(lambda theta: target.predict(theta, target.test_inputs))(torch.cat(drawn))
+
+
+def measured(values: Tensor, target: Target) -> dict[str, float]:
+    """The numbers of a row."""
+    nuts = {key: torch.tensor(v, dtype=torch.float64) for key, v in stored("network")["predictive"].items()}
+    x = target.test_inputs[:, 0]
+    data = ((x >= -3) & (x <= -1)) | ((x >= 0.5) & (x <= 3))
+    regions = {"data": data, "gap": (x > -1) & (x < 0.5), "outside": x.abs() > 3}
+    sd = values.std(0)
+    ratio = (sd / nuts["sd"]).log()
+    error = (values.mean(0) - nuts["mean"]) / nuts["sd"]
+    return {
+        "mean": error[data].square().mean().sqrt().item(),
+        **{f"sd, {name}": ratio[where].mean().exp().item() for name, where in regions.items()},
+        "gap / data": (sd[regions["gap"]].log().mean() - sd[data].log().mean()).exp().item(),
+        "NUTS": (nuts["sd"][regions["gap"]].log().mean() - nuts["sd"][data].log().mean()).exp().item(),
+    }
+
+
+def drawing(target: Target, arms: dict[str, Tensor]) -> Figure:
+    """A panel per arm: mean and two standard deviations of the function, beside NUTS's."""
+    figure = Figure(figsize=(14, 6), layout="constrained")
+    nuts, x = stored("network")["predictive"], target.test_inputs[:, 0]
+    low, high = ([m + s * 2 * d for m, d in zip(nuts["mean"], nuts["sd"], strict=True)] for s in (-1, 1))
+    panels = figure.subplots(2, 4, sharex=True, sharey=True).flat
+    for axes, (name, values) in zip(panels, arms.items(), strict=False):
+        center, sd = values.mean(0), values.std(0)
+        axes.fill_between(x, low, high, color="0.85", label="NUTS")
+        axes.fill_between(x, center - 2 * sd, center + 2 * sd, color="C0", alpha=0.4, label=name)
+        axes.plot(target.inputs[:, 0], target.targets, ".", color="0.3", markersize=2)
+        axes.set_title(name, fontsize=9)
+        axes.set_ylim(-4, 4)
+    return figure
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("gap"), help="folder of the table and the figure")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--members", type=int, default=10, help="of the arms called several")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    target = load("network")
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in ARMS}
+    shown: dict[str, Tensor] = {}
+    with study("gap", {"seeds": options.seeds, "members": options.members}, options.output) as record:
+        kept: dict[tuple[Fit, int], Gaussian] = {}
+        for seed, (name, (fit, several)) in (
+            progress := tqdm([(s, a) for s in range(options.seeds) for a in ARMS.items()])
+        ):
+            progress.set_postfix_str(f"{name}, seed {seed}")
+            first, count = seed * options.members, options.members if several else 1
+            for start in range(first, first + count):
+                if (fit, start) not in kept:
+                    kept[fit, start] = fit(target, start)
+            values = functions(target, [kept[fit, start] for start in range(first, first + count)], seed)
+            runs[name].append(measured(values, target))
+            shown.setdefault(name, values)
+        columns = ("mean", "sd, data", "sd, gap", "sd, outside", "gap / data")
+        rows = [[name, *(spread([run[column] for run in found]) for column in columns)] for name, found in runs.items()]
+        rows.append(["NUTS", "0", "1", "1", "1", f"{runs['defaults'][0]['NUTS']:.1f}"])
+        record.table("gap", ["arm", *columns], rows)
+        record.figure("gap", drawing(target, shown))
+    return 0
+
+
+def spread(values: list[float]) -> str:
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
