@@ -110,14 +110,20 @@ def test_what_no_trial_could_be_made_from_is_one_line_with_the_key(
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"method": {"paired": True, "temperature": 0.5}}, {"method": {"penalty": {"precision": 77.0}}}],
+    [
+        {},
+        {"method": {"metric": "adaptive"}},
+        {"method": {"paired": True, "temperature": 0.5}},
+        {"method": {"penalty": {"precision": 77.0}}},
+    ],
 )
 def test_default_spaces_are_valid_and_hold_the_given_values(changes: dict[str, Any], tmp_path: Path) -> None:
     config = configuration.parse(tree(tmp_path, **changes))
     space = default_space(config, 16)
     check(space, config)
     flat = configuration.flatten(config)
-    of_null = {"method.lr": LR, "method.initial_noise": INITIAL_NOISE, "method.penalty.precision": 16.0}
+    of_null = {"method.lr": LR, "method.max_mean_step": 0.1, "method.penalty.precision": 16.0}
+    of_null["method.initial_noise"] = INITIAL_NOISE
     for key, domain in space.items():
         value = flat[key] if flat[key] is not None else of_null[key]
         assert distribution(domain)._contains(distribution(domain).to_internal_repr(value)), key

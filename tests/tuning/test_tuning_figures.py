@@ -386,7 +386,7 @@ HORIZON = Horizon(total_steps=1000, steps_per_epoch=100, data_size=6400)
 
 
 def penalty(**settings: Any) -> Config:
-    return parse({"method": {"kind": "proximal_score", "penalty": settings}})
+    return parse({"method": {"kind": "proximal_score", "metric": "posterior", "penalty": settings}})
 
 
 def weight_at(line: Line2D, epoch: float) -> float:
