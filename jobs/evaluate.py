@@ -19,7 +19,7 @@ from rich.table import Table
 
 from proxscore import config as configuration
 from proxscore import job
-from proxscore.config import MAX_DRAWS, Config, ConfigError, ProximalScoreConfig, expanded
+from proxscore.config import MAX_DRAWS, Config, ConfigError, expanded
 from proxscore.config.files import check_folder_destination
 
 if TYPE_CHECKING:
@@ -71,11 +71,10 @@ def evaluate(source: str, overrides: list[str], split: str, draws: int, output: 
     from proxscore.training.ingest import TrainingData
     from proxscore.training.norm_rows import least_rows
     from proxscore.training.saved import load
-    from proxscore.training.task import build_task
 
     saved = load(source, overrides)
     posterior, config = saved.posterior, saved.config
-    task = build_task(config.task, trained=posterior.description.get("data"))
+    task = config.task.build(trained=posterior.description.get("data"))
     device = pick_device(config.training.device)
     built = task.build_model()
     distances = diagnosis(built, task, posterior, config, device, diagnose) if diagnose else None
@@ -121,7 +120,8 @@ def diagnosis(
     Args:
         module: as it was before training; gets the posterior's buffers and mean.
     """
-    from proxscore.methods import proximal_score
+    from proxscore.methods.priors import prior_of
+    from proxscore.methods.proximal_score import ProximalScoreConfig
     from proxscore.posterior.diagnostics import gaps
     from proxscore.training.ingest import evaluation_batches
 
@@ -134,13 +134,13 @@ def diagnosis(
             "--diagnose: the prior's mean (method.prior.mean=initial) is the weights that training began with, which are not "
             "saved: name their file by task.model.weights=FILE"
         )
-    prior, rows = proximal_score.prior(method, module), task.data.train
+    prior, rows = prior_of(method.prior, module), task.data.train
     return gaps(
         posterior.load_into(module).to(device),
         task.likelihood,
         lambda: evaluation_batches(rows, config.evaluation.batch_size, 0, 1),
         posterior,
-        data_size=proximal_score.data_size(method, len(rows)),
+        data_size=method.points(len(rows)),
         prior=prior,
         temperature=method.temperature,
         draws=draws,

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from proxscore import job
-from proxscore.config import MAX_DRAWS, ConfigError, ForecastingConfig, expanded
+from proxscore.config import MAX_DRAWS, ConfigError, expanded
 from proxscore.config.files import check_file_destination
 
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
@@ -49,6 +49,7 @@ def _work(options: argparse.Namespace) -> int:
 def forecast(source: str, overrides: list[str], draws: int, quantiles: list[float], output: Path) -> int:
     from pyarrow import csv, parquet
 
+    from proxscore.forecasting.task import ForecastingConfig
     from proxscore.storage import replacing
     from proxscore.training.context import pick_device
     from proxscore.training.ingest import evaluation_batches

@@ -34,7 +34,7 @@ from proxscore.posterior import Posterior, Samples
 from proxscore.tracking.study import study
 from proxscore.training import evaluation, loop
 from proxscore.training.context import LocalContext
-from proxscore.training.task import Task, build_task
+from proxscore.training.task import Task
 
 CNN: dict[str, Any] = {"name": "small_cnn", "channels_last": True}
 VIT: dict[str, Any] = {
@@ -183,7 +183,7 @@ def run(cell: Cell, path: Path, output: Path) -> dict[str, Any]:
         return json.loads(done.read_text())
     torch.set_num_threads(1)
     config = configure(cell, path, output)
-    task, curve = build_task(config.task), []
+    task, curve = config.task.build(), []
 
     def watch(payloads: list[dict[str, Any]]) -> None:
         (payload,) = payloads
@@ -192,7 +192,7 @@ def run(cell: Cell, path: Path, output: Path) -> dict[str, Any]:
 
     context = LocalContext(folder, torch.device("cpu"), watch, keep=1)
     fitted = loop.fit(config, config.method, cell.epochs, task, context)
-    posterior = Posterior.of(fitted.module, fitted.method).gather()  # type: ignore[arg-type]
+    posterior = Posterior.of(fitted.module, fitted.method).gather()
     posterior.save(folder / "posterior")
     draws = config.evaluation.draws if posterior.random else 0
     metrics, _ = evaluation.evaluate(fitted.module, task, config, context, "test", draws, posterior=posterior)
@@ -214,7 +214,7 @@ def mixed(cells: list[Cell], path: Path, output: Path) -> dict[str, float]:
     """Test metrics of the equal-weight mixture of what runs left: 16 draws of all together, or each member once."""
     torch.set_num_threads(1)
     config = configure(cells[0], path, output)
-    task: Task = build_task(config.task)
+    task: Task = config.task.build()
     members = [Posterior.load(cell.folder(output) / "posterior") for cell in cells]
     posterior = Samples(members, {})
     draws = config.evaluation.draws if members[0].random else len(members)

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from proxscore.calibration import ClassificationMetrics
-from proxscore.config import ConfigError, IdxConfig, ModelConfig
+from proxscore.config import ConfigError
 from proxscore.inference import Categorical, ForwardKL, GradientSolver, Prior, ProximalScore, Schedule
 from proxscore.inference.families import Family, FullCovariance, Kronecker, LowRank, Mixture
 from proxscore.inference.penalties import Tensors
@@ -48,6 +48,8 @@ from proxscore.posterior import Posterior, predict
 from proxscore.tracking.study import Study, study
 from proxscore.vision.data import ImageData, load_images
 from proxscore.vision.models import build_model
+from proxscore.vision.sources.idx import IdxConfig
+from proxscore.vision.task import ModelConfig
 
 DRAWS, BATCH_SIZE, TRAINING_IMAGES, VALIDATION_IMAGES = 16, 100, 10_000, 2_000
 METRICS = ("accuracy", "nll", "ece")

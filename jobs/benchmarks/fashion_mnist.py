@@ -26,11 +26,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from proxscore.calibration import ClassificationMetrics
-from proxscore.config import ConfigError, IdxConfig, ModelConfig
+from proxscore.config import ConfigError
 from proxscore.inference import Categorical, ForwardKL, Prior, ProximalScore, Schedule
 from proxscore.posterior import Posterior, predict
 from proxscore.vision.data import ImageData, load_images
 from proxscore.vision.models import build_model
+from proxscore.vision.sources.idx import IdxConfig
+from proxscore.vision.task import ModelConfig
 
 DRAWS = 16
 METRICS = ("accuracy", "nll", "ece", "brier")

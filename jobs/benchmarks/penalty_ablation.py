@@ -45,14 +45,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from proxscore.calibration import ClassificationMetrics
-from proxscore.config import ConfigError, DigitsConfig, ModelConfig
+from proxscore.config import PENALTIES, ConfigError
 from proxscore.inference import Categorical, Prior, ProximalScore, Schedule
-from proxscore.inference.penalties import PENALTIES
 from proxscore.inference.solver import GradientSolver
 from proxscore.posterior import Posterior, predict
 from proxscore.tracking import study
 from proxscore.vision.data import ImageData, load_images
 from proxscore.vision.models import build_model
+from proxscore.vision.sources.digits import DigitsConfig
+from proxscore.vision.task import ModelConfig
 
 MODEL = ModelConfig(name="vit_tiny_patch16_224", kwargs={"patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 4})
 BATCH_SIZE, EPOCHS, QUICK_EPOCHS = 64, 40, 2
@@ -187,7 +188,7 @@ def build(trial: Trial, module: nn.Module, steps: int, steps_per_epoch: int) -> 
         "precision_schedule": SCHEDULES[trial.precision_schedule],
         "mean_schedule": replace(SCHEDULES[trial.mean_schedule], warmup=_warmup(trial, steps_per_epoch)),
     }
-    penalty = PENALTIES[trial.penalty](
+    penalty = PENALTIES.component(trial.penalty).builds(
         precision=trial.weight * steps / (trial.inner_steps or 1), mean=2.0 * trial.weight, **schedules
     )
     solver = None

@@ -41,11 +41,13 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from proxscore.config import ConfigError, DigitsConfig, ModelConfig
+from proxscore.config import ConfigError
 from proxscore.inference import ForwardKL, Prior, ProximalScore
 from proxscore.tracking import study
 from proxscore.vision.data import load_images
 from proxscore.vision.models import build_model
+from proxscore.vision.sources.digits import DigitsConfig
+from proxscore.vision.task import ModelConfig
 
 N, BATCH = 50_000, 100  # of the quadratic target
 FEW = 8  # gradient evaluations at which every dimension is compared

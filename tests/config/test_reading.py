@@ -13,9 +13,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxscore.config import ConfigError, ProximalScoreConfig, Section, dump, dump_yaml, load, parse, read, validated
+from proxscore.config import ConfigError, Registry, Section, dump, dump_yaml, load, parse, read, validated
 from proxscore.config.root import Config
 from proxscore.config.yaml_text import parse_yaml
+from proxscore.methods.proximal_score import ProximalScoreConfig
 from proxscore.training.comparison.settings import ComparisonConfig
 from proxscore.tuning.settings import TuneConfig
 
@@ -30,42 +31,49 @@ def refusal(*overrides: str, file: Path | None = None) -> str:
 
 
 def sections(root: type[Section] = Config) -> Iterator[type[Section]]:
-    """Every kind of section in a tree."""
+    """Every kind of section in a tree, of a registry all that it holds."""
     seen: list[type[Section]] = []
 
     def walk(annotation: Any) -> None:
+        if isinstance(annotation, Registry):
+            for kind in annotation.kinds():
+                walk(annotation.section(kind))
         if isinstance(annotation, type) and issubclass(annotation, Section) and annotation not in seen:
             seen.append(annotation)
             for field in annotation.model_fields.values():
                 walk(field.annotation)
-        for inner in get_args(annotation):
+                for inner in field.metadata:
+                    walk(inner)
+        for inner in (*get_args(annotation), *getattr(annotation, "__metadata__", ())):
             walk(inner)
 
     walk(root)
     yield from seen
 
 
-UNIONS = [
+#: Fields that hold a section of one of several kinds.
+CHOICES = [
     (section, name, field)
     for section in sections()
     for name, field in section.model_fields.items()
-    if sum("kind" in getattr(member, "model_fields", {}) for member in get_args(field.annotation)) > 1
+    if any(isinstance(inner, Registry) for inner in field.metadata)
 ]
 
 
-def test_the_tree_has_its_unions() -> None:
-    assert {f"{section.__name__}.{name}" for section, name, _ in UNIONS} == {
+def test_the_tree_has_its_choices_of_kinds() -> None:
+    assert {f"{section.__name__}.{name}" for section, name, _ in CHOICES} == {
         *("Config.task", "Config.method", "VisionConfig.data", "ForecastingConfig.data"),
-        *("ProximalScoreConfig.family", "MCDropoutConfig.of", "LaplaceConfig.of", "EnsembleConfig.of"),
+        *("ProximalScoreConfig.family", "ProximalScoreConfig.penalty"),
+        *("MCDropoutConfig.of", "LaplaceConfig.of", "EnsembleConfig.of"),
     }
 
 
 @pytest.mark.parametrize(
-    ("section", "name", "field"), UNIONS, ids=lambda value: getattr(value, "__name__", str(value))[:20]
+    ("section", "name", "field"), CHOICES, ids=lambda value: getattr(value, "__name__", str(value))[:20]
 )
 def test_a_partial_section_keeps_the_default_kind(section: type[Section], name: str, field: Any) -> None:
     kind = {"kind": get_args(section.model_fields["kind"].annotation)[0]} if "kind" in section.model_fields else {}
-    default = field.default
+    default = field.get_default(call_default_factory=True)
     for key, value in default.model_dump(mode="json").items():
         if key == "kind":
             continue
@@ -222,7 +230,7 @@ def test_pipes_devices_folders_and_files_that_are_away_are_no_configuration(tmp_
         f"{prefix}.{name}"
         for prefix, section in (
             ("training", Config.model_fields["training"].annotation),
-            ("method", get_args(Config.model_fields["method"].annotation)[0]),
+            ("method", ProximalScoreConfig),
         )
         for name, field in section.model_fields.items()  # type: ignore[union-attr]
         if field.annotation is float

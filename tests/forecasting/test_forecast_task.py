@@ -23,7 +23,7 @@ from proxscore.forecasting import predictive
 from proxscore.forecasting.forecasts import Forecaster, ahead, gluonts_forecasts, table
 from proxscore.forecasting.networks import NAMES
 from proxscore.forecasting.predictive import ForecastPredictive
-from proxscore.forecasting.task import ForecastingTask
+from proxscore.forecasting.series_task import SeriesTask
 from proxscore.posterior import Posterior
 from proxscore.training import launch
 from proxscore.training.comparison import table as table_of_comparison
@@ -44,7 +44,7 @@ def test_a_network_trains_is_judged_saves_and_forecasts_what_comes_after_the_dat
     network: str, series: Path, tmp_path: Path
 ) -> None:
     config = tree(series, network)
-    task = ForecastingTask(config.task)  # type: ignore[arg-type]
+    task = SeriesTask(config.task)  # type: ignore[arg-type]
     reports: list[dict[str, Any]] = []
     context = LocalContext(tmp_path / "run", torch.device("cpu"), lambda payloads: reports.append(payloads[0]), keep=1)
     results = train(config, config.method, config.training.epochs, task, context)
@@ -88,14 +88,14 @@ def test_forecasts_take_known_covariates_from_the_rows_after_the_last_target(tmp
     config = configuration.parse(
         {"task": {"kind": "forecasting", "horizon": 6, "context": 24, "model": model, "data": data}}
     )
-    windows = ahead(ForecastingTask(config.task))  # type: ignore[arg-type]
+    windows = ahead(SeriesTask(config.task))  # type: ignore[arg-type]
     fields = windows.panel.packing.unpack(windows.__getitems__([0])[0])
     values = torch.cat([field.flatten() for name, field in fields.items() if "dynamic" in name or "time" in name])
     assert set(range(200, 206)) <= set(values.tolist())
 
 
 def test_the_predictive_is_the_mixture_over_draws(series: Path) -> None:
-    task = ForecastingTask(tree(series).task)  # type: ignore[arg-type]
+    task = SeriesTask(tree(series).task)  # type: ignore[arg-type]
     torch.manual_seed(0)
     outputs = torch.stack([4 + torch.rand(3, 5, 6), torch.randn(3, 5, 6), 0.5 + torch.rand(3, 5, 6)], -1)
     targets = torch.stack([torch.randn(5, 6), (torch.rand(5, 6) > 0.3).float(), *torch.zeros(2, 5, 6)], 1)
@@ -121,7 +121,7 @@ def test_the_predictive_is_the_mixture_over_draws(series: Path) -> None:
 def test_many_windows_are_kept_in_a_file_with_the_same_numbers(
     network: str, series: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    task = ForecastingTask(tree(series, network).task)  # type: ignore[arg-type]
+    task = SeriesTask(tree(series, network).task)  # type: ignore[arg-type]
     torch.manual_seed(0)
     module = task.build_model()
 
@@ -167,10 +167,10 @@ def test_settings_that_forecasting_does_not_serve_are_refused_before_a_run_exist
 
 def test_forecasts_of_other_data_than_those_of_training_are_refused(series: Path) -> None:
     config = tree(series).task
-    trained = ForecastingTask(config).describe()  # type: ignore[arg-type]
-    ForecastingTask(config, trained=trained)  # type: ignore[arg-type]
+    trained = SeriesTask(config).describe()  # type: ignore[arg-type]
+    SeriesTask(config, trained=trained)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"task\.data has frequency h; the posterior was trained on D"):
-        ForecastingTask(config, trained=trained | {"frequency": "D"})  # type: ignore[arg-type]
+        SeriesTask(config, trained=trained | {"frequency": "D"})  # type: ignore[arg-type]
 
 
 def _regions(path: Path, regions: dict[str, str], steps: int) -> Path:
@@ -202,7 +202,7 @@ def test_only_a_context_of_any_trained_category_is_needed_to_forecast(network: s
     """The forecast of a few steps of one series is that of the same series among all, whose categories have other codes."""
     regions = {"a": "east", "b": "north", "c": "south", "d": "west"}
     config = _config(_regions(tmp_path / "all.parquet", regions, 100), network)
-    task = ForecastingTask(config)
+    task = SeriesTask(config)
     torch.manual_seed(0)
     module = task.build_model().eval()
     frame = pd.read_parquet(tmp_path / "all.parquet")
@@ -222,7 +222,7 @@ def test_only_a_context_of_any_trained_category_is_needed_to_forecast(network: s
 def test_an_unknown_category_is_refused_where_the_network_takes_it(tmp_path: Path) -> None:
     trained = _regions(tmp_path / "all.parquet", {"a": "east", "b": "north"}, 100)
     new = _regions(tmp_path / "new.parquet", {"x": "north", "y": "moon"}, 30)
-    description = ForecastingTask(_config(trained, "DeepAR")).describe()
+    description = SeriesTask(_config(trained, "DeepAR")).describe()
     with pytest.raises(ConfigError) as caught:
         Forecaster(_config(new, "DeepAR"), description)
     expected = "static category region is 'moon', which the network was not trained on; it knows east, north"
@@ -244,7 +244,7 @@ def test_an_undefined_metric_is_left_out_told_and_ends_no_run(
         frame.loc[(late >= first) & (late < 24), "target"] = np.nan
     frame.to_parquet(tmp_path / "series.parquet")
     config = tree(tmp_path / "series.parquet")
-    task = ForecastingTask(config.task)  # type: ignore[arg-type]
+    task = SeriesTask(config.task)  # type: ignore[arg-type]
     reports: list[dict[str, Any]] = []
     context = LocalContext(tmp_path / "run", torch.device("cpu"), lambda payloads: reports.append(payloads[0]), keep=1)
     with caplog.at_level("WARNING"):
@@ -275,7 +275,7 @@ def test_tables_and_lines_show_an_undefined_metric_as_such() -> None:
 
 
 def test_a_parquet_table_of_forecasts_can_be_read_back(series: Path, tmp_path: Path) -> None:
-    task = ForecastingTask(tree(series).task)  # type: ignore[arg-type]
+    task = SeriesTask(tree(series).task)  # type: ignore[arg-type]
     windows = ahead(task)
     torch.manual_seed(0)
     found = task.predict(task.build_model(), lambda: evaluation_batches(windows, 10, 0, 1))

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from proxscore.config import ConfigError, SeriesTableConfig
-from proxscore.forecasting.data import load_series
+from proxscore.config import ConfigError
 from proxscore.forecasting.distributions import Normal
 from proxscore.forecasting.forecasts import table
 from proxscore.forecasting.predictive import ForecastPredictive
 from proxscore.forecasting.series import SeriesData
+from proxscore.forecasting.sources.table import SeriesTableConfig
 
 HORIZON = 14
 ZONES = ["UTC", "Europe/Berlin", "America/New_York", "America/Los_Angeles", "Asia/Tokyo", "Asia/Kolkata"]
@@ -50,7 +50,7 @@ def rows(times: Any, name: str = "a") -> pd.DataFrame:
 
 
 def load(path: Path, **settings: Any) -> SeriesData:
-    return load_series(SeriesTableConfig(kind="table", path=path, id_columns=["series"], **settings))
+    return SeriesTableConfig(kind="table", path=path, id_columns=["series"], **settings).load()
 
 
 def forecast(data: SeriesData, horizon: int = HORIZON) -> pa.Table:

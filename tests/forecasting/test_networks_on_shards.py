@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 from small_forecasts import SMALL, tree, write_series
 
 from proxscore.forecasting.networks import NAMES
-from proxscore.forecasting.task import ForecastingTask
+from proxscore.forecasting.series_task import SeriesTask
 from proxscore.posterior import Posterior
 from proxscore.training import meshes
 from proxscore.training.context import LocalContext
@@ -49,7 +49,7 @@ def run(network: str, folder: Path, workers: int) -> dict[str, Any]:
         1,
         arrangement,
     )
-    task = ForecastingTask(config.task)  # type: ignore[arg-type]
+    task = SeriesTask(config.task)  # type: ignore[arg-type]
     results = train(config, config.method, config.training.epochs, task, context)
     held: dict[str, Any] = {}
     if not workers or dist.get_rank() == 0:

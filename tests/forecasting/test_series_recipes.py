@@ -9,9 +9,8 @@ import pandas as pd
 import pytest
 from sklearn.preprocessing import StandardScaler
 
-from proxscore.config import ConfigError, RecipeConfig
-from proxscore.forecasting.data import load_series, split_by
-from proxscore.forecasting.recipes import RECIPES
+from proxscore.config import ConfigError
+from proxscore.forecasting.sources.recipe import RECIPES, RecipeConfig
 
 # Name -> first date, steps, as in the official files; a few columns stand for up to 862.
 OFFICIAL = {
@@ -44,7 +43,7 @@ def config(folder: Path, name: str, **settings: bool) -> RecipeConfig:
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_columns_are_series_in_units_of_the_training_part(tmp_path: Path, name: str) -> None:
     table = official(tmp_path, name)
-    data = load_series(config(tmp_path, name))
+    data = config(tmp_path, name).load()
     train, values = data.borders.train, table.drop(columns="date").to_numpy()
     expected = StandardScaler().fit(values[:train]).transform(values)
     np.testing.assert_allclose(np.stack([each.target for each in data.series], axis=1), expected, rtol=2e-5, atol=1e-5)
@@ -52,7 +51,7 @@ def test_columns_are_series_in_units_of_the_training_part(tmp_path: Path, name: 
     start = pd.Timestamp(OFFICIAL[name][0])
     assert all(each.start.start_time <= start <= each.start.end_time for each in data.series)
     assert data.record["irregular_steps"] == 0
-    raw = load_series(config(tmp_path, name, standardise=False))
+    raw = config(tmp_path, name, standardise=False).load()
     np.testing.assert_allclose(raw.series[2].target, table.OT, rtol=1e-6)
     assert raw.record["standardised"] is False
 
@@ -75,9 +74,9 @@ def test_windows_are_as_many_as_in_the_literature(
     tmp_path: Path, name: str, horizon: int, train: int, validation: int, test: int
 ) -> None:
     official(tmp_path, name)
-    data = load_series(config(tmp_path, name))
+    data = config(tmp_path, name).load()
     context = 36 if name == "ILI" else 96
-    for split in split_by(config(tmp_path, name), data, horizon, context=context):
+    for split in config(tmp_path, name).split(data, horizon, context=context):
         assert split.train_end - context - horizon + 1 == train
         assert (len(split.validation), len(split.test)) == (validation, test)
 
@@ -92,7 +91,7 @@ def test_every_recipe_splits_at_each_of_its_horizons() -> None:
 def test_dates_that_jump_are_counted_and_fill_nothing_in(tmp_path: Path) -> None:
     table = official(tmp_path, "Weather").drop(index=[100, 101, 5000])
     table.to_csv(tmp_path / RECIPES["Weather"].file, index=False)
-    data = load_series(config(tmp_path, "Weather", standardise=False))
+    data = config(tmp_path, "Weather", standardise=False).load()
     assert data.record["irregular_steps"] == 2
     assert data.lengths.tolist() == [len(table)] * 3
     np.testing.assert_allclose(data.series[1].target, table.HUFL, rtol=1e-6)
@@ -100,9 +99,9 @@ def test_dates_that_jump_are_counted_and_fill_nothing_in(tmp_path: Path) -> None
 
 def test_the_file_may_lie_directly_in_the_folder_and_its_absence_is_told(tmp_path: Path) -> None:
     official(tmp_path, "ILI")
-    assert load_series(config(tmp_path / "illness", "ILI")).frequency == "W-TUE"
+    assert config(tmp_path / "illness", "ILI").load().frequency == "W-TUE"
     with pytest.raises(ConfigError) as caught:
-        load_series(config(tmp_path, "ETTh2"))
+        config(tmp_path, "ETTh2").load()
     expected = "neither ETT-small/ETTh2.csv nor ETTh2.csv is there, the official file of ETTh2"
     assert str(caught.value) == f"task.data.path {tmp_path}: {expected}"
 
@@ -113,7 +112,7 @@ def test_files_that_are_not_the_official_ones_are_refused(tmp_path: Path) -> Non
 
     def refusal() -> str:
         with pytest.raises(ConfigError) as caught:
-            load_series(config(tmp_path, "ETTh1"))
+            config(tmp_path, "ETTh1").load()
         return str(caught.value)
 
     assert refusal() == f"{file}: 14399 rows; the splits of ETTh1 need 14400"

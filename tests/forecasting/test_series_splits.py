@@ -8,9 +8,10 @@ import pytest
 from gluonts.dataset.split import split as gluonts_split
 from gluonts.ev.ts_stats import seasonal_error
 
-from proxscore.config import ConfigError, RecipeConfig, TaylorConfig
-from proxscore.forecasting.data import split_by
+from proxscore.config import ConfigError
 from proxscore.forecasting.series import Borders, Series, SeriesData
+from proxscore.forecasting.sources.recipe import RecipeConfig
+from proxscore.forecasting.sources.taylor import TaylorConfig
 from proxscore.forecasting.splits import record, season_errors, split_series
 
 START = pd.Period("2024-03-01", "D")
@@ -106,10 +107,10 @@ def test_a_horizon_longer_than_a_part_at_borders_is_refused() -> None:
 
 
 def test_the_configuration_sets_the_windows() -> None:
-    (split,) = split_by(TaylorConfig(kind="taylor", test_windows=3, validation_windows=2, stride=2), data(90), 5)
+    (split,) = TaylorConfig(kind="taylor", test_windows=3, validation_windows=2, stride=2).split(data(90), 5)
     assert (split.test.tolist(), split.validation.tolist(), split.train_end) == ([81, 83, 85], [74, 76], 74)
     recipe = RecipeConfig(kind="recipe", name="ECL", path="here", stride=7)
-    (split,) = split_by(recipe, data(100, borders=Borders(70, 80, 100)), 5)
+    (split,) = recipe.split(data(100, borders=Borders(70, 80, 100)), 5)
     assert (split.test.tolist(), split.validation.tolist(), split.train_end) == ([80, 87, 94], [70], 70)
 
 

@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 from gluonts.dataset.pandas import PandasDataset
 
-from proxscore.config import ConfigError, SeriesTableConfig, files
+from proxscore.config import ConfigError, files
 from proxscore.forecasting import columns
-from proxscore.forecasting.data import load_series
 from proxscore.forecasting.series import SeriesData
+from proxscore.forecasting.sources.table import SeriesTableConfig
 
 WRITERS: dict[str, Callable[[pa.Table, Path], None]] = {
     "parquet": pq.write_table,
@@ -61,7 +61,7 @@ def write(table: pd.DataFrame, path: Path) -> Path:
 
 
 def load(path: Path, **settings: Any) -> SeriesData:
-    return load_series(SeriesTableConfig(kind="table", path=path, **{"id_columns": ["id"], **settings}))
+    return SeriesTableConfig(kind="table", path=path, **{"id_columns": ["id"], **settings}).load()
 
 
 def refusal(path: Path, **settings: Any) -> str:

@@ -12,10 +12,11 @@ import pytest
 import torch
 from small_forecasts import tree, write_series
 
-from proxscore.config import ConfigError, ForecastingConfig
+from proxscore.config import ConfigError
 from proxscore.forecasting.networks import NAMES
 from proxscore.forecasting.predictive import ForecastPredictive
-from proxscore.forecasting.task import ForecastingTask
+from proxscore.forecasting.series_task import SeriesTask
+from proxscore.forecasting.task import ForecastingConfig
 
 
 def fitted(folder: Path, unit: float, network: str) -> tuple[torch.Tensor, dict[str, float], float]:
@@ -26,7 +27,7 @@ def fitted(folder: Path, unit: float, network: str) -> tuple[torch.Tensor, dict[
     frame.to_parquet(path)
     config = tree(path, network).task
     assert isinstance(config, ForecastingConfig)
-    task = ForecastingTask(config)
+    task = SeriesTask(config)
     torch.manual_seed(0)
     module = task.build_model().eval()
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
@@ -68,7 +69,7 @@ def test_a_scale_for_windows_without_observations_is_in_the_unit_of_the_target(t
     frame["target"] *= 1e6
     frame.to_parquet(tmp_path / "series.parquet")
     config.model.kwargs["default_scale"] = 3e6
-    task = ForecastingTask(config)
+    task = SeriesTask(config)
     assert task.unit == 1e6
     module: Any = task.build_model().eval()
     scale = module._scaled(module._unpack(torch.zeros(2, task.blueprint.packing.size)))[2]
@@ -85,7 +86,7 @@ def test_customary_methods_follow_the_unit(tmp_path: Path) -> None:
         config = tree(path).task
         assert isinstance(config, ForecastingConfig)
         config = config.model_copy(update={"floors": ["seasonal_naive", "theta"]})
-        found.append({name: each.outputs / unit for name, each in ForecastingTask(config).floors().items()})
+        found.append({name: each.outputs / unit for name, each in SeriesTask(config).floors().items()})
     assert list(found[0]) == list(found[1])
     for name in found[0]:
         torch.testing.assert_close(found[1][name], found[0][name], rtol=1e-3, atol=1e-3)
@@ -99,4 +100,4 @@ def test_targets_whose_squares_are_out_of_range_are_refused(tmp_path: Path) -> N
     with pytest.raises(
         ConfigError, match=r"series 'low': its target has a standard deviation of 7.*e-26; give the targets"
     ):
-        ForecastingTask(tree(path).task)  # type: ignore[arg-type]
+        SeriesTask(tree(path).task)  # type: ignore[arg-type]

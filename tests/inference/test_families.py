@@ -25,6 +25,7 @@ from torch.distributions import Distribution as TorchDistribution
 from torch.distributions.transforms import TanhTransform
 
 import proxscore.inference
+from proxscore.config import FAMILIES, PENALTIES
 from proxscore.inference import (
     Distribution,
     FullCovariance,
@@ -39,10 +40,10 @@ from proxscore.inference import (
     Quadratic,
     ReverseKL,
 )
-from proxscore.inference.families import FAMILIES, Family, State
+from proxscore.inference.families import Family, State
 from proxscore.inference.families.base import whole
 from proxscore.inference.families.full_covariance import LARGEST
-from proxscore.inference.penalties import PENALTIES, Penalty
+from proxscore.inference.penalties import Penalty
 
 SHAPE = torch.Size((2, 3))
 D = SHAPE.numel()
@@ -337,7 +338,7 @@ def test_the_first_means_of_a_mixture_lie_a_spread_from_the_weights() -> None:
 @pytest.mark.parametrize("family", ALL, ids=kinds(ALL))
 def test_a_family_is_built_again_from_its_kind_and_settings(family: Family) -> None:
     settings = json.loads(json.dumps(family.settings()))
-    again = FAMILIES[family.kind](**settings)
+    again = FAMILIES.component(family.kind)(**settings)
     assert again.settings() == family.settings()
     state = moved(family)
     torch.testing.assert_close(
@@ -505,11 +506,11 @@ def concrete(base: type[Any]) -> set[type[Any]]:
 
 def test_every_family_is_registered_by_its_kind_and_exported() -> None:
     """Distribution alone cannot be named by a file: it holds code."""
-    assert set(FAMILIES.values()) == concrete(Family) - {Distribution}
-    assert all(family.kind == kind for kind, family in FAMILIES.items())
+    assert {FAMILIES.component(kind) for kind in FAMILIES.kinds()} == concrete(Family) - {Distribution}
+    assert all(FAMILIES.component(kind).kind == kind for kind in FAMILIES.kinds())
     assert {family.__name__ for family in concrete(Family)} <= set(proxscore.inference.__all__)
 
 
 def test_every_penalty_is_registered_and_exported() -> None:
-    assert set(PENALTIES.values()) == concrete(Penalty)
+    assert {PENALTIES.component(kind).builds for kind in PENALTIES.kinds()} == concrete(Penalty)
     assert {penalty.__name__ for penalty in concrete(Penalty)} <= set(proxscore.inference.__all__)

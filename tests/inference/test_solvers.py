@@ -13,6 +13,7 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
+from proxscore.config import FAMILIES
 from proxscore.inference import (
     ForwardKL,
     FullCovariance,
@@ -28,7 +29,7 @@ from proxscore.inference import (
     Quadratic,
     ReverseKL,
 )
-from proxscore.inference.families import FAMILIES, Distribution, Family, State
+from proxscore.inference.families import Distribution, Family, State
 from proxscore.inference.families.base import whole
 from proxscore.inference.penalties import Penalty
 from proxscore.inference.solver import penalty_value
@@ -442,7 +443,9 @@ DRAWN: dict[str, tuple[type[Family], tuple[Any, ...], GradientSolver | None]] = 
 
 
 def test_every_family_is_among_those_whose_draws_are_watched() -> None:
-    assert {base for base, _, _ in DRAWN.values()} == set(FAMILIES.values()) | {Distribution}
+    assert {base for base, _, _ in DRAWN.values()} == {FAMILIES.component(kind) for kind in FAMILIES.kinds()} | {
+        Distribution
+    }
 
 
 @pytest.mark.parametrize("paired", [True, False], ids=["pairs", "single"])

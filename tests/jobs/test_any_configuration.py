@@ -18,9 +18,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pydantic.fields import FieldInfo
 
 from proxscore import config as configuration
-from proxscore.config import ConfigError, Section
+from proxscore.config import ConfigError, Registry, Section
 from proxscore.config.root import Config
 from proxscore.training import launch
 from proxscore.training.comparison import settings as comparison_settings
@@ -131,7 +132,7 @@ def places(root: type[Section], path: Path_ = (), kinds: dict[Path_, str] | None
     kinds = kinds or {}
     for name, field in root.model_fields.items():
         yield (*path, name), kinds
-        for section in found(field.annotation):
+        for section in found(field):
             if len(path) > 4:  # a section within itself
                 continue
             kind = section.model_fields.get("kind")
@@ -139,12 +140,23 @@ def places(root: type[Section], path: Path_ = (), kinds: dict[Path_, str] | None
             yield from places(section, (*path, name), kinds | own)
 
 
-def found(annotation: Any) -> list[type[Section]]:
+def found(field: FieldInfo) -> list[type[Section]]:
+    """The sections that a field may hold."""
+    for inner in field.metadata:
+        if isinstance(inner, Registry):
+            return [inner.section(kind) for kind in inner.kinds()]
+    return _found(field.annotation)
+
+
+def _found(annotation: Any) -> list[type[Section]]:
+    for inner in getattr(annotation, "__metadata__", ()):
+        if isinstance(inner, Registry):
+            return [inner.section(kind) for kind in inner.kinds()]
     if isinstance(annotation, type) and get_origin(annotation) is None and issubclass(annotation, Section):
         return [annotation]
     if get_origin(annotation) in (dict, list):
         return []
-    return [section for inner in get_args(annotation) for section in found(inner)]
+    return [section for inner in get_args(annotation) for section in _found(inner)]
 
 
 def changed(tree: dict[str, Any], place: Place, value: Any) -> dict[str, Any]:

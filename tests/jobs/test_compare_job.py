@@ -24,7 +24,10 @@ from conftest import script
 from mlflow import MlflowClient
 
 from proxscore.calibration import expected_calibration_error
-from proxscore.config import ConfigError, EnsembleConfig, LaplaceConfig, ProximalScoreConfig
+from proxscore.config import ConfigError
+from proxscore.methods.ensemble import EnsembleConfig
+from proxscore.methods.laplace import LaplaceConfig
+from proxscore.methods.proximal_score import ProximalScoreConfig
 from proxscore.training.comparison import cell as cells
 from proxscore.training.comparison import driver, records, study, table
 from proxscore.training.comparison.budget import share

@@ -13,7 +13,7 @@ from torch.distributions import Normal
 from proxscore import config as configuration
 from proxscore.posterior import Posterior, predict
 from proxscore.training.ingest import evaluation_batches
-from proxscore.vision.task import VisionTask
+from proxscore.vision.image_task import ImageTask
 
 if TYPE_CHECKING:  # only: several folders may have a module called conftest
     from conftest import Main, Trained
@@ -74,7 +74,7 @@ def test_another_split_is_scored_on_its_own_rows(score, trained: Trained) -> Non
     path = folder(trained, "proximal_score")
     record = score(path, "--split", "validation", "--draws", "2")
     # By hand: load, draw, count.
-    task = VisionTask(configuration.parse(trained.result["config"]).task)
+    task = ImageTask(configuration.parse(trained.result["config"]).task)
     posterior = Posterior.load(path)
     module = posterior.load_into(task.build_model())
     predictive = predict(module, lambda: evaluation_batches(task.data.validation, 64, 0, 1), posterior, draws=2, seed=0)
@@ -153,7 +153,7 @@ def test_a_diagnosis_is_that_of_the_posterior_and_its_target(
     assert found["draws"] == 2
     assert "ELBO" in capsys.readouterr().out
     posterior, ratios = Posterior.load(place), []
-    task = VisionTask(configuration.parse(trained.result["config"]).task)
+    task = ImageTask(configuration.parse(trained.result["config"]).task)
     images, labels = task.data.train.__getitems__(list(range(len(task.data.train))))
     module = task.build_model().eval()
     posterior.load_into(module)

@@ -186,7 +186,6 @@ def test_keywords_of_networks_are_kept(name: str, kwargs: dict[str, Any]) -> Non
     ],
 )
 def test_a_forecaster_takes_nothing_from_elsewhere(model: dict[str, Any], tmp_path: Path, watch: Watch) -> None:
-    from proxscore.training.task import build_task
 
     bait(tmp_path)
     model = json.loads(json.dumps(model).replace("{bait}", str(tmp_path / "bait")))
@@ -196,7 +195,7 @@ def test_a_forecaster_takes_nothing_from_elsewhere(model: dict[str, Any], tmp_pa
     Posterior({"w": torch.zeros(2)}, {"w": torch.ones(2)}, {}, description).save(tmp_path / "posterior")
     watch.opened.clear()
     with pytest.raises(ConfigError, match=r"task\.model"):
-        build_task(saved.load(str(tmp_path / "posterior"), []).config.task)
+        saved.load(str(tmp_path / "posterior"), []).config.task.build()
     assert not watch.connected
     assert not [path for path in watch.opened if "bait" in path]
 

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 from sklearn.datasets import make_moons
 from torch import Tensor, nn
 
-from proxscore.config import MethodConfig
+from proxscore.config import METHODS
 from proxscore.inference import Categorical, Gaussian
-from proxscore.methods import Horizon, build_method, conclude
+from proxscore.methods import RunLength, Setup, build_method
 from proxscore.posterior import Posterior
 
 ROWS, INPUTS, NOISE = 120, 3, 1.5
@@ -21,7 +20,7 @@ ROWS, INPUTS, NOISE = 120, 3, 1.5
 
 def section(**settings: Any) -> Any:
     """A validated section of a method."""
-    return TypeAdapter(MethodConfig).validate_python(settings)
+    return METHODS.section(str(settings["kind"])).model_validate(settings)  # type: ignore[return-value]
 
 
 class Copies(nn.Module):
@@ -96,8 +95,8 @@ class Trial:
         seed: int = 0,
     ) -> None:
         self.module, self.likelihood, self.rows, self.batch, self.seed = module, likelihood, rows, batch, seed
-        self.horizon = Horizon(steps, math.ceil(len(rows[0]) / batch), len(rows[0]))
-        self.method: Any = build_method(settings, module, self.horizon, seed, lambda: iter(()))
+        self.horizon = RunLength(steps, math.ceil(len(rows[0]) / batch), len(rows[0]))
+        self.method: Any = build_method(settings, Setup(module, self.horizon, seed))
         self.taken = 0
 
     def go(self, steps: int | None = None) -> Trial:
@@ -114,7 +113,7 @@ class Trial:
             self.method.step()
             self.taken += 1
         if self.taken == self.horizon.total_steps:
-            conclude(self.method, self.module, self.likelihood, lambda: iter([self.rows]), len(inputs))
+            self.method.conclude(self.module, self.likelihood, lambda: iter([self.rows]), len(inputs))
         return self
 
     def posterior(self) -> Posterior:

@@ -11,11 +11,12 @@ from method_problems import section
 from torch import nn
 
 from proxscore import config as configuration
-from proxscore.config import Config, ConfigError, EvaluationConfig, ModelConfig, VisionConfig
-from proxscore.methods import METHODS, Horizon, build_method, check_running_statistics
+from proxscore.config import Config, ConfigError, EvaluationConfig
+from proxscore.methods import RunLength, Setup, build_method, check_running_statistics
 from proxscore.training import launch, meshes
+from proxscore.vision.task import ModelConfig, VisionConfig
 
-HORIZON = Horizon(total_steps=20, steps_per_epoch=4, data_size=200)
+HORIZON = RunLength(total_steps=20, steps_per_epoch=4, data_size=200)
 
 
 def tree(method: dict[str, Any], **training: Any) -> Config:
@@ -107,18 +108,18 @@ def test_a_method_that_cannot_shard_says_so(kind: str) -> None:
 def test_laplace_needs_a_linear_last_layer_and_a_covariance_that_fits() -> None:
     convolution = nn.Sequential(nn.Linear(2, 2), nn.Conv1d(2, 2, 1))
     with pytest.raises(ConfigError, match=r"method\.subset=last_layer: the last layer, 1, is Conv1d and not Linear"):
-        build_method(section(kind="laplace"), convolution, HORIZON, 0, lambda: iter(()))
+        build_method(section(kind="laplace"), Setup(convolution, HORIZON))
     wide = nn.Sequential(nn.Linear(200, 200))
     with pytest.raises(ConfigError, match=r"method\.structure=full: family full_covariance: 40,200 numbers"):
-        build_method(section(kind="laplace", subset="all"), wide, HORIZON, 0, lambda: iter(()))
+        build_method(section(kind="laplace", subset="all"), Setup(wide, HORIZON))
 
 
 @pytest.mark.parametrize(("kind", "package"), [("ivon", "ivon"), ("laplace", "laplace")])
 def test_a_package_that_is_not_installed_is_named(kind: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.delitem(sys.modules, f"proxscore.methods.{METHODS[kind]}", raising=False)
+    monkeypatch.delitem(sys.modules, "proxscore.methods.ivon_optimizer", raising=False)
     with pytest.raises(ConfigError, match=rf"method\.kind={kind} needs the package {package}: .*proxscore\[peers\]"):
-        build_method(section(kind=kind), nn.Linear(2, 2), HORIZON, 0, lambda: iter(()))
+        build_method(section(kind=kind), Setup(nn.Linear(2, 2), HORIZON))
 
 
 @pytest.mark.parametrize(

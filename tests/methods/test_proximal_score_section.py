@@ -7,17 +7,14 @@ from method_problems import section
 from torch import nn
 
 from proxscore.inference import ProximalScore
-from proxscore.methods import Horizon, build_method
+from proxscore.methods import RunLength, Setup, build_method
 
 
 def built(**settings: object) -> ProximalScore:
     """Of a run of 40 steps in 4 epochs."""
     method = build_method(
         section(kind="proximal_score", initial_precision=0.1, **settings),
-        nn.Linear(2, 1),
-        Horizon(40, 10, 100),
-        0,
-        iter,
+        Setup(nn.Linear(2, 1), RunLength(40, 10, 100)),
     )
     assert isinstance(method, ProximalScore)
     return method

@@ -16,10 +16,14 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from proxscore.config import ConfigError, ELBOConfig, IVONConfig, SGLDConfig, SWAGConfig
+from proxscore.config import ConfigError
 from proxscore.inference import Categorical, FullCovariance, LowRank, ProximalScore
 from proxscore.inference.names import canonical_names, named_buffers, named_layers, named_parameters
-from proxscore.methods import Horizon, build_method
+from proxscore.methods import RunLength, Setup, build_method
+from proxscore.methods.elbo import ELBOConfig
+from proxscore.methods.ivon import IVONConfig
+from proxscore.methods.sgmcmc import SGLDConfig
+from proxscore.methods.swag import SWAGConfig
 from proxscore.posterior import Posterior, predict
 
 N = 60
@@ -145,7 +149,7 @@ def test_an_optimizer_of_another_module_is_refused() -> None:
 def test_every_method_that_knows_a_part_describes_that_part(section: Any) -> None:
     """The part's names are ``0.weight`` and ``0.bias``, which are also those of the whole's first layer."""
     module = network()
-    method = build_method(section, module[2], Horizon(20, 5, N), 0, lambda: iter(()))
+    method = build_method(section, Setup(module[2], RunLength(20, 5, N)))
     trained(method, module, steps=20)
     posterior = Posterior.of(module, method)  # type: ignore[arg-type]
     draws = [posterior.draw(index) for index in posterior.indices(2)]

@@ -23,7 +23,6 @@ from proxscore.training.ingest import TrainingData, together
 from proxscore.training.loop import train
 from proxscore.training.norm_rows import least_rows
 from proxscore.training.stream_order import EpochOrder, batch_sizes
-from proxscore.training.task import build_task
 
 
 class Flat(nn.Module):
@@ -81,14 +80,14 @@ def test_an_epoch_whose_last_batch_would_be_one_row_is_trained(accumulate: int, 
     context = LocalContext(
         tmp_path, torch.device("cpu"), lambda payloads: records.extend(payloads[0]["records"]), keep=1
     )
-    results = train(settings, settings.method, 1, build_task(settings.task), context)
+    results = train(settings, settings.method, 1, settings.task.build(), context)
     assert results["steps"] == 6
     assert all(np.isfinite(record["train/nll"]) for record in records)
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (2, 2), (3, 1)])
 def test_every_piece_of_every_rank_has_two_rows_and_all_rows_are_there_once(world: int, accumulate: int) -> None:
-    task = build_task(config().task)
+    task = config().task.build()
     seen = []
     for rank in range(world):
         data = TrainingData(task.data.train, 20, rank, world, 0, accumulate, least=2)
@@ -130,7 +129,7 @@ def test_a_dry_run_refuses_one_row_in_the_same_words() -> None:
 
 
 def test_what_a_layer_sees_decides() -> None:
-    task = build_task(config().task)
+    task = config().task.build()
     assert least_rows(Flat(), task) == 2
     assert least_rows(Flat(spatial=True), task) == 1
     assert least_rows(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), task) == 1

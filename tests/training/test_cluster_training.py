@@ -25,7 +25,7 @@ from proxscore import config as configuration
 from proxscore.config import Config, ConfigError
 from proxscore.posterior import Posterior
 from proxscore.training import cluster, launch
-from proxscore.vision.task import VisionTask
+from proxscore.vision.image_task import ImageTask
 
 pytestmark = [pytest.mark.usefixtures("ray_local"), pytest.mark.timeout(1500)]
 
@@ -245,7 +245,7 @@ def test_parquet_streams_through_ray_data_to_two_workers(tmp_path: Path) -> None
     data = parquet(tmp_path / "data", images(300))
     config = tree(tmp_path, "stream", data=data, workers=2, epochs=1, batch_size=40)
     (outcome,) = launch.run(config)
-    rows = len(VisionTask(config.task).data.train)
+    rows = len(ImageTask(config.task).data.train)
     steps = -(-rows // 40)
     assert outcome.results["steps"] == steps
     assert list(curve(config, outcome.run_id)) == list(range(1, steps + 1))
@@ -270,7 +270,7 @@ def test_an_image_that_only_one_worker_finds_unreadable_ends_the_run_at_once(tmp
     data = {"kind": "image_folder", "path": str(tmp_path / "data"), "size": 8, "channels": 1, "test_fraction": 0.02}
     config = tree(tmp_path, "cut", data=data | {"validation_fraction": 0.02}, workers=2, batch_size=10)
     assert "a/10.jpg" in str(
-        [VisionTask(config.task).data.train.reader.files[r] for r in VisionTask(config.task).data.train.rows]
+        [ImageTask(config.task).data.train.reader.files[r] for r in ImageTask(config.task).data.train.rows]
     )  # type: ignore[attr-defined]
 
     started = time.monotonic()

@@ -13,7 +13,6 @@ from proxscore.config import Config
 from proxscore.posterior import Posterior
 from proxscore.training import evaluation, launch
 from proxscore.training.context import LocalContext
-from proxscore.training.task import build_task
 
 
 def settings(folder: Path, **training: Any) -> Config:
@@ -37,7 +36,7 @@ def settings(folder: Path, **training: Any) -> Config:
 
 def validation_nll(config: Config, folder: Path) -> float:
     """Of a saved posterior, on the validation split."""
-    task = build_task(config.task)
+    task = config.task.build()
     context = LocalContext(folder, torch.device("cpu"), lambda payloads: None, keep=1)
     posterior = Posterior.load(folder / "posterior")
     metrics, _ = evaluation.evaluate(task.build_model(), task, config, context, "validation", 0, posterior=posterior)

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from proxscore.config import ConfigError, ParquetConfig
+from proxscore.config import ConfigError
 from proxscore.training.ingest import TrainingData, evaluation_batches
 from proxscore.vision import decoding
 from proxscore.vision.data import load_images
 from proxscore.vision.images import ImageDataset, Reader
-from proxscore.vision.sources.parquet import ParquetReader, RowGroups
+from proxscore.vision.sources.parquet import ParquetConfig, ParquetReader, RowGroups
 from proxscore.vision.splits import Rows
 
 

@@ -9,15 +9,14 @@ import pytest
 import torch
 
 from proxscore import config as configuration
+from proxscore.config import METHODS as KINDS
 from proxscore.config import Config
-from proxscore.methods import METHODS as KINDS
-from proxscore.methods import evaluations_per_step
 from proxscore.posterior import Posterior, Samples
 from proxscore.training.context import LocalContext
 from proxscore.training.evaluation import evaluate
 from proxscore.training.ingest import TrainingData
 from proxscore.training.loop import train
-from proxscore.vision.task import VisionTask
+from proxscore.vision.image_task import ImageTask
 
 CNN = {"name": "small_cnn", "kwargs": {"width": 2, "hidden": 4}}
 VIT = {
@@ -60,7 +59,7 @@ class Run:
     """One run in a folder; ``go`` starts or resumes it, and dies after reporting a step if asked."""
 
     def __init__(self, folder: Path, config: Config) -> None:
-        self.folder, self.config, self.task = folder, config, VisionTask(config.task)
+        self.folder, self.config, self.task = folder, config, ImageTask(config.task)
         self.records: list[dict[str, float]] = []
 
     def go(self, die_at: int | None = None) -> dict[str, Any]:
@@ -77,7 +76,7 @@ class Run:
 
 
 def test_no_method_is_missing_here() -> None:
-    assert {*KINDS, "ensemble"} - {settings["kind"] for settings in METHODS.values()} == {"proximal_score", "adamw"}
+    assert set(KINDS.kinds()) - {settings["kind"] for settings in METHODS.values()} == {"proximal_score", "adamw"}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -104,7 +103,7 @@ def check_budget(run: Run, method: str, results: dict[str, Any]) -> None:
     members = METHODS[method].get("members", 1)
     shared = METHODS[method].get("budget") == "shared"
     assert results["steps"] == results["evaluations"] == (STEPS if shared else STEPS * members)
-    assert results["evaluations"] == STEPS * evaluations_per_step(run.config.method)
+    assert results["evaluations"] == STEPS * run.config.method.evaluations_per_step()
     assert [record["step"] for record in run.records] == list(range(1, results["steps"] + 1))
 
 

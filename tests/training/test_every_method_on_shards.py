@@ -16,14 +16,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from proxscore import config as configuration
+from proxscore.config import METHODS as KINDS
 from proxscore.config import Config
-from proxscore.methods import METHODS as KINDS
-from proxscore.methods import shards
 from proxscore.posterior import Posterior
 from proxscore.training import meshes
 from proxscore.training.context import LocalContext
 from proxscore.training.loop import train
-from proxscore.vision.task import VisionTask
+from proxscore.vision.image_task import ImageTask
 
 RANKS = 2
 TOLERANCE = 2e-4  # of losses (nats) and of weights: float32 summed in another order, over twelve steps
@@ -69,7 +68,7 @@ def run(method: str, folder: Path, workers: int) -> dict[str, Any]:
         1,
         arrangement,
     )
-    results = train(config, config.method, config.training.epochs, VisionTask(config.task), context)
+    results = train(config, config.method, config.training.epochs, ImageTask(config.task), context)
     held = {}
     if not workers or dist.get_rank() == 0:
         (saved,) = (folder / "checkpoints").glob("*/posterior")
@@ -98,7 +97,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
 
 
 def test_no_method_that_shards_is_missing_here() -> None:
-    kinds = {kind for kind, settings in KINDS.items() if shards(configuration.parse({"method": {"kind": kind}}).method)}
+    kinds = {kind for kind in KINDS.kinds() if configuration.parse({"method": {"kind": kind}}).method.shards}
     assert kinds - set(METHODS) == {"mc_dropout", "proximal_score"}  # the latter: test_features_keep_the_loss_curve
 
 

@@ -21,7 +21,7 @@ from proxscore.config import Config, ConfigError
 from proxscore.training import meshes
 from proxscore.training.context import LocalContext
 from proxscore.training.loop import train
-from proxscore.vision.task import VisionTask
+from proxscore.vision.image_task import ImageTask
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -74,7 +74,7 @@ def curve(config: Config, folder: Path, arrangement: meshes.Meshes | None) -> li
     """Training NLL by step, then validation NLL; of the first rank."""
     reports: list[dict[str, Any]] = []
     context = LocalContext(folder, torch.device("cpu"), lambda payloads: reports.append(payloads[0]), 1, arrangement)
-    train(config, config.method, config.training.epochs, VisionTask(config.task), context)
+    train(config, config.method, config.training.epochs, ImageTask(config.task), context)
     losses = [record["train/nll"] for report in reports for record in report["records"]]
     return losses + [report["metrics"]["validation/nll"] for report in reports if report["metrics"]]
 

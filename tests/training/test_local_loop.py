@@ -17,13 +17,13 @@ from torch.utils.data import Dataset
 
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, DivergedError
-from proxscore.methods import Horizon
+from proxscore.methods import RunLength
 from proxscore.posterior import Posterior
 from proxscore.training import checkpoint
 from proxscore.training.context import LocalContext
 from proxscore.training.loop import milestones, train
+from proxscore.vision.image_task import ImageTask
 from proxscore.vision.images import ImageDataset
-from proxscore.vision.task import VisionTask
 
 VIT = {
     "name": "vit_tiny_patch16_224",
@@ -61,8 +61,8 @@ def tree(method: str = "proximal_score", model: dict[str, Any] = VIT, **training
 class Run:
     """One run in a folder; ``go`` starts or resumes it, and dies at a step if asked."""
 
-    def __init__(self, folder: Path, config: Config, task: VisionTask | None = None) -> None:
-        self.folder, self.config, self.task = folder, config, task or VisionTask(config.task)
+    def __init__(self, folder: Path, config: Config, task: ImageTask | None = None) -> None:
+        self.folder, self.config, self.task = folder, config, task or ImageTask(config.task)
         self.records: Records = []
         self.validation: list[dict[str, float]] = []
         self.watch: Callable[[dict[str, Any]], None] = lambda payload: None
@@ -284,7 +284,7 @@ class OneBadRow(Dataset[tuple[Tensor, int]]):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_step_of_a_batch_that_is_not_finite_is_skipped_counted_and_recorded(method: str, tmp_path: Path) -> None:
-    task = VisionTask(tree().task)
+    task = ImageTask(tree().task)
     task.data = replace(task.data, train=OneBadRow(task.data.train, bad=17))  # type: ignore[arg-type]
     run = Run(tmp_path, tree(method), task)
     results = run.go()
@@ -306,7 +306,7 @@ def test_the_step_of_a_batch_that_is_not_finite_is_skipped_counted_and_recorded(
 @pytest.mark.parametrize("method", METHODS)
 def test_batches_that_are_never_finite_end_the_run_with_an_error(method: str, tmp_path: Path) -> None:
     config = tree(method, model={"name": "small_cnn"})
-    task = VisionTask(config.task)  # type: ignore[arg-type]
+    task = ImageTask(config.task)  # type: ignore[arg-type]
     task.data = replace(task.data, train=NoNumbers(task.data.train))
     with pytest.raises(
         (ConfigError, DivergedError), match=r"10 steps in a row|loss of the first batches is not finite at the start"
@@ -361,7 +361,7 @@ def test_compiling_leaves_the_loss_curve_where_it_was(plain_curves: dict[str, li
 def test_dropout_masks_are_shared_by_a_pair_and_differ_between_steps(tmp_path: Path) -> None:
     masks: list[Tensor] = []
 
-    class Watched(VisionTask):
+    class Watched(ImageTask):
         def build_model(self) -> torch.nn.Module:
             module = super().build_model()
             dropout = next(m for m in module.modules() if isinstance(m, torch.nn.Dropout) and m.p > 0)
@@ -378,7 +378,7 @@ def test_dropout_masks_are_shared_by_a_pair_and_differ_between_steps(tmp_path: P
 
 
 def test_milestones_are_the_ends_of_so_many_epochs() -> None:
-    horizon = Horizon(total_steps=25, steps_per_epoch=10, data_size=1000)
+    horizon = RunLength(total_steps=25, steps_per_epoch=10, data_size=1000)
     assert set(milestones(1, horizon)) == {10, 20}
     assert set(milestones(0.5, horizon)) == {5, 10, 15, 20, 25}
     assert set(milestones(100, horizon)) == set()

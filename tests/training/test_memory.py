@@ -16,15 +16,15 @@ from torch import Tensor
 
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError
-from proxscore.methods import Horizon, build_method
+from proxscore.methods import RunLength, Setup, build_method
 from proxscore.training import launch
 from proxscore.training.dry_run import dry_run
 from proxscore.training.materialize import materialize
 from proxscore.training.memory import memory
+from proxscore.vision.image_task import ImageTask
 from proxscore.vision.small_cnn import SmallCNN
-from proxscore.vision.task import VisionTask
 
-HORIZON = Horizon(total_steps=10, steps_per_epoch=5, data_size=100)
+HORIZON = RunLength(total_steps=10, steps_per_epoch=5, data_size=100)
 VIT = {"name": "vit_tiny_patch16_224", "kwargs": {"patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2}}
 
 
@@ -55,7 +55,7 @@ def tree(model: dict[str, Any], data: dict[str, Any] | None = None, method: Any 
 def test_a_large_network_is_counted_without_being_held(name: str, workers: int, photographs: Path) -> None:
     """Six numbers per parameter, divided by the workers; AdamW four. ViT-H/14 alone would fill 2.5 GB."""
     config = tree({"name": name}, {"kind": "image_folder", "path": str(photographs)}, workers=workers)
-    task = VisionTask(config.task)
+    task = ImageTask(config.task)
     process = psutil.Process()
     before = process.memory_info().rss
     counted = memory(config, config.method, task)
@@ -79,7 +79,7 @@ def test_a_dry_run_of_what_this_machine_cannot_hold_prints_the_table_and_takes_n
     config = tree({"name": "vit_large_patch32_224"}, {"kind": "image_folder", "path": str(photographs)}, workers=8)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**30}))
     text = dry_run(config)
-    needed = 6 * 4 * memory(config, config.method, VisionTask(config.task)).parameters / 2**30
+    needed = 6 * 4 * memory(config, config.method, ImageTask(config.task)).parameters / 2**30
     (line,) = (line for line in text.splitlines() if line.startswith("one step here"))
     assert "not taken: it needs " in line
     assert needed < float(line.split(" GiB")[0].split()[-1]) < needed + 4  # activations of a batch of 20
@@ -104,9 +104,9 @@ def test_a_dry_run_of_what_this_machine_cannot_hold_prints_the_table_and_takes_n
 )
 def test_what_is_counted_is_what_a_process_holds(method: dict[str, Any]) -> None:
     config = tree(VIT, method=method | ({} if method["kind"] == "adamw" else {"initial_noise": 0.02}))
-    task = VisionTask(config.task)
+    task = ImageTask(config.task)
     module = task.build_model()
-    built = build_method(config.method, module, HORIZON, 0, lambda: iter(()))
+    built = build_method(config.method, Setup(module, HORIZON))
     assert isinstance(built, torch.optim.Optimizer)
     inputs, targets = task.data.train.__getitems__(list(range(20)))
     for _ in built.draws():
@@ -132,7 +132,7 @@ def test_activations_are_those_that_the_layers_need_for_their_gradients(workers:
     images, first, second = 64, 4 * 64, 8 * 16
     floats = images + first + first // 4 + second + second // 4 + 16 + 10
     indices = first // 4 + second // 4  # int64
-    counted = memory(config, config.method, VisionTask(config.task)).activations
+    counted = memory(config, config.method, ImageTask(config.task)).activations
     assert counted == pytest.approx(rows * (4 * floats + 8 * indices), rel=0.02)
 
 

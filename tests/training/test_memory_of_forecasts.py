@@ -13,7 +13,7 @@ from small_forecasts import tree, write_series
 
 from proxscore import config as configuration
 from proxscore.forecasting.networks import NAMES
-from proxscore.forecasting.task import ForecastingTask
+from proxscore.forecasting.series_task import SeriesTask
 from proxscore.training.dry_run import dry_run
 from proxscore.training.memory import memory
 
@@ -23,7 +23,7 @@ from proxscore.training.memory import memory
 def test_a_network_is_counted_as_it_is(network: str, likelihood: str, tmp_path: Path) -> None:
     config = tree(write_series(tmp_path / "series.parquet"), network)
     model = config.task.model.model_copy(update={"likelihood": likelihood})
-    task = ForecastingTask(config.task.model_copy(update={"model": model}))  # type: ignore[arg-type]
+    task = SeriesTask(config.task.model_copy(update={"model": model}))  # type: ignore[arg-type]
     found = memory(config, config.method, task)
     module = task.build_model()
     assert found.parameters == sum(parameter.numel() for parameter in module.parameters())

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from proxscore import config as configuration
-from proxscore.config import AdamWConfig
 from proxscore.inference import Categorical
-from proxscore.methods import Horizon, adamw, evaluations_per_step
+from proxscore.methods import RunLength, Setup
+from proxscore.methods.adamw import AdamWConfig
 from proxscore.training.context import LocalContext
 from proxscore.training.loop import train
-from proxscore.vision.task import VisionTask
+from proxscore.vision.image_task import ImageTask
 
 STEPS = 40
 
@@ -34,7 +34,7 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_adamw_is_torchs_adamw_under_linear_warm_up_and_cosine_decay() -> None:
     ours, theirs = network(), network()
     config = AdamWConfig(lr=0.02, weight_decay=0.1, warmup=0.1)
-    method = adamw.build(config, ours, Horizon(STEPS, steps_per_epoch=8, data_size=80), seed=0)
+    method = config.build(Setup(ours, RunLength(STEPS, steps_per_epoch=8, data_size=80)))
 
     reference = torch.optim.AdamW(theirs.parameters(), lr=0.02, weight_decay=0.1)
     warm = 4  # a tenth of the run
@@ -64,7 +64,7 @@ def test_adamw_is_torchs_adamw_under_linear_warm_up_and_cosine_decay() -> None:
 
 def test_adamw_leaves_weights_and_moments_alone_in_a_step_that_is_not_finite() -> None:
     module = network()
-    method = adamw.build(AdamWConfig(max_skipped_steps=2), module, Horizon(STEPS, 8, 80), seed=0)
+    method = AdamWConfig(max_skipped_steps=2).build(Setup(module, RunLength(STEPS, 8, 80)))
 
     def step(factor: float) -> None:
         x, y = batch(0)
@@ -101,7 +101,7 @@ def test_the_reported_gradient_evaluations_are_the_forwards_in_training(
 ) -> None:
     forwards = 0
 
-    class Counting(VisionTask):
+    class Counting(ImageTask):
         def build_model(self) -> nn.Module:
             module = super().build_model()
             module.register_forward_hook(count)
@@ -127,4 +127,4 @@ def test_the_reported_gradient_evaluations_are_the_forwards_in_training(
     results = train(config, config.method, config.training.epochs, Counting(config.task), context)
     assert results["steps"] == 8
     assert results["evaluations"] == forwards == 8 * evaluations
-    assert evaluations_per_step(config.method) == evaluations
+    assert config.method.evaluations_per_step() == evaluations

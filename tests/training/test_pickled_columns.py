@@ -16,7 +16,6 @@ from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
 
 from proxscore import config as configuration
 from proxscore.config import ConfigError
-from proxscore.training.task import build_task
 
 ROWS = 400
 
@@ -40,7 +39,7 @@ def test_images_and_labels_that_are_pickles_are_refused(column: str, tmp_path: P
     pq.write_table(pa.table(columns | {column: pickled(tmp_path / "marker", ROWS)}), tmp_path / "a.parquet")
     settings = ["task.data.kind=parquet", f"task.data.path={tmp_path}", "task.data.classes=2"]
     with pytest.raises(ConfigError, match=f"column '{column}' is extension"):
-        build_task(configuration.load(None, settings).task)
+        configuration.load(None, settings).task.build()
     assert not (tmp_path / "marker").exists()
     column_of = pq.read_table(tmp_path / "a.parquet").column(column)
     column_of[0].as_py()
@@ -59,7 +58,7 @@ def test_series_that_are_pickles_are_not_executed(column: str, ending: str, tmp_
     pq.write_table(table, path) if ending == ".parquet" else feather.write_feather(table, path)
     settings = ["task.kind=forecasting", "task.data.kind=table", f"task.data.path={path}", "task.horizon=12"]
     try:
-        build_task(configuration.load(None, settings).task)
+        configuration.load(None, settings).task.build()
     except ConfigError as error:
         assert f"column '{column}' is extension" in str(error)  # noqa: PT017
     assert not (tmp_path / "marker").exists()

@@ -14,7 +14,7 @@ from proxscore import config as configuration
 from proxscore.config import Config, ConfigError
 from proxscore.training import checks, cluster, launch
 from proxscore.training.memory import memory
-from proxscore.vision.task import VisionTask
+from proxscore.vision.image_task import ImageTask
 
 
 def tree(folder: Path, **training: Any) -> Config:
@@ -39,7 +39,7 @@ def nothing_was_left(folder: Path) -> bool:
 def test_a_disk_that_cannot_hold_the_checkpoints_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tree(tmp_path, keep_checkpoints=4)
     assert config.baseline is not None
-    task = VisionTask(config.task)
+    task = ImageTask(config.task)
     needed = 6 * sum(memory(config, method, task).checkpoint for method in (config.baseline, config.method))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(needed) + 10))
@@ -58,7 +58,7 @@ def test_the_size_of_a_checkpoint_is_counted_to_a_tenth(tmp_path: Path) -> None:
     (outcome,) = launch.run(config, lambda line: None)
     files = [path for path in outcome.folder.rglob("*") if path.is_file() and path.suffix != ".png"]
     held = sum(path.stat().st_size for path in files)
-    assert memory(config, config.method, VisionTask(config.task)).checkpoint == pytest.approx(held, rel=0.1)
+    assert memory(config, config.method, ImageTask(config.task)).checkpoint == pytest.approx(held, rel=0.1)
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
@@ -66,7 +66,7 @@ def test_a_memory_that_cannot_hold_a_worker_is_refused_with_what_would_help(
     accumulate: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tree(tmp_path, accumulate=accumulate)
-    needed = memory(config, config.method, VisionTask(config.task)).total
+    needed = memory(config, config.method, ImageTask(config.task)).total
     free = psutil.virtual_memory()._replace(available=int(needed) - 1)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     with pytest.raises(ConfigError, match=r"a worker needs .*training.batch_size=100.*a process here has .*accumulate"):
@@ -77,12 +77,12 @@ def test_a_memory_that_cannot_hold_a_worker_is_refused_with_what_would_help(
 @pytest.mark.usefixtures("ray_local")
 def test_nodes_that_cannot_hold_the_workers_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tree(tmp_path, workers=2, cpus_per_worker=0.5)
-    needed = memory(config, config.method, VisionTask(config.task)).total
+    needed = memory(config, config.method, ImageTask(config.task)).total
     nodes = [{"Alive": True, "Resources": {"memory": 2 * needed - 2}}]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     monkeypatch.setattr(cluster, "capacity", lambda: {"CPU": 4, "memory": 2 * needed - 2})
     with pytest.raises(ConfigError, match="on this cluster each has"):
-        cluster.check_memory(config, [config.method], VisionTask(config.task))
+        cluster.check_memory(config, [config.method], ImageTask(config.task))
 
 
 @pytest.mark.usefixtures("ray_local")

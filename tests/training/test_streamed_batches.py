@@ -15,12 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from proxscore.config import ConfigError, ParquetConfig
+from proxscore.config import ConfigError
 from proxscore.training.ingest import RayTrainingData, recut
 from proxscore.training.stream_order import EpochOrder
 from proxscore.vision.data import load_images
 from proxscore.vision.images import ImageDataset
 from proxscore.vision.ray_data import Share, StreamedRows
+from proxscore.vision.sources.parquet import ParquetConfig
 
 BATCH, GROUP, SEED, EPOCH = 8, 13, 3, 1
 FILES = (170, 130)

@@ -18,12 +18,12 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 from proxscore import config as configuration
 from proxscore.config import Config
-from proxscore.methods import build_method
+from proxscore.methods import Setup, build_method
 from proxscore.training.context import Context
 from proxscore.training.loop import horizon_of, train_step, training_data
 from proxscore.training.meshes import Meshes
 from proxscore.training.parallelize import parallelize
-from proxscore.vision.task import VisionTask
+from proxscore.vision.image_task import ImageTask
 
 WARM_UP = 2  # the first steps set up FSDP's streams and the optimizer's state
 METHODS: dict[str, dict[str, Any]] = {
@@ -56,8 +56,8 @@ class Rank(Context):
         raise AssertionError("a step resumes nothing")
 
 
-def build(config: Config, context: Rank) -> tuple[VisionTask, nn.Module, Any]:
-    task = VisionTask(config.task)
+def build(config: Config, context: Rank) -> tuple[ImageTask, nn.Module, Any]:
+    task = ImageTask(config.task)
     torch.manual_seed(0)
     module = parallelize(task.build_model(), config.training, context.mesh)
     data = training_data(config, task, context)
@@ -68,7 +68,7 @@ def counted_step(config: Config, context: Rank) -> Counter[str]:
     """Collectives of a later step of the loop."""
     task, module, data = build(config, context)
     horizon = horizon_of(data.steps_per_epoch, 1, task)
-    method = build_method(config.method, module, horizon, 0, lambda: iter(()), context.draw_mesh)
+    method = build_method(config.method, Setup(module, horizon, draw_mesh=context.draw_mesh))
     method.monitor = True
     for step, (micro_batches, size) in enumerate(data.epoch(0)):
         counts = CommDebugMode()

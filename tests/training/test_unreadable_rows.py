@@ -16,12 +16,12 @@ from PIL import Image
 
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError
-from proxscore.methods import Horizon
+from proxscore.methods import RunLength
 from proxscore.training.context import LocalContext
 from proxscore.training.ingest import GlobalBatches
 from proxscore.training.loop import batches, train
 from proxscore.vision import decoding
-from proxscore.vision.task import VisionTask
+from proxscore.vision.image_task import ImageTask
 
 ROWS, BATCH, EPOCHS = 120, 20, 2
 VIT = {"name": "vit_tiny_patch16_224", "kwargs": {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}}
@@ -81,12 +81,12 @@ def run(config: Config, folder: Path, die_at: int | None = None) -> tuple[dict[s
 
     try:
         context = LocalContext(folder, torch.device("cpu"), sink, 2)
-        return train(config, config.method, config.training.epochs, VisionTask(config.task), context), records
+        return train(config, config.method, config.training.epochs, ImageTask(config.task), context), records
     except InterruptedError:
         return {}, records
 
 
-def rows_of(task: VisionTask, part: str) -> list[int]:
+def rows_of(task: ImageTask, part: str) -> list[int]:
     """Numbers, as above, of a split's rows: a folder's are sorted by class."""
     rows = getattr(task.data, part).rows
     order = [*range(0, ROWS, 2), *range(1, ROWS, 2)] if task.config.data.kind == "image_folder" else range(ROWS)
@@ -101,7 +101,7 @@ def test_a_run_over_damaged_images_counts_and_names_them_and_weighs_the_others_a
     config = tree(write(tmp_path / "data", kind), loader_processes=processes)
     with caplog.at_level(logging.WARNING):
         results, records = run(config, tmp_path / "run")
-    task = VisionTask(config.task, verify=False)
+    task = ImageTask(config.task, verify=False)
     bad = {part: [row in BAD for row in rows_of(task, part)] for part in ("train", "validation", "test")}
 
     counts = [record["data/skipped_rows"] for record in records if "data/skipped_rows" in record]
@@ -146,7 +146,7 @@ def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_a_batch_of_which_nothing_is_left_changes_nothing_and_the_run_goes_on(accumulate: int, tmp_path: Path) -> None:
     data = write(tmp_path / "sound", "parquet", bad=())
-    task = VisionTask(tree(data).task)
+    task = ImageTask(tree(data).task)
     second = list(GlobalBatches(len(task.data.train), BATCH, 0, 1, 0))[1]
     data = write(tmp_path / "data", "parquet", bad=tuple(int(task.data.train.rows[index]) for index in second))
     results, records = run(tree(data, accumulate=accumulate), tmp_path / "run")
@@ -165,7 +165,7 @@ def test_without_the_request_a_damaged_image_ends_the_run_by_name(tmp_path: Path
 def test_what_is_no_fault_of_a_row_is_not_left_out(tmp_path: Path) -> None:
     """A file that is gone, and a data set of which nothing can be read."""
     config = tree(write(tmp_path / "data", "image_folder", bad=(0,)))
-    data = VisionTask(config.task).data.train
+    data = ImageTask(config.task).data.train
     data.reader.files[data.rows[3]].unlink()  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match=r"\.jpg: cannot be read: .*No such file"):
         data.__getitems__([2, 3])
@@ -173,7 +173,7 @@ def test_what_is_no_fault_of_a_row_is_not_left_out(tmp_path: Path) -> None:
     for file in (tmp_path / "nothing").rglob("*.jpg"):
         file.write_bytes(b"no image")
     with pytest.raises(ConfigError, match="none of the 120 images can be read"):
-        VisionTask(config.task)
+        ImageTask(config.task)
 
 
 def test_an_epoch_keeps_the_lanes_that_it_was_begun_with_and_the_next_takes_the_ranks_that_are_there() -> None:
@@ -189,6 +189,6 @@ def test_an_epoch_keeps_the_lanes_that_it_was_begun_with_and_the_next_takes_the_
 
     context = Three(Path(), torch.device("cpu"), lambda payloads: None, 1)
     progress = {"step": 5, "lanes": 2}
-    lanes = [progress["lanes"] for _ in batches(Data(), progress, Horizon(10, 4, 100), context, 10)]  # type: ignore[arg-type]
+    lanes = [progress["lanes"] for _ in batches(Data(), progress, RunLength(10, 4, 100), context, 10)]  # type: ignore[arg-type]
     assert asked == [(1, 1, 2), (2, 0, 3)]
     assert lanes == [2, 2, 2, 3, 3]

@@ -13,7 +13,7 @@ from proxscore import config as configuration
 from proxscore.inference.monitor import Monitor
 from proxscore.training.context import LocalContext
 from proxscore.training.loop import fit
-from proxscore.vision.task import VisionTask
+from proxscore.vision.image_task import ImageTask
 
 Records = dict[int, dict[str, float]]
 STATISTICS = {"log_precision_mean", "log_precision_min", "log_precision_max", "ratio_mean", "kappa_mean"}
@@ -41,7 +41,7 @@ def records(folder: Path, interval: float, **training: Any) -> tuple[Records, An
         lambda payloads: found.update({int(record["step"]): record for record in payloads[0]["records"]}),
         keep=1,
     )
-    return found, fit(config, config.method, 3, VisionTask(config.task), context)
+    return found, fit(config, config.method, 3, ImageTask(config.task), context)
 
 
 def test_they_are_taken_where_a_report_is_due_and_are_those_of_the_step(
@@ -74,10 +74,10 @@ def test_they_are_taken_where_a_report_is_due_and_are_those_of_the_step(
 
 
 def test_a_skipped_step_has_no_statistics_of_an_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = VisionTask.build_model
+    original = ImageTask.build_model
     calls = 0
 
-    def build(task: VisionTask, device: torch.device | None = None) -> Any:
+    def build(task: ImageTask, device: torch.device | None = None) -> Any:
         module = original(task, device)
 
         def spoil(module: Any, inputs: Any, outputs: torch.Tensor) -> torch.Tensor:
@@ -88,7 +88,7 @@ def test_a_skipped_step_has_no_statistics_of_an_earlier_one(tmp_path: Path, monk
         module.register_forward_hook(spoil)
         return module
 
-    monkeypatch.setattr(VisionTask, "build_model", build)
+    monkeypatch.setattr(ImageTask, "build_model", build)
     found, _ = records(tmp_path, interval=0)
     skipped = [
         step

@@ -13,7 +13,6 @@ from proxscore import config as configuration
 from proxscore.config import ConfigError
 from proxscore.training import evaluation
 from proxscore.training.context import LocalContext
-from proxscore.training.task import build_task
 from proxscore.tuning import settings as tune_settings
 from proxscore.tuning.plan import plan
 from proxscore.tuning.settings import TuneConfig
@@ -118,7 +117,7 @@ def test_every_objective_is_reported_on_validation_data(kind: str, tmp_path: Pat
         data = {"kind": "table", "path": str(tmp_path / "series.csv")}
         section = {"kind": "forecasting", "horizon": 4, "context": 8, "model": model, "data": data}
     config = configuration.parse({"task": section, "training": {"workers": 0}})
-    task = build_task(config.task)
+    task = config.task.build()
     context = LocalContext(tmp_path, torch.device("cpu"), lambda payloads: None, keep=1)
     metrics, _ = evaluation.evaluate(task.build_model(), task, config, context, "validation", 0)
     assert set(task.objectives) <= set(metrics)

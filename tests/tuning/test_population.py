@@ -15,7 +15,6 @@ from proxscore.inference.schedules import Schedule
 from proxscore.training import checkpoint
 from proxscore.training.context import LocalContext
 from proxscore.training.loop import Fitted, finish, fit, fit_all, step_at
-from proxscore.training.task import build_task
 from proxscore.tuning.ledger import Ledger, Trial
 from proxscore.tuning.population import MULTIPLIERS, Population
 from proxscore.tuning.settings import PopulationConfig
@@ -97,7 +96,7 @@ def test_a_population_that_goes_on_makes_the_same_choices(tmp_path: Path) -> Non
 def test_multipliers_change_where_a_round_ends() -> None:
     schedule = Schedule("cosine", warmup=2, multipliers=(1.0, 3.0, 0.5)).resolve(total_steps=16, steps_per_epoch=4)
     plain = Schedule("cosine", warmup=2).resolve(total_steps=16, steps_per_epoch=4)
-    horizon: Any = type("Horizon", (), {"total_steps": 16})
+    horizon: Any = type("RunLength", (), {"total_steps": 16})
     ends = [step_at(number / 3, horizon) for number in (1, 2, 3)]
     assert ends == [6, 11, 16]
     for step in range(16):
@@ -118,7 +117,7 @@ def run(
         lambda payloads: losses.extend(record["train/nll"] for record in payloads[0]["records"]),
         keep=1,
     )
-    task = build_task(config.task)
+    task = config.task.build()
     fitted = fit(config, config.method, config.training.epochs, task, context, until=until, start=start)
     if until is None:
         finish(fit_all(config, config.method, config.training.epochs, task, context), config, config.method, task)

@@ -13,7 +13,6 @@ from proxscore import config as configuration
 from proxscore.config import ConfigError
 from proxscore.inference.initial import INITIAL_NOISE
 from proxscore.inference.metric import LR
-from proxscore.methods import evaluations_per_step
 from proxscore.tuning.defaults import default_space
 from proxscore.tuning.ledger import Ledger
 from proxscore.tuning.search import Sampled
@@ -67,8 +66,8 @@ def test_every_trial_has_as_many_gradient_evaluations_as_the_given_configuration
     config, _ = settings(tmp_path)
     for params in ({}, {"method.paired": True}, {"method.draws": 3}, {"method.draws": 2, "method.paired": True}):
         changed = applied(config, params)
-        assert changed.training.epochs * evaluations_per_step(changed.method) == pytest.approx(4)
-        assert changed.training.validate_every * evaluations_per_step(changed.method) == pytest.approx(1)
+        assert changed.training.epochs * changed.method.evaluations_per_step() == pytest.approx(4)
+        assert changed.training.validate_every * changed.method.evaluations_per_step() == pytest.approx(1)
     assert applied(config, {"method.prior.scale": 0.3}).method.prior.scale == 0.3  # type: ignore[union-attr]
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from proxscore.config import Config, parse
-from proxscore.methods import Horizon
+from proxscore.methods import RunLength
 from proxscore.tuning.figures import (
     FEWEST,
     MISSING,
@@ -382,7 +382,7 @@ def test_only_finished_trials_that_no_finished_one_beats_are_joined_and_named() 
 
 # --- schedules
 
-HORIZON = Horizon(total_steps=1000, steps_per_epoch=100, data_size=6400)
+HORIZON = RunLength(total_steps=1000, steps_per_epoch=100, data_size=6400)
 
 
 def penalty(**settings: Any) -> Config:
@@ -422,7 +422,7 @@ def test_methods_without_proximal_weights_are_left_out() -> None:
 
 
 def test_a_weight_that_runs_to_infinity_does_not_flatten_the_others() -> None:
-    figure = schedules([("as given", penalty(mean=0.5, mean_schedule={"kind": "cosine"}))], Horizon(10**6, 100, 1))
+    figure = schedules([("as given", penalty(mean=0.5, mean_schedule={"kind": "cosine"}))], RunLength(10**6, 100, 1))
     low, high = figure.axes[0].get_ylim()
     assert high / low < 1e5
     assert "beyond" in figure.axes[0].get_title()

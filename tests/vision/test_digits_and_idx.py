@@ -13,8 +13,10 @@ import torch
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader
 
-from proxscore.config import ConfigError, DigitsConfig, IdxConfig
+from proxscore.config import ConfigError
 from proxscore.vision.data import collate, load_images
+from proxscore.vision.sources.digits import DigitsConfig
+from proxscore.vision.sources.idx import IdxConfig
 
 RNG = np.random.default_rng(0)
 TRAIN = RNG.integers(0, 256, (30, 5, 4), dtype=np.uint8), np.arange(30, dtype=np.uint8) % 3

@@ -16,9 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from proxscore.config import ConfigError, IdxConfig, ImageFolderConfig, ParquetConfig
+from proxscore.config import ConfigError
 from proxscore.vision import decoding
 from proxscore.vision.data import load_images
+from proxscore.vision.sources.idx import IdxConfig
+from proxscore.vision.sources.image_folder import ImageFolderConfig
+from proxscore.vision.sources.parquet import ParquetConfig
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
 

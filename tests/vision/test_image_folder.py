@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from proxscore.config import ConfigError, ImageFolderConfig
+from proxscore.config import ConfigError
 from proxscore.vision.data import load_images
+from proxscore.vision.sources.image_folder import ImageFolderConfig
 
 
 def write(folder: Path, count: int, seed: int, suffix: str = ".png", size: tuple[int, int] = (14, 10)) -> None:

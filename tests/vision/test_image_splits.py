@@ -8,8 +8,9 @@ import struct
 import numpy as np
 import pytest
 
-from proxscore.config import ConfigError, DigitsConfig
+from proxscore.config import ConfigError
 from proxscore.vision.data import load_images
+from proxscore.vision.sources.digits import DigitsConfig
 from proxscore.vision.splits import draw_rows, fingerprint, split_rows
 
 LABELS = np.random.default_rng(7).choice(5, size=1003, p=[0.5, 0.3, 0.15, 0.045, 0.005])

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from proxscore.config import ConfigError, ParquetConfig
+from proxscore.config import ConfigError
 from proxscore.vision.data import load_images
+from proxscore.vision.sources.parquet import ParquetConfig
 
 
 def encode(pixels: np.ndarray) -> bytes:

@@ -15,10 +15,12 @@ from PIL import Image, ImageOps
 from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
 
-from proxscore.config import Config, ImageFolderConfig, ModelConfig, VisionConfig, parse
+from proxscore.config import Config, parse
 from proxscore.vision.data import load_images
+from proxscore.vision.image_task import ImageTask
 from proxscore.vision.ray_data import Share, StreamedRows
-from proxscore.vision.task import VisionTask
+from proxscore.vision.sources.image_folder import ImageFolderConfig
+from proxscore.vision.task import ModelConfig, VisionConfig
 
 ORIENTATION = 0x0112
 
@@ -109,7 +111,7 @@ def test_images_for_pretrained_weights_are_prepared_as_timm_prepares_them(
     network = timm.create_model(name, num_classes=2)
     save_file(network.state_dict(), tmp_path / "w.safetensors")
     size = 64 if name == "resnet18" else network.pretrained_cfg["input_size"][-1]
-    task = VisionTask(
+    task = ImageTask(
         VisionConfig(
             model=ModelConfig(name=name, weights=tmp_path / "w.safetensors"),
             data=ImageFolderConfig(kind="image_folder", path=photos, size=size),
@@ -124,7 +126,7 @@ def test_images_for_pretrained_weights_are_prepared_as_timm_prepares_them(
     recorded = task.config.data
     assert isinstance(recorded, ImageFolderConfig)
     assert recorded.mean == pytest.approx(list(settings["mean"]))
-    again = VisionTask(VisionConfig(model=ModelConfig(name=name), data=recorded))  # as a saved posterior has it
+    again = ImageTask(VisionConfig(model=ModelConfig(name=name), data=recorded))  # as a saved posterior has it
     torch.testing.assert_close(again.data.train[0][0], task.data.train[0][0], rtol=0, atol=0)
 
 
@@ -135,11 +137,11 @@ def test_what_the_configuration_says_of_the_preparation_counts(photos: Path, tmp
         model=ModelConfig(name="resnet18", weights=tmp_path / "w.safetensors"),
         data=ImageFolderConfig(kind="image_folder", path=photos, size=32, **given),  # type: ignore[arg-type]
     )
-    assert VisionTask(config).config.data == config.data
+    assert ImageTask(config).config.data == config.data
 
 
 def test_without_pretrained_weights_the_preparation_is_plain(photos: Path) -> None:
-    data = VisionTask(
+    data = ImageTask(
         VisionConfig(model=ModelConfig(name="resnet18"), data=ImageFolderConfig(kind="image_folder", path=photos))
     ).config.data
     assert isinstance(data, ImageFolderConfig)

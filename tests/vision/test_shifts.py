@@ -12,12 +12,12 @@ from scipy import ndimage
 from proxscore import config as configuration
 from proxscore.config import ConfigError
 from proxscore.training import launch
+from proxscore.vision.image_task import ImageTask
 from proxscore.vision.shifts import NOISE, SHIFTS, ShiftedImages, rotated
-from proxscore.vision.task import VisionTask
 
 
-def task(kind: str = "digits") -> VisionTask:
-    return VisionTask(configuration.parse({"task": {"data": {"kind": kind}}}).task)
+def task(kind: str = "digits") -> ImageTask:
+    return ImageTask(configuration.parse({"task": {"data": {"kind": kind}}}).task)
 
 
 def test_rotation_is_that_of_scipy() -> None:

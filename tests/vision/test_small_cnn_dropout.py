@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from proxscore.config import ModelConfig
 from proxscore.posterior.dropout import dropout_layers
 from proxscore.vision.models import build_model
+from proxscore.vision.task import ModelConfig
 
 
 def network(**kwargs: float) -> torch.nn.Module:

@@ -13,11 +13,10 @@ from sklearn.datasets import load_digits
 
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, MethodError
-from proxscore.methods import check_likelihood
 from proxscore.posterior import Posterior
 from proxscore.training.context import LocalContext
 from proxscore.training.loop import train
-from proxscore.vision.task import VisionTask
+from proxscore.vision.image_task import ImageTask
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +54,7 @@ def test_one_logit_learns_what_two_learn(kind: str, zeros_and_eights: Path, tmp_
     found = {}
     for likelihood in ("bernoulli", "categorical"):
         config = settings(zeros_and_eights, likelihood, {"kind": kind} | ({"lr": 0.01} if kind == "adamw" else {}))
-        task = VisionTask(config.task)  # type: ignore[arg-type]
+        task = ImageTask(config.task)  # type: ignore[arg-type]
         context = LocalContext(tmp_path / likelihood, torch.device("cpu"), lambda payloads: None, 1)
         results = train(config, config.method, 20, task, context)
         (metrics, *_) = results["test"].values()
@@ -72,10 +71,10 @@ def test_one_logit_learns_what_two_learn(kind: str, zeros_and_eights: Path, tmp_
 def test_more_classes_than_two_and_methods_without_a_curvature_are_refused() -> None:
     config = configuration.load(None, ["task.likelihood=bernoulli"])
     with pytest.raises(ConfigError, match=r"task\.likelihood=bernoulli is one of two classes; the data have 10"):
-        VisionTask(config.task)  # type: ignore[arg-type]
+        ImageTask(config.task)  # type: ignore[arg-type]
 
 
 def test_laplace_is_refused_for_one_logit(zeros_and_eights: Path) -> None:
     config = settings(zeros_and_eights, "bernoulli", {"kind": "laplace"})
     with pytest.raises(MethodError, match=r"method\.kind=laplace: .* none for Bernoulli"):
-        check_likelihood(config.method, VisionTask(config.task).likelihood)  # type: ignore[arg-type]
+        config.method.check_likelihood(ImageTask(config.task).likelihood)  # type: ignore[arg-type]

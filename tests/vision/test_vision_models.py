@@ -11,8 +11,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from proxscore.config import ConfigError, ModelConfig
+from proxscore.config import ConfigError
 from proxscore.vision.models import build_model
+from proxscore.vision.task import ModelConfig
 
 SMALL_VIT = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from sklearn.metrics import accuracy_score, log_loss
 
-from proxscore.config import DigitsConfig, ModelConfig, VisionConfig
 from proxscore.posterior import CategoricalPredictive
-from proxscore.vision.task import VisionTask
+from proxscore.vision.image_task import ImageTask
+from proxscore.vision.sources.digits import DigitsConfig
+from proxscore.vision.task import ModelConfig, VisionConfig
 
 
 def test_network_likelihood_and_metrics_fit_the_data() -> None:
-    task = VisionTask(VisionConfig(model=ModelConfig(name="small_cnn"), data=DigitsConfig()))
+    task = ImageTask(VisionConfig(model=ModelConfig(name="small_cnn"), data=DigitsConfig()))
     images, labels = task.data.test.__getitems__(range(len(task.data.test)))
     log_probabilities = task.build_model()(images).detach().log_softmax(1)
     nll = task.likelihood.nll(log_probabilities, labels).mean().item()
@@ -32,7 +33,7 @@ def test_network_likelihood_and_metrics_fit_the_data() -> None:
 
 
 def test_the_description_says_how_the_data_were_split_and_can_be_recorded_as_json() -> None:
-    described = json.loads(json.dumps(VisionTask(VisionConfig()).describe()))
+    described = json.loads(json.dumps(ImageTask(VisionConfig()).describe()))
     assert described["kind"] == "digits"
     assert described["classes"] == 10
     assert described["shape"] == [1, 8, 8]
@@ -40,7 +41,7 @@ def test_the_description_says_how_the_data_were_split_and_can_be_recorded_as_jso
 
 
 def test_the_same_seed_builds_the_same_network() -> None:
-    task = VisionTask(VisionConfig(model=ModelConfig(name="small_cnn")))
+    task = ImageTask(VisionConfig(model=ModelConfig(name="small_cnn")))
     states = []
     for _ in range(2):
         torch.manual_seed(3)

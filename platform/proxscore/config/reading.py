@@ -6,12 +6,13 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
 
 from proxscore.config.credentials import masked
 from proxscore.config.plain import fault
+from proxscore.config.registry import Registry
 from proxscore.config.root import Config
 from proxscore.config.section import REVEAL, ConfigError, Section, expanded
 from proxscore.config.yaml_text import dump_yaml, parse_yaml, read_yaml
@@ -51,35 +52,7 @@ def read(
 
 def parse(tree: dict[str, Any], source: str = "configuration") -> Config:
     """Validate a plain tree (as read from YAML or JSON)."""
-    return validated(Config, _with_defaults_of_the_task(tree), source)
-
-
-#: Methods with a prior.
-_WITH_PRIOR = ("proximal_score", "elbo", "sgld", "sghmc")
-
-
-def _with_defaults_of_the_task(tree: dict[str, Any]) -> dict[str, Any]:
-    """With the defaults of a method that depend on the task."""
-    task, method = tree.get("task"), tree.get("method", {})
-    if not (isinstance(task, dict) and isinstance(method, dict)):
-        return tree
-    if method.get("kind") != "ensemble":
-        return tree | {"method": _completed(task, {"kind": "proximal_score"} | method)}
-    member = method.get("of")
-    return tree | {"method": method | {"of": _completed(task, member)}} if isinstance(member, dict) else tree
-
-
-def _completed(task: dict[str, Any], method: dict[str, Any]) -> dict[str, Any]:
-    """With the loaded weights as the prior's mean, where weights are given."""
-    model = task.get("model")
-    prior = method.get("prior", {})
-    if not (isinstance(model, dict) and isinstance(prior, dict) and method.get("kind") in _WITH_PRIOR):
-        return method
-    kwargs = model.get("kwargs")
-    pretrained = isinstance(kwargs, dict) and (kwargs.get("pretrained") or kwargs.get("checkpoint_path"))
-    if model.get("weights") is None and not pretrained:
-        return method
-    return method | {"prior": {"mean": "initial"} | prior}  # weights that are given are what the prior is about
+    return validated(Config, tree, source)
 
 
 def validated(root: type[Root], tree: dict[str, Any], source: str) -> Root:
@@ -94,7 +67,7 @@ def validated(root: type[Root], tree: dict[str, Any], source: str) -> Root:
     try:
         return root.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(masked(_one_line(error, source, root))) from None
+        raise ConfigError(masked(_one_line(error, source, root, tree))) from None
 
 
 def dump(config: Config) -> str:
@@ -148,21 +121,21 @@ def _override(tree: dict[str, Any], override: str) -> None:
     node[last] = value
 
 
-def _one_line(error: ValidationError, source: str, root: type[Section]) -> str:
+def _one_line(error: ValidationError, source: str, root: type[Section], tree: Any) -> str:
     errors = error.errors(include_url=False)
     first = errors[0]
-    # pydantic puts the tag of a discriminated union into the location; users do not write it
-    location = [str(part) for part in first["loc"]]
-    section, path = _descend(location, root)
+    location = path = [str(part) for part in first["loc"]]
     dotted = ".".join(path) or "top level"
     if first["type"] == "extra_forbidden":
-        key = path[-1]
+        key, section = path[-1], sorted(_holder(path[:-1], root, tree).model_fields)
         near = difflib.get_close_matches(key, section, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(sorted(section))}"
         return f"{source}: unknown key {dotted!r}; {hint}"
     if first["type"] == "union_tag_invalid":
         tags = first["ctx"]["expected_tags"]
         return f"{source}: {dotted}.kind is {_short(first['ctx']['tag'])}; it must be one of {tags}"
+    if first["type"] == "component":
+        return f"{source}: {dotted}: {first['msg']}"
     if first["type"] == "missing":
         return f"{source}: {dotted} is missing; it has no default"
     others = errors[1:]
@@ -194,23 +167,31 @@ def _short(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _descend(location: list[str], root: type[Section]) -> tuple[list[str], list[str]]:
-    """The valid keys of the section that holds the last part of a location, and the location without union tags."""
-    models: list[type[Section]] = [root]
-    path: list[str] = []
-    for depth, part in enumerate(location):
-        tagged = [m for m in models if "kind" in m.model_fields and part in get_args(m.model_fields["kind"].annotation)]
-        if tagged and len(models) > 1:
-            models = tagged
-            continue
-        path.append(part)
-        if depth < len(location) - 1:
-            found = [m.model_fields[part].annotation for m in models if part in m.model_fields]
-            models = [section for annotation in found for section in _sections(annotation)] or models
-    return sorted({name for model in models for name in model.model_fields}), path
+def _holder(path: list[str], root: type[Section], tree: Any) -> type[Section]:
+    """The section that lies at a path of a tree."""
+    section, table = root, None
+    for part in path:
+        tree = tree.get(part) if isinstance(tree, dict) else None
+        if table is not None:  # the part is a key of a table of sections
+            section, table = _section_in([table], tree) or section, None
+        elif part in section.model_fields:
+            field = section.model_fields[part]
+            if get_origin(field.annotation) is dict:
+                table = get_args(field.annotation)[1]
+            else:
+                section = _section_in([*field.metadata, field.annotation], tree) or section
+    return section
 
 
-def _sections(annotation: Any) -> list[type[Section]]:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [section for inner in get_args(annotation) for section in _sections(inner)]
+def _section_in(annotations: list[Any], value: Any) -> type[Section] | None:
+    """The section by which a value of a setting is read; none where it is no section."""
+    for annotation in annotations:
+        if isinstance(annotation, Registry):
+            kind = value.get("kind") if isinstance(value, dict) else None
+            return annotation.section(kind or annotation.kinds()[0])
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            return annotation
+        inner = [*getattr(annotation, "__metadata__", ()), *get_args(annotation)]
+        if (found := _section_in(inner, value)) is not None:
+            return found
+    return None

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from proxscore.config.forecasting import ForecastingConfig
-from proxscore.config.methods import AdamWConfig, MethodConfig, ProximalScoreConfig
+from proxscore.config.components import METHODS, TASKS, MethodSection, TaskSection
 from proxscore.config.section import Section
 from proxscore.config.training import MAX_SEED, EvaluationConfig, TrackingConfig, TrainingConfig
-from proxscore.config.vision import VisionConfig
-
-TaskConfig = Annotated[VisionConfig | ForecastingConfig, Field(discriminator="kind")]
 
 
 class Config(Section):
@@ -21,9 +17,16 @@ class Config(Section):
     # Null: a new one; a known one resumes.
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")
     seed: int = Field(0, ge=0, le=MAX_SEED)
-    task: TaskConfig = VisionConfig()
-    method: MethodConfig = ProximalScoreConfig()
-    baseline: AdamWConfig | None = None  # trained too, with the same number of gradient evaluations
+    task: Annotated[TaskSection, TASKS] = Field(default_factory=TASKS.make)
+    method: Annotated[MethodSection, METHODS] = Field(default_factory=METHODS.make)
+    # Trained too, with the same number of gradient evaluations.
+    baseline: Annotated[MethodSection, METHODS.only("adamw")] | None = None
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _about_initial_weights(self) -> Self:
+        if self.task.starts_from_weights:
+            self.__dict__["method"] = self.method.about_initial_weights()
+        return self

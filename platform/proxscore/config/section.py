@@ -16,7 +16,6 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from pydantic_core import PydanticUndefined
 
 from proxscore.config.credentials import masked_tree
 
@@ -40,8 +39,7 @@ class Section(BaseModel):
     """A part of the tree: immutable, and without unknown keys.
 
     Numbers are finite. A path that begins with ``~`` is that of the user's folder; where a list of texts is expected, a text is a
-    list of one. Where a field is one of several kinds of section and ``kind`` is left out, the kind is that of its default,
-    or the first one. What a section is dumped to, or printed as, keeps no credentials of URIs.
+    list of one. What a section is dumped to, or printed as, keeps no credentials of URIs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -54,17 +52,6 @@ class Section(BaseModel):
         alone = {name for name, value in values.items() if isinstance(value, str)}
         texts = {name for name, field in cls.model_fields.items() if name in alone and _lists_texts(field.annotation)}
         return {name: [value] if name in texts else value for name, value in values.items()}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _with_kinds(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        filled = dict(data)
-        for name, field in cls.model_fields.items():
-            if name in filled:
-                filled[name] = _kinded(filled[name], field.annotation, field.default)
-        return filled
 
     @field_validator("*", mode="after")
     @classmethod
@@ -111,21 +98,3 @@ def check_path(path: Path) -> None:
     """Raise ValueError for a path that no file system takes: even to look whether it is there is an error."""
     if any(len(part.encode()) > MAX_NAME for part in path.parts):
         raise ValueError(f"a part of this path has more than {MAX_NAME} bytes")
-
-
-def _kinded(value: Any, annotation: Any, default: Any) -> Any:
-    """A value with the kind that it leaves out, where there are several kinds of section to choose from."""
-    if get_origin(annotation) is dict and isinstance(value, dict):
-        return {key: _kinded(inner, get_args(annotation)[1], PydanticUndefined) for key, inner in value.items()}
-    kinds = _kinds(annotation)
-    if len(kinds) < 2 or not isinstance(value, dict) or "kind" in value:
-        return value
-    return {"kind": getattr(default, "kind", kinds[0])} | value
-
-
-def _kinds(annotation: Any) -> list[str]:
-    """The kinds of a union of sections, in its order; of anything else none."""
-    if hasattr(annotation, "__metadata__"):  # Annotated
-        annotation = get_args(annotation)[0]
-    members = [member for member in get_args(annotation) if isinstance(member, type) and issubclass(member, Section)]
-    return [get_args(member.model_fields["kind"].annotation)[0] for member in members if "kind" in member.model_fields]

@@ -12,13 +12,12 @@ import pyarrow as pa
 import torch
 from gluonts.model.forecast import SampleForecast
 
-from proxscore.config import ForecastingConfig
-from proxscore.forecasting.data import load_series
 from proxscore.forecasting.network import ForecastNetwork
 from proxscore.forecasting.networks import Features, plan, takes
 from proxscore.forecasting.predictive import ForecastPredictive
 from proxscore.forecasting.series import SeriesData
-from proxscore.forecasting.task import ForecastingTask
+from proxscore.forecasting.series_task import SeriesTask
+from proxscore.forecasting.task import ForecastingConfig
 from proxscore.forecasting.trained import as_trained, trained_unit
 from proxscore.forecasting.windows import Panel, Windows
 
@@ -30,7 +29,7 @@ class Forecaster:
 
     Args:
         config: the task's section of the configuration.
-        trained: what :meth:`ForecastingTask.describe` said of the data of training.
+        trained: what :meth:`SeriesTask.describe` said of the data of training.
 
     Raises:
         ConfigError: see :func:`proxscore.forecasting.trained.as_trained`.
@@ -38,7 +37,7 @@ class Forecaster:
 
     def __init__(self, config: ForecastingConfig, trained: Mapping[str, Any]) -> None:
         self.config = config
-        self.series = as_trained(load_series(config.data, trained["frequency"]), trained, config.model.name)
+        self.series = as_trained(config.data.load(trained["frequency"]), trained, config.model.name)
         entries = self.series.to_gluonts()
         context = config.context or 2 * config.horizon
         self.blueprint = plan(
@@ -74,7 +73,7 @@ def floored(network: ForecastNetwork, windows: Windows, batch: int = 256) -> lis
     return found
 
 
-def ahead(task: ForecastingTask | Forecaster) -> Windows:
+def ahead(task: SeriesTask | Forecaster) -> Windows:
     """For each series the window whose first step comes after its last one.
 
     Raises:

@@ -63,7 +63,7 @@ def as_trained(data: SeriesData, trained: Mapping[str, Any], network: str) -> Se
 
     Args:
         data: new series, of any number, any length, and any of the trained values of categories.
-        trained: what :meth:`proxscore.forecasting.task.ForecastingTask.describe` said of the data of training.
+        trained: what :meth:`proxscore.forecasting.series_task.SeriesTask.describe` said of the data of training.
         network: its name; what it does not take may differ.
 
     Raises:

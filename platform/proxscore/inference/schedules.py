@@ -12,6 +12,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from pydantic import Field
+
+from proxscore.config.section import Section
+
 Kind = Literal["constant", "linear", "cosine", "exponential", "power"]
 
 
@@ -118,3 +122,19 @@ class Schedule:
         if self.kind == "cosine":
             return self.end + (1 - self.end) * (1 + math.cos(math.pi * progress)) / 2
         return self.end**progress
+
+
+class ScheduleConfig(Section):
+    """How a proximal step (the inverse of a proximal weight) moves over the run; see :class:`Schedule`."""
+
+    kind: Kind = "constant"
+    unit: Literal["steps", "epochs"] = "steps"
+    warmup: float = Field(0, ge=0)
+    length: float | None = Field(None, gt=0)  # None: the rest of the run
+    end: float = Field(0.0, ge=0)
+    power: float = Field(0.5, gt=0)
+    multipliers: list[float] = Field([])  # of equal parts of the run: what a population has learned
+
+    def build(self) -> Schedule:
+        """The schedule, still in its own units; see :meth:`Schedule.resolve`."""
+        return Schedule(**self.model_dump() | {"multipliers": tuple(self.multipliers)})

@@ -10,17 +10,20 @@ penalty, taken at the anchor, is zero: it would do nothing. Source: M. Kim, arXi
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from proxscore.config.section import Section
 from proxscore.inference.families import Family, State
 from proxscore.inference.families.base import Total
-from proxscore.inference.penalties import ForwardKL, NoPenalty, Penalty, Quadratic, ReverseKL
+from proxscore.inference.penalties import Penalty
 
 
 @dataclass(frozen=True)
@@ -84,36 +87,40 @@ def penalty_value(
         total: sums over the shards.
 
     Where a weight is infinite it is taken as 1e6: the candidate then stays where it is but for rounding.
-
-        forward, reverse    2 kappa_Lambda KL_precision + 2 kappa_m KL_mean; without a closed form (forward only)
-                            -2 kappa_Lambda log q(theta), averaged over two mirrored draws from the anchor: the
-                            precision's weight then holds the means, too
-        quadratic           kappa_Lambda / 2 E || s - s_t ||^2 of half the difference of mirrored draws (= (R - I) eps),
-                            kappa_m E || s - s_t ||^2 of their average (= d)
     """
-    if isinstance(penalty, NoPenalty):
-        return None
     precision, mean = (min(weight, 1e6) for weight in weights)
     candidate = family.candidate(anchor, parameters)
-    if isinstance(penalty, Quadratic):
-        with torch.no_grad():
-            before = [family.score(anchor, draw, total).detach() for draw in draws]
-        one, two = (family.score(candidate, draw, total) - score for draw, score in zip(draws, before, strict=True))
-        curvature = family.norm(anchor, (one - two) / 2, total)
-        return precision / 2 * curvature + mean * family.norm(anchor, (one + two) / 2, total)
-    parts = family.kl(anchor, candidate, total)
-    if isinstance(penalty, ReverseKL):
-        parts = family.kl(candidate, anchor, total)
-    if parts is not None:
-        return 2 * precision * parts[0] + 2 * mean * parts[1]
-    density = [family.log_prob(candidate, draw, total) for draw in draws]
-    return -precision * (density[0] + density[1])
+    return penalty.value(family, anchor, candidate, (precision, mean), draws, total)
 
 
 def check_penalty(penalty: Penalty, family: Family) -> None:
-    if isinstance(penalty, ReverseKL) and type(family).kl is Family.kl:
-        raise ValueError(
-            f"penalty reverse_kl: family {family.kind} has no divergence in closed form; use forward_kl or quadratic"
-        )
-    if not isinstance(penalty, (ForwardKL, ReverseKL, Quadratic, NoPenalty)):
+    """Refuse a penalty that the gradient solver cannot take, with a family."""
+    if type(penalty).value is Penalty.value:
         raise ValueError(f"penalty {type(penalty).__name__} has no form for the gradient solver")
+    penalty.check_family(family)
+
+
+class SolverConfig(Section):
+    """The gradient solver. ``optimizer`` is a name of ``torch.optim``."""
+
+    inner_steps: int = Field(10, ge=2, le=100_000)
+    optimizer: str = "Adam"
+    lr: float = Field(0.01, gt=0)
+    options: dict[str, Any] = Field({})
+
+    def build(self) -> GradientSolver:
+        """The solver.
+
+        Raises:
+            ValueError: ``optimizer`` is none of ``torch.optim``, or does not take the options.
+        """
+        optimizer: Any = getattr(torch.optim, self.optimizer, None)
+        known = isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)
+        if not known:
+            names = [name for name, value in vars(torch.optim).items() if isinstance(value, type)]
+            near = difflib.get_close_matches(self.optimizer, names, n=1, cutoff=0.3)
+            hint = f"did you mean {near[0]!r}?" if near else "for example 'Adam'"
+            raise ValueError(f"solver.optimizer is {self.optimizer!r}, no optimizer of torch.optim; {hint}")
+        solver = GradientSolver(self.inner_steps, optimizer, self.lr, self.options)
+        solver.build([torch.zeros(1)])
+        return solver

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
-from proxscore.config import AdamWConfig
+from proxscore.config import MethodSection
+from proxscore.methods.method import Setup
 from proxscore.methods.steps import Factor, Steps, cosine
 
-if TYPE_CHECKING:
-    from proxscore.methods import Horizon
+
+class AdamWConfig(MethodSection):
+    """Point estimate by AdamW, cosine learning rate with warm-up."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup: float = Field(0.05, ge=0, lt=1)  # fraction of the run
+    max_skipped_steps: int = Field(10, ge=1)
+
+    fixed_weights: ClassVar[bool] = True
+
+    def build(self, setup: Setup) -> AdamW:
+        """AdamW with warm-up and cosine decay to zero over the run."""
+        factor = cosine(self.warmup, setup.run.total_steps)
+        return AdamW(setup.module.named_parameters(), self.lr, self.weight_decay, factor, self.max_skipped_steps)
 
 
 class AdamW(Steps, torch.optim.AdamW):
@@ -34,16 +50,3 @@ class AdamW(Steps, torch.optim.AdamW):
     ) -> None:
         super().__init__(named, lr=lr, weight_decay=weight_decay)
         self.prepare(factor, max_skipped_steps)
-
-
-def build(
-    config: AdamWConfig,
-    module: nn.Module,
-    horizon: Horizon,
-    seed: int = 0,
-    losses: object = None,
-    draw_mesh: object = None,
-) -> AdamW:
-    """AdamW with warm-up and cosine decay to zero over the run."""
-    factor = cosine(config.warmup, horizon.total_steps)
-    return AdamW(module.named_parameters(), config.lr, config.weight_decay, factor, config.max_skipped_steps)

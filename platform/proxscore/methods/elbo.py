@@ -16,22 +16,52 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-from proxscore.config import ELBOConfig
+from proxscore.config import MethodSection
 from proxscore.inference import Prior, noise
 from proxscore.inference.names import named_parameters
 from proxscore.inference.priors import Assignment
-from proxscore.methods.priors import assigned, prior_of
+from proxscore.methods.method import Setup
+from proxscore.methods.priors import PriorConfig, assigned, prior_of
 from proxscore.methods.steps import Factor, Steps, cosine, standard_normal
 from proxscore.posterior import NameOf, Posterior
 
-if TYPE_CHECKING:
-    from proxscore.methods import Horizon
+
+class ELBOConfig(MethodSection):
+    """Mean-field variational inference by reparametrized gradients (Bayes by Backprop)."""
+
+    kind: Literal["elbo"] = "elbo"
+    prior: PriorConfig = PriorConfig()
+    lr: float = Field(1e-3, gt=0)  # Adam's
+    initial_scale: float = Field(0.01, gt=0)  # standard deviations at the start
+    draws: int = Field(1, ge=1, le=10_000)  # per step
+    temperature: float = Field(1.0, gt=0)  # of the KL
+    warmup: float = Field(0.05, ge=0, lt=1)  # fraction of the run
+    max_skipped_steps: int = Field(10, ge=1)
+
+    def evaluations_per_step(self) -> int:
+        return self.draws
+
+    def build(self, setup: Setup) -> ELBO:
+        """The ELBO with warm-up and cosine decay of Adam's learning rate; N is the number of training rows."""
+        return ELBO(
+            setup.module,
+            prior_of(self.prior, setup.module),
+            setup.run.data_size,
+            self.lr,
+            cosine(self.warmup, setup.run.total_steps),
+            initial_scale=self.initial_scale,
+            draws=self.draws,
+            temperature=self.temperature,
+            max_skipped_steps=self.max_skipped_steps,
+            seed=setup.seed,
+        )
 
 
 class ELBO(Steps, torch.optim.Optimizer):
@@ -171,26 +201,3 @@ class ELBO(Steps, torch.optim.Optimizer):
         return replace(
             point, precision={n: (-2 * state["log_scale"]).exp() for n, state in held if "log_scale" in state}
         )
-
-
-def build(
-    config: ELBOConfig,
-    module: nn.Module,
-    horizon: Horizon,
-    seed: int = 0,
-    losses: object = None,
-    draw_mesh: object = None,
-) -> ELBO:
-    """The ELBO with warm-up and cosine decay of Adam's learning rate; N is the number of training rows."""
-    return ELBO(
-        module,
-        prior_of(config.prior, module),
-        horizon.data_size,
-        config.lr,
-        cosine(config.warmup, horizon.total_steps),
-        initial_scale=config.initial_scale,
-        draws=config.draws,
-        temperature=config.temperature,
-        max_skipped_steps=config.max_skipped_steps,
-        seed=seed,
-    )

@@ -7,139 +7,58 @@ buffers, so it cannot shard: one worker.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Literal
 
-import ivon
-import torch
-from torch import Tensor, nn
+from pydantic import Field
 
-from proxscore.config import ConfigError, IVONConfig
-from proxscore.inference import noise
-from proxscore.inference.names import named_parameters
-from proxscore.methods.steps import Factor, Steps, cosine
-from proxscore.posterior import NameOf, Posterior
-
-if TYPE_CHECKING:
-    from proxscore.methods import Horizon
+from proxscore.config import ConfigError, MethodSection
+from proxscore.methods.method import Setup
+from proxscore.methods.steps import cosine
 
 
-class IVON(Steps, ivon.IVON):
-    """The package's optimizer with the loop's interface.
+class IVONConfig(MethodSection):
+    """IVON by ivon-opt, with its authors' settings for CIFAR. One worker."""
 
-    Its noise is a function of seed and step, an exception in the draw loop leaves the mean in the weights, and its state is
-    saved per parameter with its step count, which the package's ``state_dict`` lacks.
+    kind: Literal["ivon"] = "ivon"
+    lr: float = Field(0.2, gt=0)
+    ess: float | None = Field(None, gt=0)  # effective sample size; null: the training rows
+    hess_init: float = Field(0.5, gt=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.99999, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0)  # prior precision divided by ess
+    draws: int = Field(1, ge=1, le=10_000)  # per step
+    clip_radius: float | None = Field(None, gt=0)
+    warmup: float = Field(0.05, ge=0, lt=1)  # fraction of the run
+    max_skipped_steps: int = Field(10, ge=1)
 
-    Args:
-        module: whose trained parameters are described.
-        settings: of ``ivon.IVON``.
-    """
+    extra: ClassVar[str | None] = "peers"
+    shards: ClassVar[bool] = False
 
-    def __init__(
-        self, module: nn.Module, factor: Factor, max_skipped_steps: int = 10, seed: int = 0, **settings: Any
-    ) -> None:
-        named = [(name, p) for name, p in named_parameters(module).items() if p.requires_grad]
-        super().__init__([p for _, p in named], **settings)
-        self.prepare(factor, max_skipped_steps)
-        self.seed = seed
-        self.evaluations_per_step = self.mc_samples
+    def evaluations_per_step(self) -> int:
+        return self.draws
 
-    def draws(self) -> Iterator[int]:
-        """Put draws into the weights, one per pass of the loop's body; the mean is back afterwards."""
-        self._reset_samples()
-        for index in range(self.mc_samples):
-            self.zero_grad()
-            values = [p.data for p in self.parameters()]
-            with torch.random.fork_rng([self._device.index or 0] if self._device.type == "cuda" else []):
-                torch.manual_seed(noise.key(self.seed, "draw", self.current_step, self._skipped, index) >> 1)
-                mean, deviation = self._sample_params()
-            done = False
-            try:
-                yield index
-                for p in self.parameters():
-                    p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-                done = True
-            finally:
-                if done:
-                    self._restore_param_average(True, mean, deviation)
-                else:
-                    for p, value in zip(self.parameters(), values, strict=True):
-                        p.data = value
+    def build(self, setup: Setup) -> Any:
+        """IVON with warm-up and cosine decay to zero over the run.
 
-    @property
-    def _skipped(self) -> int:
-        return self.param_groups[0]["skipped"]
+        Raises:
+            ConfigError: a setting that the package refuses.
+        """
+        from proxscore.methods.ivon_optimizer import IVON  # an extra
 
-    @property
-    def nonfinite(self) -> Tensor:
-        """Whether a gradient of a draw was not finite (0 or 1, on the device)."""
-        average: Tensor = self.state["avg_grad"]  # type: ignore[index]  # the package keeps it under a name
-        return 1.0 - average.isfinite().all().float()
-
-    def update(self) -> None:
-        """One step of the package."""
-        ivon.IVON.step(self)
-
-    def state_dict(self) -> dict[str, Any]:
-        """As in torch: ``momentum`` and ``hess`` per parameter."""
-        packed, state, index = super().state_dict(), {}, 0
-        for group, held in zip(packed["param_groups"], self.param_groups, strict=True):
-            flat = {name: group.pop(name) for name in ("momentum", "hess")}
-            sizes = [p.numel() for p in held["params"]]
-            for p, *rows in zip(held["params"], *(value.split(sizes) for value in flat.values()), strict=True):
-                state[index] = {name: row.view_as(p).clone() for name, row in zip(flat, rows, strict=True)}
-                index += 1
-            group["current_step"] = self.current_step
-        return packed | {"state": state}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch."""
-        groups = []
-        for packed in state_dict["param_groups"]:
-            rows = [state_dict["state"][index] for index in packed["params"]]
-            flat = {name: torch.cat([row[name].flatten() for row in rows]) for name in ("momentum", "hess")}
-            groups.append(packed | {name: value.to(self._device) for name, value in flat.items()})
-        super().load_state_dict({"state": {}, "param_groups": groups})
-        self.current_step = groups[0]["current_step"]
-        self._reset_samples()
-
-    def posterior_from(self, point: Posterior, name_of: NameOf) -> Posterior:
-        """The mean-field Gaussian: ess (h + weight_decay) beside the means."""
-        (group,) = self.param_groups
-        precision = group["ess"] * (group["hess"] + group["weight_decay"])
-        pieces = precision.split([p.numel() for p in group["params"]])
-        named = zip(group["params"], pieces, strict=True)
-        return replace(point, precision={name_of(p): piece.view_as(p) for p, piece in named})
-
-
-def build(
-    config: IVONConfig,
-    module: nn.Module,
-    horizon: Horizon,
-    seed: int = 0,
-    losses: object = None,
-    draw_mesh: object = None,
-) -> IVON:
-    """IVON with warm-up and cosine decay to zero over the run.
-
-    Raises:
-        ConfigError: a setting that the package refuses.
-    """
-    try:
-        return IVON(
-            module,
-            cosine(config.warmup, horizon.total_steps),
-            config.max_skipped_steps,
-            seed,
-            lr=config.lr,
-            ess=config.ess or float(horizon.data_size),
-            hess_init=config.hess_init,
-            beta1=config.beta1,
-            beta2=config.beta2,
-            weight_decay=config.weight_decay,
-            mc_samples=config.draws,
-            clip_radius=config.clip_radius or float("inf"),
-        )
-    except ValueError as error:
-        raise ConfigError(f"method: ivon: {error}") from error
+        try:
+            return IVON(
+                setup.module,
+                cosine(self.warmup, setup.run.total_steps),
+                self.max_skipped_steps,
+                setup.seed,
+                lr=self.lr,
+                ess=self.ess or float(setup.run.data_size),
+                hess_init=self.hess_init,
+                beta1=self.beta1,
+                beta2=self.beta2,
+                weight_decay=self.weight_decay,
+                mc_samples=self.draws,
+                clip_radius=self.clip_radius or float("inf"),
+            )
+        except ValueError as error:
+            raise ConfigError(f"method: ivon: {error}") from error

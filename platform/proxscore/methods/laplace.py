@@ -12,24 +12,84 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from laplace import Laplace
-from laplace.curvature import CurvlinopsGGN
+from pydantic import Field
 from torch import Tensor, nn
 
-from proxscore.config import ConfigError, LaplaceConfig
-from proxscore.inference import FullCovariance, Gaussian
+from proxscore.config import POINT_METHODS, ConfigError, MethodError, MethodSection
+from proxscore.inference import Categorical, FullCovariance, Gaussian
 from proxscore.inference.layout import Layout
 from proxscore.inference.names import named_parameters
+from proxscore.methods.method import Setup
 from proxscore.posterior import NameOf, Posterior
 from proxscore.posterior.posterior import Joint
 
-if TYPE_CHECKING:
-    from proxscore.methods import Horizon
-
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+
+
+class LaplaceConfig(MethodSection):
+    """The Laplace approximation by laplace-torch, after training. One worker."""
+
+    kind: Literal["laplace"] = "laplace"
+    of: Annotated[MethodSection, POINT_METHODS] = Field(
+        default_factory=POINT_METHODS.make
+    )  # how the weights are trained
+    subset: Literal["last_layer", "all"] = "last_layer"
+    structure: Literal["full", "diag"] = "full"
+    prior_precision: float | None = Field(None, gt=0)  # null: that of the highest marginal likelihood
+
+    extra: ClassVar[str | None] = "peers"
+    shards: ClassVar[bool] = False
+
+    def evaluations_beside(self, steps_per_epoch: int) -> int:
+        return steps_per_epoch  # the curvature's pass over the training rows
+
+    def last_layer_only(self) -> bool:
+        return self.subset == "last_layer"
+
+    def check_likelihood(self, likelihood: Any) -> None:
+        if not isinstance(likelihood, (Categorical, Gaussian)):
+            raise MethodError(
+                f"method.kind=laplace: laplace-torch has a curvature for categorical and Gaussian likelihoods, and none for "
+                f"{type(likelihood).__name__}: use another method"
+            )
+
+    def remedy(self, section: str) -> str:
+        return self.of.remedy(f"{section}.of")
+
+    def build(self, setup: Setup) -> Any:
+        """The optimizer of ``of``, with :class:`Curvature` at its end.
+
+        Raises:
+            ConfigError: a structure that the weights do not allow.
+        """
+        import laplace  # noqa: F401  # an extra: that it is missing is found before training
+
+        layer = ""
+        if self.subset == "last_layer":
+            layer = [name for name, p in named_parameters(setup.module).items() if p.requires_grad][-1].rpartition(".")[
+                0
+            ]
+            last = setup.module.get_submodule(layer)
+            if not isinstance(last, nn.Linear):
+                raise ConfigError(
+                    f"method.subset=last_layer: the last layer, {layer or 'the network'}, is {type(last).__name__} and not "
+                    "Linear; use method.subset=all with method.structure=diag"
+                )
+            size = sum(p.numel() for p in last.parameters())
+        else:
+            size = sum(p.numel() for p in setup.module.parameters() if p.requires_grad)
+        if self.structure == "full":
+            try:
+                FullCovariance().check(layer or "all weights", torch.Size(), size)
+            except ValueError as error:
+                raise ConfigError(f"method.structure=full: {error}") from error
+        method = self.of.build(setup)
+        curvature = Curvature(self, layer)
+        method.conclude, method.posterior_from = curvature.conclude, curvature.posterior_from
+        return method
 
 
 @dataclass
@@ -51,6 +111,9 @@ class Curvature:
 
     def conclude(self, module: nn.Module, likelihood: nn.Module, batches: Batches, rows: int) -> None:
         """Compute the curvature from so many training rows."""
+        from laplace import Laplace
+        from laplace.curvature import CurvlinopsGGN
+
         settings: dict[str, Any] = {"last_layer_name": self.layer} if self.layer else {}
         if isinstance(likelihood, Gaussian):
             settings["sigma_noise"] = float(likelihood.log_noise.exp())
@@ -102,41 +165,3 @@ class _Loader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return iter(self.batches())
-
-
-def build(
-    config: LaplaceConfig,
-    module: nn.Module,
-    horizon: Horizon,
-    seed: int = 0,
-    losses: Any = None,
-    draw_mesh: Any = None,
-) -> Any:
-    """The optimizer of ``of``, with :class:`Curvature` at its end.
-
-    Raises:
-        ConfigError: a structure that the weights do not allow.
-    """
-    from proxscore.methods import build_method
-
-    layer = ""
-    if config.subset == "last_layer":
-        layer = [name for name, p in named_parameters(module).items() if p.requires_grad][-1].rpartition(".")[0]
-        last = module.get_submodule(layer)
-        if not isinstance(last, nn.Linear):
-            raise ConfigError(
-                f"method.subset=last_layer: the last layer, {layer or 'the network'}, is {type(last).__name__} and not Linear; "
-                "use method.subset=all with method.structure=diag"
-            )
-        size = sum(p.numel() for p in last.parameters())
-    else:
-        size = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    if config.structure == "full":
-        try:
-            FullCovariance().check(layer or "all weights", torch.Size(), size)
-        except ValueError as error:
-            raise ConfigError(f"method.structure=full: {error}") from error
-    method: Any = build_method(config.of, module, horizon, seed, losses, draw_mesh)
-    curvature = Curvature(config, layer)
-    method.conclude, method.posterior_from = curvature.conclude, curvature.posterior_from
-    return method

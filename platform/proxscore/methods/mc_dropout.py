@@ -7,41 +7,43 @@ Ghahramani, Dropout as a Bayesian approximation, arXiv 1506.02142.
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, ClassVar, Literal
 
-from torch import nn
+from pydantic import Field
 
-from proxscore.config import ConfigError, MCDropoutConfig
+from proxscore.config import POINT_METHODS, ConfigError, MethodSection
+from proxscore.methods.method import Setup
 from proxscore.posterior import DropoutPosterior, NameOf, Posterior
 from proxscore.posterior.dropout import dropout_layers
 
-if TYPE_CHECKING:
-    from proxscore.methods import Horizon
 
+class MCDropoutConfig(MethodSection):
+    """Monte Carlo dropout, of a network with dropout layers."""
 
-def build(
-    config: MCDropoutConfig,
-    module: nn.Module,
-    horizon: Horizon,
-    seed: int = 0,
-    losses: Any = None,
-    draw_mesh: Any = None,
-) -> Any:
-    """The optimizer of ``of``, which leaves a posterior over dropout masks.
+    kind: Literal["mc_dropout"] = "mc_dropout"
+    of: Annotated[MethodSection, POINT_METHODS] = Field(
+        default_factory=POINT_METHODS.make
+    )  # how the weights are trained
 
-    Raises:
-        ConfigError: the network has no dropout layer with a positive rate.
-    """
-    from proxscore.methods import build_method
+    fixed_weights: ClassVar[bool] = True
 
-    if not dropout_layers(module):
-        raise ConfigError(
-            "method.kind=mc_dropout: the network has no dropout layer with a positive rate; set one, for example "
-            "task.model.kwargs={drop_rate: 0.1}"
-        )
-    method: Any = build_method(config.of, module, horizon, seed, losses, draw_mesh)
-    method.posterior_from = _with_masks
-    return method
+    def remedy(self, section: str) -> str:
+        return self.of.remedy(f"{section}.of")
+
+    def build(self, setup: Setup) -> Any:
+        """The optimizer of ``of``, which leaves a posterior over dropout masks.
+
+        Raises:
+            ConfigError: the network has no dropout layer with a positive rate.
+        """
+        if not dropout_layers(setup.module):
+            raise ConfigError(
+                "method.kind=mc_dropout: the network has no dropout layer with a positive rate; set one, for example "
+                "task.model.kwargs={drop_rate: 0.1}"
+            )
+        method = self.of.build(setup)
+        method.posterior_from = _with_masks
+        return method
 
 
 def _with_masks(point: Posterior, _: NameOf) -> DropoutPosterior:

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
+from pydantic import Field
 from torch import Tensor, nn
 
-from proxscore.config import ConfigError, PriorConfig
+from proxscore.config import ConfigError, Section
 from proxscore.inference import Prior
 from proxscore.inference.names import named_parameters, parameter_kinds
 from proxscore.inference.priors import Assignment
+
+
+class PriorConfig(Section):
+    """Gaussian prior, by groups of parameters; see ``inference.priors``."""
+
+    scale: Annotated[float, Field(gt=0)] | Literal["fan_in"] = 1.0  # fan_in: sqrt(2 / fan-in), tensor by tensor
+    biases: Literal["informative", "flat", "point"] = "informative"
+    norms: Literal["informative", "flat", "point"] = "informative"
+    scales: dict[str, float] = Field({})  # glob pattern of parameter names -> scale
+    # initial: the loaded weights, except the classifier head; the default where task.model has weights.
+    mean: Literal["zero", "initial"] = "zero"
+    select: str | list[str] = "all"  # all, last_layer, or glob patterns: which parameters are sampled
 
 
 def prior_of(config: PriorConfig, module: nn.Module) -> Prior:

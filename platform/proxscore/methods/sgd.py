@@ -9,16 +9,41 @@ The defaults are those of residual networks on CIFAR (He et al., arXiv 1512.0338
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
-from proxscore.config import SGDConfig
+from proxscore.config import MethodSection
+from proxscore.methods.method import Setup
 from proxscore.methods.steps import Factor, Steps, cosine
 
-if TYPE_CHECKING:
-    from proxscore.methods import Horizon
+
+class SGDConfig(MethodSection):
+    """Point estimate (maximum a posteriori) by SGD with momentum."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: float = Field(0.1, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(5e-4, ge=0)  # prior precision divided by the training rows
+    warmup: float = Field(0.05, ge=0, lt=1)  # fraction of the run
+    max_skipped_steps: int = Field(10, ge=1)
+
+    fixed_weights: ClassVar[bool] = True
+
+    def build(self, setup: Setup) -> SGD:
+        """SGD with warm-up and cosine decay to zero over the run."""
+        return SGD(
+            setup.module.named_parameters(),
+            cosine(self.warmup, setup.run.total_steps),
+            self.max_skipped_steps,
+            lr=self.lr,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+        )
 
 
 class SGD(Steps, torch.optim.SGD):
@@ -38,23 +63,3 @@ class SGD(Steps, torch.optim.SGD):
         if settings.get("momentum", 0):
             for parameter in self.parameters():
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-
-
-def build(
-    config: SGDConfig,
-    module: nn.Module,
-    horizon: Horizon,
-    seed: int = 0,
-    losses: object = None,
-    draw_mesh: object = None,
-) -> SGD:
-    """SGD with warm-up and cosine decay to zero over the run."""
-    return SGD(
-        module.named_parameters(),
-        cosine(config.warmup, horizon.total_steps),
-        config.max_skipped_steps,
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-    )

@@ -17,20 +17,67 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from proxscore.config import ConfigError, SGHMCConfig, SGLDConfig
+from proxscore.config import ConfigError, MethodSection
 from proxscore.inference import Prior, noise
 from proxscore.inference.names import named_parameters
-from proxscore.methods.priors import assigned, prior_of
+from proxscore.methods.method import Setup
+from proxscore.methods.priors import PriorConfig, assigned, prior_of
 from proxscore.methods.steps import Steps, standard_normal
 from proxscore.posterior import NameOf, Posterior, Samples
 
-if TYPE_CHECKING:
-    from proxscore.methods import Horizon
+
+class SGLDConfig(MethodSection):
+    """Stochastic-gradient Langevin dynamics, cyclical as published."""
+
+    kind: Literal["sgld"] = "sgld"
+    prior: PriorConfig = PriorConfig()
+    lr: float = Field(0.5, gt=0)  # at the start of a cycle, of the mean loss
+    schedule: Literal["cyclical", "constant"] = "cyclical"
+    cycles: int = Field(4, ge=1, le=1_000_000)
+    exploration: float = Field(0.8, ge=0, lt=1)  # fraction of each cycle without noise and samples
+    burn_in: float = Field(0, ge=0)  # epochs at the start from which no sample is kept
+    samples: int = Field(12, ge=1, le=10_000)  # kept, each a copy of the weights
+    temperature: float = Field(1.0, gt=0)
+    max_skipped_steps: int = Field(10, ge=1)
+
+    def build(self, setup: Setup) -> Sampler:
+        """The sampler for a run of that length; N is the number of training rows.
+
+        Raises:
+            ConfigError: the run is too short for burn-in or samples.
+        """
+        burn_in = round(self.burn_in * setup.run.steps_per_epoch)
+        if burn_in >= setup.run.total_steps:
+            raise ConfigError(
+                f"method.burn_in={self.burn_in:g} epochs is the whole run ({setup.run.total_steps / setup.run.steps_per_epoch:g} "
+                "epochs): it must be shorter than training.epochs"
+            )
+        count = self.cycles if self.schedule == "cyclical" else 0
+        return Sampler(
+            setup.module,
+            prior_of(self.prior, setup.module),
+            setup.run.data_size,
+            self.lr,
+            Cycles(setup.run.total_steps, count, self.exploration, burn_in),
+            friction=getattr(self, "friction", 1.0),
+            samples=self.samples,
+            temperature=self.temperature,
+            max_skipped_steps=self.max_skipped_steps,
+            seed=setup.seed,
+        )
+
+
+class SGHMCConfig(SGLDConfig):
+    """Stochastic-gradient Hamiltonian Monte Carlo, cyclical as published."""
+
+    kind: Literal["sghmc"] = "sghmc"  # type: ignore[assignment]
+    friction: float = Field(0.9, gt=0, le=1)  # one minus momentum
 
 
 @dataclass(frozen=True)
@@ -150,37 +197,3 @@ class Sampler(Steps):
                 sample = {name_of(p): self.state[p][f"sample_{number}"] for p in self.names}
                 members.append(replace(point, mean=point.mean | sample, description={}))
         return Samples(members, point.description) if members else point
-
-
-def build(
-    config: SGLDConfig | SGHMCConfig,
-    module: nn.Module,
-    horizon: Horizon,
-    seed: int = 0,
-    losses: object = None,
-    draw_mesh: object = None,
-) -> Sampler:
-    """The sampler for a run of that length; N is the number of training rows.
-
-    Raises:
-        ConfigError: the run is too short for burn-in or samples.
-    """
-    burn_in = round(config.burn_in * horizon.steps_per_epoch)
-    if burn_in >= horizon.total_steps:
-        raise ConfigError(
-            f"method.burn_in={config.burn_in:g} epochs is the whole run ({horizon.total_steps / horizon.steps_per_epoch:g} "
-            "epochs): it must be shorter than training.epochs"
-        )
-    count = config.cycles if config.schedule == "cyclical" else 0
-    return Sampler(
-        module,
-        prior_of(config.prior, module),
-        horizon.data_size,
-        config.lr,
-        Cycles(horizon.total_steps, count, config.exploration, burn_in),
-        friction=config.friction if isinstance(config, SGHMCConfig) else 1.0,
-        samples=config.samples,
-        temperature=config.temperature,
-        max_skipped_steps=config.max_skipped_steps,
-        seed=seed,
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,42 +11,24 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from proxscore.inference import Schedule, noise
+from proxscore.methods.method import Method
 
 Factor = Callable[[int], float]
 
 
-class Steps(torch.optim.Optimizer):
-    """The loop's interface for a torch optimizer; inherit from it before the optimizer, and call :meth:`prepare`.
+class Steps(Method):
+    """A method whose steps have a schedule; inherit from it before a torch optimizer, and call :meth:`prepare`.
 
-    A "draw" is the weights as they are. The learning rate of a group is its peak times a factor of the step. Steps whose
+    The learning rate of a group is its peak times a factor of the step. Steps whose
     gradients are not finite are skipped, and ``max_skipped_steps`` of them in a row raise FloatingPointError.
     """
 
-    evaluations_per_step: int = 1
-
-    def prepare(self, factor: Factor, max_skipped_steps: int) -> None:
+    def prepare(self, factor: Factor, max_skipped_steps: int = 10) -> None:
         """Start counting; ``factor`` maps a step (from zero) to a factor on the learning rate."""
         self.factor, self.max_skipped_steps = factor, max_skipped_steps
-        self.found_inf: Tensor | bool | None = None
-        self.monitor = False
-        self.statistics: dict[str, float] = {}
+        self.statistics = {}
         for group in self.param_groups:
             group.update(peak_lr=group["lr"], iteration=0, skipped=0, skipped_in_a_row=0)
-
-    def parameters(self) -> list[Tensor]:
-        """All parameters that are trained."""
-        return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
-
-    def draws(self) -> Iterator[int]:
-        """One pass of the loop's body, with cleared gradients."""
-        self.zero_grad()
-        yield 0
-
-    @property
-    def nonfinite(self) -> Tensor:
-        """Whether a gradient of this rank is not finite (0 or 1, on the device)."""
-        norms = torch._foreach_norm([noise.local(p.grad) for p in self.parameters() if p.grad is not None], 1)
-        return 1.0 - torch.stack(norms).isfinite().all().float()
 
     def advance(self) -> bool:
         """Count a step and set its learning rate; whether it is to be taken.

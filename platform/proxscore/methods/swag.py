@@ -9,21 +9,65 @@ baseline for Bayesian uncertainty in deep learning, arXiv 1902.02476.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
-from proxscore.config import ConfigError, SWAGConfig
+from proxscore.config import ConfigError, MethodSection
 from proxscore.inference import noise
+from proxscore.methods.method import Setup
 from proxscore.methods.sgd import SGD
 from proxscore.methods.steps import Factor
 from proxscore.posterior import NameOf, Posterior, SWAGPosterior
 
-if TYPE_CHECKING:
-    from proxscore.methods import Horizon
-
 SMALLEST_VARIANCE = 1e-30  # a weight that never moved
+
+
+class SWAGConfig(MethodSection):
+    """SGD whose late iterates make a Gaussian, with its authors' settings."""
+
+    kind: Literal["swag"] = "swag"
+    lr: float = Field(0.05, gt=0)
+    swag_lr: float = Field(0.01, gt=0)  # constant while weights are collected
+    start: float = Field(0.75, ge=0, lt=1)  # fraction of the run before
+    collect_every: float = Field(1, gt=0)  # epochs
+    rank: int = Field(20, ge=2, le=10_000)  # deviations kept, each a copy of the weights; of one there is no variance
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    max_skipped_steps: int = Field(10, ge=1)
+
+    def build(self, setup: Setup) -> SWAG:
+        """SWAG over the last part of the run.
+
+        Raises:
+            ConfigError: the run is too short to collect twice.
+        """
+        start = round(self.start * setup.run.total_steps)
+        every = max(round(self.collect_every * setup.run.steps_per_epoch), 1)
+        collect_at = list(range(setup.run.total_steps - 1, start - 1, -every))[::-1]
+        if len(collect_at) < 2:
+            raise ConfigError(
+                f"method.collect_every={self.collect_every:g} epochs leaves {len(collect_at)} collections in the "
+                f"{setup.run.total_steps - start} steps after method.start={self.start:g}; swag needs two or more"
+            )
+        end = self.swag_lr / self.lr
+
+        def factor(step: int) -> float:
+            progress = step / max(start, 1)
+            return 1 - (1 - end) * min(max((progress - 0.5) / 0.4, 0.0), 1.0)
+
+        return SWAG(
+            setup.module.named_parameters(),
+            factor,
+            self.max_skipped_steps,
+            collect_at,
+            self.rank,
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+        )
 
 
 class SWAG(SGD):
@@ -87,42 +131,3 @@ class SWAG(SGD):
                 {name: state[f"deviation_{k}"] for name, state in held.items()} for k in range(min(count, self.rank))
             ],
         )
-
-
-def build(
-    config: SWAGConfig,
-    module: nn.Module,
-    horizon: Horizon,
-    seed: int = 0,
-    losses: object = None,
-    draw_mesh: object = None,
-) -> SWAG:
-    """SWAG over the last part of the run.
-
-    Raises:
-        ConfigError: the run is too short to collect twice.
-    """
-    start = round(config.start * horizon.total_steps)
-    every = max(round(config.collect_every * horizon.steps_per_epoch), 1)
-    collect_at = list(range(horizon.total_steps - 1, start - 1, -every))[::-1]
-    if len(collect_at) < 2:
-        raise ConfigError(
-            f"method.collect_every={config.collect_every:g} epochs leaves {len(collect_at)} collections in the "
-            f"{horizon.total_steps - start} steps after method.start={config.start:g}; swag needs two or more"
-        )
-    end = config.swag_lr / config.lr
-
-    def factor(step: int) -> float:
-        progress = step / max(start, 1)
-        return 1 - (1 - end) * min(max((progress - 0.5) / 0.4, 0.0), 1.0)
-
-    return SWAG(
-        module.named_parameters(),
-        factor,
-        config.max_skipped_steps,
-        collect_at,
-        config.rank,
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-    )

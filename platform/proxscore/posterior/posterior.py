@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from proxscore.config import ConfigError
+from proxscore.config import FAMILIES, ConfigError
 from proxscore.inference import MeanField, ProximalScore, noise
-from proxscore.inference.families import FAMILIES, State
+from proxscore.inference.families import State
 from proxscore.inference.gathered import reshard
 from proxscore.inference.layout import Layout
 from proxscore.inference.names import named_buffers, named_layers, named_parameters, persistent_buffers
@@ -363,9 +363,10 @@ class Posterior:
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What is saved: a header of plain JSON values, and tensors by ``group.name``."""
         for joint in self.joint:
-            if joint.layout.family.kind not in FAMILIES:
+            if joint.layout.family.kind not in FAMILIES.kinds():
                 raise ConfigError(
-                    f"family {joint.layout.family.kind} holds code and cannot be saved; those that can: {', '.join(FAMILIES)}"
+                    f"family {joint.layout.family.kind} holds code and cannot be saved; those that can: "
+                    f"{', '.join(FAMILIES.kinds())}"
                 )
         tensors = {f"{group}.{name}": t for group, ts in self.groups().items() for name, t in ts.items()}
         for number, joint in enumerate(self.joint):

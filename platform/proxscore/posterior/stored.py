@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from proxscore.config import ConfigError
-from proxscore.inference.families import FAMILIES
+from proxscore.config import FAMILIES, ConfigError
 from proxscore.inference.layout import Layout
 from proxscore.posterior.checks import check_tensors
 from proxscore.posterior.posterior import DESCRIPTION_FILE, WEIGHTS_FILE, Joint, Posterior
@@ -63,14 +62,14 @@ def blocks(folder: Path, described: Any, parts: Mapping[str, dict[str, Tensor]])
                     raise ValueError(f"{name} is {value}, and the block has {numbers} numbers")
             if len(set(settings["parameters"])) < len(settings["parameters"]):
                 raise ValueError("a parameter is listed twice")
-            family = FAMILIES[settings["kind"]](**arguments)
+            family = FAMILIES.component(settings["kind"])(**arguments)
             first = parts["mean"][settings["parameters"][0]]
             family.check(
                 settings["parameters"][0], first.shape, sum(parts["mean"][n].numel() for n in settings["parameters"])
             )
             layout = Layout(family, [(name, parts["mean"][name], 0) for name in settings["parameters"]])
             zeros = torch.zeros(layout.size)
-            expected = family.initial(zeros, zeros + 1, layout.shape, lambda _, zeros=zeros: zeros)  # type: ignore[misc]
+            expected = family.initial(zeros, zeros + 1, layout.shape, lambda _, zeros=zeros: zeros)
             state = {name: left.pop(f"{number}.{name}") for name in expected}
             for name, tensor in state.items():
                 if tensor.shape != expected[name].shape:

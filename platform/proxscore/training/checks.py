@@ -9,14 +9,14 @@ from pathlib import Path
 import psutil
 import torch
 
-from proxscore.config import Config, ConfigError, MethodConfig
+from proxscore.config import Config, ConfigError, MethodSection
 from proxscore.storage import UNREACHABLE, filesystem
 from proxscore.tracking import say
 from proxscore.training.memory import Memory, UncountableError, memory, readable
 from proxscore.training.task import Task
 
 
-def check_disk(config: Config, methods: list[MethodConfig], task: Task) -> None:
+def check_disk(config: Config, methods: list[MethodSection], task: Task) -> None:
     """A local storage folder has room for the checkpoints that will be kept, the newest, and one that is being written.
 
     Raises:
@@ -40,7 +40,7 @@ def check_disk(config: Config, methods: list[MethodConfig], task: Task) -> None:
         )
 
 
-def check_memory(config: Config, method: MethodConfig, task: Task, free: float, where: str) -> None:
+def check_memory(config: Config, method: MethodSection, task: Task, free: float, where: str) -> None:
     """A worker's weights, state and activations fit into so many bytes.
 
     Args:

@@ -25,7 +25,7 @@ from ray.train.v2._internal.execution import context as execution_context
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from proxscore.config import Config, ConfigError, DivergedError, MethodConfig, ParquetConfig, masked
+from proxscore.config import Config, ConfigError, DivergedError, MethodSection, masked
 from proxscore.storage import filesystem
 from proxscore.tracking import Recorder
 
@@ -123,10 +123,10 @@ def check_resources(config: Config) -> None:
     if training.device == "cuda" and workers > gpus:
         raise ConfigError(f"{setting}={workers} need a GPU each; the cluster can have {gpus:g}")
     most = min(training.workers, int(cpus // training.cpus_per_worker))
-    if isinstance(config.task.data, ParquetConfig) and cpus - most * training.cpus_per_worker < 1:
+    if config.task.data.streamed and cpus - most * training.cpus_per_worker < 1:
         raise ConfigError(
-            f"training.workers={training.workers} take all {cpus:g} CPUs and leave none for Ray Data to read Parquet with: "
-            f"use training.cpus_per_worker={math.floor(10 * (cpus - 1) / most) / 10 or 0.1:g}"
+            f"training.workers={training.workers} take all {cpus:g} CPUs and leave none for Ray Data to read "
+            f"{config.task.data.kind} with: use training.cpus_per_worker={math.floor(10 * (cpus - 1) / most) / 10 or 0.1:g}"
         )
 
 
@@ -154,7 +154,7 @@ def check_storage(config: Config) -> None:
             )
 
 
-def check_memory(config: Config, methods: list[MethodConfig], task: Task) -> None:
+def check_memory(config: Config, methods: list[MethodSection], task: Task) -> None:
     """The nodes that are there can hold the workers on the CPU; on GPUs, workers look for themselves.
 
     Raises:
@@ -185,7 +185,7 @@ class _Trainer(TorchTrainer):
 
 def train_on_ray(
     config: Config,
-    method: MethodConfig,
+    method: MethodSection,
     epochs: float,
     name: str,
     recorder: Recorder,
@@ -265,14 +265,13 @@ def place(payload: dict[str, Any]) -> tuple[Config, Task, RayContext]:
     """
     from proxscore.training import checks
     from proxscore.training.context import RayContext
-    from proxscore.training.task import build_task
 
     # Ray Train prints every report in full; this logger goes by its file's name, which the configured level does not reach.
     logging.getLogger(execution_context.__file__).setLevel(logging.WARNING)
     config: Config = payload["config"]
     method = config.baseline if payload["baseline"] else config.method
     assert method is not None
-    context, task = RayContext(config, method), build_task(config.task, verify=False)
+    context, task = RayContext(config, method), config.task.build(verify=False)
     if context.device.type == "cuda":
         checks.check_memory(config, method, task, checks.free_memory(context.device), "this GPU")
     return config, task, context

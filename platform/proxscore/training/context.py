@@ -20,7 +20,7 @@ import torch.distributed as dist
 from pyarrow.fs import FileSelector
 from torch.distributed.device_mesh import DeviceMesh
 
-from proxscore.config import Config, MethodConfig
+from proxscore.config import Config, MethodSection
 from proxscore.training import meshes
 
 Write = Callable[[Path], None]
@@ -183,7 +183,7 @@ class RayContext(Context):
 
     on_ray = True
 
-    def __init__(self, config: Config, method: MethodConfig) -> None:
+    def __init__(self, config: Config, method: MethodSection) -> None:
         import ray.train.torch
 
         context = ray.train.get_context()

@@ -12,10 +12,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from proxscore.config import ConfigError, DivergedError, EnsembleConfig, MethodConfig, ProximalScoreConfig
+from proxscore.config import ConfigError, DivergedError, MethodSection
 from proxscore.inference import noise
 from proxscore.inference.convergence import RunawayError
-from proxscore.inference.metric import LR
 from proxscore.training.task import Task
 
 NANS = "the network's predictions are not numbers (NaN)"
@@ -53,7 +52,7 @@ def _of_nan(error: ValueError) -> bool:
 
 
 @contextmanager
-def told(step: int, steps: int, method: MethodConfig, section: str, module: nn.Module) -> Iterator[None]:
+def told(step: int, steps: int, method: MethodSection, section: str, module: nn.Module) -> Iterator[None]:
     """Within the context, what a run does that has diverged is said as such, with the step that it is at.
 
     Args:
@@ -73,30 +72,8 @@ def told(step: int, steps: int, method: MethodConfig, section: str, module: nn.M
         raise at(step, steps, FloatingPointError(NANS), method, section) from error
 
 
-def at(step: int, steps: int, error: FloatingPointError, method: MethodConfig, section: str) -> DivergedError:
+def at(step: int, steps: int, error: FloatingPointError, method: MethodSection, section: str) -> DivergedError:
     """What is said of a run that an error has ended at a step."""
     found = str(error).partition(";")[0]  # its own advice does not know the section
-    advice = error.remedy(f"{section}.") if isinstance(error, RunawayError) else remedy(method, section)
+    advice = error.remedy(f"{section}.") if isinstance(error, RunawayError) else method.remedy(section)
     return DivergedError(f"diverged at step {step} of {steps}: {found}; {advice}")
-
-
-def remedy(method: MethodConfig, section: str) -> str:
-    """Settings that keep steps small."""
-    if isinstance(method, EnsembleConfig):
-        return remedy(method.of, f"{section}.of")
-    if isinstance(method, ProximalScoreConfig):
-        tighter = f"a larger {section}.initial_precision"
-        if method.initial_precision is None:
-            tighter = f"a smaller {section}.initial_noise"
-        if method.metric == "adaptive":
-            return f"use a smaller {section}.lr (now {method.lr or LR:g}), or {tighter}, and look for bad inputs"
-        bound = "" if method.max_mean_step is None else f" (now {method.max_mean_step:g})"
-        return (
-            f"use a smaller {section}.max_mean_step{bound}, or a larger {section}.penalty.mean (now "
-            f"{method.penalty.mean:g}), or {tighter}, and look for bad inputs"
-        )
-    of = getattr(method, "of", None)
-    if of is not None:
-        return remedy(of, f"{section}.of")
-    lr = getattr(method, "lr", None)
-    return f"use a smaller {section}.lr{'' if lr is None else f' (now {lr:g})'}, and look for bad inputs"

@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 
 from proxscore.config import Config, ConfigError
-from proxscore.methods import Horizon, build_method, evaluations_per_step
+from proxscore.methods import RunLength, Setup, build_method
 from proxscore.training.checks import free_memory
 from proxscore.training.context import Context, pick_device
 from proxscore.training.ingest import TrainingData
 from proxscore.training.loop import first_losses, horizon_of, initial_module, train_step
 from proxscore.training.memory import Memory, UncountableError, memory, readable
 from proxscore.training.norm_rows import least_rows
-from proxscore.training.task import Task, build_task
+from proxscore.training.task import Task
 
 
 class _Alone(Context):
@@ -40,7 +40,7 @@ def dry_run(config: Config) -> str:
     The memory is counted without allocating any of it. A step is taken, after a warm-up, if this process can hold what
     all workers together would hold.
     """
-    task = build_task(config.task)
+    task = config.task.build()
     steps_per_epoch = math.ceil(len(task.data.train) / config.training.batch_size)
     horizon = horizon_of(steps_per_epoch, config.training.epochs, task)
     try:
@@ -69,7 +69,7 @@ def _one_worker(config: Config) -> object:
     return config.training.model_copy(update={"workers": 1, "draw_groups": 1, "replicate": 1})
 
 
-def _step(config: Config, task: Task, horizon: Horizon) -> tuple[float, float]:
+def _step(config: Config, task: Task, horizon: RunLength) -> tuple[float, float]:
     """Training NLL and seconds of a step that is not the first."""
     context = _Alone(pick_device(config.training.device))
     torch.manual_seed(config.seed)
@@ -77,9 +77,8 @@ def _step(config: Config, task: Task, horizon: Horizon) -> tuple[float, float]:
     least = least_rows(module, task)
     training = config.training
     data = TrainingData(task.data.train, training.batch_size, 0, 1, config.seed, training.accumulate, least=least)
-    method = build_method(
-        config.method, module, horizon, config.seed, partial(first_losses, module, task, config, context, data)
-    )
+    first = partial(first_losses, module, task, config, context, data)
+    method = build_method(config.method, Setup(module, horizon, config.seed, first))
     nll = seconds = 0.0
     batches = itertools.chain.from_iterable(data.epoch(epoch) for epoch in itertools.count())
     for step, (micro_batches, size) in enumerate(itertools.islice(batches, 2)):
@@ -89,8 +88,8 @@ def _step(config: Config, task: Task, horizon: Horizon) -> tuple[float, float]:
     return nll, seconds
 
 
-def _work(config: Config, task: Task, horizon: Horizon, counted: Memory) -> list[str]:
-    evaluations = horizon.total_steps * evaluations_per_step(config.method)
+def _work(config: Config, task: Task, horizon: RunLength, counted: Memory) -> list[str]:
+    evaluations = horizon.total_steps * config.method.evaluations_per_step()
     return [
         f"model            {config.task.model.name}: {counted.parameters:,} parameters, {counted.trained:,} trained",
         f"data             {config.task.data.kind}: {task.summary}",

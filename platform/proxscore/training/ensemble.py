@@ -11,8 +11,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from proxscore.config import Config, EnsembleConfig
+from proxscore.config import Config
 from proxscore.inference import noise
+from proxscore.methods.ensemble import EnsembleConfig
 from proxscore.posterior import Posterior
 from proxscore.posterior.convergence import KEY, Verdict
 from proxscore.training.context import Context, Write

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from proxscore.calibration.temperature import fit_temperature, tempered
-from proxscore.config import Config, MethodConfig
-from proxscore.methods import Horizon, Method, tells
+from proxscore.config import Config, MethodSection
+from proxscore.methods import Method, RunLength
 from proxscore.posterior import Posterior
 from proxscore.posterior.diagnostics import Losses
 from proxscore.training.context import Context
@@ -48,7 +48,7 @@ def evaluate(
         method, posterior: where the draws come from: the optimizer of a module in training, or a loaded posterior.
         data: training batches, to set BatchNorm statistics for each draw from.
     """
-    source = posterior or Posterior.of(module, method)  # type: ignore[arg-type]
+    source = posterior or Posterior.of(module, method)
     predictive = predictive_of(source, module, task, config, context, split, draws, data)
     label = f"{draws} draws" if draws and (posterior or method) else "mean weights"
     return judge(predictive, task, config, context, split, label)
@@ -67,11 +67,11 @@ def validated(
     Of a method whose convergence is judged, the NLL of the mean weights and of one draw are among them (``nll_mean``,
     ``nll_draw``), and with that of the draws' average they are returned together.
     """
-    posterior, draws = Posterior.of(module, method), config.evaluation.validation_draws  # type: ignore[arg-type]
+    posterior, draws = Posterior.of(module, method), config.evaluation.validation_draws
     predict = partial(predictive_of, posterior, module, task, config, context, "validation", data=data)
     predictive = predict(draws=draws)
     metrics, _ = judge(predictive, task, config, context, "validation", f"{draws} draws" if draws else "mean weights")
-    if not (tells(method) and posterior.random and draws):
+    if not (method.has_verdict and posterior.random and draws):
         return metrics, None
     alone = predictive if draws == 1 else predict(draws=1)
     mean, one, average = (_nll(each, context) for each in (predict(draws=0), alone, predictive))
@@ -194,7 +194,7 @@ def _first_micro_batches(data: TrainingData | RayTrainingData, count: int) -> It
         yield from micro_batches
 
 
-def description(config: Config, method_config: MethodConfig, task: Task, horizon: Horizon) -> dict[str, Any]:
+def description(config: Config, method_config: MethodSection, task: Task, horizon: RunLength) -> dict[str, Any]:
     """What a saved posterior says of itself."""
     return {
         "task": task.config.model_dump(mode="json"),

@@ -14,8 +14,8 @@ import ray.train
 import torch
 
 from proxscore import config as configuration
-from proxscore.config import Config, ConfigError, MethodConfig
-from proxscore.methods import check_likelihood, check_running_statistics, evaluations_per_step
+from proxscore.config import Config, ConfigError, MethodSection
+from proxscore.methods import check_running_statistics
 from proxscore.posterior.convergence import KEY as VERDICT
 from proxscore.posterior.convergence import Verdict
 from proxscore.storage import UNREACHABLE, exists, filesystem, put, read, write
@@ -27,7 +27,7 @@ from proxscore.training.evaluation import versions
 from proxscore.training.exclusive import exclusive
 from proxscore.training.loop import train
 from proxscore.training.norm_rows import check_rows
-from proxscore.training.task import Task, build_task
+from proxscore.training.task import Task
 
 FINISHED = "finished.json"  # beside run.json: what a finished run left
 
@@ -91,11 +91,11 @@ def run(config: Config, show: Callable[[str], None] = say) -> list[Outcome]:
     return [outcome for outcome in outcomes if outcome is not None]
 
 
-def _exclusive(config: Config, methods: list[MethodConfig]) -> AbstractContextManager[None]:
+def _exclusive(config: Config, methods: list[MethodSection]) -> AbstractContextManager[None]:
     return exclusive(config.training.storage, [label_of(config, method) for method in methods])
 
 
-def ready(config: Config) -> tuple[Task, list[tuple[MethodConfig, float]]]:
+def ready(config: Config) -> tuple[Task, list[tuple[MethodSection, float]]]:
     """Everything that can be refused before processes join, or a cluster starts.
 
     Returns:
@@ -105,10 +105,10 @@ def ready(config: Config) -> tuple[Task, list[tuple[MethodConfig, float]]]:
         ConfigError: a setting, file or row at fault.
     """
     plan = plan_of(config)
-    task = build_task(config.task)
+    task = config.task.build()
     task.check(config)
     for method, _ in plan:
-        check_likelihood(method, task.likelihood)
+        method.check_likelihood(task.likelihood)
     module = task.build_model(torch.device("meta") if config.training.meta_init else None)
     check_running_statistics(config.method, module, config.evaluation.norm_batches)
     meshes.shape(config, config.method)
@@ -122,7 +122,7 @@ def ready(config: Config) -> tuple[Task, list[tuple[MethodConfig, float]]]:
     return task, plan
 
 
-def plan_of(config: Config) -> list[tuple[MethodConfig, float]]:
+def plan_of(config: Config) -> list[tuple[MethodSection, float]]:
     """The methods to train, with their epochs: the baseline has as many gradient evaluations.
 
     Raises:
@@ -134,7 +134,7 @@ def plan_of(config: Config) -> list[tuple[MethodConfig, float]]:
         )
     plan = [(config.method, config.training.epochs)]
     if config.baseline is not None:
-        plan.insert(0, (config.baseline, config.training.epochs * evaluations_per_step(config.method)))
+        plan.insert(0, (config.baseline, config.training.epochs * config.method.evaluations_per_step()))
     return plan
 
 
@@ -143,7 +143,7 @@ def _alone(config: Config) -> bool:
     return processes.launched() or config.training.workers == 0
 
 
-def _check_this_machine(config: Config, methods: list[MethodConfig], task: Task, *, alone: bool) -> None:
+def _check_this_machine(config: Config, methods: list[MethodSection], task: Task, *, alone: bool) -> None:
     """Disk, memory and tracking server, as far as this machine can tell; see :mod:`proxscore.training.checks`."""
     checks.check_disk(config, methods, task)
     if alone:
@@ -173,13 +173,13 @@ def absolute(config: Config) -> Config:
     return config.model_copy(update={"task": task, "training": training, "tracking": tracking, "name": name})
 
 
-def label_of(config: Config, method: MethodConfig) -> str:
+def label_of(config: Config, method: MethodSection) -> str:
     """What a method's run is called; also its folder."""
     return f"{config.name}-{method.kind}"
 
 
 def _run_method(
-    config: Config, method: MethodConfig, epochs: float, task: Task, show: Callable[[str], None]
+    config: Config, method: MethodSection, epochs: float, task: Task, show: Callable[[str], None]
 ) -> Outcome | None:
     label = label_of(config, method)
     before = finished(config, method, epochs)
@@ -218,7 +218,7 @@ def _run_method(
     return outcome
 
 
-def finished(config: Config, method: MethodConfig, epochs: float) -> Outcome | None:
+def finished(config: Config, method: MethodSection, epochs: float) -> Outcome | None:
     """What a method's run left when it was finished before; none: it was not, or its last checkpoint is gone.
 
     Raises:
@@ -258,7 +258,7 @@ def keep_verdict(tracked: TrackedRun, verdict: Verdict) -> None:
 
 def _train_here(
     config: Config,
-    method: MethodConfig,
+    method: MethodSection,
     epochs: float,
     task: Task,
     label: str,
@@ -300,7 +300,7 @@ class RunMemory:
         """The path or URI of a file beside ``run.json``."""
         return f"{self.folder}/{name}"
 
-    def read(self, config: Config, method: MethodConfig, epochs: float) -> str | None:
+    def read(self, config: Config, method: MethodSection, epochs: float) -> str | None:
         """The MLflow run to continue, if there is one.
 
         Raises:
@@ -324,7 +324,7 @@ class RunMemory:
                 )
         return memory["run_id"]
 
-    def write(self, config: Config, method: MethodConfig, epochs: float, run_id: str) -> None:
+    def write(self, config: Config, method: MethodSection, epochs: float, run_id: str) -> None:
         """Remember this run."""
         memory = {"run_id": run_id, "settings": self._settings(config, method, epochs)}
         self.files.create_dir(self.root, recursive=True)
@@ -345,7 +345,7 @@ class RunMemory:
         }
         put(self.files, f"{self.root}/{FINISHED}", json.dumps(left, indent=2) + "\n")
 
-    def outcome(self, config: Config, method: MethodConfig) -> Outcome | None:
+    def outcome(self, config: Config, method: MethodSection) -> Outcome | None:
         """What :meth:`finish` remembered.
 
         Raises:
@@ -369,7 +369,7 @@ class RunMemory:
         return Outcome(label, method.kind, left["run_id"], left["results"], folder, tuple(left["headline"]))
 
     @staticmethod
-    def _settings(config: Config, method: MethodConfig, epochs: float) -> dict[str, Any]:
+    def _settings(config: Config, method: MethodSection, epochs: float) -> dict[str, Any]:
         settings = {f"task.{key}": value for key, value in configuration.flatten(config.task).items()}
         settings.pop("task.data.unreadable", None)  # a run that a damaged image has ended may go on without it
         settings |= {f"method.{key}": value for key, value in configuration.flatten(method).items()}

@@ -14,16 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from proxscore.config import (
-    Config,
-    ConfigError,
-    EnsembleConfig,
-    MethodConfig,
-    ParquetConfig,
-    VisionConfig,
-)
+from proxscore.config import Config, ConfigError, MethodSection
 from proxscore.inference import noise
-from proxscore.methods import Horizon, Method, build_method, conclude, judged, shards
+from proxscore.methods import Method, RunLength, Setup, build_method
+from proxscore.methods.ensemble import EnsembleConfig
+from proxscore.methods.method import FIRST_BATCHES
 from proxscore.posterior import Posterior, Samples
 from proxscore.posterior.convergence import KEY as VERDICT
 from proxscore.posterior.convergence import Verdict
@@ -43,7 +38,7 @@ from proxscore.vision.ray_data import Share, StreamedRows
 WORST = 1e9  # score of a checkpoint before any validation: finite, as Ray keeps scores in JSON
 
 
-def train(config: Config, method_config: MethodConfig, epochs: float, task: Task, context: Context) -> dict[str, Any]:
+def train(config: Config, method_config: MethodSection, epochs: float, task: Task, context: Context) -> dict[str, Any]:
     """Train one method on a task and evaluate it on the test split.
 
     Resumes from the context's last checkpoint, if there is one.
@@ -55,7 +50,7 @@ def train(config: Config, method_config: MethodConfig, epochs: float, task: Task
     Returns:
         ``{"test": {variant: metrics}, "steps": ..., "seconds": ...}``; the last checkpoint holds posterior and figures.
     """
-    if not shards(method_config):
+    if not method_config.shards:
         context.meshes = None  # the one worker's module stays whole
     return finish(fit_all(config, method_config, epochs, task, context), config, method_config, task)
 
@@ -73,7 +68,7 @@ class Fitted:
     module: nn.Module
     method: Method
     data: TrainingData | RayTrainingData
-    horizon: Horizon
+    horizon: RunLength
     snapshot: checkpoint.Snapshot
     seconds: float
     verdict: Verdict | None
@@ -82,7 +77,7 @@ class Fitted:
     def posterior(self) -> Posterior:
         """Of the module's weights, with what training found of its convergence."""
         description = {} if self.verdict is None else {VERDICT: self.verdict.as_json()}
-        return Posterior.of(self.module, self.method, description)  # type: ignore[arg-type]
+        return Posterior.of(self.module, self.method, description)
 
 
 @dataclass
@@ -104,7 +99,7 @@ class Trained:
     seconds: float
 
 
-def fit_all(config: Config, method_config: MethodConfig, epochs: float, task: Task, context: Context) -> Trained:
+def fit_all(config: Config, method_config: MethodSection, epochs: float, task: Task, context: Context) -> Trained:
     """:func:`fit` of a method, or of each member of an ensemble, one after another."""
     if not isinstance(method_config, EnsembleConfig):
         fitted = fit(config, method_config, epochs, task, context)
@@ -122,7 +117,7 @@ def fit_all(config: Config, method_config: MethodConfig, epochs: float, task: Ta
 
 def fit(
     config: Config,
-    method_config: MethodConfig,
+    method_config: MethodSection,
     epochs: float,
     task: Task,
     context: Context,
@@ -142,10 +137,10 @@ def fit(
     data = training_data(config, task, context, least_rows(module, task))
     horizon = horizon_of(data.steps_per_epoch, epochs, task)
     first = partial(first_losses, module, task, config, context, data)
-    method = build_method(method_config, module, horizon, config.seed, first, context.draw_mesh)
+    method = build_method(method_config, Setup(module, horizon, config.seed, first, context.draw_mesh))
     progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "score": WORST, "lanes": 0, "skipped_rows": 0, "start": None}
     progress |= {"best_step": 0, "best_score": WORST, "stopped": False}
-    snapshot = checkpoint.Snapshot(module, method, progress)  # type: ignore[arg-type]
+    snapshot = checkpoint.Snapshot(module, method, progress)
     stop = horizon.total_steps if until is None else step_at(until / epochs, horizon)
     if not restore(snapshot, context) and start is not None:
         checkpoint.load(start, snapshot)
@@ -190,7 +185,7 @@ def fit(
                     metrics, seen = validated()
                 if seen is not None:
                     losses = replace(seen, start=progress["start"])
-                found = judged(method, losses, horizon.data_size)
+                found = method.verdict(losses, horizon.data_size)
                 if found is not None:
                     records[-1] |= {f"verdict/{name}": value for name, value in found.metrics.items()}
                 nll = metrics.get("nll", math.inf)  # undefined where no target is observed
@@ -215,12 +210,12 @@ def fit(
     lowest = {"nll": progress["best_score"], "epoch": progress["best_step"] / horizon.steps_per_epoch}
     lowest |= {"end": progress["score"], "stopped": float(progress["stopped"])}
     ended = time.perf_counter()
-    conclude(method, module, task.likelihood, partial(rows_of, data), horizon.data_size)
+    method.conclude(module, task.likelihood, partial(rows_of, data), horizon.data_size)
     seconds = progress["seconds"] + time.perf_counter() - ended
-    return Fitted(module, method, data, horizon, snapshot, seconds, judged(method, losses, horizon.data_size), lowest)
+    return Fitted(module, method, data, horizon, snapshot, seconds, method.verdict(losses, horizon.data_size), lowest)
 
 
-def section_of(method_config: MethodConfig, config: Config, context: Context) -> str:
+def section_of(method_config: MethodSection, config: Config, context: Context) -> str:
     """Where the settings of a method that is fitted are in the configuration."""
     if method_config is config.baseline:
         return "baseline"
@@ -295,7 +290,7 @@ def initial_module(config: Config, task: Task, context: Context) -> nn.Module:
     """
     if not config.training.meta_init:
         return parallelize(task.build_model().to(context.device), config.training, context.mesh)
-    if isinstance(config.task, VisionConfig) and config.task.model.weights is not None:
+    if config.task.weights is not None:
         raise ConfigError("training.meta_init makes initial weights and task.model.weights reads them: choose one")
     module = parallelize(task.build_model(torch.device("meta")), config.training, context.mesh)
     materialize(module, context.device, config.seed)
@@ -374,9 +369,6 @@ def score(
     return nll
 
 
-FIRST_BATCHES = 10
-
-
 def first_losses(
     module: nn.Module, task: Task, config: Config, context: Context, data: TrainingData | RayTrainingData
 ) -> Iterator[torch.Tensor]:
@@ -400,7 +392,7 @@ def training_data(config: Config, task: Task, context: Context, least: int = 1) 
         least: inputs of a micro-batch; see :func:`proxscore.training.norm_rows.least_rows`.
     """
     training = config.training
-    if isinstance(config.task.data, ParquetConfig) and context.on_ray:
+    if config.task.data.streamed and context.on_ray:
         stream = StreamedRows(task.data.train, Share.of(context.world, training.cpus_per_worker))
         place = context.data_rank, context.data_world
         return RayTrainingData(stream, training.batch_size, *place, config.seed, training.accumulate, least)
@@ -416,24 +408,24 @@ def training_data(config: Config, task: Task, context: Context, least: int = 1) 
     )
 
 
-def horizon_of(steps_per_epoch: int, epochs: float, task: Task) -> Horizon:
+def horizon_of(steps_per_epoch: int, epochs: float, task: Task) -> RunLength:
     """Length of a run of so many epochs."""
-    return Horizon(max(round(epochs * steps_per_epoch), 1), steps_per_epoch, len(task.data.train))
+    return RunLength(max(round(epochs * steps_per_epoch), 1), steps_per_epoch, len(task.data.train))
 
 
-def step_at(fraction: float, horizon: Horizon) -> int:
+def step_at(fraction: float, horizon: RunLength) -> int:
     """The step at which a fraction of the run is over: where a schedule's multipliers change."""
     return min(max(math.ceil(fraction * horizon.total_steps - 1e-6), 1), horizon.total_steps)
 
 
-def milestones(epochs: float, horizon: Horizon) -> range:
+def milestones(epochs: float, horizon: RunLength) -> range:
     """Steps that end every so many epochs."""
     interval = max(round(epochs * horizon.steps_per_epoch), 1)
     return range(interval, horizon.total_steps + 1, interval)
 
 
 def batches(
-    data: TrainingData | RayTrainingData, progress: dict[str, Any], horizon: Horizon, context: Context, stop: int
+    data: TrainingData | RayTrainingData, progress: dict[str, Any], horizon: RunLength, context: Context, stop: int
 ) -> Iterator[tuple[list[Batch], int]]:
     """Training batches from the progress's step on to the step ``stop``, epoch by epoch.
 
@@ -453,7 +445,7 @@ def batches(
 
 def report_of(
     progress: dict[str, Any],
-    horizon: Horizon,
+    horizon: RunLength,
     records: list[dict[str, float]],
     metrics: dict[str, float],
     *,
@@ -473,7 +465,7 @@ def report_of(
     }
 
 
-def finish(trained: Trained, config: Config, method_config: MethodConfig, task: Task) -> dict[str, Any]:
+def finish(trained: Trained, config: Config, method_config: MethodSection, task: Task) -> dict[str, Any]:
     """Test metrics and figures of every variant, the posterior, and the last checkpoint, which holds them all."""
     fitted, posterior, context = trained.fitted, trained.posterior, trained.context
     module, method, horizon, snapshot = fitted.module, fitted.method, fitted.horizon, fitted.snapshot

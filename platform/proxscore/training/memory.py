@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from proxscore.config import Config, ConfigError, EnsembleConfig, MethodConfig, MethodError
+from proxscore.config import Config, ConfigError, MethodError, MethodSection
 from proxscore.inference.convergence import KEY
-from proxscore.inference.initial import INITIAL_NOISE
-from proxscore.methods import Horizon, build_method
+from proxscore.methods import RunLength, Setup, build_method
+from proxscore.methods.ensemble import EnsembleConfig
 from proxscore.training import meshes
 from proxscore.training.ensemble import member_epochs
 from proxscore.training.norm_rows import check_rows
@@ -69,7 +69,7 @@ class UncountableError(Exception):
     """A network that can be built, but not on the meta device."""
 
 
-def memory(config: Config, settings: MethodConfig, task: Task) -> Memory:
+def memory(config: Config, settings: MethodSection, task: Task) -> Memory:
     """Count what a worker of a method holds.
 
     Raises:
@@ -87,18 +87,17 @@ def memory(config: Config, settings: MethodConfig, task: Task) -> Memory:
         raise UncountableError(f"{config.task.model.name} cannot be counted without its numbers ({reason})") from error
 
 
-def _memory(config: Config, settings: MethodConfig, task: Task) -> Memory:
+def _memory(config: Config, settings: MethodSection, task: Task) -> Memory:
     members, epochs = 1, config.training.epochs
     if isinstance(settings, EnsembleConfig):
         members, epochs, settings = settings.members, member_epochs(settings, epochs), settings.of
     module = task.build_model(torch.device("meta"))
     parameters = sum(p.numel() for p in module.parameters())
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    if settings.kind == "proximal_score" and settings.initial_precision is None:  # without numbers, nothing is measured
-        settings = settings.model_copy(update={"initial_noise": settings.initial_noise or INITIAL_NOISE})
+    settings = settings.without_measuring()
     steps = math.ceil(len(task.data.train) / config.training.batch_size)
-    horizon = Horizon(max(round(epochs * steps), 1), steps, len(task.data.train))
-    method = build_method(settings, module, horizon, config.seed, lambda: iter(()))
+    run = RunLength(max(round(epochs * steps), 1), steps, len(task.data.train))
+    method = build_method(settings, Setup(module, run, config.seed))
     _, replicas, shards = meshes.shape(config, settings)
     held = {"weights": 4.0 * parameters / shards, "gradients": 4.0 * trained / shards}
     for name, size in _state(method, module).items():

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from proxscore.config import Config, ConfigError, MethodConfig, ParquetConfig, ProximalScoreConfig
-from proxscore.methods import shards
+from proxscore.config import Config, ConfigError, MethodSection
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Meshes:
         return self.fsdp.size()
 
 
-def shape(config: Config, method: MethodConfig, workers: int | None = None) -> tuple[int, int, int]:
+def shape(config: Config, method: MethodSection, workers: int | None = None) -> tuple[int, int, int]:
     """(draw groups, replicas, shards) of a method's workers.
 
     A method that makes no draws has no use for draw groups: its workers are replicas instead.
@@ -47,7 +46,7 @@ def shape(config: Config, method: MethodConfig, workers: int | None = None) -> t
         ConfigError: the workers, or the method's draws, cannot be divided like that; names the setting.
     """
     training = config.training
-    if training.workers > 1 and not shards(method):
+    if training.workers > 1 and not method.shards:
         raise ConfigError(
             f"training.workers={training.workers}: {method.kind} works on one worker; use training.workers=0 or 1"
         )
@@ -67,22 +66,23 @@ def shape(config: Config, method: MethodConfig, workers: int | None = None) -> t
             f"training.workers={training.workers} cannot be divided into training.draw_groups={training.draw_groups} x "
             f"training.replicate={training.replicate} groups: it must be a multiple of {copies}"
         )
-    if not isinstance(method, ProximalScoreConfig):
+    if not method.draw_groups:
         return 1, copies, workers // copies
-    if method.draws % training.draw_groups:
+    draws = getattr(method, "draws", 1)
+    if draws % training.draw_groups:
         raise ConfigError(
-            f"method.draws={method.draws} cannot be shared by training.draw_groups={training.draw_groups}: it must be a "
+            f"method.draws={draws} cannot be shared by training.draw_groups={training.draw_groups}: it must be a "
             "multiple of them"
         )
-    if training.draw_groups > 1 and isinstance(config.task.data, ParquetConfig):
+    if training.draw_groups > 1 and config.task.data.streamed:
         raise ConfigError(
-            f"training.draw_groups={training.draw_groups}: Parquet is streamed, each row to one worker, but draw groups "
-            "need the same rows; use training.replicate"
+            f"training.draw_groups={training.draw_groups}: {config.task.data.kind} is streamed, each row to one worker, but "
+            "draw groups need the same rows; use training.replicate"
         )
     return training.draw_groups, training.replicate, workers // copies
 
 
-def build(config: Config, method: MethodConfig, device: str, world: int) -> Meshes:
+def build(config: Config, method: MethodSection, device: str, world: int) -> Meshes:
     """The meshes of this process, one of a process group of so many.
 
     Shards of a copy are neighbours, which are likely on one machine; draw groups lie farthest apart, as they talk least.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from proxscore.config import Config, MethodConfig, MethodError
+from proxscore.config import Config, MethodError, MethodSection
 from proxscore.training import meshes
 from proxscore.training.stream_order import batch_sizes
 from proxscore.training.task import Task
@@ -46,7 +46,7 @@ def least_rows(module: nn.Module, task: Task) -> int:
 ROWS = 2  # of the example: a layer without running statistics needs them in evaluation mode, too
 
 
-def check_rows(config: Config, methods: list[MethodConfig], module: nn.Module, task: Task) -> None:
+def check_rows(config: Config, methods: list[MethodSection], module: nn.Module, task: Task) -> None:
     """Every forward pass of training will have as many rows as the network's BatchNorm layers need.
 
     Raises:

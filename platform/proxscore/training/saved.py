@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast
 
 from proxscore import config as configuration
-from proxscore.config import Config, ConfigError, DataConfig, ForecastingConfig, VisionConfig, expanded
+from proxscore.config import TASKS, Config, ConfigError, TaskSection, expanded
 from proxscore.posterior import Posterior
 from proxscore.posterior.posterior import DESCRIPTION_FILE
 from proxscore.tracking.artifacts import download
-from proxscore.vision.architecture import described
-
-PREPARATION = ("mean", "std", "interpolation", "crop", "size", "channels")
 
 
 @dataclass(frozen=True)
@@ -40,10 +37,7 @@ def load(source: str, overrides: list[str]) -> Saved:
     posterior = Posterior.load(folder)
     where = str(folder / DESCRIPTION_FILE)
     config = _config(posterior.description, overrides, where)
-    if isinstance(config.task, ForecastingConfig):
-        from proxscore.forecasting.trained import check_trained
-
-        check_trained(posterior.description.get("data"), where)
+    config.task.check_description(posterior.description, where)
     return Saved(posterior, config)
 
 
@@ -62,18 +56,16 @@ def _config(description: dict[str, Any], overrides: list[str], where: str) -> Co
     for key in ("model", "data"):
         if not isinstance(task.get(key), dict):
             raise ConfigError(f"{where}: task has no section {key!r}")
-    vision = task.get("kind", VisionConfig().kind) == VisionConfig().kind
-    task = task | {"model": described(task["model"], where) if vision else task["model"]}
+    section = _section(task.get("kind"))
+    task = task | {"model": section.described_model(task["model"], where)}
     configuration.parse({"name": "posterior", "task": task}, where)  # what is wrong there is not the overrides' fault
     kinds = [override.partition("=")[2] for override in overrides if override.startswith("task.data.kind=")]
     if kinds and kinds[-1] != task["data"].get("kind"):  # another kind of data has other keys
-        task["data"] = _prepared_as(task["data"], kinds[-1]) if vision else {}
+        task["data"] = section.prepared_as(task["data"], kinds[-1])
     return configuration.load(overrides=overrides, base={"name": "posterior", "task": task})
 
 
-def _prepared_as(data: dict[str, Any], kind: str) -> dict[str, Any]:
-    """What a section says of the preparation of images, as far as another kind of data has it: the network expects it."""
-    for section in get_args(get_args(DataConfig)[0]):
-        if kind in get_args(section.model_fields["kind"].annotation):
-            return {key: data[key] for key in PREPARATION if key in data and key in section.model_fields}
-    return {}
+def _section(kind: Any) -> type[TaskSection]:
+    """The section of a task's kind; what is no kind of a task is refused with the rest of the configuration."""
+    known = kind if isinstance(kind, str) and kind in TASKS.kinds() else TASKS.kinds()[0]
+    return cast(type[TaskSection], TASKS.section(known))

@@ -1,4 +1,4 @@
-"""What training asks of a task, and the task of a configuration."""
+"""What training asks of a task; a task's section builds it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from proxscore.config import Config, ForecastingConfig, TaskConfig
+from proxscore.config import Config
 from proxscore.posterior import Posterior
 from proxscore.posterior.calls import Batches
 
@@ -98,22 +98,3 @@ class Task(Protocol):
 
     def comparison_figure(self, curves: Sequence[Curve], bins: int) -> Figure:
         """All methods of a comparison in one figure."""
-
-
-def build_task(config: TaskConfig, *, verify: bool = True, trained: Mapping[str, Any] | None = None) -> Task:
-    """The task that a section describes.
-
-    Args:
-        verify: look at every file of the data once.
-        trained: what a trained network's description says of its data, where these are others.
-
-    Raises:
-        ConfigError: what is at fault in the data, in one line.
-    """
-    if isinstance(config, ForecastingConfig):  # imports where they are used: GluonTS takes seconds
-        from proxscore.forecasting.task import ForecastingTask
-
-        return ForecastingTask(config, verify=verify, trained=trained)
-    from proxscore.vision.task import VisionTask
-
-    return VisionTask(config, verify=verify)

@@ -11,13 +11,13 @@ from typing import Any, Literal
 import torch
 
 from proxscore import config as configuration
-from proxscore.config import Config, ConfigError, EnsembleConfig, ProximalScoreConfig
-from proxscore.methods import build_method, check_likelihood, check_running_statistics
+from proxscore.config import Config, ConfigError
+from proxscore.methods import Setup, build_method, check_running_statistics
 from proxscore.tracking.runs import check_server
 from proxscore.training import checks, launch, meshes
 from proxscore.training.loop import horizon_of
 from proxscore.training.norm_rows import check_rows
-from proxscore.training.task import Task, build_task
+from proxscore.training.task import Task
 from proxscore.tuning import space as spaces
 from proxscore.tuning.defaults import default_space
 from proxscore.tuning.settings import TuneConfig
@@ -68,14 +68,16 @@ def plan(config: Config, tune: TuneConfig) -> Plan:
     Raises:
         ConfigError: a setting, file or row at fault, in one line.
     """
-    if isinstance(config.method, EnsembleConfig):
-        raise ConfigError("method.kind=ensemble: a search tunes one network; put its member's section in its place")
+    if config.method.member is not config.method:
+        raise ConfigError(
+            f"method.kind={config.method.kind}: a search tunes one network; put its member's section in its place"
+        )
     if config.training.workers < 1:
         raise ConfigError("training.workers=0: a trial is a Ray Train run: use at least 1")
     config = launch.absolute(config)
-    task = build_task(config.task)
+    task = config.task.build()
     task.check(config)
-    check_likelihood(config.method, task.likelihood)
+    config.method.check_likelihood(task.likelihood)
     objectives = _objectives(tune, task)
     scheduler = _scheduler(tune, config, objectives)
     rows = len(task.data.train)
@@ -92,7 +94,8 @@ def plan(config: Config, tune: TuneConfig) -> Plan:
     check_running_statistics(config.method, module, config.evaluation.norm_batches)
     check_rows(config, [config.method], module, task)
     if not config.training.meta_init:
-        build_method(config.method, module, horizon, config.seed, partial(checks.example_losses, module, task))
+        losses = partial(checks.example_losses, module, task)
+        build_method(config.method, Setup(module, horizon, config.seed, losses))
     checks.check_disk(config, [config.method], task)
     assert config.tracking.uri is not None
     check_server(config.tracking.uri)
@@ -136,7 +139,7 @@ def _scheduler(tune: TuneConfig, config: Config, objectives: dict[str, bool]) ->
 
 
 def _check_population(tune: TuneConfig, config: Config, steps: int) -> None:
-    if not isinstance(config.method, ProximalScoreConfig):
+    if not hasattr(config.method, "penalty"):
         raise ConfigError(
             f"tune.search=population learns the schedules of method.kind=proximal_score, not of {config.method.kind}"
         )

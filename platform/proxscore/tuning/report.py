@@ -12,8 +12,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from proxscore import config as configuration
-from proxscore.config import Config, ProximalScoreConfig
-from proxscore.methods import Horizon
+from proxscore.config import Config
+from proxscore.methods import RunLength
 from proxscore.tuning import figures
 from proxscore.tuning.choice import Candidate
 from proxscore.tuning.ledger import Ledger, Trial
@@ -92,9 +92,9 @@ def drawn(plan: Plan, ledger: Ledger, best: Sequence[Trial]) -> dict[str, Figure
         found["importance"] = figures.importance(trials, plan.space, objective)
     entries: list[tuple[str, Config]] = [("as given", plan.config)]
     entries += [(f"trial {trial.number}", applied(plan.config, trial.params)) for trial in best if trial.params]
-    if isinstance(plan.config.method, ProximalScoreConfig):
+    if hasattr(plan.config.method, "penalty"):
         per_epoch = max(round(plan.steps / plan.config.training.epochs), 1)
-        found["schedules"] = figures.schedules(entries, Horizon(plan.steps, per_epoch, len(plan.task.data.train)))
+        found["schedules"] = figures.schedules(entries, RunLength(plan.steps, per_epoch, len(plan.task.data.train)))
     if others and not more and not others[0][1]:  # the front is drawn of two that are to be small
         found["pareto_front"] = figures.pareto_front(trials, objective, others[0][0])
     return found

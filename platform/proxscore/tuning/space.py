@@ -18,7 +18,6 @@ from pydantic import Field
 
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, Section
-from proxscore.methods import evaluations_per_step
 
 #: What all trials have in common, and why: the budget, the meaning of the objective, the place.
 NOT_SEARCHED = {
@@ -130,7 +129,7 @@ def applied(config: Config, params: Params) -> Config:
 
 def relative_cost(config: Config, base: Config) -> float:
     """Gradient evaluations of a step, relative to those of the base."""
-    return evaluations_per_step(config.method) / evaluations_per_step(base.method)
+    return config.method.evaluations_per_step() / base.method.evaluations_per_step()
 
 
 def check(space: Space, config: Config) -> None:

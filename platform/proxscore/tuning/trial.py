@@ -59,12 +59,12 @@ def name_of(number: int) -> str:
 
 def _worker(payload: dict[str, Any]) -> dict[str, Any]:
     """What each worker runs."""
-    from proxscore.methods import shards  # here: it takes seconds, which a trial's driver and controller are spared
+    # Here: they take seconds, which a trial's driver and controller are spared.
     from proxscore.training import checkpoint, evaluation
     from proxscore.training.loop import fit, report_of
 
     config, task, context = place(payload)
-    if not shards(config.method):
+    if not config.method.shards:
         context.meshes = None  # the one worker's module stays whole
     with newest_checkpoint(payload["start"]) as start:
         fitted = fit(config, config.method, payload["epochs"], task, context, until=payload["until"], start=start)

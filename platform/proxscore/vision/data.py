@@ -1,7 +1,7 @@
 """Image data by configuration: find the source, split it by seed, record how.
 
-A new data set is one file under ``sources`` with a function from its section of the configuration to a ``Source``, and
-one line in ``SOURCES``.
+A new source is one file under ``sources`` with its section, whose ``load`` gives a ``Source``, and one line in
+:mod:`proxscore.config.components`.
 """
 
 from __future__ import annotations
@@ -10,29 +10,28 @@ from typing import Any
 
 import numpy as np
 
-from proxscore.config import DataConfig
 from proxscore.vision.images import Batch, ImageData, ImageDataset, Source, collate
-from proxscore.vision.sources import SOURCES
+from proxscore.vision.sources.base import ImageSource
 from proxscore.vision.splits import Rows, draw_rows, fingerprint, split_rows
 
 __all__ = ["Batch", "ImageData", "ImageDataset", "collate", "load_images"]
 
 
-def load_images(config: DataConfig, *, verify: bool = True) -> ImageData:
-    """Open the data set that ``config.kind`` names and split it.
+def load_images(config: ImageSource, *, verify: bool = True) -> ImageData:
+    """Open a source of images and split its rows.
 
     Test and validation rows are the data set's own where it brings them (IDX ``t10k``, folders, files named by split);
     otherwise ``test_fraction`` and ``validation_fraction`` of the training pool's rows, drawn by ``split_seed`` and
     stratified by class. ``limit`` then draws that many of the remaining training rows.
 
     Args:
-        config: one of the data sections.
+        config: the section of the source.
         verify: open every image file once. A process that follows one which has done so may leave it out.
 
     Raises:
         ConfigError: a path, file, label or image at fault, or a split that would be empty; one line names it.
     """
-    source = SOURCES[config.kind](config)
+    source = config.load()
     if verify:
         for reader in source.pools.values():
             reader.verify()
@@ -52,7 +51,7 @@ def load_images(config: DataConfig, *, verify: bool = True) -> ImageData:
     return ImageData(**datasets, classes=source.classes, shape=source.shape, splits=splits)
 
 
-def _split(source: Source, config: DataConfig) -> tuple[dict[str, Rows], dict[str, float]]:
+def _split(source: Source, config: ImageSource) -> tuple[dict[str, Rows], dict[str, float]]:
     """Rows of each part, and the fractions of those parts that were drawn from the training pool."""
     fractions = {"validation": config.validation_fraction, "test": config.test_fraction}
     drawn = {part: fraction for part, fraction in fractions.items() if part not in source.pools}

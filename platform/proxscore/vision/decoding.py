@@ -9,6 +9,7 @@ import struct
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,10 +19,13 @@ from torch.utils.data import get_worker_info
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
-from proxscore.config import ConfigError, ImageFolderConfig, ParquetConfig
+from proxscore.config import ConfigError
 from proxscore.config.files import check_regular
 from proxscore.vision.images import Normalisation
 from proxscore.vision.splits import Rows
+
+if TYPE_CHECKING:
+    from proxscore.vision.sources.base import EncodedImageSource
 
 #: Formats that are decoded. Pillow knows more, and hands some of them (PostScript) to other programs.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF", "JPEG2000", "AVIF")
@@ -71,7 +75,7 @@ class Decoder:
         self.transform = v2.Compose([resize, v2.CenterCrop(size)])
 
     @classmethod
-    def of(cls, config: ImageFolderConfig | ParquetConfig) -> Decoder:
+    def of(cls, config: EncodedImageSource) -> Decoder:
         """The decoder that a section describes; what it leaves open is bilinear, without a margin, mean and std 0.5."""
         return cls(
             config.size,

@@ -11,8 +11,9 @@ import timm
 import torch
 from torch import nn
 
-from proxscore.config import ConfigError, ModelConfig
+from proxscore.config import ConfigError
 from proxscore.vision import small_cnn  # noqa: F401  (registers the name with timm)
+from proxscore.vision.task import ModelConfig
 from proxscore.vision.weights import load_weights
 
 #: Keywords of timm that say where weights come from, and shape nothing.

@@ -12,8 +12,8 @@ from typing import Any
 import timm
 import torch
 
-from proxscore.config import VisionConfig
 from proxscore.vision.models import LOADING, create
+from proxscore.vision.task import VisionConfig
 
 log = logging.getLogger(__name__)
 

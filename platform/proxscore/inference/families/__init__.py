@@ -1,4 +1,4 @@
-"""Variational families, by the kind that a configuration or a saved posterior names."""
+"""Variational families: one file each. Those that a configuration or a saved posterior can name are in ``config.components``."""
 
 from proxscore.inference.families.base import ClosedForm, Family, State
 from proxscore.inference.families.distribution import Distribution
@@ -8,13 +8,7 @@ from proxscore.inference.families.low_rank import LowRank
 from proxscore.inference.families.mean_field import MeanField
 from proxscore.inference.families.mixture import Mixture
 
-#: Those that a file can name; a Distribution holds code.
-FAMILIES: dict[str, type[Family]] = {
-    family.kind: family for family in (MeanField, FullCovariance, LowRank, Kronecker, Mixture)
-}
-
 __all__ = [
-    "FAMILIES",
     "ClosedForm",
     "Distribution",
     "Family",

@@ -1,20 +1,21 @@
 """The interface of a variational family, for the solvers that work on whole blocks of parameters.
 
 A block is a set of parameters that one distribution describes, flattened to a vector of D numbers. A family is
-stateless: what it describes is a dictionary of tensors. To add one: a file here with a class, and a line in
-``families/__init__.py``.
+stateless: what it describes is a dictionary of tensors. To add one: a file here with a class, whose
+constructor's arguments are its settings, and a line in :mod:`proxscore.config.components`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from proxscore.inference.step import ProximalStep
+if TYPE_CHECKING:
+    from proxscore.inference.step import ProximalStep
 
 State = dict[str, Tensor]
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from proxscore.inference.families.base import Family, State, Total
@@ -31,7 +32,9 @@ class LowRank(Family):
     kind = "low_rank"
     shardable = True
 
-    def __init__(self, rank: int = 8, spread: float = 0.1) -> None:
+    def __init__(
+        self, rank: Annotated[int, Field(ge=1, le=10_000)] = 8, spread: Annotated[float, Field(gt=0)] = 0.1
+    ) -> None:
         if rank < 1:
             raise ValueError(f"family low_rank: rank is {rank}; it must be at least 1")
         if not spread > 0:

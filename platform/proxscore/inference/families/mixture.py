@@ -8,10 +8,11 @@ No closed-form step: the gradient solver. Source: M. Kim, arXiv 2602.05873.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from proxscore.inference.families.base import Family, State, Total
@@ -35,9 +36,9 @@ class Mixture(Family):
 
     def __init__(
         self,
-        components: int = 2,
-        spread: float = 1.0,
-        weights: Sequence[float] | Literal["uniform", "stacked"] = "uniform",
+        components: Annotated[int, Field(ge=1, le=1000)] = 2,
+        spread: Annotated[float, Field(gt=0)] = 1.0,
+        weights: list[float] | Literal["uniform", "stacked"] = "uniform",
     ) -> None:
         if components < 1:
             raise ValueError(f"family mixture: components is {components}; it must be at least 1")

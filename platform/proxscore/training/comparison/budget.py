@@ -8,11 +8,9 @@ Laplace approximation takes one over the training data, an initial precision tha
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from proxscore.config import ConfigError, EnsembleConfig, LaplaceConfig, MethodConfig, ProximalScoreConfig
-from proxscore.methods import evaluations_per_step
-from proxscore.training.loop import FIRST_BATCHES
+from proxscore.config import ConfigError, MethodSection
+from proxscore.methods.ensemble import EnsembleConfig
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Budget:
         return self.steps / self.steps_per_epoch
 
 
-def share(name: str, method: MethodConfig, steps_per_epoch: int, total: int) -> Budget:
+def share(name: str, method: MethodSection, steps_per_epoch: int, total: int) -> Budget:
     """The steps with which a method takes ``total`` gradient evaluations.
 
     Args:
@@ -61,7 +59,7 @@ def share(name: str, method: MethodConfig, steps_per_epoch: int, total: int) -> 
                 f"methods.{name}: method.budget=each gives each of {members} members the whole budget, {members} times the "
                 "gradient evaluations of the others: use method.budget=shared"
             )
-    per_step, beside = evaluations_per_step(inner), members * _beside(inner, steps_per_epoch)
+    per_step, beside = inner.evaluations_per_step(), members * inner.evaluations_beside(steps_per_epoch)
     each = round((total - beside) / (members * per_step))
     if each < 1:
         raise ConfigError(
@@ -76,11 +74,3 @@ def share(name: str, method: MethodConfig, steps_per_epoch: int, total: int) -> 
             f"the comparison would not be equal: use a budget of whole multiples of {members * per_step}"
         )
     return found
-
-
-def _beside(method: Any, steps_per_epoch: int) -> int:
-    if isinstance(method, LaplaceConfig):
-        return steps_per_epoch
-    if isinstance(method, ProximalScoreConfig) and method.initial_noise is None and method.initial_precision is None:
-        return min(FIRST_BATCHES, steps_per_epoch)
-    return 0

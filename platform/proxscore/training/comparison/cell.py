@@ -31,7 +31,6 @@ from proxscore.training.comparison.plan import Cell
 from proxscore.training.context import LocalContext, pick_device
 from proxscore.training.launch import RunMemory, keep_verdict
 from proxscore.training.loop import fit_all
-from proxscore.training.task import build_task
 
 TEMPERED = ("nll", "ece", "brier")  # what is reported at the fitted temperature, too
 
@@ -116,7 +115,7 @@ def measured(cell: Cell, recorder: Recorder) -> dict[str, Any]:
     """
     config, method = cell.config, cell.config.method
     device = pick_device(config.training.device)
-    task = build_task(config.task, verify=False)
+    task = config.task.build(verify=False)
     context = LocalContext(cell.folder, device, recorder, keep=config.training.keep_checkpoints)
     trained = fit_all(config, method, cell.budget.epochs, task, context)
     fitted, posterior = trained.fitted, trained.posterior

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from proxscore import config as configuration
-from proxscore.config import MAX_EPOCHS, MAX_SEED, Config, ConfigError, EnsembleConfig, MethodConfig
-from proxscore.methods import build_method, check_likelihood, check_running_statistics
+from proxscore.config import MAX_EPOCHS, MAX_SEED, Config, ConfigError
+from proxscore.methods import Setup, build_method, check_running_statistics
 from proxscore.training import launch
 from proxscore.training.checks import example_losses
 from proxscore.training.comparison.budget import Budget, share
 from proxscore.training.comparison.settings import ComparisonConfig, method_config
 from proxscore.training.loop import horizon_of
 from proxscore.training.norm_rows import check_rows
-from proxscore.training.task import Task, build_task
+from proxscore.training.task import Task
 
 AS_GIVEN = "default"  # the setting of a method at its own learning rate
 MATTERS = ("task.", "method.", "evaluation.", "seed", "training.batch_size", "training.precision")
@@ -115,7 +115,7 @@ def plan(comparison: ComparisonConfig, source: str) -> Plan:
     """
     _check_fairness(comparison)
     base = _resolved(configuration.parse(dict(comparison.base), f"{source}, base"), comparison)
-    task = build_task(base.task)
+    task = base.task.build()
     steps_per_epoch = math.ceil(len(task.data.train) / base.training.batch_size)
     total = round(comparison.budget * steps_per_epoch)
     contenders = []
@@ -190,14 +190,14 @@ def _check_method(name: str, config: Config, task: Task, budget: Budget) -> None
     """
     own = copy.copy(task)
     own.config = config.task
-    method: MethodConfig = config.method.of if isinstance(config.method, EnsembleConfig) else config.method
     try:
         own.check(config)
-        check_likelihood(config.method, own.likelihood)
+        config.method.check_likelihood(own.likelihood)
         module = own.build_model()
         check_running_statistics(config.method, module, config.evaluation.norm_batches)
         check_rows(config, [config.method], module, own)
         horizon = horizon_of(budget.steps_per_epoch, budget.epochs / budget.members, own)
-        build_method(method, module, horizon, config.seed, partial(example_losses, module, own))
+        losses = partial(example_losses, module, own)
+        build_method(config.method.member, Setup(module, horizon, config.seed, losses))
     except ConfigError as error:
         raise ConfigError(f"methods.{name}: {error}") from error

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from proxscore.config import AdamWConfig
 from proxscore.posterior.convergence import COLD, KEY, Verdict
 from proxscore.storage import replacing
 from proxscore.storage import write as write_file
@@ -79,7 +78,7 @@ def rows(plan: Plan, found: Records) -> list[Row]:
                     {seed: r.get("reason", "no trial succeeded") for seed, r in ended.items() if "metrics" not in r},
                 )
             )
-    adamw = [row for row in made if isinstance(row.contender.configs[AS_GIVEN].method, AdamWConfig)]
+    adamw = [row for row in made if row.contender.configs[AS_GIVEN].method.kind == "adamw"]
     if adamw and (seconds := adamw[0].numbers("seconds")):
         for record in (record for row in made for record in row.records.values()):
             record["relative_seconds"] = record["seconds"] / statistics.mean(seconds)

@@ -10,21 +10,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from proxscore.calibration.comparison import finish
-from proxscore.config import Config, ProximalScoreConfig
-from proxscore.methods import Horizon
-from proxscore.methods.proximal_score import penalty_of
+from proxscore.config import Config
+from proxscore.methods import RunLength
 from proxscore.tuning.figures.drawing import INK, words
 
 _ENTRIES = ("#3b6fb6", "#d9534f", "#3a9a6e", "#e0972f", "#7d5ba6", "#4aa3b8", "#8c6d4f", "#777777")
 DECADES = 1e4  # of a proximal weight above its least: beyond, the step is as good as none
 
 
-def schedules(entries: Sequence[tuple[str, Config]], horizon: Horizon) -> Figure:
+def schedules(entries: Sequence[tuple[str, Config]], horizon: RunLength) -> Figure:
     """Proximal weights of mean and precision over epochs; a line breaks off where its schedule is at zero."""
     penalties = [
-        (name, penalty_of(config.method.penalty, horizon))
+        (name, config.method.penalty.build(horizon.total_steps, horizon.steps_per_epoch))
         for name, config in entries
-        if isinstance(config.method, ProximalScoreConfig)
+        if hasattr(config.method, "penalty")
     ]
     if not penalties:
         return words("No configuration trains by proximal score matching: there are no proximal weights to draw.")

@@ -5,13 +5,24 @@ Alpaydin and Kaynak (1998), Optical Recognition of Handwritten Digits, UCI Machi
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 
-from proxscore.config import DigitsConfig
 from proxscore.vision.images import MemoryReader, Normalisation, Source, check_labels
+from proxscore.vision.sources.base import ImageSource
 
 _PEAK = 16  # each pixel counts the dark pixels of a 4x4 block of the scan
+
+
+class DigitsConfig(ImageSource):
+    """scikit-learn's 1,797 digits, 8x8 pixels: comes with the installation."""
+
+    kind: Literal["digits"] = "digits"
+
+    def load(self) -> Source:
+        return load(self)
 
 
 def load(config: DigitsConfig) -> Source:

@@ -11,16 +11,30 @@ import math
 import struct
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import psutil
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 
-from proxscore.config import ConfigError, IdxConfig
+from proxscore.config import ConfigError
 from proxscore.vision.images import MemoryReader, Normalisation, Reader, Source, check_labels
+from proxscore.vision.sources.base import ImageSource
 
 _IMAGES, _LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
+
+
+class IdxConfig(ImageSource):
+    """IDX files (plain or gz) in one folder, named as MNIST and Fashion-MNIST name them (train-..., t10k-...)."""
+
+    kind: Literal["idx"] = "idx"
+    path: Path
+    classes: int = Field(10, gt=1, le=256)  # a label is a byte; labels are 0..classes-1
+
+    def load(self) -> Source:
+        return load(self)
 
 
 def load(config: IdxConfig) -> Source:

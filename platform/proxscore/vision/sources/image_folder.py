@@ -5,17 +5,29 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
-from proxscore.config import ConfigError, ImageFolderConfig
+from proxscore.config import ConfigError
 from proxscore.vision.decoding import Decoder, UnreadableError, leave_out, verify_file
 from proxscore.vision.images import Reader, Source
+from proxscore.vision.sources.base import EncodedImageSource
 from proxscore.vision.splits import Rows
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")  # as torchvision's ImageFolder
 _PARTS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+
+
+class ImageFolderConfig(EncodedImageSource):
+    """A folder per class; either directly under ``path`` or under ``path/train``, ``path/val(idation)``, ``path/test``."""
+
+    kind: Literal["image_folder"] = "image_folder"
+    path: Path
+
+    def load(self) -> Source:
+        return load(self)
 
 
 class FolderReader(Reader):

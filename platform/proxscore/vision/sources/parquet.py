@@ -10,23 +10,43 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import Field
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from proxscore.config import ConfigError, ParquetConfig
+from proxscore.config import ConfigError
 from proxscore.config.files import check_regular
 from proxscore.vision.decoding import Decoder
 from proxscore.vision.images import Reader, Source, check_labels
+from proxscore.vision.sources.base import EncodedImageSource
 from proxscore.vision.splits import Rows
 
 _PARTS = {"train": "train", "val": "validation", "test": "test"}
+
+
+class ParquetConfig(EncodedImageSource):
+    """Parquet files with an encoded image and an integer label per row, read through Ray Data.
+
+    ``path`` is a file, or a folder of files; files whose names start with train, val or test are those splits.
+    """
+
+    kind: Literal["parquet"] = "parquet"
+    path: Path
+    image_column: str = "image"
+    label_column: str = "label"
+    classes: int = Field(gt=1, le=1_000_000)
+
+    streamed: ClassVar[bool] = True
+
+    def load(self) -> Source:
+        return load(self)
 
 
 @dataclass(frozen=True)

@@ -16,20 +16,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydantic import Field
 
-from proxscore.config import ConfigError, RecipeConfig
+from proxscore.config import ConfigError
 from proxscore.forecasting.clocks import Times
 from proxscore.forecasting.columns import Columns
 from proxscore.forecasting.frequencies import Grid
 from proxscore.forecasting.places import Marks
 from proxscore.forecasting.series import Borders, Series, SeriesData
+from proxscore.forecasting.sources.base import MAX_CONTEXT, SeriesSource
+from proxscore.forecasting.splits import Split, split_series
 
 _LONG, _WEEKS, _KOOPA = (96, 192, 336, 720), (24, 36, 48, 60), (48, 96, 144, 192)
 _DATE = "date"
+
+
+class RecipeConfig(SeriesSource):
+    """A long-horizon benchmark with the splits of its literature."""
+
+    kind: Literal["recipe"] = "recipe"
+    name: Literal["ETTh1", "ETTh2", "ETTm1", "ETTm2", "ECL", "Exchange", "Traffic", "Weather", "ILI"]
+    path: Path  # the folder with the official CSV file, or one above that has its usual subfolder
+    standardise: bool = True  # each series by mean and standard deviation of its training part, as published errors are
+    # Steps between the windows of validation and test; 1 in the literature.
+    stride: int = Field(1, ge=1, le=MAX_CONTEXT)
+
+    def load(self, frequency: str | None = None) -> SeriesData:
+        return load(self)
+
+    def split(self, data: SeriesData, horizon: int, *, context: int = 1) -> list[Split]:
+        return split_series(data, horizon, context=context, stride=self.stride)
 
 
 @dataclass(frozen=True)

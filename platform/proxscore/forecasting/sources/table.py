@@ -24,19 +24,41 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from gluonts.time_feature import get_seasonality
 from numpy.typing import NDArray
+from pydantic import Field
 
-from proxscore.config import ConfigError, SeriesTableConfig
+from proxscore.config import ConfigError
 from proxscore.forecasting.clocks import NANOSECONDS, known
 from proxscore.forecasting.columns import Columns, find_files
 from proxscore.forecasting.series import Series, SeriesData
+from proxscore.forecasting.sources.base import WindowedSeries
 from proxscore.forecasting.timelines import Line, Rowwise, Timelines, in_order, timelines
+
+
+class SeriesTableConfig(WindowedSeries):
+    """A long table, one row per series and time: Parquet, CSV or Arrow files."""
+
+    kind: Literal["table"] = "table"
+    path: Path  # a file, or a folder of files
+    id_columns: list[str] = Field([])  # together the name of a series; none: the table is one series
+    timestamp_column: str = "timestamp"
+    target_column: str = "target"
+    known_covariates: list[str] = Field([])  # known in advance; rows past the last target give their future
+    past_covariates: list[str] = Field([])  # known only when their step is over
+    static_categories: list[str] = Field([])  # text, constant in each series; an id column may be one
+    static_reals: list[str] = Field([])  # numbers, constant in each series
+    frequency: str | None = None  # a pandas alias (h, 30min, D, ME); null: told from the timestamps
+    time_zone: str | None = None  # whose clock days and longer follow (Europe/Berlin); null: that of the timestamps
+    sort: bool = False  # order rows by time; false: rows out of order are an error
+
+    def load(self, frequency: str | None = None) -> SeriesData:
+        return load(self, frequency)
 
 
 def load(config: SeriesTableConfig, trained: str | None = None) -> SeriesData:
@@ -51,6 +73,8 @@ def load(config: SeriesTableConfig, trained: str | None = None) -> SeriesData:
     Raises:
         ConfigError: as the module says; or a file, column or setting at fault. One line names it.
     """
+    from gluonts.time_feature import get_seasonality  # takes seconds
+
     features = [*config.known_covariates, *config.past_covariates]
     _check_names(config, features)
     texts = list(dict.fromkeys([*config.id_columns, *config.static_categories]))

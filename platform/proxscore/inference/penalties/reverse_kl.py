@@ -1,0 +1,75 @@
+"""The reverse Kullback-Leibler penalty."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from proxscore.inference.families.base import Family, State, Total
+from proxscore.inference.penalties.base import Penalty, PenaltySection, Tensors
+
+#: Newton steps for the reverse divergence's cubic; from r = 1 they converge quadratically and never leave (0, 3).
+NEWTON_STEPS = 12
+
+
+@dataclass(frozen=True)
+class ReverseKL(Penalty):
+    """Reverse Kullback-Leibler penalty KL(candidate || anchor), split as the forward one:
+
+        P(r, d) = precision * (log r + 1 / r - 1)  +  mean * d^2 / r^2        per coordinate.
+
+    r is a root of g(r) = r - k + kappa (r - 1) / r^2, the minimiser nearest to the anchor. g is concave on (0, 3), so
+    Newton's method from r = 1 reaches it monotonically, or finds that g stays negative: there is no minimiser then, as
+    the penalty grows too slowly with the distance. r is kept within [1/3, 3]. The mean moves by u r / (r^2 + 2 * mean)
+    standard deviations.
+    """
+
+    def _solve_(self, curvature: Tensors, weight: float) -> None:
+        for k in curvature:
+            r = torch.ones_like(k)
+            for _ in range(NEWTON_STEPS):
+                slope = (1 + weight * (2 - r) / r.pow(3)).clamp_min_(1e-6)  # no slope left: no minimiser, on to 3
+                r -= (r - k + weight * (r - 1) / r.square()) / slope
+                r.clamp_(1 / 3, 3.0)
+            k.copy_(r)
+
+    def mean_step_(self, score: Tensors, ratio: Tensors, weight: float) -> Tensors:
+        if math.isinf(weight):
+            torch._foreach_zero_(score)
+            return score
+        torch._foreach_mul_(score, ratio)
+        torch._foreach_div_(score, torch._foreach_add(torch._foreach_mul(ratio, ratio), 2 * weight))
+        return score
+
+    def check_family(self, family: Family) -> None:
+        if type(family).kl is Family.kl:
+            raise ValueError(
+                f"penalty reverse_kl: family {family.kind} has no divergence in closed form; use forward_kl or quadratic"
+            )
+
+    def value(
+        self,
+        family: Family,
+        anchor: State,
+        candidate: State,
+        weights: tuple[float, float],
+        draws: Sequence[Tensor],
+        total: Total,
+    ) -> Tensor:
+        """2 kappa_Lambda KL_precision + 2 kappa_m KL_mean of KL(candidate || anchor)."""
+        parts = family.kl(candidate, anchor, total)
+        assert parts is not None
+        return 2 * weights[0] * parts[0] + 2 * weights[1] * parts[1]
+
+
+class ReverseKLConfig(PenaltySection):
+    """The reverse Kullback-Leibler penalty."""
+
+    kind: Literal["reverse_kl"] = "reverse_kl"
+
+    builds: ClassVar[type[Penalty]] = ReverseKL
