@@ -58,8 +58,9 @@ def compare(path: Path, overrides: list[str]) -> int:
     with one_job, driver.connected(planned), study.recorded(planned, comparison) as tracked:
         found = driver.run(planned, tracked.run_id, lambda line: print(line, flush=True))
         rows, text = table.write(planned, found, report)
-        with replacing(report / "comparison.png") as partial:
-            figure.draw(planned, rows).savefig(partial, dpi=150)
+        if (drawn := figure.draw(planned, rows)) is not None:
+            with replacing(report / "comparison.png") as partial:
+                drawn.savefig(partial, dpi=150)
         tracked.artifacts(report, "comparison")
         tracked.metrics({"cells": len(found), "cells_failed": failures(found)})
     return show(planned, found, text)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from proxscore.posterior import Posterior
     from proxscore.posterior.diagnostics import Gaps
-    from proxscore.training.task import Task
+    from proxscore.tasks import Task
 
 
 def main(arguments: list[str] | None = None) -> int:

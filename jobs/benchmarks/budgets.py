@@ -31,10 +31,10 @@ from tqdm import tqdm
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError
 from proxscore.posterior import Posterior, Samples
+from proxscore.tasks import Task
 from proxscore.tracking.study import study
 from proxscore.training import evaluation, loop
 from proxscore.training.context import LocalContext
-from proxscore.training.task import Task
 
 CNN: dict[str, Any] = {"name": "small_cnn", "channels_last": True}
 VIT: dict[str, Any] = {

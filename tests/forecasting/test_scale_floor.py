@@ -53,10 +53,10 @@ def test_a_text_is_a_list_of_one_wherever_texts_are_listed() -> None:
                 found += 1
                 assert section._lists_of_one({name: "price", "other": "x"}) == {name: ["price"], "other": "x"}
     assert found >= 6
-    task = {"kind": "forecasting", "data": {"kind": "table", "path": "x.csv", "id_columns": "shop"}, "floors": "ets"}
+    task = {"kind": "forecasting", "data": {"kind": "table", "path": "x.csv", "id_columns": "shop"}, "baselines": "ets"}
     read = parse({"task": task}).task
     assert isinstance(read, ForecastingConfig)
     assert read.data.id_columns == ["shop"]  # type: ignore[union-attr]
-    assert read.floors == ["ets"]
-    with pytest.raises(ConfigError, match=r"task\.floors\.0 is 'etc'"):
-        parse({"task": task | {"floors": "etc"}})
+    assert read.baselines == ["ets"]
+    with pytest.raises(ConfigError, match=r"task\.baselines\.0 is 'etc'"):
+        parse({"task": task | {"baselines": "etc"}})

@@ -120,4 +120,4 @@ def test_every_objective_is_reported_on_validation_data(kind: str, tmp_path: Pat
     task = config.task.build()
     context = LocalContext(tmp_path, torch.device("cpu"), lambda payloads: None, keep=1)
     metrics, _ = evaluation.evaluate(task.build_model(), task, config, context, "validation", 0)
-    assert set(task.objectives) <= set(metrics)
+    assert set(task.judge.objectives) <= set(metrics)

@@ -122,7 +122,7 @@ class TaskSection(Component):
 
     @abstractmethod
     def build(self, *, verify: bool = True, trained: Mapping[str, Any] | None = None) -> Any:
-        """The task: see :class:`proxscore.training.task.Task`.
+        """The task: see :class:`proxscore.tasks.Task`.
 
         Args:
             verify: look at every file of the data once.

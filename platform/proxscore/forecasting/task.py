@@ -39,7 +39,7 @@ class ForecastingConfig(TaskSection):
     context: int | None = Field(None, ge=1, le=MAX_CONTEXT)
     train_stride: int = Field(1, ge=1, le=MAX_CONTEXT)  # steps between the starts of training windows
     # What comparisons show below the methods; arima takes minutes per series where the season is long.
-    floors: list[Literal["seasonal_naive", "ets", "theta", "arima"]] = Field(["seasonal_naive", "ets", "theta"])
+    baselines: list[Literal["seasonal_naive", "ets", "theta", "arima"]] = Field(["seasonal_naive", "ets", "theta"])
 
     def build(self, *, verify: bool = True, trained: Mapping[str, Any] | None = None) -> SeriesTask:
         from proxscore.forecasting.series_task import SeriesTask  # GluonTS takes seconds

@@ -1,6 +1,6 @@
 """The method, in torch alone: priors, likelihoods, families, penalties, schedules, and the optimizer."""
 
-from proxscore.inference.families import Distribution, FullCovariance, Kronecker, LowRank, MeanField, Mixture
+from proxscore.inference.families import Distribution, Family, FullCovariance, Kronecker, LowRank, MeanField, Mixture
 from proxscore.inference.likelihoods import Bernoulli, Categorical, Gaussian
 from proxscore.inference.optimizer import ProximalScore
 from proxscore.inference.penalties import ForwardKL, NoPenalty, Quadratic, ReverseKL
@@ -12,6 +12,7 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "Distribution",
+    "Family",
     "ForwardKL",
     "FullCovariance",
     "Gaussian",

@@ -11,9 +11,9 @@ import torch
 
 from proxscore.config import Config, ConfigError, MethodSection
 from proxscore.storage import UNREACHABLE, filesystem
+from proxscore.tasks import Task
 from proxscore.tracking import say
 from proxscore.training.memory import Memory, UncountableError, memory, readable
-from proxscore.training.task import Task
 
 
 def check_disk(config: Config, methods: list[MethodSection], task: Task) -> None:

@@ -30,8 +30,8 @@ from proxscore.storage import filesystem
 from proxscore.tracking import Recorder
 
 if TYPE_CHECKING:  # what only workers use takes seconds to import: not in every process of a cluster
+    from proxscore.tasks import Task
     from proxscore.training.context import RayContext
-    from proxscore.training.task import Task
 
 DASHBOARD = "RAY_API_SERVER_ADDRESS"
 FINAL = (ConfigError, DivergedError, FloatingPointError)  # errors that another attempt cannot mend

@@ -15,7 +15,7 @@ from torch import nn
 from proxscore.config import ConfigError, DivergedError, MethodSection
 from proxscore.inference import noise
 from proxscore.inference.convergence import RunawayError
-from proxscore.training.task import Task
+from proxscore.tasks import Task
 
 NANS = "the network's predictions are not numbers (NaN)"
 
@@ -29,7 +29,7 @@ def judged(
         DivergedError: it does.
     """
     try:
-        values, figures = task.judge(predictive, bins, device, title)
+        values, figures = task.judge.evaluate(predictive, bins, device, title)
     except ValueError as error:
         if _holds_nan(predictive):
             raise DivergedError(f"{title}: {NANS}") from error

@@ -14,13 +14,13 @@ import torch
 
 from proxscore.config import Config, ConfigError
 from proxscore.methods import RunLength, Setup, build_method
+from proxscore.tasks import Task
 from proxscore.training.checks import free_memory
 from proxscore.training.context import Context, pick_device
 from proxscore.training.ingest import TrainingData
 from proxscore.training.loop import first_losses, horizon_of, initial_module, train_step
 from proxscore.training.memory import Memory, UncountableError, memory, readable
 from proxscore.training.norm_rows import least_rows
-from proxscore.training.task import Task
 
 
 class _Alone(Context):

@@ -18,10 +18,10 @@ from proxscore.config import Config, MethodSection
 from proxscore.methods import Method, RunLength
 from proxscore.posterior import Posterior
 from proxscore.posterior.diagnostics import Losses
+from proxscore.tasks import Predictive, Task
 from proxscore.training.context import Context
 from proxscore.training.diverged import judged
 from proxscore.training.ingest import Batch, RayTrainingData, TrainingData, evaluation_batches
-from proxscore.training.task import Predictive, Task
 
 PACKAGES = ("proxscore", "torch", "torchvision", "timm", "ray", "mlflow", "torchmetrics", "numpy")
 

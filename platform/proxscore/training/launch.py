@@ -19,6 +19,7 @@ from proxscore.methods import check_running_statistics
 from proxscore.posterior.convergence import KEY as VERDICT
 from proxscore.posterior.convergence import Verdict
 from proxscore.storage import UNREACHABLE, exists, filesystem, put, read, write
+from proxscore.tasks import Task
 from proxscore.tracking import Recorder, TrackedRun, say, tracking_uri
 from proxscore.tracking.runs import check_server, git_tags
 from proxscore.training import checks, cluster, meshes, processes
@@ -27,7 +28,6 @@ from proxscore.training.evaluation import versions
 from proxscore.training.exclusive import exclusive
 from proxscore.training.loop import train
 from proxscore.training.norm_rows import check_rows
-from proxscore.training.task import Task
 
 FINISHED = "finished.json"  # beside run.json: what a finished run left
 
@@ -213,7 +213,7 @@ def _run_method(
             final, name = cluster.local(checkpoint), Path(checkpoint.path).name
         results["seconds_total"] = time.perf_counter() - started
         keep(tracked, results, final)
-    outcome = Outcome(label, method.kind, tracked.run_id, results, final, tuple(task.headline))
+    outcome = Outcome(label, method.kind, tracked.run_id, results, final, tuple(task.judge.headline))
     memory.finish(config, outcome, name)
     return outcome
 

@@ -24,6 +24,7 @@ from proxscore.posterior.convergence import KEY as VERDICT
 from proxscore.posterior.convergence import Verdict
 from proxscore.posterior.diagnostics import Losses
 from proxscore.posterior.stacking import stack, wants_stacking
+from proxscore.tasks import Task
 from proxscore.tracking import say
 from proxscore.training import checkpoint, diverged, ensemble, evaluation
 from proxscore.training.context import Context
@@ -32,7 +33,6 @@ from proxscore.training.materialize import materialize
 from proxscore.training.norm_rows import least_rows
 from proxscore.training.observe import Observer
 from proxscore.training.parallelize import parallelize
-from proxscore.training.task import Task
 from proxscore.vision.ray_data import Share, StreamedRows
 
 WORST = 1e9  # score of a checkpoint before any validation: finite, as Ray keeps scores in JSON

@@ -12,11 +12,11 @@ from proxscore.config import Config, ConfigError, MethodError, MethodSection
 from proxscore.inference.convergence import KEY
 from proxscore.methods import RunLength, Setup, build_method
 from proxscore.methods.ensemble import EnsembleConfig
+from proxscore.tasks import Task
 from proxscore.training import meshes
 from proxscore.training.ensemble import member_epochs
 from proxscore.training.norm_rows import check_rows
 from proxscore.training.parallelize import blocks, parallelize
-from proxscore.training.task import Task
 
 ADAMW = 4  # weights, gradients, two moments
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from proxscore.config import Config, MethodError, MethodSection
+from proxscore.tasks import Task
 from proxscore.training import meshes
 from proxscore.training.stream_order import batch_sizes
-from proxscore.training.task import Task
 
 
 def least_rows(module: nn.Module, task: Task) -> int:

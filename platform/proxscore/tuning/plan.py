@@ -13,11 +13,11 @@ import torch
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError
 from proxscore.methods import Setup, build_method, check_running_statistics
+from proxscore.tasks import Task
 from proxscore.tracking.runs import check_server
 from proxscore.training import checks, launch, meshes
 from proxscore.training.loop import horizon_of
 from proxscore.training.norm_rows import check_rows
-from proxscore.training.task import Task
 from proxscore.tuning import space as spaces
 from proxscore.tuning.defaults import default_space
 from proxscore.tuning.settings import TuneConfig
@@ -104,15 +104,15 @@ def plan(config: Config, tune: TuneConfig) -> Plan:
 
 
 def _objectives(tune: TuneConfig, task: Task) -> dict[str, bool]:
-    names = tune.objectives or [next(iter(task.objectives))]
+    names = tune.objectives or [next(iter(task.judge.objectives))]
     for name in names:
-        if name not in task.objectives:
+        if name not in task.judge.objectives:
             raise ConfigError(
-                f"tune.objectives: no trial reports {name!r}; one of {', '.join(task.objectives)} (on validation data)"
+                f"tune.objectives: no trial reports {name!r}; one of {', '.join(task.judge.objectives)} (on validation data)"
             )
     if len(names) > 2 or len(set(names)) < len(names):
         raise ConfigError(f"tune.objectives is {names}: give one, or two different ones")
-    return {name: task.objectives[name] for name in names}
+    return {name: task.judge.objectives[name] for name in names}
 
 
 def _scheduler(tune: TuneConfig, config: Config, objectives: dict[str, bool]) -> Literal["asha", "none"]:

@@ -78,7 +78,7 @@ class Sweep(Choice):
                 stage,
                 queue,
                 scheduler,
-                Keeper(self.ledger, self.recording, self.live, queue, stage, self.plan.task.objectives),
+                Keeper(self.ledger, self.recording, self.live, queue, stage, self.plan.task.judge.objectives),
             )
         finally:
             self.ledger.write()

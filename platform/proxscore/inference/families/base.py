@@ -70,21 +70,27 @@ class Family(ABC):
     def variance(self, state: State) -> Tensor:
         """Of each number, (D,)."""
 
-    @abstractmethod
     def covariance(self, state: State) -> Tensor:
-        """(D, D), of a block that is not sharded."""
+        """(D, D), of a block that is not sharded; by default the numbers are independent."""
+        return self.variance(state).diag()
 
-    @abstractmethod
     def score(self, state: State, weights: Tensor, total: Total) -> Tensor:
-        """grad_theta log q(theta) at ``weights`` (D,), differentiable in the state."""
+        """grad_theta log q(theta) at ``weights`` (D,), differentiable in the state; by default by automatic differentiation."""
+        with torch.enable_grad():
+            at = weights.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.log_prob(state, at, total), at, create_graph=True)
+        return gradient
 
     @abstractmethod
     def log_prob(self, state: State, weights: Tensor, total: Total) -> Tensor:
         """log q(theta), a scalar, differentiable in the state."""
 
-    @abstractmethod
     def norm(self, state: State, vector: Tensor, total: Total) -> Tensor:
-        """The squared norm in which scores are matched, x^T Sigma x for a Gaussian: a scalar."""
+        """The squared norm in which scores are matched, x^T Sigma x for a Gaussian: a scalar.
+
+        By default Sigma has the variances alone.
+        """
+        return total((self.variance(state) * vector.square()).sum())
 
     @abstractmethod
     def parameters(self, anchor: State) -> State:

@@ -140,7 +140,7 @@ def measured(cell: Cell, recorder: Recorder) -> dict[str, Any]:
     for name, figure in figures().items():
         with replacing(cell.folder / f"{name}.png") as partial:
             figure.savefig(partial, dpi=150)
-    more, kept = task.compared(predictive)
+    more, kept = task.judge.compared(predictive)
     metrics |= more
     if config.evaluation.temperature_scaling:
         temperature = fit_temperature(validation)

@@ -13,7 +13,7 @@ from proxscore.training.comparison.plan import Plan
 from proxscore.training.comparison.table import Row
 
 
-def draw(plan: Plan, table: Sequence[Row]) -> Figure:
+def draw(plan: Plan, table: Sequence[Row]) -> Figure | None:
     """A method's colour is the same in all panels; dashed as it is given, solid tuned."""
     names = [contender.name for contender in plan.contenders]
     shades = mpl.colormaps["tab20"].colors  # type: ignore[attr-defined]
@@ -31,4 +31,4 @@ def draw(plan: Plan, table: Sequence[Row]) -> Figure:
         }
         folders = [plan.cell(row.contender, str(row.setting), seed).folder for seed in row.records]
         curves.append(Curve([records.predictions(folder) for folder in folders], style))
-    return plan.task.comparison_figure(curves, plan.config.evaluation.bins)
+    return plan.task.judge.comparison_figure(curves, plan.config.evaluation.bins)

@@ -13,13 +13,13 @@ from typing import Any
 from proxscore import config as configuration
 from proxscore.config import MAX_EPOCHS, MAX_SEED, Config, ConfigError
 from proxscore.methods import Setup, build_method, check_running_statistics
+from proxscore.tasks import Task
 from proxscore.training import launch
 from proxscore.training.checks import example_losses
 from proxscore.training.comparison.budget import Budget, share
 from proxscore.training.comparison.settings import ComparisonConfig, method_config
 from proxscore.training.loop import horizon_of
 from proxscore.training.norm_rows import check_rows
-from proxscore.training.task import Task
 
 AS_GIVEN = "default"  # the setting of a method at its own learning rate
 MATTERS = ("task.", "method.", "evaluation.", "seed", "training.batch_size", "training.precision")

@@ -85,18 +85,18 @@ def rows(plan: Plan, found: Records) -> list[Row]:
     return made
 
 
-def floors(plan: Plan) -> dict[str, dict[str, float]]:
+def baselines(plan: Plan) -> dict[str, dict[str, float]]:
     """Metrics on the test split of what the task says any method must beat."""
     judged = {}
-    for name, predictive in plan.task.floors().items():
-        metrics, _ = plan.task.judge(predictive, plan.config.evaluation.bins, torch.device("cpu"), name)
-        judged[name] = metrics | plan.task.compared(predictive)[0]
+    for name, predictive in plan.task.judge.baselines().items():
+        metrics, _ = plan.task.judge.evaluate(predictive, plan.config.evaluation.bins, torch.device("cpu"), name)
+        judged[name] = metrics | plan.task.judge.compared(predictive)[0]
     return judged
 
 
 def markdown(plan: Plan, table: Sequence[Row], below: Mapping[str, dict[str, float]]) -> str:
     """The table, and below it what is missing and what was tuned."""
-    columns = [column for column in (*plan.task.columns, *COSTS) if any(row.numbers(column[1]) for row in table)]
+    columns = [column for column in (*plan.task.judge.columns, *COSTS) if any(row.numbers(column[1]) for row in table)]
     judged = any(row.verdicts for row in table)
     lines = [
         f"# {plan.name}",
@@ -167,7 +167,7 @@ def write(plan: Plan, found: Records, folder: Path) -> tuple[list[Row], str]:
         The table's rows, and the Markdown.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    table, below = rows(plan, found), floors(plan)
+    table, below = rows(plan, found), baselines(plan)
     text = markdown(plan, table, below)
     write_file(folder / "comparison.md", text)
     keys = list(dict.fromkeys(name for row in table for record in row.records.values() for name in numbers(record)))

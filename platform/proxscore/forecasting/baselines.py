@@ -43,7 +43,7 @@ _LEVEL = 80  # percent, of the interval that a standard deviation is computed fr
 _WIDTH = 1.2815515655446004  # of its half, in standard deviations
 
 #: Name in tables, and whether every season is tried, by the setting.
-FLOORS = {
+BASELINES = {
     "seasonal_naive": ("seasonal naive", True),
     "ets": ("ETS", False),
     "theta": ("theta", True),
@@ -69,11 +69,11 @@ def seasons(frequency: str, season: int) -> list[int]:
     return list(dict.fromkeys([season, *(length for length in suggested if length > 1)]))
 
 
-class Floor:
+class Baseline:
     """One method with one season, for one series.
 
     Args:
-        kind: a key of ``FLOORS``.
+        kind: a key of ``BASELINES``.
         training: (T,) the series' training part, without missing values.
         season: steps; none where the training part is shorter than two of them.
     """
@@ -112,7 +112,7 @@ def _quiet() -> Any:
     return warnings.catch_warnings(action="ignore")  # of optima that are approximate: they serve
 
 
-def floors(
+def baselines(
     kinds: Sequence[str],
     series: Sequence[NDArray[np.float32]],
     ends: Sequence[int],
@@ -124,7 +124,7 @@ def floors(
     """Predictives for the test windows by name, which tells the season where several were tried.
 
     Args:
-        kinds: keys of ``FLOORS``.
+        kinds: keys of ``BASELINES``.
         series: whole targets, NaN where missing.
         ends: of the training parts.
         lengths: of the seasons, of which the first is the data set's.
@@ -135,7 +135,7 @@ def floors(
     found = {}
     series = [target / np.float32(unit) for target in series]
     for kind in kinds:
-        name, every = FLOORS[kind]
+        name, every = BASELINES[kind]
         tried = [_Fitted(kind, series, ends, season, unit) for season in (lengths if every else lengths[:1])]
         best = min(tried, key=lambda fitted: _crps(fitted(validation))) if len(tried) > 1 else tried[0]
         found[name if len(tried) == 1 else f"{name}, {best.season}"] = best(test)
@@ -150,16 +150,16 @@ class _Fitted:
     ) -> None:
         self.kind, self.series, self.season, self.unit = kind, series, season, unit
         self.failed: set[int] = set()
-        self.floors = [
-            self._or_none(number, partial(Floor, kind, filled(target[:end], season), season))
+        self.baselines = [
+            self._or_none(number, partial(Baseline, kind, filled(target[:end], season), season))
             for number, (target, end) in enumerate(zip(series, ends, strict=True))
         ]
 
     def __call__(self, windows: Windows) -> ForecastPredictive:
         horizon, rows = windows.panel.horizon, []
         for number, origin in windows.index.tolist():
-            past, floor = filled(self.series[number][:origin], self.season), self.floors[number]
-            found = None if floor is None else self._or_none(number, partial(floor, past, horizon))
+            past, fitted = filled(self.series[number][:origin], self.season), self.baselines[number]
+            found = None if fitted is None else self._or_none(number, partial(fitted, past, horizon))
             mean, spread = found or naive(past, horizon, self.season)
             rows.append(np.stack([mean, np.maximum(spread, LEAST * max(float(np.std(past)), 1.0))], 1))
         if self.failed:

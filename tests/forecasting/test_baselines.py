@@ -1,4 +1,4 @@
-"""The floors are statsforecast's own, go on from each window's past alone, and take the season that serves."""
+"""The baselines are statsforecast's own, go on from each window's past alone, and take the season that serves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gluonts.dataset.field_names import FieldName
 from gluonts.transform import AddObservedValuesIndicator
 from statsforecast import models
 
-from proxscore.forecasting.floors import FLOORS, Floor, filled, floors, naive, seasons
+from proxscore.forecasting.baselines import BASELINES, Baseline, baselines, filled, naive, seasons
 from proxscore.forecasting.windows import Field, Packing, Panel, Windows
 
 RECORDED = AddObservedValuesIndicator(target_field=FieldName.TARGET, output_field=FieldName.OBSERVED_VALUES)
@@ -28,12 +28,12 @@ def weekly(steps: int, noise: float = 0.1) -> np.ndarray:
     return (values + noise * np.random.default_rng(0).standard_normal(steps)).astype(np.float32)
 
 
-@pytest.mark.parametrize("kind", FLOORS)
+@pytest.mark.parametrize("kind", BASELINES)
 @pytest.mark.parametrize("start", range(7))
 def test_every_origin_is_as_good_as_any_other(kind: str, start: int) -> None:
     """Also those that are no whole number of seasons after the beginning, with a past that is longer than is looked at."""
     series = weekly(700)
-    floor = Floor(kind, filled(series[: 600 + start], 7), 7)
+    floor = Baseline(kind, filled(series[: 600 + start], 7), 7)
     for origin in range(640, 648):
         mean, spread = floor(filled(series[:origin], 7), 14)
         assert np.abs(mean - series[origin : origin + 14]).mean() < 0.5, origin
@@ -44,12 +44,12 @@ def test_every_origin_is_as_good_as_any_other(kind: str, start: int) -> None:
 def test_a_forecast_at_the_end_of_training_is_the_librarys(kind: str, theirs: type) -> None:
     series = weekly(200, 3.0).astype(np.float64)
     expected = theirs(season_length=7).forecast(series, h=10, level=[80])
-    mean, spread = Floor(kind, series, 7)(series, 10)
+    mean, spread = Baseline(kind, series, 7)(series, 10)
     np.testing.assert_allclose(mean, expected["mean"], rtol=1e-6)
     np.testing.assert_allclose(spread, (expected["hi-80"] - expected["lo-80"]) / 2 / 1.2815515655446004, rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", FLOORS)
+@pytest.mark.parametrize("kind", BASELINES)
 def test_nothing_after_the_start_of_a_window_is_looked_at_over_gaps(kind: str) -> None:
     """Zeros, a gap, and hundreds: before the hundreds nothing tells of them."""
     series = np.concatenate([np.zeros(100), np.full(20, np.nan), np.full(40, 100.0)]).astype(np.float32)
@@ -58,7 +58,7 @@ def test_nothing_after_the_start_of_a_window_is_looked_at_over_gaps(kind: str) -
     found = []
     for values in (series, other):
         test = windows([values], [(0, 120), (0, 115)], 10)
-        (predictive,) = floors([kind], [values], [90], [1], test, test).values()
+        (predictive,) = baselines([kind], [values], [90], [1], test, test).values()
         found.append(predictive.outputs)
     assert torch.equal(found[0], found[1])
     assert found[0][..., 0].abs().max() < 1e-6
@@ -67,7 +67,7 @@ def test_nothing_after_the_start_of_a_window_is_looked_at_over_gaps(kind: str) -
 def test_the_season_with_the_best_validation_windows_is_taken() -> None:
     series = [weekly(300), weekly(260, 2.0)]
     validation, test = (windows(series, [(0, o), (1, o - 40)], 10) for o in (270, 290))
-    found = floors(["seasonal_naive", "ets", "theta"], series, [260, 220], [5, 7, 30], validation, test)
+    found = baselines(["seasonal_naive", "ets", "theta"], series, [260, 220], [5, 7, 30], validation, test)
     assert list(found) == ["seasonal naive, 7", "ETS", "theta, 7"]
     assert torch.equal(found["ETS"].targets, test.__getitems__([0, 1])[1])
 
@@ -76,7 +76,7 @@ def test_a_series_that_a_method_fails_on_has_the_naive_forecast_and_is_told(capl
     series = [weekly(60), np.array([1, 2, 4, 3, 5, 6, 7, 8], np.float32)]
     test = windows(series, [(0, 50), (1, 3)], 5)
     with caplog.at_level(logging.WARNING):
-        (found,) = floors(["ets"], series, [40, 2], [7], test, test).values()
+        (found,) = baselines(["ets"], series, [40, 2], [7], test, test).values()
     assert "ets with season 7 fails on 1 of 2 series: the seasonal naive forecast stands in" in caplog.text
     assert found.outputs[0, 1, :, 0].tolist() == [4.0] * 5
     assert found.outputs.isfinite().all()

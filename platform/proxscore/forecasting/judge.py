@@ -1,0 +1,179 @@
+"""The judge of probabilistic forecasts: metrics, fan charts, PIT, coverage, and the customary methods that they must beat."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from proxscore.calibration.comparison import Curve
+from proxscore.calibration.forecast_figures import (
+    compared_forecasts,
+    coverage_against_nominal,
+    error_by_horizon,
+    fan_chart,
+    pit_histogram,
+)
+from proxscore.calibration.forecasting import ForecastMetrics
+from proxscore.forecasting.predictive import ForecastPredictive
+from proxscore.forecasting.splits import season_errors
+from proxscore.tasks import Judge
+from proxscore.tasks.judge import Figures
+
+if TYPE_CHECKING:
+    from proxscore.forecasting.series_task import SeriesTask
+
+log = logging.getLogger(__name__)
+FANS = 4  # series in the fan chart
+FAN = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
+
+
+class ForecastJudge(Judge):
+    """Metrics and figures of forecasts.
+
+    Args:
+        task: whose series and windows are forecast.
+    """
+
+    headline: tuple[str, ...] = ("crps", "nll", "mase", "coverage_90")
+    columns: Sequence[tuple[str, str, int]] = (
+        ("CRPS", "crps", 4),
+        ("wQL", "mean_weighted_quantile_loss", 4),
+        ("NLL", "nll", 4),
+        ("MASE", "mase", 3),
+        ("MSIS", "msis", 2),
+        ("coverage 50", "coverage_50", 3),
+        ("coverage 80", "coverage_80", 3),
+        ("coverage 90", "coverage_90", 3),
+        ("coverage 95", "coverage_95", 3),
+        ("width 90", "width_90", 2),
+        ("epistemic sd", "epistemic_sd", 3),
+    )
+    objectives: Mapping[str, bool] = dict.fromkeys(
+        ("crps", "nll", "mean_weighted_quantile_loss", "mase", "msis", "mae", "mse"), False
+    )
+
+    def __init__(self, task: SeriesTask) -> None:
+        self.task = task
+        self.season_errors = torch.from_numpy(season_errors(task.series, task.splits))
+        self._told: set[tuple[str, ...]] = set()
+
+    def evaluate(
+        self, predictive: ForecastPredictive, bins: int, device: torch.device, title: str
+    ) -> tuple[dict[str, float], Figures]:
+        """Metrics over all ranks' windows, and fan charts (of this rank's), PIT, coverage and errors by step ahead.
+
+        Args:
+            bins: of the PIT histogram.
+        """
+        metrics = self._metrics(predictive, bins, device)
+        values = metrics.compute()
+        self._tell_undefined(values)
+        return values, lambda: {
+            "fans": self._fans(predictive, title),
+            "pit": pit_histogram(metrics.pit_counts, title=title),
+            "coverage": coverage_against_nominal(
+                metrics.levels, {"predictive": _coverage(metrics, values)}, title=title
+            ),
+            "errors": error_by_horizon({"predictive": metrics.by_horizon()}, title=title),
+        }
+
+    def _tell_undefined(self, values: dict[str, float]) -> None:
+        """Say, once, which metrics are left out, and why."""
+        missing = tuple(name for name in self.objectives if name not in values)
+        if missing and missing not in self._told:
+            self._told.add(missing)
+            why = "no target of these windows is observed"
+            if values["observed_steps"]:
+                why = "the past of these series is constant, which gives no scale, or their targets are all 0"
+            log.warning("undefined, and left out: %s (%s)", ", ".join(missing), why)
+
+    def compared(self, predictive: ForecastPredictive) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """No more metrics; coverage by level, and CRPS by step ahead."""
+        metrics = self._metrics(predictive, 10, torch.device("cpu"))
+        values = metrics.compute()
+        return {}, {
+            "levels": torch.tensor(metrics.levels),
+            "coverage": torch.tensor(_coverage(metrics, values)),
+            "crps": metrics.by_horizon()["crps"],
+        }
+
+    def baselines(self) -> dict[str, ForecastPredictive]:
+        """What ``task.baselines`` names, for the test windows."""
+        from proxscore.forecasting.baselines import baselines, seasons
+
+        data = self.task.series
+        return baselines(
+            self.task.config.baselines,
+            [each.target for each in data.series],
+            [split.train_end for split in self.task.splits],
+            seasons(data.frequency, data.season),
+            self.task.data.validation,
+            self.task.data.test,
+            self.task.unit,
+        )
+
+    def comparison_figure(self, curves: Sequence[Curve], bins: int) -> Figure:
+        """Coverage against the nominal level, and CRPS by step ahead; means over seeds."""
+        return compared_forecasts(curves)
+
+    def _metrics(self, predictive: ForecastPredictive, bins: int, device: torch.device) -> ForecastMetrics:
+        metrics = ForecastMetrics(self.task.config.horizon, len(self.task.series.series), bins=max(bins, 2)).to(device)
+        for chunk in predictive.chunks():
+            values, observed, series, _ = chunk.targets.unbind(1)
+            series = series[:, 0].long()
+            metrics.update(
+                chunk.samples,
+                values,
+                observed,
+                quantiles=None if chunk.steps is None else chunk.steps.quantiles,
+                cdf=None if chunk.steps is None else chunk.steps.cdf(values),
+                season_error=self.season_errors[series],
+                series=series,
+                log_density=chunk.log_density,
+                mean=chunk.mean,
+                aleatoric=chunk.aleatoric,
+                epistemic=chunk.epistemic,
+            )
+        return metrics
+
+    def _fans(self, predictive: ForecastPredictive, title: str) -> Figure:
+        """The last window of some series, evenly spaced."""
+        numbers = predictive.targets[:, 2, 0].long()
+        last = {int(number): row for row, number in enumerate(numbers)}
+        chosen = [last[key] for key in sorted(last)]
+        chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, min(FANS, len(chosen))).astype(int)]
+        part = ForecastPredictive(
+            predictive.likelihood,
+            predictive.outputs[:, chosen],
+            None if predictive.paths is None else predictive.paths[:, chosen],
+            predictive.targets[chosen],
+            predictive.seed,
+        )
+        (chunk,) = part.chunks()
+        values, observed, series, origins = chunk.targets.unbind(1)
+        past = []
+        for number, origin in zip(series[:, 0].long().tolist(), origins[:, 0].long().tolist(), strict=True):
+            target = torch.from_numpy(
+                self.task.series.series[number].target[max(0, origin - self.task.context) : origin]
+            )
+            past.append(torch.cat([target.new_full((self.task.context - len(target),), torch.nan), target]))
+        return fan_chart(
+            torch.stack(past),
+            torch.where(observed > 0, values, torch.nan),
+            chunk.quantiles(FAN).float().movedim(0, 1),
+            FAN,
+            names=[self.task.series.series[number].id for number in series[:, 0].long().tolist()],
+            title=title,
+        )
+
+
+def _coverage(metrics: ForecastMetrics, values: dict[str, float]) -> list[float]:
+    """The empirical coverage of each central interval, by its level."""
+    return [values.get(f"coverage_{100 * level:g}", math.nan) for level in metrics.levels]

@@ -1,0 +1,69 @@
+"""Who judges what a task predicts: its metrics, the columns of its tables, its figures, and what it has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from proxscore.calibration.comparison import Curve
+
+
+class Predictive(Protocol):
+    """A predictive distribution for the rows of a split."""
+
+    targets: Tensor
+
+    @property
+    def log_density(self) -> Tensor:
+        """Log predictive density (or probability) of each row's target, (N,), in nats; NaN where it has none."""
+
+
+Figures = Callable[[], dict[str, Figure]]
+
+
+class Judge:
+    """Metrics and figures of predictive distributions. This one knows the NLL; a subclass adds its field's metrics.
+
+    Attributes:
+        headline: metrics that are shown first, the first of them in lines of progress.
+        columns: heading, metric and digits of a comparison's table.
+        objectives: metrics that a search may optimise, and whether more of each is better; the first is the default.
+    """
+
+    headline: tuple[str, ...] = ("nll",)
+    columns: Sequence[tuple[str, str, int]] = (("NLL", "nll", 4),)
+    objectives: Mapping[str, bool] = {"nll": False}
+
+    def evaluate(
+        self, predictive: Any, bins: int, device: torch.device, title: str
+    ) -> tuple[dict[str, float], Figures]:
+        """Metrics over all workers' rows, and what draws figures, by name, on any of them.
+
+        Args:
+            predictive: of this worker's rows.
+            bins: of histograms and calibration errors.
+            device: that the process group can gather from.
+            title: of the figures.
+        """
+        from torchmetrics import MeanMetric  # takes seconds
+
+        nll = MeanMetric(nan_strategy="disable").set_dtype(torch.float64).to(device)
+        if len(predictive.targets):
+            nll.update(-predictive.log_density.double().to(device))
+        return {"nll": float(nll.compute())}, dict
+
+    def compared(self, predictive: Any) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Of a predictive in a comparison (in one process): more metrics, and what :meth:`comparison_figure` needs of it."""
+        return {}, {}
+
+    def baselines(self) -> dict[str, Any]:
+        """Predictives for the test split, by name, of what needs no training and any method must beat."""
+        return {}
+
+    def comparison_figure(self, curves: Sequence[Curve], bins: int) -> Figure | None:
+        """All methods of a comparison in one figure; none where there is nothing to draw."""
+        return None
