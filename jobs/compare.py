@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from proxscore import job
 
 if TYPE_CHECKING:
-    from proxscore.training.comparison.driver import Records
-    from proxscore.training.comparison.plan import Plan
+    from proxscore.experiments.comparison.driver import Records
+    from proxscore.experiments.comparison.plan import Plan
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,15 +37,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def compare(path: Path, overrides: list[str]) -> int:
-    from proxscore.storage import replacing
-    from proxscore.training.comparison import (
+    from proxscore.experiments.comparison import (
         driver,
         figure,
         study,
         table,
     )  # here: importing Ray and MLflow takes seconds
-    from proxscore.training.comparison.plan import plan
-    from proxscore.training.comparison.settings import load
+    from proxscore.experiments.comparison.plan import plan
+    from proxscore.experiments.comparison.settings import load
+    from proxscore.storage import replacing
     from proxscore.training.exclusive import exclusive
 
     comparison, source = load(path, overrides)

@@ -35,10 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def tune(path: Path | None, overrides: list[str], *, show_only: bool) -> int:
+    from proxscore.experiments.sweep import job as sweep  # here: importing Ray and MLflow takes seconds
+    from proxscore.experiments.sweep import report, settings
+    from proxscore.experiments.sweep.plan import plan
     from proxscore.tracking import browse
-    from proxscore.tuning import job as sweep  # here: importing Ray and MLflow takes seconds
-    from proxscore.tuning import report, settings
-    from proxscore.tuning.plan import plan
 
     planned = plan(*settings.load(path, overrides))
     if show_only:

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from proxscore.config import ConfigError, Registry, Section, dump, dump_yaml, load, parse, read, validated
 from proxscore.config.root import Config
 from proxscore.config.yaml_text import parse_yaml
+from proxscore.experiments.comparison.settings import ComparisonConfig
+from proxscore.experiments.sweep.settings import TuneConfig
 from proxscore.methods.proximal_score import ProximalScoreConfig
-from proxscore.training.comparison.settings import ComparisonConfig
-from proxscore.tuning.settings import TuneConfig
 
 
 def refusal(*overrides: str, file: Path | None = None) -> str:

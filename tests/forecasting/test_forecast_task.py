@@ -19,6 +19,9 @@ from small_forecasts import tree, write_series
 
 from proxscore import config as configuration
 from proxscore.config import ConfigError
+from proxscore.experiments.comparison import table as table_of_comparison
+from proxscore.experiments.comparison.driver import Progress
+from proxscore.experiments.sweep import job, report
 from proxscore.forecasting import predictive
 from proxscore.forecasting.forecasts import Forecaster, ahead, gluonts_forecasts, table
 from proxscore.forecasting.networks import NAMES
@@ -26,12 +29,9 @@ from proxscore.forecasting.predictive import ForecastPredictive
 from proxscore.forecasting.series_task import SeriesTask
 from proxscore.posterior import Posterior
 from proxscore.training import launch
-from proxscore.training.comparison import table as table_of_comparison
-from proxscore.training.comparison.driver import Progress
 from proxscore.training.context import LocalContext
 from proxscore.training.ingest import evaluation_batches
 from proxscore.training.loop import train
-from proxscore.tuning import job, report
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def _sections(kind: type[Section]) -> list[type[Section]]:
 
 
 def test_a_text_is_a_list_of_one_wherever_texts_are_listed() -> None:
-    import proxscore.tuning.settings  # noqa: F401 - more sections
+    import proxscore.experiments.sweep.settings  # noqa: F401 - more sections
 
     found = 0
     for section in _sections(Section):

@@ -23,12 +23,12 @@ from pydantic.fields import FieldInfo
 from proxscore import config as configuration
 from proxscore.config import ConfigError, Registry, Section
 from proxscore.config.root import Config
+from proxscore.experiments.comparison import settings as comparison_settings
+from proxscore.experiments.comparison.plan import plan as comparison_plan
+from proxscore.experiments.sweep import settings as tuning_settings
+from proxscore.experiments.sweep.plan import plan as tuning_plan
 from proxscore.training import launch
-from proxscore.training.comparison import settings as comparison_settings
-from proxscore.training.comparison.plan import plan as comparison_plan
 from proxscore.training.launch import RunMemory
-from proxscore.tuning import settings as tuning_settings
-from proxscore.tuning.plan import plan as tuning_plan
 
 Path_ = tuple[str, ...]
 Place = tuple[Path_, dict[Path_, str]]  # of a setting: its key, and the kinds of the sections above it

@@ -25,14 +25,14 @@ from mlflow import MlflowClient
 
 from proxscore.calibration import expected_calibration_error
 from proxscore.config import ConfigError
+from proxscore.experiments.comparison import cell as cells
+from proxscore.experiments.comparison import driver, records, study, table
+from proxscore.experiments.comparison.budget import share
+from proxscore.experiments.comparison.plan import Plan, plan
+from proxscore.experiments.comparison.settings import load
 from proxscore.methods.ensemble import EnsembleConfig
 from proxscore.methods.laplace import LaplaceConfig
 from proxscore.methods.proximal_score import ProximalScoreConfig
-from proxscore.training.comparison import cell as cells
-from proxscore.training.comparison import driver, records, study, table
-from proxscore.training.comparison.budget import share
-from proxscore.training.comparison.plan import Plan, plan
-from proxscore.training.comparison.settings import load
 
 if TYPE_CHECKING:  # only: several folders may have a module called conftest
     from conftest import Main

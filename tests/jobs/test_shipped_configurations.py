@@ -60,8 +60,8 @@ def test_a_shipped_configuration_is_counted_and_takes_a_step(
         (tmp_path / "trial.yaml").write_text(yaml.safe_dump(tree))
         assert job("train")(["--config", "trial.yaml", "--dry-run", *SMALL]) == 0
     else:
-        from proxscore.training.comparison import settings
-        from proxscore.training.comparison.plan import plan
+        from proxscore.experiments.comparison import settings
+        from proxscore.experiments.comparison.plan import plan
 
         planned = plan(*settings.load(path, []))
         assert len(planned.possible()) >= len(planned.contenders)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-PARTS = ["inference", "posterior", "calibration", "methods", "vision", "forecasting", "tracking", "training", "tuning"]
+PARTS = ["inference", "posterior", "calibration", "methods", "vision", "forecasting", "tracking", "training", "experiments"]
 
 
 def lint(repository: Path, folder: Path, imports: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -52,7 +52,7 @@ def test_imports_downwards_are_kept(repository: Path, tmp_path: Path) -> None:
             "vision": "import proxscore.calibration, ray",
             "tracking": "import proxscore.posterior, mlflow",
             "training": "import proxscore.vision, proxscore.tracking, proxscore.methods, ray",
-            "tuning": "import proxscore.training, proxscore.tracking, ray",
+            "experiments": "import proxscore.training, proxscore.tracking, ray",
         },
     )
     assert done.returncode == 0, done.stdout
@@ -68,7 +68,7 @@ def test_imports_downwards_are_kept(repository: Path, tmp_path: Path) -> None:
         ("vision", "import proxscore.forecasting", "Imports"),
         ("methods", "import proxscore.tracking", "Imports"),
         ("tracking", "import proxscore.training", "Imports"),
-        ("training", "import proxscore.tuning", "Imports"),
+        ("training", "import proxscore.experiments.sweep", "Imports"),
         ("somewhere_else", "", "Imports"),
         ("inference", "import ray", "The method"),
         ("posterior", "def late():\n    from mlflow.pyfunc import PythonModel", "The method"),

@@ -1,0 +1,1 @@
+"""One engine for many runs: comparisons and sweeps are two users of it."""

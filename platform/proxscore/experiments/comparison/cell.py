@@ -1,0 +1,173 @@
+"""One cell of a comparison, in a process of its own: train, predict, judge, record.
+
+All methods are judged alike: ``evaluation.draws`` fixed draws (or the members that there are, or the one point estimate),
+the metrics of the task, and with ``evaluation.temperature_scaling`` those at the temperature that validation data prefer.
+"""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import socket
+import sys
+import time
+import warnings
+from typing import Any
+
+import torch
+
+from proxscore import config as configuration
+from proxscore.calibration.temperature import fit_temperature, tempered
+from proxscore.experiments.comparison import records
+from proxscore.experiments.comparison.plan import Cell
+from proxscore.posterior import Posterior
+from proxscore.posterior.convergence import KEY as VERDICT
+from proxscore.posterior.convergence import Verdict
+from proxscore.posterior.stacking import stack, wants_stacking
+from proxscore.storage import replacing
+from proxscore.tracking import Recorder, TrackedRun
+from proxscore.tracking.runs import PARENT, git_tags
+from proxscore.training import evaluation
+from proxscore.training.context import LocalContext, pick_device
+from proxscore.training.launch import RunMemory, keep_verdict
+from proxscore.training.loop import fit_all
+
+TEMPERED = ("nll", "ece", "brier")  # what is reported at the fitted temperature, too
+
+
+def run(cell: Cell, parent: str) -> dict[str, Any]:
+    """Run a cell from its last checkpoint on, if there is one, unless it is finished.
+
+    Args:
+        parent: MLflow's id of the comparison's run.
+
+    Returns:
+        Its record, as it is in ``cell.json``; of a cell that failed or diverged, ``status`` and ``reason`` say so.
+    """
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # a checkpoint of one process: it is
+    with records.locked(cell.folder):
+        record = records.finished(cell)
+        if record is None:
+            try:
+                record = _run(cell, parent)
+            except FloatingPointError as error:
+                record = failed(cell, str(error), "diverged")
+            except Exception as error:  # whatever it is: the other cells go on
+                record = failed(cell, " ".join(f"{type(error).__name__}: {error}".split()))
+            records.write(cell.folder, record)
+            if record["status"] == "finished":
+                shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
+        return record
+
+
+def failed(cell: Cell, reason: str, status: str = "failed") -> dict[str, Any]:
+    """The record of a cell that failed, or diverged."""
+    return {
+        "status": status,
+        "method": cell.method,
+        "setting": cell.setting,
+        "seed": cell.seed,
+        "reason": reason[:500],
+    }
+
+
+def _run(cell: Cell, parent: str) -> dict[str, Any]:
+    config = cell.config
+    memory = RunMemory(str(cell.folder.parent), cell.folder.name)
+    uri = config.tracking.uri
+    assert uri is not None
+    earlier = memory.read(config, config.method, cell.budget.epochs)
+    label = f"{config.name}: {cell.method}, {cell.setting}, seed {cell.seed}"
+    tracked = TrackedRun(uri, config.tracking.experiment, label, earlier)
+    memory.write(config, config.method, cell.budget.epochs, tracked.run_id)
+    with tracked.running():
+        tags = {PARENT: parent, "comparison.method": cell.method, "comparison.setting": cell.setting}
+        tracked.describe(configuration.flatten(config), tags | git_tags())
+        recorder = Recorder(uri, tracked.run_id, label, None, kept=memory.beside("undelivered.json"))
+        results = measured(cell, recorder)
+        metrics = results.pop("metrics")
+        tracked.metrics({f"test/{name}": value for name, value in metrics.items()})
+        tracked.metrics({name: value for name, value in results.items() if isinstance(value, int | float)})
+        if (verdict := Verdict.of_json(results[VERDICT])) is not None:
+            keep_verdict(tracked, verdict)
+    return {
+        "status": "finished",
+        "method": cell.method,
+        "setting": cell.setting,
+        "seed": cell.seed,
+        "run_id": tracked.run_id,
+        "metrics": metrics,
+        **results,
+        "settings": cell.settings(),
+    }
+
+
+def measured(cell: Cell, recorder: Recorder) -> dict[str, Any]:
+    """Train and judge a cell's method.
+
+    Returns:
+        ``metrics`` on the test split; ``validation_nll`` (nats); ``forward_passes`` per prediction;
+        ``gradient_evaluations``; ``seconds`` of training, with what comes at its end; ``seconds_predicting`` the test split;
+        ``peak_mb`` (10^6 bytes) of the process at the end of training, or of the GPU.
+
+    Raises:
+        RuntimeError: it took another number of gradient evaluations than was planned.
+    """
+    config, method = cell.config, cell.config.method
+    device = pick_device(config.training.device)
+    task = config.task.build(verify=False)
+    context = LocalContext(cell.folder, device, recorder, keep=config.training.keep_checkpoints)
+    trained = fit_all(config, method, cell.budget.epochs, task, context)
+    fitted, posterior = trained.fitted, trained.posterior
+    evaluations = fitted.horizon.total_steps * fitted.method.evaluations_per_step * trained.members
+    if evaluations + cell.budget.beside != cell.budget.evaluations:
+        raise RuntimeError(
+            f"took {evaluations + cell.budget.beside} gradient evaluations, not {cell.budget.evaluations}"
+        )
+    peak = peak_bytes(device)
+    draws = config.evaluation.draws if posterior.random else 0
+
+    def predict(split: str, source: Posterior) -> Any:
+        return evaluation.predictive_of(source, fitted.module, task, config, context, split, draws, fitted.data)
+
+    if wants_stacking(posterior):
+        posterior, _ = stack(posterior, lambda candidate: predict("validation", candidate).log_density)
+    started = time.perf_counter()
+    predictive = predict("test", posterior)
+    predicting = time.perf_counter() - started
+    validation = predict("validation", posterior)
+    metrics, figures = evaluation.judge(predictive, task, config, context, "test", f"{cell.method}, seed {cell.seed}")
+    for name, figure in figures().items():
+        with replacing(cell.folder / f"{name}.png") as partial:
+            figure.savefig(partial, dpi=150)
+    more, kept = task.judge.compared(predictive)
+    metrics |= more
+    if config.evaluation.temperature_scaling:
+        temperature = fit_temperature(validation)
+        scaled, _ = evaluation.judge(tempered(predictive, temperature), task, config, context, "test", "tempered")
+        metrics |= {f"{name}_tempered": scaled[name] for name in TEMPERED} | {"temperature": temperature}
+    records.keep_predictions(cell.folder, kept)
+    posterior.description = evaluation.description(config, method, task, fitted.horizon) | posterior.description
+    posterior.gather().save(cell.folder / "posterior")
+    return {
+        "metrics": metrics,
+        "validation_nll": evaluation.judge(validation, task, config, context, "validation", "")[0]["nll"],
+        "forward_passes": len(posterior.indices(draws)) if draws else 1,
+        "gradient_evaluations": cell.budget.evaluations,
+        "steps": cell.budget.steps,
+        "seconds": trained.seconds,
+        "seconds_predicting": predicting,
+        "peak_mb": peak / 1e6,
+        "parameters": sum(parameter.numel() for parameter in fitted.module.parameters()),
+        VERDICT: posterior.description.get(VERDICT),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "host": socket.gethostname(),
+    }
+
+
+def peak_bytes(device: torch.device) -> float:
+    """The most memory that this process has held, on the GPU if it has one."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -1,0 +1,235 @@
+"""Cells side by side on Ray, as far as resources allow, and the learning rates that validation data prefer."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from proxscore.config import Config, ConfigError
+from proxscore.experiments.comparison import records
+from proxscore.experiments.comparison.cell import failed
+from proxscore.experiments.comparison.cell import run as run_cell
+from proxscore.experiments.comparison.plan import Cell, Contender, Plan
+from proxscore.training import cluster
+
+Key = tuple[str, str, int]
+Records = dict[Key, dict[str, Any]]
+HEARTBEAT = 60.0  # seconds without a cell that ends, after which progress is shown again
+FAREWELL = 20.0  # seconds that cells have to mark their runs KILLED
+
+
+@dataclass
+class Progress:
+    """Counts cells, and shows it.
+
+    Args:
+        show: receives lines.
+        total: cells, as far as it is known; those of tuned methods join when their trials are done.
+        headline: the metric that is shown of a cell.
+    """
+
+    show: Callable[[str], None]
+    total: int
+    headline: str
+    kept: int = 0
+    done: int = 0
+    failed: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def ended(self, cell: Cell, record: dict[str, Any]) -> None:
+        """A cell has ended."""
+        self.done += 1
+        name = f"{cell.method}, {cell.setting}, seed {cell.seed}"
+        if record["status"] == "finished":
+            value = record["metrics"].get(self.headline)
+            shown = f"{self.headline} {'undefined' if value is None else f'{value:.4f}'}"
+            self.line(f"{name}: {shown}, {record['seconds']:.1f} s of training")
+        else:
+            self.failed += 1
+            self.line(f"{name} {record['status']}: {record['reason']}")
+
+    def line(self, what: str) -> None:
+        """Cells done, rate, time left, and what just happened."""
+        hours = (time.monotonic() - self.started) / 3600
+        text = f"cells {self.kept + self.done}/{self.total}" + (f" ({self.failed} failed)" if self.failed else "")
+        if self.done:
+            left = (self.total - self.kept - self.done) * hours / self.done
+            rate = self.done / max(hours, 1e-9)
+            text += f" · {rate:{'.1f' if rate < 100 else ',.0f'}} per hour · {duration(3600 * left)} left"
+        self.show(f"{text} · {what}")
+
+
+def key(cell: Cell) -> Key:
+    """Method, setting and seed: what a cell is known by."""
+    return cell.method, cell.setting, cell.seed
+
+
+def duration(seconds: float) -> str:
+    """As people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def kept(plan: Plan) -> Records | None:
+    """The records of all cells, if none has to run."""
+    found: Records = {}
+    for cell in plan.first():
+        if (record := records.finished(cell)) is None:
+            return None
+        found[key(cell)] = record
+    chosen = [(contender, best(plan, contender, found)) for contender in plan.contenders if contender.trials]
+    for cell in [
+        plan.cell(contender, setting, seed) for contender, setting in chosen if setting for seed in plan.seeds
+    ]:
+        if (record := records.finished(cell)) is None:
+            return None
+        found[key(cell)] = record
+    return found
+
+
+@contextmanager
+def connected(plan: Plan) -> Iterator[None]:
+    """A Ray cluster within the context, if anything has to run.
+
+    To be entered before the comparison's MLflow run begins: Ray takes signals to itself when it starts.
+
+    Raises:
+        ConfigError: the cluster can run no cell, or its nodes share no folder.
+    """
+    if kept(plan) is not None:
+        yield
+        return
+    config = plan.config
+    with cluster.connected(config):
+        cpus = cluster.capacity().get("CPU", 0)
+        if config.training.cpus_per_worker > cpus:
+            raise ConfigError(
+                f"training.cpus_per_worker={config.training.cpus_per_worker:g}: a cell needs so many CPUs; the cluster can have "
+                f"{cpus:g}"
+            )
+        if config.training.device == "cuda" and not _gpus(config):
+            raise ConfigError("training.device=cuda: a cell needs a GPU; the cluster can have none")
+        cluster.check_storage(config)
+        yield
+
+
+def _gpus(config: Config) -> int:
+    """Of each cell."""
+    return int(config.training.device != "cpu" and cluster.capacity().get("GPU", 0) >= 1)
+
+
+def run(plan: Plan, parent: str, show: Callable[[str], None]) -> Records:
+    """Run what is not finished yet, within :func:`connected`, and keep what is.
+
+    Args:
+        parent: MLflow's id of the comparison's run.
+        show: receives lines of progress.
+
+    Returns:
+        The records of all cells, finished or failed.
+    """
+    tuned = [contender for contender in plan.contenders if contender.trials]
+    later = len(plan.seeds) - 1  # cells of a tuned method whose trials have the first seed
+    progress = Progress(
+        show, len({key(cell) for cell in plan.first()}) + later * len(tuned), plan.task.judge.headline[0]
+    )
+    pool = _Pool(plan, parent, progress)
+    with pool.cancelling():
+        for cell in plan.first():
+            pool.add(cell)
+        while True:
+            for contender in [c for c in tuned if pool.ended(plan.trials(c))]:
+                tuned.remove(contender)
+                setting = best(plan, contender, pool.records)
+                cells = [] if setting is None else [plan.cell(contender, setting, seed) for seed in plan.seeds]
+                progress.total -= later - sum(pool.add(cell) for cell in cells)
+            if not pool.wait():
+                progress.line("all ended")
+                return pool.records
+
+
+def best(plan: Plan, contender: Contender, found: Records) -> str | None:
+    """The setting of the trial with the lowest validation NLL; none if all failed."""
+    scores = {}
+    for setting in contender.trials.values():
+        record = found.get((contender.name, setting, plan.seeds[0]), {})
+        score = record.get("validation_nll", math.inf)
+        if math.isfinite(score):
+            scores[setting] = score
+    return min(scores, key=lambda setting: scores[setting], default=None)
+
+
+def _why(error: RayError) -> str:
+    """In one line, why Ray has no record: the task could not begin, or its process is gone (killed, or with its node)."""
+    if isinstance(error, RayTaskError):
+        return f"{type(error.cause).__name__}: {error.cause}".partition("\n")[0]
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    return f"its process died: {type(error).__name__}: {text.strip().partition(chr(10))[0]}"
+
+
+class _Pool:
+    """The cells of a plan: those that run, and the records of those that ended."""
+
+    def __init__(self, plan: Plan, parent: str, progress: Progress) -> None:
+        self.plan, self.parent, self.progress = plan, parent, progress
+        self.records: Records = {}
+        self.running: dict[Any, Cell] = {}
+
+    def add(self, cell: Cell) -> bool:
+        """Run a cell, or keep what it left if it is finished; false if it is known already."""
+        if key(cell) in self.records or cell in self.running.values():
+            return False
+        record = records.finished(cell)
+        if record is None:
+            self.running[self._submit(cell)] = cell
+        else:
+            self.records[key(cell)] = record
+            self.progress.kept += 1
+        return True
+
+    def _submit(self, cell: Cell) -> Any:
+        """One process per cell: its peak memory is its own."""
+        cpus, gpus = cell.config.training.cpus_per_worker, _gpus(cell.config)
+        return ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=0)(run_cell).remote(cell, self.parent)
+
+    @contextmanager
+    def cancelling(self) -> Iterator[None]:
+        """Interrupts what runs when the driver is interrupted, and gives it time to say so in MLflow."""
+        try:
+            yield
+        finally:
+            for reference in self.running:
+                ray.cancel(reference)
+            if self.running:
+                ray.wait(list(self.running), num_returns=len(self.running), timeout=FAREWELL)
+
+    def ended(self, cells: list[Cell]) -> bool:
+        """Whether all of these have."""
+        return all(key(cell) in self.records for cell in cells)
+
+    def wait(self) -> bool:
+        """Return when a cell has ended, or after a while; false if none runs."""
+        if not self.running:
+            return False
+        done, _ = ray.wait(list(self.running), timeout=HEARTBEAT)
+        if not done:
+            self.progress.line(f"{len(self.running)} running or waiting")
+        for reference in done:
+            cell = self.running.pop(reference)
+            try:
+                record = ray.get(reference)
+            except RayError as error:
+                record = failed(cell, _why(error))
+                records.write(cell.folder, record)
+            self.records[key(cell)] = record
+            self.progress.ended(cell, record)
+        return True

@@ -1,0 +1,198 @@
+"""What a comparison found: a CSV with every cell, and a Markdown table with mean ± standard error over the seeds."""
+
+from __future__ import annotations
+
+import csv
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from proxscore.experiments.comparison.driver import Records, best
+from proxscore.experiments.comparison.plan import AS_GIVEN, Contender, Plan
+from proxscore.posterior.convergence import COLD, KEY, Verdict
+from proxscore.storage import replacing
+from proxscore.storage import write as write_file
+
+NONE = "–"
+#: Heading, key of a cell's numbers, and digits, of what is averaged beside the task's metrics.
+COSTS = [
+    ("forward passes", "forward_passes", 0),
+    ("gradient evaluations", "gradient_evaluations", 0),
+    ("seconds", "seconds", 1),
+    ("x AdamW", "relative_seconds", 2),
+    ("peak MB", "peak_mb", 0),
+]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method at one setting.
+
+    Attributes:
+        label: with ``(tuned)`` where validation data chose the learning rate.
+        setting: as of its cells; none where no trial succeeded.
+        records: by seed, of the cells that were finished.
+        missing: why others are missing, by seed.
+    """
+
+    contender: Contender
+    label: str
+    setting: str | None
+    records: dict[int, dict[str, Any]]
+    missing: dict[int, str]
+
+    @property
+    def verdicts(self) -> dict[int, Verdict]:
+        """By seed, what training found of its convergence, of those methods that tell."""
+        found = {seed: Verdict.of_json(record.get(KEY)) for seed, record in self.records.items()}
+        return {seed: verdict for seed, verdict in found.items() if verdict is not None}
+
+    def numbers(self, key: str) -> list[float]:
+        """A number of every finished cell that has it."""
+        return [record[key] for record in self.records.values() if key in record]
+
+
+def rows(plan: Plan, found: Records) -> list[Row]:
+    """Two for each method that is tuned: as it is given, and tuned.
+
+    The numbers of a cell are those of its record, flat, and ``relative_seconds``: over the mean of AdamW's as it is given.
+    """
+    made = []
+    for contender in plan.contenders:
+        settings = {contender.name: AS_GIVEN} | (
+            {f"{contender.name} (tuned)": best(plan, contender, found)} if contender.trials else {}
+        )
+        for label, setting in settings.items():
+            ended = {seed: found.get((contender.name, setting or "", seed), {}) for seed in plan.seeds}
+            made.append(
+                Row(
+                    contender,
+                    label,
+                    setting,
+                    {seed: record | record["metrics"] for seed, record in ended.items() if "metrics" in record},
+                    {seed: r.get("reason", "no trial succeeded") for seed, r in ended.items() if "metrics" not in r},
+                )
+            )
+    adamw = [row for row in made if row.contender.configs[AS_GIVEN].method.kind == "adamw"]
+    if adamw and (seconds := adamw[0].numbers("seconds")):
+        for record in (record for row in made for record in row.records.values()):
+            record["relative_seconds"] = record["seconds"] / statistics.mean(seconds)
+    return made
+
+
+def baselines(plan: Plan) -> dict[str, dict[str, float]]:
+    """Metrics on the test split of what the task says any method must beat."""
+    judged = {}
+    for name, predictive in plan.task.judge.baselines().items():
+        metrics, _ = plan.task.judge.evaluate(predictive, plan.config.evaluation.bins, torch.device("cpu"), name)
+        judged[name] = metrics | plan.task.judge.compared(predictive)[0]
+    return judged
+
+
+def markdown(plan: Plan, table: Sequence[Row], below: Mapping[str, dict[str, float]]) -> str:
+    """The table, and below it what is missing and what was tuned."""
+    columns = [column for column in (*plan.task.judge.columns, *COSTS) if any(row.numbers(column[1]) for row in table)]
+    judged = any(row.verdicts for row in table)
+    lines = [
+        f"# {plan.name}",
+        "",
+        f"Test split, mean ± standard error over {len(plan.seeds)} seed(s); {plan.evaluations} gradient evaluations of "
+        f"{plan.config.training.batch_size} rows for every method.",
+        "",
+        "| method | setting | "
+        + " | ".join(heading for heading, _, _ in columns)
+        + (" | converged |" if judged else " |"),
+        "|---|---|" + "---:|" * (len(columns) + judged),
+    ]
+    for row in table:
+        label = row.label if not row.missing else f"{row.label}, {len(row.records)} of {len(plan.seeds)} seeds"
+        cells = [average(row.numbers(key), digits) for _, key, digits in columns]
+        cells += [converged(row)] if judged else []
+        lines.append(f"| {label} | {setting(row)} | " + " | ".join(cells) + " |")
+    for name, metrics in below.items():
+        cells = [average([metrics[key]] if key in metrics else [], digits) for _, key, digits in columns]
+        cells += [NONE] if judged else []
+        lines.append(f"| {name} | {NONE} | " + " | ".join(cells) + " |")
+    notes = [f"* {row.label}, seed {seed}: missing: {why}" for row in table for seed, why in row.missing.items()]
+    for row in table:
+        notes += [
+            f"* {row.label}, seed {seed}: {found.warning}." for seed, found in row.verdicts.items() if not found.sound
+        ]
+        scales = {found.scale + (f": {COLD}" if found.cold else "") for found in row.verdicts.values()}
+        notes += [f"* {row.label}: {scale}." for scale in sorted(scales)]
+    if any(row.contender.trials for row in table):
+        (count,) = {len(row.contender.trials) for row in table}
+        notes.append(f"* Tuned: the best of {count} learning rates by validation NLL, seed {plan.seeds[0]}.")
+    notes.append(
+        "* Forward passes: for one prediction. Seconds: of training, on one machine's share each; peak MB: of the whole "
+        "process at the end of training (on a GPU, of its memory)."
+    )
+    return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def converged(row: Row) -> str:
+    """How many of a row's runs are sound, of those that were judged."""
+    return f"{sum(found.sound for found in row.verdicts.values())} of {len(row.verdicts)}" if row.verdicts else NONE
+
+
+def setting(row: Row) -> str:
+    """A row's learning rate, as far as the table tells it."""
+    if row.setting is None:
+        return NONE
+    if row.setting != AS_GIVEN or not row.contender.trials:
+        return row.setting
+    given = [value for value, name in row.contender.trials.items() if name == AS_GIVEN]
+    return f"{AS_GIVEN}, {row.contender.key}={given[0]:g}" if given else AS_GIVEN
+
+
+def average(values: Sequence[float], digits: int) -> str:
+    """``mean ± standard error`` (of the mean, with n - 1); the mean alone where the values are equal, one, or not finite."""
+    if not values:
+        return NONE
+    mean = f"{statistics.mean(values):.{digits}f}"
+    if len(set(values)) == 1 or not all(map(math.isfinite, values)):
+        return mean
+    return f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.{digits}f}"
+
+
+def write(plan: Plan, found: Records, folder: Path) -> tuple[list[Row], str]:
+    """Write ``comparison.md``, ``comparison.csv`` (a row per method, setting and seed) and ``trials.csv``.
+
+    Returns:
+        The table's rows, and the Markdown.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    table, below = rows(plan, found), baselines(plan)
+    text = markdown(plan, table, below)
+    write_file(folder / "comparison.md", text)
+    keys = list(dict.fromkeys(name for row in table for record in row.records.values() for name in numbers(record)))
+    with replacing(folder / "comparison.csv") as partial, partial.open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["method", "setting", "seed", "status", *keys, "verdict", "mlflow_run_id"])
+        for row in table:
+            for seed in plan.seeds:
+                record = row.records.get(seed, {})
+                status = "finished" if record else f"missing: {row.missing[seed]}"
+                values = [record.get(name, "") for name in keys]
+                answer = row.verdicts[seed].answer if seed in row.verdicts else ""
+                out.writerow([row.label, row.setting or "", seed, status, *values, answer, record.get("run_id", "")])
+        for name, metrics in below.items():
+            out.writerow([name, "", "", "no training", *(metrics.get(key, "") for key in keys), "", ""])
+    with replacing(folder / "trials.csv") as partial, partial.open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["method", "key", "value", "seed", "validation_nll"])
+        for contender in plan.contenders:
+            for value, name in contender.trials.items():
+                record = found.get((contender.name, name, plan.seeds[0]), {})
+                out.writerow([contender.name, contender.key, value, plan.seeds[0], record.get("validation_nll", "")])
+    return table, text
+
+
+def numbers(record: dict[str, Any]) -> dict[str, float]:
+    """What of a record is a number."""
+    return {k: v for k, v in record.items() if isinstance(v, int | float) and k not in ("seed",)}
