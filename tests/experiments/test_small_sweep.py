@@ -51,7 +51,9 @@ def test_the_winner_alone_is_tested_and_its_configuration_is_left(swept: Swept) 
     flat = configuration.flatten(best)
     assert {key: flat[key] for key in winner["params"]} == winner["params"]
     figures = {Path(item.path).stem for item in swept.client.list_artifacts(parent.info.run_id, "figures")}
-    assert figures == {"objective_over_time", "learning_curves", "parallel_coordinates", "importance", "schedules"}
+    assert figures == {
+        *("objective_over_time", "learning_curves", "slices", "parallel_coordinates", "importance", "schedules")
+    }
     assert "leaderboard, validation split" in swept.outputs[0]
 
 

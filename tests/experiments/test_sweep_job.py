@@ -154,7 +154,9 @@ def test_the_test_split_is_looked_at_for_the_winner_alone(swept: Swept) -> None:
 def test_the_parent_has_figures_and_a_configuration_that_trains(swept: Swept, repository: Path, tmp_path: Path) -> None:
     run_id = swept.parent.info.run_id
     figures = {Path(item.path).stem for item in swept.client.list_artifacts(run_id, "figures")}
-    assert figures == {"objective_over_time", "learning_curves", "parallel_coordinates", "importance", "schedules"}
+    assert figures == {
+        *("objective_over_time", "learning_curves", "slices", "parallel_coordinates", "importance", "schedules")
+    }
     uri = f"tracking.uri=sqlite:///{swept.folder / 'mlflow.db'}"
     command = [sys.executable, str(repository / "jobs" / "train.py"), "--config", f"mlflow:{run_id}", "--print-config"]
     printed = subprocess.run([*command, uri], capture_output=True, text=True, cwd=tmp_path, timeout=120)

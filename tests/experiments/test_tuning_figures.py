@@ -14,19 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from proxscore.config import Config, parse
-from proxscore.experiments.sweep.figures import (
-    FEWEST,
-    MISSING,
-    best,
-    importance,
-    learning_curves,
-    objective_over_time,
-    parallel_coordinates,
-    pareto,
-    pareto_front,
-    schedules,
-    short_labels,
-)
+from proxscore.experiments.sweep.figures import drawn, pareto, pareto_front, schedules, short_labels, study_of
 from proxscore.experiments.sweep.ledger import Status, Trial
 from proxscore.experiments.sweep.space import Domain, Space
 from proxscore.methods import RunLength
@@ -72,13 +60,6 @@ def points(axes: Axes) -> dict[str, list[tuple[float, float]]]:
     return {str(dots.get_label()): [(x, y) for x, y in dots.get_offsets().tolist()] for dots in axes.collections}
 
 
-def line_of(axes: Axes, start: float) -> list[float]:
-    """Heights of the one line that starts at a height."""
-    crossing = [line for line in axes.lines if len(line.get_xdata()) > 1]
-    (found,) = [line for line in crossing if line.get_ydata()[0] == pytest.approx(start)]
-    return list(found.get_ydata())
-
-
 def words(figure: Figure) -> str:
     assert not figure.axes
     return " ".join(figure.texts[0].get_text().split())
@@ -91,80 +72,6 @@ def brute_force(candidates: Sequence[tuple[float, float]]) -> list[int]:
     return [i for i, point in enumerate(candidates) if not any(beats(other, point) for other in candidates)]
 
 
-# --- parallel coordinates
-
-
-def test_every_line_passes_its_axes_at_the_places_of_its_values() -> None:
-    trials = [
-        trial(0, 0.5),
-        trial(1, 0.2, scale=0.1, kind="power", power=0.5, draws=2),
-        trial(2, 0.6, scale=0.01, kind="constant", draws=5),
-        trial(3, 0.4, "stopped", scale=0.1**0.5, kind="cosine", draws=1),
-    ]
-    figure = parallel_coordinates(trials, SPACE, "nll")
-    host = figure.axes[0]
-    # The logarithm of 0.1 is in the middle; the objective reaches from 0.2 to 0.6.
-    np.testing.assert_allclose(line_of(host, 0.5), [0.5, 1, 0.5, 0.25, 0], atol=1e-9)
-    np.testing.assert_allclose(line_of(host, 0.0), [0, 0, MISSING, 1, 1], atol=1e-9)
-    np.testing.assert_allclose(line_of(host, 0.75), [0.75, 0.5, MISSING, 0, 0.5], atol=1e-9)
-    assert [(text.get_text(), text.get_position()[1]) for text in host.texts] == [("—", MISSING)]
-    given = lines(host)["as given"]
-    assert (list(given.get_xdata()), list(given.get_ydata())) == ([4], [pytest.approx(0.75)])
-
-
-def test_the_axes_have_the_ends_of_their_ranges_the_choices_and_logarithms_as_ticks() -> None:
-    figure = parallel_coordinates([trial(1, 0.2, scale=0.1, kind="cosine", draws=2)], SPACE, "nll")
-    host, *uprights = figure.axes
-    named = [" ".join(text.get_text().split()) for text in host.get_xticklabels()]
-    assert [name.replace(". ", ".") for name in named] == [
-        *("prior.scale (log)", "mean_schedule.kind", "mean_schedule.power", "draws", "nll")
-    ]
-    ticks = [
-        dict(zip([t.get_text() for t in axes.get_yticklabels()], axes.get_yticks(), strict=True)) for axes in uprights
-    ]
-    assert ticks[0] == {"0.01": 0.0, "0.1": pytest.approx(0.5), "1": 1.0}
-    assert ticks[1] == {"constant": 0.0, "cosine": 0.5, "power": 1.0}
-    assert ticks[2] | {"0.25": 0.0, "0.75": 1.0} == ticks[2]
-    assert list(ticks[3]) == ["1", "2", "3", "4", "5"]
-    assert ticks[4] == {"0.2": 0.5}  # one value has no range
-
-
-@pytest.mark.parametrize("maximise", [False, True])
-def test_the_best_trial_is_emphasised_and_better_ones_lie_above_worse_ones(maximise: bool) -> None:
-    values = [0.3, 0.1, 0.5, 0.2, 0.4]
-    trials = [trial(i, value, scale=0.1, kind="cosine", draws=3) for i, value in enumerate(values)]
-    figure = parallel_coordinates(trials, SPACE, "nll", maximise)
-    ends = [line.get_ydata()[-1] for line in figure.axes[0].lines]
-    np.testing.assert_allclose(ends, np.linspace(0, 1, 5) if maximise else np.linspace(1, 0, 5), atol=1e-9)
-    widest = max(figure.axes[0].lines, key=lambda line: line.get_linewidth())
-    assert widest.get_label() == f"trial {2 if maximise else 1}, the best"
-    assert widest is figure.axes[0].lines[-1]
-
-
-def test_trials_that_cannot_be_drawn_are_counted_in_the_title() -> None:
-    params = {"scale": 0.1, "kind": "cosine", "draws": 3}
-    trials = [
-        trial(0, 0.1, **params),
-        trial(1, math.inf, **params),
-        trial(2, math.nan, "stopped", **params),
-        trial(3, 0.2, "failed", **params),
-        Trial(4, status="running"),
-    ]
-    figure = parallel_coordinates(trials, SPACE, "nll")
-    assert figure.axes[0].get_title() == "1 trial (left out: 1 failed, 3 without a finite value)"
-    assert len(figure.axes[0].lines) == 1
-
-
-def test_a_choice_of_null_is_a_value_and_no_missing_one() -> None:
-    space: Space = {"method.max_mean_step": Domain(choice=[None, 1, True])}
-    trials = [
-        Trial(i, params={"method.max_mean_step": v}, curve=[{"epoch": 1, "nll": i}]) for i, v in enumerate([True, None])
-    ]
-    figure = parallel_coordinates(trials, space, "nll")
-    assert sorted(line.get_ydata()[0] for line in figure.axes[0].lines) == [0, 1]
-    assert [text.get_text() for text in figure.axes[1].get_yticklabels()] == ["null", "1", "true"]
-
-
 def test_short_labels_are_unique_ends_of_their_keys() -> None:
     keys = [*SPACE, "method.max_mean_step", "method.a.mean.kind", "method.b.mean.kind", "lr", "task.lr", "x.task.lr"]
     labels = short_labels(keys)
@@ -175,176 +82,58 @@ def test_short_labels_are_unique_ends_of_their_keys() -> None:
     assert labels["method.a.mean.kind"] == "a.mean.kind"
 
 
-# --- the objective over time
+# --- Optuna's
 
 
-@pytest.mark.parametrize("maximise", [False, True])
-def test_the_best_so_far_never_gets_worse_and_is_that_of_a_plain_loop(maximise: bool) -> None:
-    trials = some(60)
-    random.Random(1).shuffle(trials)
-    axes = objective_over_time(trials, "nll", maximise).axes[0]
-    line = lines(axes)["best so far"]
-    wanted, record = {}, None
-    for t in sorted(trials, key=lambda t: t.number):
-        value = t.curve[-1]["nll"]
-        if t.status == "finished" and math.isfinite(value):
-            record = value if record is None else max(record, value) if maximise else min(record, value)
-            wanted[t.number] = record
-    drawn = dict(zip(line.get_xdata(), line.get_ydata(), strict=True))
-    assert drawn == wanted | {max(t.number for t in trials): record}
-    steps = np.diff(line.get_ydata())
-    assert (steps >= 0).all() if maximise else (steps <= 0).all()
-    assert line.get_drawstyle() == "steps-post"
-
-
-def test_every_trial_has_a_marker_of_its_status() -> None:
-    trials = some(60)
-    figure = objective_over_time(trials, "nll")
-    axes = figure.axes[0]
-    wanted: dict[str, list[tuple[float, float]]] = {}
-    for t in trials:
-        value = t.curve[-1]["nll"]
-        if t.status == "failed":
-            wanted.setdefault("failed", []).append((t.number, 0.03))
-        elif not math.isfinite(value):
-            wanted.setdefault("no finite value", []).append((t.number, 0.03))
-        else:
-            name = {"finished": "finished", "stopped": "stopped early"}.get(t.status, "not at its end")
-            wanted.setdefault(name, []).append((t.number, value))
-    assert points(axes) == wanted
-    low = axes.get_ylim()[0]
-    margin = axes.transAxes.inverted().transform(axes.transData.transform((0, min(y for _, y in wanted["finished"]))))[
-        1
+def test_a_study_has_the_trials_with_their_states_values_and_validations() -> None:
+    trials = [
+        trial(0, 0.5),
+        trial(1, 0.2, scale=0.1, kind="power", power=0.5, draws=2),
+        trial(2, 0.6, "stopped", scale=0.01, kind="constant", draws=5),
+        trial(3, 0.4, "failed", scale=0.02, kind="cosine", draws=1),
+        trial(4, math.nan, scale=0.02, kind="cosine", draws=1),
+        trial(5, 0.1, "running", scale=0.02, kind="cosine", draws=1),
     ]
-    assert low < 0.5
-    assert margin > 0.06  # the crosses are below all points
-    assert lines(axes)["as given"].get_ydata()[0] == 0.5
-    assert {text.get_text() for text in figure.legends[0].get_texts()} == {*wanted, "best so far", "as given"}
-
-
-@pytest.mark.parametrize("maximise", [False, True])
-def test_a_value_far_off_is_drawn_at_the_edge_and_counted(maximise: bool) -> None:
-    sign = -1 if maximise else 1
-    values = [sign * value for value in (0.5, 0.4, 1e6, 0.45, 0.6, 0.55, -1e6)]  # the last one is good
-    axes = objective_over_time([trial(i, value) for i, value in enumerate(values)], "nll", maximise).axes[0]
-    assert [y for _, y in points(axes)["finished"]] == [sign * 0.6 if abs(v - sign * 1e6) < 1 else v for v in values]
-    assert axes.get_title() == f"7 trials; 1 worse than {sign * 0.6:.3g}, drawn at the edge"
-
-
-def test_trials_that_all_failed_have_their_crosses_beside_each_other() -> None:
-    axes = objective_over_time([trial(i, 0.5, "failed") for i in range(5)], "nll").axes[0]
-    assert [x for x, _ in points(axes)["failed"]] == [0, 1, 2, 3, 4]
-    assert axes.get_xlim()[0] < 0 < 4 < axes.get_xlim()[1]
-    assert len(axes.get_yticks()) == 0
-
-
-# --- learning curves
-
-
-def test_curves_hold_the_validations_and_only_stopped_ones_end_in_a_dot() -> None:
-    trials = [trial(1, 0.3, scale=0.1), trial(2, 0.2, scale=0.2), trial(3, 0.5, "stopped", scale=0.3), trial(4, 0.6)]
-    trials[0].curve.insert(1, {"epoch": 1.5, "nll": math.nan})
-    trials[2].curve.append({"epoch": 3.0, "nll": math.inf})
-    trials[1].final = {"nll": 0.1}  # with other draws: it decides which is the best, and is no part of a curve
-    axes = learning_curves(trials, "nll").axes[0]
-    assert [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines] == [
-        ([1, 2], [1.3, 0.3]),
-        ([1, 2], [1.2, 0.2]),
-        ([1, 2], [1.5, 0.5]),
-        ([1, 2], [1.6, 0.6]),
+    study = study_of(trials, SPACE, "nll")
+    assert [(t.number, t.state.name, t.value) for t in study.trials] == [
+        *((0, "COMPLETE", 0.5), (1, "COMPLETE", 0.2), (2, "PRUNED", None), (3, "FAIL", None), (4, "FAIL", None)),
     ]
-    assert [line.get_label() for line in axes.lines] == ["finished", "trial 2, the best", "stopped early", "as given"]
-    assert [line.get_marker() for line in axes.lines] == ["", "", "o", ""]
-    assert axes.lines[2].get_markevery() == [1]
-    assert max(axes.lines, key=lambda line: line.get_linewidth()) is axes.lines[1]
+    assert study.trials[1].params == {
+        "prior.scale": 0.1,
+        "mean_schedule.kind": "power",
+        "mean_schedule.power": 0.5,
+        "draws": 2,
+    }
+    assert study.trials[1].intermediate_values == {1: 1.2, 2: 0.2}
+    assert study.best_trial.number == 1
+    assert study_of(trials, SPACE, "nll", maximise=True).best_trial.number == 0
 
 
-def test_a_curve_of_one_validation_is_a_point() -> None:
-    (line,) = learning_curves([Trial(0, curve=[{"epoch": 1.0, "nll": 0.5}])], "nll").axes[0].lines
-    assert line.get_marker() == "."
-
-
-# --- importance
-
-
-def bars(figure: Figure) -> dict[str, float]:
-    (axes,) = figure.axes
-    names = [text.get_text() for text in axes.get_yticklabels()]
-    return {name: bar.get_width() for name, bar in zip(names, axes.patches, strict=True)}
+def test_the_history_shows_every_finished_trial_and_the_best_so_far() -> None:
+    trials = [trial(number, value) for number, value in enumerate((0.5, 0.7, 0.3, 0.4))]
+    axes = drawn(study_of(trials, SPACE, "nll"), "nll")["objective_over_time"].axes[0]
+    (line,) = [line for line in axes.lines if len(line.get_ydata()) == 4]
+    assert list(line.get_ydata()) == [0.5, 0.5, 0.3, 0.3]
+    assert [y for _, y in axes.collections[0].get_offsets().tolist()] == [0.5, 0.7, 0.3, 0.4]
 
 
 def test_the_only_parameter_that_the_objective_depends_on_has_nearly_all_importance() -> None:
-    draw = random.Random(0)
-    space: Space = {key: Domain(uniform=[0.0, 1.0]) for key in ("method.a", "method.b", "method.c")}
+    rng = random.Random(0)
     trials = []
-    for number in range(30):
-        params = {key: draw.random() for key in space}
-        trials.append(trial(number, (params["method.b"] - 0.3) ** 2, draw.choice(["finished", "stopped"]), **params))
-    trials += [trial(30, 9.0, "failed", **params), trial(31, math.nan, **params), trial(32, 9.0)]
-    shares = bars(importance(trials, space, "nll"))
-    assert set(shares) == {"a", "b", "c"}
-    assert shares["b"] > 0.8
-    assert sum(shares.values()) == pytest.approx(1)
-    assert list(shares)[-1] == "b"  # on top
-    assert shares == bars(importance(trials, space, "nll"))
+    for number in range(60):
+        scale, count = 10 ** rng.uniform(-2, 0), rng.randint(1, 5)
+        trials.append(trial(number, math.log10(scale) ** 2, scale=scale, kind="cosine", draws=count))
+    axes = drawn(study_of(trials, SPACE, "nll"), "nll")["importance"].axes[0]
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    shares = dict(zip(names, [bar.get_width() for bar in axes.patches], strict=True))
+    assert shares["prior.scale"] > 0.9
 
 
-def test_importance_counts_every_decade_of_a_parameter_that_is_searched_by_its_logarithm() -> None:
-    draw = random.Random(0)
-    space: Space = {"method.lr": Domain(loguniform=[1e-6, 1.0]), "method.b": Domain(uniform=[0.0, 1.0])}
-    trials = []
-    for number in range(30):
-        lr, b = 10 ** draw.uniform(-6, 0), draw.random()
-        # Flat in the top decade, which is nine tenths of the range.
-        trials.append(trial(number, max(-1 - math.log10(lr), 0) + 0.5 * b, **{"method.lr": lr, "method.b": b}))
-    assert bars(importance(trials, space, "nll"))["lr"] > 0.8
-
-
-def with_and_without_power(loss: Callable[[dict[str, Any]], float]) -> list[Trial]:
-    draw = random.Random(0)
-    trials = []
-    for number in range(24):
-        params = {"scale": 10 ** draw.uniform(-2, 0), "draws": draw.randint(1, 5)}
-        params |= {"kind": "power", "power": draw.uniform(0.25, 0.75)} if number % 2 else {"kind": "cosine"}
-        trials.append(trial(number, loss(params), **params))
-    return trials
-
-
-def test_a_conditional_parameter_is_starred_and_has_its_share_among_the_trials_that_have_it() -> None:
-    figure = importance(with_and_without_power(lambda params: 3 * params.get("power", 0.5)), SPACE, "nll")
-    shares = bars(figure)
-    assert set(shares) == {"prior.scale", "mean_schedule.kind", "draws", "mean_schedule.power *"}
-    assert shares["mean_schedule.power *"] > 0.8
-    assert sum(share for name, share in shares.items() if "*" not in name) == pytest.approx(1)
-    assert "* conditional" in figure.get_supxlabel()
-
-
-def test_a_conditional_parameter_that_does_nothing_gets_no_credit_for_those_of_all_trials() -> None:
-    shares = bars(importance(with_and_without_power(lambda params: float(params["draws"])), SPACE, "nll"))
-    assert shares["draws"] > 0.8
-    assert shares["mean_schedule.power *"] < 0.2
-
-
-def test_a_conditional_parameter_of_few_trials_is_left_out_by_name() -> None:
-    params = [{"scale": 0.1 * (i + 1), "kind": "cosine", "draws": 1 + i % 5} for i in range(6)]
-    params = [p | {"kind": "power", "power": 0.5} if i < FEWEST - 1 else p for i, p in enumerate(params)]
-    figure = importance([trial(i, float(i), **p) for i, p in enumerate(params)], SPACE, "nll")
-    assert not [name for name in bars(figure) if "power" in name]
-    assert "left out: mean_schedule.power" in " ".join(figure.get_supxlabel().split())
-    assert "*" not in figure.get_supxlabel()
-
-
-def test_parameters_that_exclude_each_other_are_all_starred() -> None:
-    space: Space = {"a": Domain(uniform=[0.0, 1.0]), "b": Domain(uniform=[0.0, 1.0])}
-    trials = [trial(i, i / 10, **{"a" if i % 2 else "b": i / 10}) for i in range(10)]
-    assert bars(importance(trials, space, "nll")) == {"a *": 1.0, "b *": 1.0}
-
-
-def test_importance_says_in_words_why_there_is_none() -> None:
-    params = {"scale": 0.1, "kind": "cosine", "draws": 1}
-    assert "importance needs 4" in words(importance([trial(i, i, **params) for i in range(3)], SPACE, "nll"))
-    assert "the same nll" in words(importance([trial(i, 0.5, **params) for i in range(5)], SPACE, "nll"))
-    assert "no parameter" in words(importance([trial(i, i, **params) for i in range(5)], SPACE, "nll"))
+@pytest.mark.parametrize("trials", [[], [trial(0, 0.5)], some(3), [trial(i, 0.5, "failed") for i in range(5)]])
+def test_where_there_is_nothing_to_plot_words_say_why(trials: list[Trial]) -> None:
+    found = drawn(study_of(trials, SPACE, "nll"), "nll")
+    assert set(found) == {"objective_over_time", "learning_curves", "slices", "parallel_coordinates", "importance"}
+    assert "4 needed" in words(found["importance"])
 
 
 # --- Pareto
@@ -431,12 +220,9 @@ def test_a_weight_that_runs_to_infinity_does_not_flatten_the_others() -> None:
 
 # --- all of them
 
-DRAWN: dict[str, Callable[[Sequence[Trial], bool], Figure]] = {
-    "parallel": lambda trials, maximise: parallel_coordinates(trials, SPACE, "nll", maximise),
-    "time": lambda trials, maximise: objective_over_time(trials, "nll", maximise),
-    "curves": lambda trials, maximise: learning_curves(trials, "nll", maximise),
-    "importance": lambda trials, _: importance(trials, {"method.draws": SPACE["method.draws"]}, "nll"),
-    "pareto": lambda trials, _: pareto_front(trials, "nll", "error"),
+DRAWN: dict[str, Callable[[Sequence[Trial], bool], Sequence[Figure]]] = {
+    "optuna": lambda trials, maximise: list(drawn(study_of(trials, SPACE, "nll", maximise), "nll").values()),
+    "pareto": lambda trials, _: [pareto_front(trials, "nll", "error")],
 }
 TRIALS: dict[str, list[Trial]] = {
     "none": [],
@@ -452,17 +238,10 @@ TRIALS: dict[str, list[Trial]] = {
 
 @pytest.mark.parametrize("trials", TRIALS.values(), ids=TRIALS)
 @pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN)
-def test_any_trials_can_be_drawn_and_no_legend_is_empty(draw: Callable[..., Figure], trials: list[Trial]) -> None:
-    figures = [draw(trials, maximise) for maximise in (False, True)]
-    figures[0].draw_without_rendering()
-    for figure in figures:
+def test_any_trials_can_be_drawn_and_no_legend_is_empty(
+    draw: Callable[..., Sequence[Figure]], trials: list[Trial]
+) -> None:
+    for figure in [figure for maximise in (False, True) for figure in draw(trials, maximise)]:
+        figure.draw_without_rendering()
         assert figure.axes or words(figure)
         assert all(legend.get_texts() for legend in figure.legends)
-
-
-def test_the_best_is_a_finished_one_and_of_equal_ones_the_first() -> None:
-    trials = [trial(4, 0.2), trial(1, 0.3), trial(3, 0.2), trial(0, 0.1, "stopped"), trial(2, 0.0, "failed")]
-    trials += [trial(5, -math.inf), trial(6, math.nan)]
-    found = best(trials, "nll"), best(trials, "nll", maximise=True)
-    assert [t and t.number for t in found] == [3, 1]
-    assert best(trials[3:], "nll") is None

@@ -11,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
-PARTS = ["inference", "posterior", "calibration", "methods", "vision", "forecasting", "tracking", "training", "experiments"]
+PARTS = [
+    "inference",
+    "posterior",
+    "calibration",
+    "methods",
+    "vision",
+    "forecasting",
+    "tracking",
+    "training",
+    "experiments",
+]
 
 
 def lint(repository: Path, folder: Path, imports: dict[str, str]) -> subprocess.CompletedProcess[str]:

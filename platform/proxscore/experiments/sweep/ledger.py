@@ -89,9 +89,7 @@ class Ledger:
         self.trials: list[Trial] = []
         self.run_id: str | None = None
         self.search_seconds = 0.0  # that the search has run, over all attempts
-        self.found: dict[str, Any] | None = (
-            None  # what the sweep came to, once it is finished
-        )
+        self.found: dict[str, Any] | None = None  # what the sweep came to, once it is finished
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         try:
             self.files, root = filesystem(folder)

@@ -83,13 +83,7 @@ def drawn(plan: Plan, ledger: Ledger, best: Sequence[Trial]) -> dict[str, Figure
     """
     (objective, more), *others = plan.objectives.items()
     trials = ledger.of("search")
-    found = {
-        "objective_over_time": figures.objective_over_time(trials, objective, more),
-        "learning_curves": figures.learning_curves(trials, objective, more),
-        "parallel_coordinates": figures.parallel_coordinates(_flat(plan, trials), _space(plan), objective, more),
-    }
-    if plan.space:
-        found["importance"] = figures.importance(trials, plan.space, objective)
+    found = figures.drawn(figures.study_of(_flat(plan, trials), _space(plan), objective, more), objective)
     entries: list[tuple[str, Config]] = [("as given", plan.config)]
     entries += [(f"trial {trial.number}", applied(plan.config, trial.params)) for trial in best if trial.params]
     if hasattr(plan.config.method, "penalty"):

@@ -1,30 +1,22 @@
-"""Figures of a sweep: what was tried, how it went, what mattered, and the schedules that came of it.
+"""Figures of a sweep. What Optuna draws of a search is Optuna's; fronts with errors and schedules are drawn here.
 
-Each is a figure outside pyplot's state, as those of forecasts are, and can be drawn of any trials of a search: where there
-is nothing to show, it says why in words. The best trial is one of the finished ones: others were measured earlier, or with
-fewer draws. Values so bad that they would flatten the others are drawn at the edge, and the title counts them.
+Each is a figure outside pyplot's state, and can be drawn of any trials of a search: where there is nothing to show, it says why
+in words.
 """
 
-from proxscore.experiments.sweep.figures.drawing import FEWEST, OUTLYING, best, best_so_far, short_labels
-from proxscore.experiments.sweep.figures.explained import importance
+from proxscore.experiments.sweep.figures.drawing import FEWEST, OUTLYING, short_labels
 from proxscore.experiments.sweep.figures.front import pareto, pareto_front
-from proxscore.experiments.sweep.figures.parallel import MISSING, parallel_coordinates
-from proxscore.experiments.sweep.figures.progress import learning_curves, objective_over_time
+from proxscore.experiments.sweep.figures.optuna_plots import drawn, study_of
 from proxscore.experiments.sweep.figures.weights import DECADES, schedules
 
 __all__ = [
     "DECADES",
     "FEWEST",
-    "MISSING",
     "OUTLYING",
-    "best",
-    "best_so_far",
-    "importance",
-    "learning_curves",
-    "objective_over_time",
-    "parallel_coordinates",
+    "drawn",
     "pareto",
     "pareto_front",
     "schedules",
     "short_labels",
+    "study_of",
 ]

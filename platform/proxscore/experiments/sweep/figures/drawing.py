@@ -23,22 +23,6 @@ FEWEST = 4  # trials below which a share of their variance says nothing
 OUTLYING = 8.0  # median absolute deviations from the median beyond which a bad value is drawn at the edge
 
 
-def best(trials: Sequence[Trial], objective: str, maximise: bool = False) -> Trial | None:
-    """The finished trial with the best finite objective; of equal ones the first."""
-    finished = [trial for trial in measured(trials, objective) if trial.status == "finished"]
-    sign = -1 if maximise else 1
-    return min(finished, key=lambda trial: (sign * trial.value(objective), trial.number), default=None)
-
-
-def best_so_far(trials: Sequence[Trial], objective: str, maximise: bool = False) -> tuple[list[int], list[float]]:
-    """Numbers of the finished trials in their order, and the best objective up to each."""
-    finished = [trial for trial in measured(trials, objective) if trial.status == "finished"]
-    finished.sort(key=lambda trial: trial.number)
-    accumulate = np.maximum.accumulate if maximise else np.minimum.accumulate
-    values = accumulate([trial.value(objective) for trial in finished]) if finished else np.zeros(0)
-    return [trial.number for trial in finished], values.tolist()
-
-
 def short_labels(keys: Sequence[str]) -> dict[str, str]:
     """The last two parts of each dotted key below its section (``prior.scale``), more where those are not unique."""
     labels: dict[str, str] = {}
