@@ -78,7 +78,7 @@ def test_imports_downwards_are_kept(repository: Path, tmp_path: Path) -> None:
         ("vision", "import proxscore.forecasting", "Imports"),
         ("methods", "import proxscore.tracking", "Imports"),
         ("tracking", "import proxscore.training", "Imports"),
-        ("training", "import proxscore.experiments.sweep", "Imports"),
+        ("training", "import proxscore.experiments", "Imports"),
         ("somewhere_else", "", "Imports"),
         ("inference", "import ray", "The method"),
         ("posterior", "def late():\n    from mlflow.pyfunc import PythonModel", "The method"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import optuna
@@ -99,8 +99,8 @@ def _plot(
             plt.close("all")
             return words(f"{name}: nothing to draw ({' '.join(str(error).split())}).")
     axes = found if isinstance(found, Axes) else found.flat[0]
-    figure: Figure = axes.figure
+    figure: Any = axes.figure
     if isinstance(found, Axes):  # several panels have a layout of their own
         figure.set_layout_engine("tight")
     plt.close(figure)  # out of pyplot's state: it lives as long as it is held
-    return figure
+    return cast(Figure, figure)
