@@ -15,6 +15,7 @@ PARTS = [
     "inference",
     "posterior",
     "calibration",
+    "tasks",
     "methods",
     "vision",
     "forecasting",
