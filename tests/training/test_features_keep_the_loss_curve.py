@@ -139,4 +139,4 @@ def test_workers_that_cannot_be_arranged_are_refused(
 def test_a_method_without_draws_takes_draw_groups_as_replicas(tmp_path: Path) -> None:
     config = tree(tmp_path, workers=8, draw_groups=2, replicate=2)
     assert meshes.shape(config, config.method) == (2, 2, 2)
-    assert meshes.shape(config, configuration.AdamWConfig()) == (1, 4, 2)
+    assert meshes.shape(config, configuration.parse({"method": {"kind": "adamw"}}).method) == (1, 4, 2)
