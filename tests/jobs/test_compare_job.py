@@ -283,7 +283,6 @@ def test_a_finished_comparison_with_other_settings_is_refused(
         ),
         ({"base": SMALL["base"] | {"seed": 3}}, "base.seed comes from 'seeds'"),
         ({"base": SMALL["base"] | {"training": {"epochs": 3}}}, "base.training.epochs follows from 'budget'"),
-        ({"base": SMALL["base"] | {"training": {"workers": 2}}}, "base.training.workers=2: a cell is one process"),
         ({"methods": {}}, "methods is empty"),
     ],
 )

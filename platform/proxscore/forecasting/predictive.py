@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +80,13 @@ class ForecastPredictive:
             torch.where(observed, self.likelihood.log_density(outputs, values), 0).sum(1) for outputs in self.outputs
         ]
         return torch.stack(each).double().logsumexp(0) - math.log(len(each))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """The windows of all parts, one after another."""
+        paths = [part.paths for part in parts if part.paths is not None]
+        outputs, targets = torch.cat([part.outputs for part in parts], 1), torch.cat([part.targets for part in parts])
+        return replace(parts[0], outputs=outputs, paths=torch.cat(paths, 1) if paths else None, targets=targets)
 
     def chunks(self, size: int = CHUNK) -> Iterator[ForecastChunk]:
         """All windows, some at a time. Samples are equal for an equal seed and size."""

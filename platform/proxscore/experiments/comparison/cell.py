@@ -1,4 +1,4 @@
-"""One cell of a comparison, in a process of its own: train, predict, judge, record.
+"""One cell of a comparison: train, predict, judge, record; in a process of its own, or on workers that share its network.
 
 All methods are judged alike: ``evaluation.draws`` fixed draws (or the members that there are, or the one point estimate),
 the metrics of the task, and with ``evaluation.temperature_scaling`` those at the temperature that validation data prefer.
@@ -15,9 +15,12 @@ import warnings
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from proxscore import config as configuration
 from proxscore.calibration.temperature import fit_temperature, tempered
+from proxscore.config import Config, TrainingConfig
+from proxscore.experiments import runner
 from proxscore.experiments.comparison import records
 from proxscore.experiments.comparison.plan import Cell
 from proxscore.posterior import Posterior
@@ -25,10 +28,11 @@ from proxscore.posterior.convergence import KEY as VERDICT
 from proxscore.posterior.convergence import Verdict
 from proxscore.posterior.stacking import stack, wants_stacking
 from proxscore.storage import replacing
+from proxscore.tasks import Task
 from proxscore.tracking import Recorder, TrackedRun
 from proxscore.tracking.runs import PARENT, git_tags
 from proxscore.training import evaluation
-from proxscore.training.context import LocalContext, pick_device
+from proxscore.training.context import Context
 from proxscore.training.launch import RunMemory, keep_verdict
 from proxscore.training.loop import fit_all
 
@@ -56,7 +60,8 @@ def run(cell: Cell, parent: str) -> dict[str, Any]:
                 record = failed(cell, " ".join(f"{type(error).__name__}: {error}".split()))
             records.write(cell.folder, record)
             if record["status"] == "finished":
-                shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
+                for left in cell.folder.glob("checkpoint*"):  # of the loop, or of Ray Train, which lists them in a file
+                    shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
         return record
 
 
@@ -84,7 +89,8 @@ def _run(cell: Cell, parent: str) -> dict[str, Any]:
         tags = {PARENT: parent, "comparison.method": cell.method, "comparison.setting": cell.setting}
         tracked.describe(configuration.flatten(config), tags | git_tags())
         recorder = Recorder(uri, tracked.run_id, label, None, kept=memory.beside("undelivered.json"))
-        results = measured(cell, recorder)
+        own = config.model_copy(update={"training": _beside(cell)})
+        results = runner.run(measured, own, cell.folder.name, recorder, {"cell": cell})
         metrics = results.pop("metrics")
         tracked.metrics({f"test/{name}": value for name, value in metrics.items()})
         tracked.metrics({name: value for name, value in results.items() if isinstance(value, int | float)})
@@ -102,21 +108,27 @@ def _run(cell: Cell, parent: str) -> dict[str, Any]:
     }
 
 
-def measured(cell: Cell, recorder: Recorder) -> dict[str, Any]:
-    """Train and judge a cell's method.
+def _beside(cell: Cell) -> TrainingConfig:
+    """The settings of training, with the storage in which the cell's folder lies and the epochs of its budget."""
+    return cell.config.training.model_copy(update={"storage": str(cell.folder.parent), "epochs": cell.budget.epochs})
+
+
+def measured(config: Config, task: Task, context: Context, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train and judge a cell's method, on each of its workers.
+
+    Args:
+        settings: ``cell``.
 
     Returns:
         ``metrics`` on the test split; ``validation_nll`` (nats); ``forward_passes`` per prediction;
         ``gradient_evaluations``; ``seconds`` of training, with what comes at its end; ``seconds_predicting`` the test split;
-        ``peak_mb`` (10^6 bytes) of the process at the end of training, or of the GPU.
+        ``peak_mb`` (10^6 bytes) of the process at the end of training, or of the GPU: of the worker that holds the most.
 
     Raises:
         RuntimeError: it took another number of gradient evaluations than was planned.
     """
-    config, method = cell.config, cell.config.method
-    device = pick_device(config.training.device)
-    task = config.task.build(verify=False)
-    context = LocalContext(cell.folder, device, recorder, keep=config.training.keep_checkpoints)
+    cell: Cell = settings["cell"]
+    method, device = config.method, context.device
     trained = fit_all(config, method, cell.budget.epochs, task, context)
     fitted, posterior = trained.fitted, trained.posterior
     evaluations = fitted.horizon.total_steps * fitted.method.evaluations_per_step * trained.members
@@ -124,7 +136,7 @@ def measured(cell: Cell, recorder: Recorder) -> dict[str, Any]:
         raise RuntimeError(
             f"took {evaluations + cell.budget.beside} gradient evaluations, not {cell.budget.evaluations}"
         )
-    peak = peak_bytes(device)
+    peak = max(_of_all(peak_bytes(device), context))
     draws = config.evaluation.draws if posterior.random else 0
 
     def predict(split: str, source: Posterior) -> Any:
@@ -137,18 +149,20 @@ def measured(cell: Cell, recorder: Recorder) -> dict[str, Any]:
     predicting = time.perf_counter() - started
     validation = predict("validation", posterior)
     metrics, figures = evaluation.judge(predictive, task, config, context, "test", f"{cell.method}, seed {cell.seed}")
-    for name, figure in figures().items():
-        with replacing(cell.folder / f"{name}.png") as partial:
-            figure.savefig(partial, dpi=150)
-    more, kept = task.judge.compared(predictive)
+    more, kept = task.judge.compared(_joined(predictive, context))
     metrics |= more
     if config.evaluation.temperature_scaling:
-        temperature = fit_temperature(validation)
+        temperature = fit_temperature(validation, device)
         scaled, _ = evaluation.judge(tempered(predictive, temperature), task, config, context, "test", "tempered")
         metrics |= {f"{name}_tempered": scaled[name] for name in TEMPERED} | {"temperature": temperature}
-    records.keep_predictions(cell.folder, kept)
     posterior.description = evaluation.description(config, method, task, fitted.horizon) | posterior.description
-    posterior.gather().save(cell.folder / "posterior")
+    gathered = posterior.gather()
+    if context.rank == 0:
+        for name, figure in figures().items():
+            with replacing(cell.folder / f"{name}.png") as partial:
+                figure.savefig(partial, dpi=150)
+        records.keep_predictions(cell.folder, kept)
+        gathered.save(cell.folder / "posterior")
     return {
         "metrics": metrics,
         "validation_nll": evaluation.judge(validation, task, config, context, "validation", "")[0]["nll"],
@@ -162,7 +176,22 @@ def measured(cell: Cell, recorder: Recorder) -> dict[str, Any]:
         VERDICT: posterior.description.get(VERDICT),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "host": socket.gethostname(),
+        "workers": context.world,
     }
+
+
+def _of_all(value: Any, context: Context) -> list[Any]:
+    """What every worker has."""
+    if context.world == 1:
+        return [value]
+    found: list[Any] = [None] * context.world
+    dist.all_gather_object(found, value)
+    return found
+
+
+def _joined(predictive: Any, context: Context) -> Any:
+    """The predictive for all workers' rows."""
+    return predictive if context.world == 1 else type(predictive).joined(_of_all(predictive, context))
 
 
 def peak_bytes(device: torch.device) -> float:

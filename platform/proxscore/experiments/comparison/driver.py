@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from proxscore.config import Config, ConfigError
+from proxscore.experiments import runner
 from proxscore.experiments.comparison import records
 from proxscore.experiments.comparison.cell import failed
 from proxscore.experiments.comparison.cell import run as run_cell
@@ -110,6 +112,10 @@ def connected(plan: Plan) -> Iterator[None]:
         return
     config = plan.config
     with cluster.connected(config):
+        if config.training.workers > 1:
+            cluster.check_storage(config)
+            yield
+            return
         cpus = cluster.capacity().get("CPU", 0)
         if config.training.cpus_per_worker > cpus:
             raise ConfigError(
@@ -183,22 +189,42 @@ class _Pool:
         self.plan, self.parent, self.progress = plan, parent, progress
         self.records: Records = {}
         self.running: dict[Any, Cell] = {}
+        self.waiting: deque[Cell] = deque()
 
     def add(self, cell: Cell) -> bool:
         """Run a cell, or keep what it left if it is finished; false if it is known already."""
-        if key(cell) in self.records or cell in self.running.values():
+        if key(cell) in self.records or cell in self.running.values() or cell in self.waiting:
             return False
         record = records.finished(cell)
         if record is None:
-            self.running[self._submit(cell)] = cell
+            self.waiting.append(cell)
         else:
             self.records[key(cell)] = record
             self.progress.kept += 1
         return True
 
+    def _begin(self) -> None:
+        """Submit the cells that may begin: all that are one process, and as many on workers as the cluster has room for.
+
+        Ray lets tasks wait for room as long as it takes, and workers of Ray Train for seconds.
+        """
+        room = runner.slots(self.plan.config) - sum(cell.config.training.workers > 0 for cell in self.running.values())
+        later: deque[Cell] = deque()
+        while self.waiting:
+            cell = self.waiting.popleft()
+            shared = cell.config.training.workers > 0
+            if shared and room < 1:
+                later.append(cell)
+                continue
+            room -= shared
+            self.running[self._submit(cell)] = cell
+        self.waiting = later
+
     def _submit(self, cell: Cell) -> Any:
-        """One process per cell: its peak memory is its own."""
+        """One process per cell: its peak memory is its own. That of a cell on workers is their driver."""
         cpus, gpus = cell.config.training.cpus_per_worker, _gpus(cell.config)
+        if cell.config.training.workers > 0:
+            cpus, gpus = 0, 0
         return ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=0)(run_cell).remote(cell, self.parent)
 
     @contextmanager
@@ -218,6 +244,7 @@ class _Pool:
 
     def wait(self) -> bool:
         """Return when a cell has ended, or after a while; false if none runs."""
+        self._begin()
         if not self.running:
             return False
         done, _ = ray.wait(list(self.running), timeout=HEARTBEAT)

@@ -16,7 +16,7 @@ from proxscore.experiments.comparison.budget import Budget, share
 from proxscore.experiments.comparison.settings import ComparisonConfig, method_config
 from proxscore.methods import Setup, build_method, check_running_statistics
 from proxscore.tasks import Task
-from proxscore.training import launch
+from proxscore.training import launch, meshes
 from proxscore.training.checks import example_losses
 from proxscore.training.loop import horizon_of
 from proxscore.training.norm_rows import check_rows
@@ -165,12 +165,14 @@ def _check_fairness(comparison: ComparisonConfig) -> None:
 
 
 def _resolved(config: Config, comparison: ComparisonConfig) -> Config:
-    """With absolute paths, in one process."""
+    """With absolute paths; in one process, unless workers are asked for and the method can share its state among them."""
     if "://" in config.training.storage:
         raise ConfigError(
             f"training.storage {config.training.storage}: a comparison needs a folder, which all nodes share"
         )
-    training = config.training.model_copy(update={"workers": 0, "keep_checkpoints": 1})
+    wanted = (comparison.base.get("training") or {}).get("workers", 0)
+    workers = config.training.workers if wanted and config.method.shards else 0
+    training = config.training.model_copy(update={"workers": workers, "keep_checkpoints": 1})
     return launch.absolute(config.model_copy(update={"training": training, "name": comparison.name}))
 
 
@@ -195,6 +197,7 @@ def _check_method(name: str, config: Config, task: Task, budget: Budget) -> None
         config.method.check_likelihood(own.likelihood)
         module = own.build_model()
         check_running_statistics(config.method, module, config.evaluation.norm_batches)
+        meshes.shape(config, config.method)
         check_rows(config, [config.method], module, own)
         horizon = horizon_of(budget.steps_per_epoch, budget.epochs / budget.members, own)
         losses = partial(example_losses, module, own)

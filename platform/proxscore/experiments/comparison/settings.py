@@ -90,13 +90,8 @@ def of(tree: dict[str, Any], source: str) -> tuple[ComparisonConfig, str]:
         if key in comparison.base:
             raise ConfigError(f"{source}: base.{key} comes from {where!r} in a comparison: leave it out")
     training = comparison.base.get("training")
-    if isinstance(training, dict):
-        if "epochs" in training:
-            raise ConfigError(f"{source}: base.training.epochs follows from 'budget' in a comparison: leave it out")
-        if training.get("workers"):
-            raise ConfigError(
-                f"{source}: base.training.workers={training['workers']}: a cell is one process: leave it out"
-            )
+    if isinstance(training, dict) and "epochs" in training:
+        raise ConfigError(f"{source}: base.training.epochs follows from 'budget' in a comparison: leave it out")
     configuration.parse({**comparison.base}, f"{source}, base")
     name = comparison.name or f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
     return comparison.model_copy(update={"name": name}), source

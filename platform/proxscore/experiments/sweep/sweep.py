@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import ray
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from proxscore.config import Config
+from proxscore.experiments import runner
 from proxscore.experiments.sweep import trial as trials
 from proxscore.experiments.sweep.choice import Candidate, Choice
 from proxscore.experiments.sweep.ledger import Ledger, Trial
@@ -107,16 +107,8 @@ class Sweep(Choice):
         return changed.model_copy(update={"training": training, "seed": trial.seed, "baseline": None})
 
     def slots(self) -> int:
-        """Trials that the cluster holds; one more where its autoscaler may add nodes for it."""
-        training = self.config.training
-        each = {"CPU": training.workers * training.cpus_per_worker}
-        if cluster.use_gpu(self.config):
-            each["GPU"] = float(training.workers)
-        now, later = (
-            min(int(held.get(name, 0) / amount + 1e-9) for name, amount in each.items())
-            for held in (ray.cluster_resources(), cluster.capacity())
-        )
-        return max(1, min(now + (later > now), self.tune.concurrent or later))
+        """Trials that the cluster holds."""
+        return runner.slots(self.config, self.tune.concurrent)
 
     def test(self, winner: Candidate) -> dict[str, list[float]]:
         """The third stage: the winner's runs go on from their last checkpoints, where they end, to the test split.

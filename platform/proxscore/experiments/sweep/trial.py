@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray.train
 from pyarrow.fs import FileSelector, FileType
@@ -18,9 +18,13 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from proxscore.config import Config
+from proxscore.experiments import runner
 from proxscore.storage import filesystem
 from proxscore.tracking import Recorder
-from proxscore.training.cluster import place, train_on_ray
+
+if TYPE_CHECKING:
+    from proxscore.tasks import Task
+    from proxscore.training.context import Context
 
 SCORE = "validation/"  # what names of validation metrics begin with
 
@@ -39,14 +43,12 @@ def run(settings: dict[str, Any]) -> None:
     assert uri is not None
     folder = f"{config.training.storage.rstrip('/')}/{name_of(settings['number'])}"
     recorder = Recorder(uri, settings["run_id"], settings["label"], None, kept=f"{folder}/undelivered.json")
-    results, _ = train_on_ray(
+    results = runner.run(
+        validated,
         config,
-        config.method,
-        config.training.epochs,
         name_of(settings["number"]),
         recorder,
-        worker=_worker,
-        settings={key: settings[key] for key in ("until", "start")},
+        {key: settings[key] for key in ("until", "start")},
         callbacks=[ValidationReports(settings["until"], settings["cost"])],
     )
     tune.report(results)
@@ -57,17 +59,19 @@ def name_of(number: int) -> str:
     return f"{number:04d}"
 
 
-def _worker(payload: dict[str, Any]) -> dict[str, Any]:
-    """What each worker runs."""
+def validated(config: Config, task: Task, context: Context, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train a trial's method, and judge it on validation data.
+
+    Args:
+        settings: ``until`` and ``start``, as of :func:`run`.
+    """
     # Here: they take seconds, which a trial's driver and controller are spared.
     from proxscore.training import checkpoint, evaluation
     from proxscore.training.loop import fit, report_of
 
-    config, task, context = place(payload)
-    if not config.method.shards:
-        context.meshes = None  # the one worker's module stays whole
-    with newest_checkpoint(payload["start"]) as start:
-        fitted = fit(config, config.method, payload["epochs"], task, context, until=payload["until"], start=start)
+    epochs, until = config.training.epochs, settings["until"]
+    with newest_checkpoint(settings["start"]) as start:
+        fitted = fit(config, config.method, epochs, task, context, until=until, start=start)
     metrics, _ = evaluation.evaluate(
         fitted.module,
         task,

@@ -1,0 +1,84 @@
+"""Runs one trial of an experiment where its configuration says: in this process, or on workers of Ray Train.
+
+What is run is a function of ``(config, task, context, settings)``, called once in every process that takes part; the first
+one's answer is the trial's. Cells of a comparison and trials of a sweep are such functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ray.train import UserCallback
+
+from proxscore.config import Config
+from proxscore.tasks import Task
+from proxscore.tracking import Recorder
+from proxscore.training import cluster
+from proxscore.training.context import Context, LocalContext, pick_device
+
+Measure = Callable[[Config, Task, Context, dict[str, Any]], dict[str, Any]]
+
+
+def run(
+    measure: Measure,
+    config: Config,
+    name: str,
+    recorder: Recorder,
+    settings: dict[str, Any],
+    *,
+    callbacks: Sequence[UserCallback] = (),
+) -> dict[str, Any]:
+    """Run a trial, resuming the one of this name if there is one.
+
+    Args:
+        measure: a function of a module, which workers import.
+        config: whole; ``training.workers: 0`` is this process. Checkpoints lie in ``training.storage``, in a folder of the name.
+        settings: for ``measure``.
+        callbacks: of Ray Train's controller, beside the recorder's.
+
+    Returns:
+        What the first process's call returned.
+    """
+    training = config.training
+    if training.workers == 0:
+        device = pick_device(training.device)
+        context = LocalContext(Path(training.storage) / name, device, recorder, keep=training.keep_checkpoints)
+        return measure(config, config.task.build(verify=False), context, settings)
+    results, _ = cluster.train_on_ray(
+        config,
+        config.method,
+        training.epochs,
+        name,
+        recorder,
+        worker=_worker,
+        settings={"measure": measure, "settings": settings},
+        callbacks=callbacks,
+    )
+    return results
+
+
+def _worker(payload: dict[str, Any]) -> dict[str, Any]:
+    """What each worker runs."""
+    config, task, context = cluster.place(payload)
+    if not config.method.shards:
+        context.meshes = None  # the one worker's module stays whole
+    found: dict[str, Any] = payload["measure"](config, task, context, payload["settings"])
+    return found
+
+
+def slots(config: Config, at_most: int | None = None) -> int:
+    """Trials that the cluster holds at a time; one more where its autoscaler may add nodes for it."""
+    import ray
+
+    training = config.training
+    workers = max(training.workers, 1)
+    each = {"CPU": workers * training.cpus_per_worker}
+    if cluster.use_gpu(config):
+        each["GPU"] = float(workers)
+    now, later = (
+        min(int(held.get(name, 0) / amount + 1e-9) for name, amount in each.items())
+        for held in (ray.cluster_resources(), cluster.capacity())
+    )
+    return max(1, min(now + (later > now), at_most or later))
