@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from proxscore.inference import ForwardKL, NoPenalty, Quadratic, ReverseKL, noise
 from proxscore.inference.mean_field_step import mean_field_step
+from proxscore.inference.members import Member
 from proxscore.inference.metric import Adaptive
-from proxscore.inference.parts import Member
+from proxscore.inference.parts.meanless_shards import MeanlessShards
+from proxscore.inference.parts.shards import Shards
 from proxscore.inference.penalties import Penalty
 from proxscore.inference.priors import Assignment
-from proxscore.inference.shards import MeanlessShards, Shards
 from proxscore.inference.step import Draw, ProximalStep
 
 SCALE = 50.0

@@ -9,11 +9,36 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from proxscore.inference import noise
 
 _LARGEST = 1 << 24  # numbers that one all-reduce sends: two temporaries of that size live at once
+
+
+class DrawGroups:
+    """Processes that hold the same parameters, or shards of them, and share out the draws of each step.
+
+    Args:
+        mesh: one-dimensional, over the groups; none: one group.
+        draws: or pairs, of a step over all groups.
+
+    Raises:
+        ValueError: the draws cannot be shared out evenly.
+    """
+
+    def __init__(self, mesh: DeviceMesh | None, draws: int) -> None:
+        self.mesh, self.count = mesh, 1 if mesh is None else mesh.size()
+        if draws % self.count:
+            raise ValueError(f"draws is {draws}; it must be a multiple of the number of draw groups, {self.count}")
+        #: Indices of the draws that this process scores.
+        self.own = range(0 if mesh is None else mesh.get_local_rank(), draws, self.count)
+
+    def sum(self, tensors: Iterable[Tensor]) -> None:
+        """Sum what the groups took, in place."""
+        if self.mesh is not None:
+            all_reduce_together(tensors, self.mesh.get_group())
 
 
 def all_reduce_together(tensors: Iterable[Tensor], group: dist.ProcessGroup) -> None:

@@ -76,7 +76,7 @@ class Layout:
         """The whole of a tensor whose first dimension runs over this rank's part of the vector; every rank must call it."""
         if not self.local or vector.ndim == 0:
             return vector
-        tensors = [empty(parameter, vector.shape[1:]) for _, parameter, _ in self.members]
+        tensors = [zeros_placed_as(parameter, *parameter.shape, *vector.shape[1:]) for _, parameter, _ in self.members]
         self.put(vector, tensors)
         whole_tensors = [t.full_tensor() if isinstance(t, DTensor) else t for t in tensors]
         return torch.cat([t.reshape(-1, *vector.shape[1:]) for t in whole_tensors])
@@ -113,9 +113,13 @@ class Layout:
         return self._streams[place]
 
 
-def empty(parameter: Tensor, columns: torch.Size) -> Tensor:
-    """Zeros of the parameter's shape, with trailing dimensions, placed as it is."""
-    shape = (*parameter.shape, *columns)
+def filled(values: Iterable[float], sizes: Iterable[int], like: Tensor) -> Tensor:
+    """A vector that repeats each value as often as its size says."""
+    return torch.cat([like.new_full((size,), value) for value, size in zip(values, sizes, strict=True)])
+
+
+def zeros_placed_as(parameter: Tensor, *shape: int) -> Tensor:
+    """Zeros of a shape whose first dimension is cut over ranks as the parameter's is."""
     if isinstance(parameter, DTensor):
         return distributed_zeros(
             *shape, dtype=parameter.dtype, device_mesh=parameter.device_mesh, placements=parameter.placements

@@ -1,0 +1,111 @@
+"""Sums of what was seen in the steps, over two windows, of which the older one is complete."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_FEWEST = 8  # steps of a window
+_EVERY = 4096  # steps after which every second one is left out, and so on
+
+#: The columns of the sums; those of the two last are the mean and the log-precision in a window's first step.
+COUNT, K, KK, U, UU, M, CLIPPED_P, CLIPPED_M, M0, L0 = range(10)
+WIDTH = 10
+
+
+@dataclass
+class Seen:
+    """Of the numbers that are watched, in one step, before it; (n,) each.
+
+    Attributes:
+        curvature: statistic k.
+        score: smoothed score at the mean, in standard deviations.
+        mean, log_precision: m, log Lambda.
+        clipped, clipped_mean: whether a trust region cut the step of precision or mean.
+        own_scale: k is of these numbers, in units of 1 / Lambda; else of other axes, which move with the posterior.
+        square: (p, p), the curvature statistic's matrix for some axes.
+    """
+
+    curvature: Tensor
+    score: Tensor
+    mean: Tensor
+    log_precision: Tensor
+    clipped: Tensor
+    clipped_mean: Tensor
+    own_scale: bool = True
+    square: Tensor | None = None
+
+
+def windows(age: int) -> tuple[int, int, int]:
+    """Where the older and the current window begin after so many steps, and which steps of it are watched (every n-th)."""
+    older = begun = 0
+    while begun + _length(begun) <= age:
+        older, begun = begun, begun + _length(begun)
+    return older, begun, 1 + begun // _EVERY
+
+
+def _length(begun: int) -> int:
+    return max(_FEWEST, begun // 9)
+
+
+class Windows:
+    """Sums over the two windows, for n numbers, and for a square of them where pairs are watched.
+
+    Args:
+        count: n.
+        side: of the square, or zero.
+        like: gives type and device.
+    """
+
+    def __init__(self, count: int, side: int, like: Tensor) -> None:
+        self.sums = like.new_zeros(2, count, WIDTH)
+        self.squares = like.new_zeros(2, 2, side, side)  # window; sum and sum of squares
+        self._begun, self._until, self.every = 0, _length(0), 1
+
+    def watched(self, age: int) -> bool:
+        """Whether step ``age`` (counted from zero) is; opens a new window where it is time."""
+        if not self._begun <= age < self._until:
+            _, begun, self.every = windows(age)
+            if begun == self._until:  # the next one; else the numbers were loaded, and belong to where they say
+                self.sums[0], self.squares[0] = self.sums[1], self.squares[1]
+                self.sums[1], self.squares[1] = 0.0, 0.0
+            self._begun, self._until = begun, begun + _length(begun)
+        return (age - self._begun) % self.every == 0
+
+    def at(self, age: int) -> None:
+        """What was loaded is of a run of so many steps."""
+        _, self._begun, self.every = windows(max(age - 1, 0))
+        self._until = self._begun + _length(self._begun)
+
+    def add(self, seen: Seen, rows: Tensor | None = None) -> None:
+        """A step. ``rows``: those that took part; none: all."""
+        held = self.sums[1] if rows is None else self.sums[1, rows]
+        new = held[:, COUNT] == 0
+        held[:, M0] = torch.where(new, seen.mean, held[:, M0])
+        held[:, L0] = torch.where(new, seen.log_precision, held[:, L0])
+        change = seen.log_precision - held[:, L0]
+        k = seen.curvature * change.exp() if seen.own_scale else seen.curvature
+        moved = (seen.mean - held[:, M0]) * (0.5 * held[:, L0]).exp()
+        columns = (torch.ones_like(k), k, k * k, seen.score, seen.score**2, moved, seen.clipped, seen.clipped_mean)
+        held[:, : len(columns)] += torch.stack(columns, 1)
+        if rows is not None:
+            self.sums[1, rows] = held
+        if seen.square is not None:
+            self.squares[1, 0] += seen.square
+            self.squares[1, 1] += seen.square**2
+
+    def flat(self) -> Tensor:
+        """All of it, as a vector."""
+        return torch.cat([self.sums.reshape(-1), self.squares.reshape(-1)])
+
+    def fill(self, vector: Tensor | None) -> None:
+        """Take :meth:`flat` of another time; none, or of another size: nothing was seen."""
+        if vector is None or vector.numel() != self.sums.numel() + self.squares.numel():
+            self.sums.zero_()
+            self.squares.zero_()
+            return
+        sums, squares = vector.reshape(-1).to(self.sums).split([self.sums.numel(), self.squares.numel()])
+        self.sums.copy_(sums.view_as(self.sums))
+        self.squares.copy_(squares.view_as(self.squares))
