@@ -61,7 +61,7 @@ class Trial:
         self.shards.begin(self.state)
         for index in range(self.draws):
             for sign in (1.0, -1.0)[: 1 + self.paired]:
-                draw = Draw(index, index == 0, sign, self.paired, self.draws, 1, SCALE, 1.0, seed=17 + index)
+                draw = Draw(index == 0, sign, self.paired, self.draws, SCALE, 1.0, seed=17 + index)
                 self.shards.sample(draw)
                 for member in self.members:
                     found, parameter = self.numbers(*member.parameter.shape), member.parameter

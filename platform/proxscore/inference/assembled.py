@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from proxscore.inference.solver import GradientSolver
 
 
 class AssembledOptimizer(torch.optim.Optimizer):
-    """Settings, parameters and their parts; :class:`proxscore.inference.ProximalScore` adds draws and steps."""
+    """The settings of :class:`proxscore.inference.ProximalScore`, its parameters and their parts, without draws and steps."""
 
     def __init__(
         self,
@@ -118,15 +119,9 @@ class AssembledOptimizer(torch.optim.Optimizer):
                 sharding that cannot be sampled; the message names it.
         """
         require_positive(
-            data_size=data_size,
-            temperature=temperature,
-            draws=draws,
-            max_skipped_steps=max_skipped_steps,
-            max_log_precision_step=max_log_precision_step,
-            max_mean_step=max_mean_step,
-            point_lr=point_lr,
-            clip_norm=clip_norm,
-            initial_noise=initial_noise,
+            **dict(data_size=data_size, temperature=temperature, draws=draws, max_skipped_steps=max_skipped_steps),
+            **dict(max_log_precision_step=max_log_precision_step, max_mean_step=max_mean_step, point_lr=point_lr),
+            **dict(clip_norm=clip_norm, initial_noise=initial_noise),
         )
         self.penalty = penalty or ForwardKL()
         check_metric(metric, square_decay, self.penalty)
@@ -168,6 +163,7 @@ class AssembledOptimizer(torch.optim.Optimizer):
             evaluations=self.evaluations_per_step,
         )
         assembly.check(name for name, _ in named)
+        #: By parameter group.
         self._parts = [
             assembly.parts(members, self.state, noise.key(group["seed"], "initial"))
             for group, members in zip(self.param_groups, self._members, strict=True)
@@ -179,38 +175,38 @@ class AssembledOptimizer(torch.optim.Optimizer):
             )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in torch, during construction only: the prior is assigned to all parameters at once."""
+        """Add a group, during construction only: the prior is assigned to all parameters at once."""
         if hasattr(self, "_parts"):
             raise ValueError("parameters cannot be added later: build a new optimizer with all of them")
         super().add_param_group(param_group)
 
     def named_parameters(self) -> list[tuple[str, Tensor]]:
-        """(name, parameter) of all parameters; names are those of the module without torch's wrappers."""
+        """All parameters with their names, which are those of the module without torch's wrappers."""
         given = [name for group in self.param_groups for name in group["param_names"]]
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         return list(zip(canonical_names(given), parameters, strict=True))
 
     def sampled(self) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
-        """(name, parameter, state) of every parameter with a mean-field posterior in closed form."""
+        """Name, parameter and state of every parameter with a mean-field posterior in closed form."""
         for part in self._all_parts():
             if isinstance(part, Shards):
                 for member in part.all_members:
                     yield member.name, member.parameter, self.state[member.parameter]
 
     def blocks(self) -> Iterator[Block]:
-        """The parameters that a family describes together."""
+        """The blocks: parameters that a family describes together."""
         for part in self._all_parts():
             if isinstance(part, Block):
                 yield part
 
     def probed(self) -> Iterator[Probed]:
-        """What the last steps say of convergence, for every sampled tensor or block: of this rank's shards."""
+        """What the last steps say of the convergence of every sampled tensor or block, on this rank's shards."""
         for group, part in self._grouped_parts():
             if part.probes is not None:
                 yield from part.probes.probed(self.state, group["momentum"])
 
     def initial_precisions(self) -> dict[str, float]:
-        """The precision that each sampled parameter started with, by name: of the data and the prior."""
+        """The precision that each sampled parameter started with, by name; the prior's is included."""
         return {m.name: m.initial_precision for members in self._members for m in members if m.prior.sampled}
 
     @property
@@ -219,8 +215,7 @@ class AssembledOptimizer(torch.optim.Optimizer):
         return self.draws_per_step * (2 if self.paired else 1)
 
     def _all_parts(self) -> Iterator[Part]:
-        for parts in self._parts:
-            yield from parts
+        return chain.from_iterable(self._parts)
 
     def _grouped_parts(self) -> Iterator[tuple[dict[str, Any], Part]]:
         """Every part with the parameter group that it belongs to."""

@@ -41,7 +41,7 @@ class Gradients:
             parameter.grad = None
 
     def before_backward(self, second: bool) -> None:
-        """A draw is in the weights; ``second``: of a pair, whose gradient adds to the first's."""
+        """Prepare for a draw's backward pass; the gradient of the ``second`` of a pair adds to that of the first."""
         self._aside = None
         if self._clip_norm is not None or self._scaler is not None:
             self._aside = self._current()
@@ -49,7 +49,7 @@ class Gradients:
         self._first_of_pair = self._current() if second else []
 
     def after_backward(self) -> None:
-        """The draw's gradients are there: make them dense, take the loss scale out, clip them, add those set aside.
+        """Take up a draw's gradients: make them dense, take the loss scale out, clip them, add those set aside.
 
         Raises:
             RuntimeError: there are none, or those of a pair's first draw are gone.
@@ -91,7 +91,7 @@ class Gradients:
         return self._finite
 
     def end_loop(self) -> None:
-        """From now on they hold statistics, which nobody but the step may change."""
+        """Remember the gradients as they are: from now on they hold statistics, which only the step may change."""
         self._versions = self._written()
 
     def check_untouched(self, grad_scaler: bool, loss_scale: Tensor | None) -> None:
@@ -117,5 +117,5 @@ class Gradients:
         return [parameter.grad for parameter in self._parameters]
 
     def _written(self) -> list[int]:
-        """How often each gradient was written in place: who else writes to them breaks the step."""
+        """How often each gradient has been written in place, as torch counts it."""
         return [-1 if gradient is None else noise.local(gradient)._version for gradient in self._current()]

@@ -1,4 +1,4 @@
-"""Sums over processes: draw groups, which scored different draws of one step, and the holders of a tensor's shards."""
+"""Sums over processes: over draw groups, which score different draws of one step, and over the shards of a tensor."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class DrawGroups:
         self.own = range(0 if mesh is None else mesh.get_local_rank(), draws, self.count)
 
     def sum(self, tensors: Iterable[Tensor]) -> None:
-        """Sum what the groups took, in place."""
+        """Sum each tensor over the groups, in place."""
         if self.mesh is not None:
             all_reduce_together(tensors, self.mesh.get_group())
 
@@ -56,7 +56,7 @@ def all_reduce_together(tensors: Iterable[Tensor], group: dist.ProcessGroup) -> 
 
 
 def _chunks(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Consecutive tensors of one type and place, as many as one message takes."""
+    """Lists of consecutive tensors of one type and device, each as long as one message may be."""
     for _, alike in groupby(tensors, key=lambda tensor: (tensor.dtype, tensor.device)):
         chunk: list[Tensor] = []
         for tensor in alike:
@@ -69,14 +69,16 @@ def _chunks(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def shard_count(tensor: DTensor) -> int:
-    """Over how many ranks a tensor is cut."""
-    sizes = [tensor.device_mesh.size(d) for d, place in enumerate(tensor.placements) if isinstance(place, Shard)]
+    """How many ranks a tensor is cut over."""
+    sizes = [
+        tensor.device_mesh.size(d) for d, placement in enumerate(tensor.placements) if isinstance(placement, Shard)
+    ]
     return max(sizes, default=1)
 
 
 def shard_group(tensor: DTensor) -> Any:
     """The process group of the ranks that hold a tensor's shards."""
-    (dimension,) = (d for d, place in enumerate(tensor.placements) if isinstance(place, Shard))
+    (dimension,) = (d for d, placement in enumerate(tensor.placements) if isinstance(placement, Shard))
     return tensor.device_mesh.get_group(dimension)
 
 

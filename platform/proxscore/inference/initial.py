@@ -31,7 +31,7 @@ _ZERO = 1e-8  # a root mean square below says nothing
 
 
 def initial_scales(parameters: Mapping[str, Tensor]) -> dict[str, float]:
-    """By parameter name, what the initial standard deviation is a fraction of; in units of the weights.
+    """The scale that each parameter's initial standard deviation is a fraction of, by name, in units of the weights.
 
     Of sharded parameters, over the whole tensors: a collective call.
     """
@@ -55,7 +55,7 @@ def _root_mean_square(parameter: Tensor) -> float:
     return (square.full_tensor() if isinstance(square, DTensor) else square).sqrt().item()
 
 
-#: What draws may lose against the mean at the start: that share of the mean's loss, and of a nat where it is smaller.
+#: How much more loss than the mean draws may have at the start: this fraction of its loss, or of a nat if that is more.
 BEARABLE = 0.01
 _SMALLEST = 1e-4
 
@@ -82,8 +82,8 @@ def bearable_noise(module: nn.Module, losses: Callable[[], Iterable[Tensor]], la
     scales = initial_scales(trained)
     before = [parameter.detach().clone() for parameter in trained.values()]
 
-    def found(relative: float) -> Tensor:
-        """Of each batch."""
+    def losses_of_draws(relative: float) -> Tensor:
+        """The loss of each batch at a draw of its own."""
         seen: list[Tensor] = []
         iterator = iter(losses())
         while True:
@@ -104,14 +104,13 @@ def bearable_noise(module: nn.Module, losses: Callable[[], Iterable[Tensor]], la
 
     with kept_buffers(module):
         try:
-            base = found(0.0)
+            base = losses_of_draws(0.0)
             usable = base.isfinite()  # training skips a batch that is not
             if not usable.any():
                 raise ValueError("the loss of the first batches is not finite at the start: look for bad inputs")
-            least = base[usable].mean().item()
-            relative = largest
+            without, relative = base[usable].mean().item(), largest
             while relative > _SMALLEST:
-                if found(relative)[usable].mean().item() <= least + BEARABLE * max(abs(least), 1.0):
+                if losses_of_draws(relative)[usable].mean().item() <= without + BEARABLE * max(abs(without), 1.0):
                     break
                 relative /= 2
         finally:

@@ -1,4 +1,4 @@
-"""How a block of parameters is cut out of, and put into, one vector: of this rank's shards, or of the whole.
+"""A block of parameters as one vector: of this rank's shards, or of the whole.
 
 Over FSDP2 shards, a shardable family's vector is this rank's part, and sums go over the ranks; any other family is
 gathered: every rank holds the whole vector and computes the same.
@@ -22,7 +22,7 @@ from proxscore.inference.groups import shard_count, shard_group
 
 
 class Layout:
-    """Flattened views of a few parameters: of this rank's shards, or of the whole.
+    """How the tensors of a block are flattened into one vector, and written back from it.
 
     Args:
         family: of the block.
@@ -49,11 +49,11 @@ class Layout:
 
     @property
     def ranks(self) -> int:
-        """How many shards there are: a loss that every rank holds counts so often in a backward pass."""
+        """How many ranks share the vector: a loss that each of them holds counts that often in a backward pass."""
         return dist.get_world_size(self._group) if self.local else 1
 
     def vector(self, tensors: Iterable[Tensor]) -> Tensor:
-        """Tensors shaped and placed as the parameters, flattened; a trailing dimension more stays a column."""
+        """Flatten tensors that are shaped and placed as the parameters; further trailing dimensions stay columns."""
         pieces = []
         for (_, parameter, _), tensor in zip(self.members, tensors, strict=True):
             columns = tensor.shape[parameter.ndim :]
@@ -82,7 +82,7 @@ class Layout:
         return torch.cat([t.reshape(-1, *vector.shape[1:]) for t in whole_tensors])
 
     def normal(self, *words: int | str) -> Tensor:
-        """Standard normal numbers for the vector: those of a run that is sharded otherwise, or not at all."""
+        """Standard normal numbers for the vector, the same however the run is sharded."""
         tensors = [tensor for _, tensor, _ in self.members]
         result = torch.empty(self.size, device=tensors[0].device, dtype=tensors[0].dtype)
         stream = self._stream(result)
@@ -93,7 +93,7 @@ class Layout:
         return result
 
     def extra(self, *words: int | str) -> Tensor:
-        """The standard normal numbers of a draw that all ranks share."""
+        """The further standard normal numbers that a draw of the family takes, equal on all ranks."""
         like = self.members[0][1]
         result = torch.empty(self.family.extra, device=like.device, dtype=like.dtype)
         for part, values in self._stream(result).pieces(
@@ -103,7 +103,7 @@ class Layout:
         return result
 
     def draw(self, state: State, sign: float, *words: int | str) -> Tensor:
-        """A draw of the family, as a vector; the same for the same words."""
+        """A draw of the family, as a vector; ``words`` are its seed."""
         return self.family.draw(state, self.normal(*words), self.extra(*words), sign)
 
     def _stream(self, like: Tensor) -> noise.NormalStream:

@@ -32,7 +32,7 @@ class Member:
     prior_mean: Tensor | None
 
     def prior_mean_shard(self) -> Tensor:
-        """The prior mean, placed as the parameter is."""
+        """The prior mean as a tensor that is sharded as the parameter is."""
         assert self.prior_mean is not None
         placed = torch.zeros_like(self.parameter.detach())
         shard = noise.local(placed)

@@ -23,12 +23,12 @@ _HOLDERS = (DistributedDataParallel, DataParallel, AveragedModel)  # of a ``modu
 
 
 def canonical(name: str) -> str:
-    """A name without the parts that only wrappers give; those named ``module`` stay, as text does not tell whose they are."""
+    """A name without the parts that wrappers add; ``module`` stays, as the name does not tell whether a wrapper added it."""
     return ".".join(part for part in name.split(".") if part not in _PRIVATE)
 
 
 def canonical_names(names: Iterable[str]) -> list[str]:
-    """Names of an optimizer's parameters; a leading ``module.`` that all of them have is a wrapper's and goes, too."""
+    """Names without what wrappers add; a leading ``module.`` that all of them have is taken for a wrapper's, too."""
     found = [canonical(name) for name in names]
     while found and all(name.startswith("module.") for name in found):
         found = [name.removeprefix("module.") for name in found]
@@ -46,7 +46,7 @@ def named_buffers(module: nn.Module, *, remove_duplicate: bool = True) -> dict[s
 
 
 def named_layers(module: nn.Module) -> dict[str, nn.Module]:
-    """The submodules by canonical name; a wrapper and what it holds have the same one, which is the held module's."""
+    """The submodules by canonical name; a wrapper has the name of the module that it holds, and gives way to it."""
     return _renamed(module, module.named_modules(), wrappers=True)
 
 
@@ -58,8 +58,8 @@ def persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
         for name in layer._buffers
         if name not in layer._non_persistent_buffers_set
     ]
-    keep = set(_renamed(module, ((name, None) for name in saved)))
-    return {name: buffer for name, buffer in named_buffers(module).items() if name in keep}
+    persistent = set(_renamed(module, ((name, None) for name in saved)))
+    return {name: buffer for name, buffer in named_buffers(module).items() if name in persistent}
 
 
 def parameter_kinds(module: nn.Module) -> dict[str, Kind]:
@@ -78,7 +78,7 @@ def parameter_kinds(module: nn.Module) -> dict[str, Kind]:
 
 
 def kinds_by_name(dimensions: dict[str, int]) -> dict[str, Kind]:
-    """The same where only names and numbers of dimensions are known: a layer whose ``weight`` is a vector normalises."""
+    """What kind each parameter is, from its name and number of dimensions: a layer whose ``weight`` is a vector normalises."""
     kinds: dict[str, Kind] = {}
     for name, ndim in dimensions.items():
         module, _, leaf = name.rpartition(".")
@@ -99,7 +99,7 @@ def _normalises(layer: nn.Module) -> bool:
 
 
 def _renamed(module: nn.Module, named: Iterable[tuple[str, T]], *, wrappers: bool = False) -> dict[str, T]:
-    """Things by the names that they have without wrappers.
+    """Values by the names that they have without wrappers.
 
     Raises:
         ValueError: two of them would have the same.

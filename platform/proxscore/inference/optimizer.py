@@ -50,8 +50,9 @@ class ProximalScore(AssembledOptimizer):
     the gradient), ``square`` (of its square, with the adaptive metric), and ``curvature`` if ``draws`` > 1. With weights and
     gradient that is 6 P numbers at rest for P parameters, 7 P within a step; one less with the posterior's metric, one more for
     several draws. All of it, and the noise (a function of ``seed`` and the step counter), is in ``state_dict``.
-    Families other than the mean
-    field, and the gradient solver, hold the parameters of a group together (:mod:`proxscore.inference.parts.block`).
+    Families other than the mean field, and the gradient solver, hold the parameters of a group together
+    (:mod:`proxscore.inference.parts.block`). The arguments, and what becomes of them, are in
+    :mod:`proxscore.inference.assembled`.
     """
 
     # What torch's GradScaler looks for; it sets ``grad_scale`` and ``found_inf`` before ``step`` and deletes them after it.
@@ -127,7 +128,7 @@ class ProximalScore(AssembledOptimizer):
         torch.clear_autocast_cache()  # an enclosing autocast would go on using its cast of the previous weights
 
     def _take(self, index: int, sign: float) -> None:
-        """Take the gradients at the draw that is in the weights as its score."""
+        """Give every part its gradients at the draw that is in the weights."""
         self._gradients.after_backward()
         taken = [(group, part, part.gradients()) for group, part in self._grouped_parts()]
         self._gradients.note_finite([gradient for _, _, gradients in taken for gradient in gradients])
@@ -135,13 +136,12 @@ class ProximalScore(AssembledOptimizer):
             part.take(self._draw(group, index, sign), gradients)
 
     def _draw(self, group: dict[str, Any], index: int, sign: float) -> Draw:
+        """What a group's parts need to know of a draw."""
         return Draw(
-            index=index,
             first=index == self._draw_groups.own[0],
             sign=sign,
             paired=self.paired,
             draws=self.draws_per_step,
-            groups=self._draw_groups.count,
             scale=self.scale,
             prior_weight=self._prior_weight(group),
             seed=_draw_seed(group, index),
@@ -155,12 +155,12 @@ class ProximalScore(AssembledOptimizer):
             raise
 
     def _forget(self) -> None:
-        """Drop the scores that no step took."""
+        """Drop the scores that no step has used."""
         for part in self._all_parts():
             part.forget()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As in torch, but nothing happens between the start of ``draws()`` and ``step()``."""
+        """Clear the gradients, except between the start of ``draws()`` and ``step()``, when they belong to the optimizer."""
         if not (self._drawing or self._scored):
             super().zero_grad(set_to_none)
 
@@ -205,7 +205,7 @@ class ProximalScore(AssembledOptimizer):
         return loss
 
     def _skip(self) -> bool:
-        """Whether scores are not finite: those of any rank, unless somebody decided already."""
+        """Whether to skip the step: as ``found_inf`` says, or else if any rank's scores are not finite."""
         found, self.found_inf = self.found_inf, None
         if found is None or getattr(self, "grad_scale", None) is not None:  # a GradScaler's is this rank's alone
             found = self.nonfinite
@@ -215,6 +215,7 @@ class ProximalScore(AssembledOptimizer):
         return bool(found)
 
     def _after_skip(self) -> None:
+        """Count the skipped step, drop its scores, and give up after too many in a row."""
         for group in self.param_groups:
             group["skipped"] += 1
             group["skipped_in_a_row"] += 1
@@ -229,7 +230,7 @@ class ProximalScore(AssembledOptimizer):
             )
 
     def _move(self) -> None:
-        """The proximal step of every part."""
+        """Take the proximal step in every part, and fill ``statistics`` if they are wanted."""
         monitor = Monitor() if self.monitor else None
         for group, part in self._grouped_parts():
             part.step(self._proximal_step(group), monitor)
@@ -243,7 +244,7 @@ class ProximalScore(AssembledOptimizer):
                 self.statistics["score_loss"] = sum(part.loss.item() for part in solved) / numbers
 
     def _proximal_step(self, group: dict[str, Any]) -> ProximalStep:
-        """The settings that are in force for a group in the current step."""
+        """The settings of the current step for the parts of a group, schedules and learning rate applied."""
         lr = group["lr"]
         precision_weight, mean_weight = self.penalty.weights(group["step"])
         scheduled = self.penalty.mean / mean_weight
@@ -267,26 +268,26 @@ class ProximalScore(AssembledOptimizer):
         )
 
     def _prior_weight(self, group: dict[str, Any]) -> float:
-        """Of the prior in the current step: one, except while it enters."""
+        """The factor on the prior's precision in the current step: one, except while the prior enters."""
         return 1.0 if self.prior_schedule is None else self.prior_schedule.factor(group["step"])
 
     def __getstate__(self) -> dict[str, Any]:
-        """All of it, for ``copy.deepcopy`` (of module and optimizer together) and pickle."""
+        """Everything that the optimizer holds, for ``copy.deepcopy`` (of module and optimizer together) and pickle."""
         if self._drawing or self._scored:
             raise RuntimeError("an optimizer is copied after step(), not within or after its draw loop")
         return {name: value for name, value in self.__dict__.items() if name != "step"}  # that is a scheduler's wrapper
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch."""
-        for each in self.blocks():
-            each.export(self.state)
+        """The state of every parameter and the settings of every group, as other torch optimizers have them."""
+        for block in self.blocks():
+            block.export(self.state)
         for part in self._all_parts():
             if part.probes is not None:
                 part.probes.save(self.state)
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch; scores that no step took are forgotten: they belong to the state that is replaced.
+        """Take over a state of :meth:`state_dict`; scores that no step has used are dropped with the state that it replaces.
 
         A state of other ``draws`` or ``keep_mean`` is taken over; what these settings add is made from the weights.
 
@@ -295,16 +296,16 @@ class ProximalScore(AssembledOptimizer):
         """
         before = {parameter: dict(state) for parameter, state in self.state.items()}
         expected = {parameter: set(state) for parameter, state in self.state.items()}
-        for each in self.blocks():  # no export: what is loaded may be the state itself
-            expected |= each.names()
+        for block in self.blocks():  # no export: what is loaded may be the state itself
+            expected |= block.names()
         super().load_state_dict(state_dict)
         self._scored = False
         names = {id(parameter): name for name, parameter in self.named_parameters()}
         for parameter, keys in expected.items():
             loaded = self.state[parameter]
-            for key in (keys - loaded.keys()) & _REMADE:
+            for key in (keys - loaded.keys()) & _REPLACEABLE:
                 loaded[key] = parameter.detach().clone() if key == "mean" else before[parameter][key]
-            for key in (loaded.keys() - keys) & _REMADE:
+            for key in (loaded.keys() - keys) & _REPLACEABLE:
                 del loaded[key]
             if loaded.keys() - {KEY} != keys - {KEY}:
                 raise ValueError(
@@ -312,15 +313,15 @@ class ProximalScore(AssembledOptimizer):
                     f"{_listed(keys)}: build the optimizer with the family, the solver and the prior's selection "
                     "that it was saved with"
                 )
-        for each in self.blocks():
-            each.load(self.state)
+        for block in self.blocks():
+            block.load(self.state)
         for group, part in self._grouped_parts():
             if part.probes is not None:
                 part.probes.load(self.state, _steps_taken(group))
 
 
-# What a state may lack or have too much of: it follows from the weights, or is made in every step.
-_REMADE = {"mean", "curvature", "prior_mean", "square", "step"}
+# Names that a loaded state may lack or have too many of: they follow from the weights, or are made in every step.
+_REPLACEABLE = {"mean", "curvature", "prior_mean", "square", "step"}
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -328,10 +329,10 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _steps_taken(group: dict[str, Any]) -> int:
-    """Steps that were not skipped."""
+    """How many steps of a group were not skipped."""
     return int(group["step"] - group["skipped"])
 
 
 def _draw_seed(group: dict[str, Any], index: int) -> int:
-    """Of a draw's noise in the current step."""
+    """The seed of a draw's noise in the current step."""
     return noise.key(group["seed"], "draw", group["step"], index)

@@ -20,7 +20,7 @@ from proxscore.inference.schedules import Schedule
 
 
 def exact(steps: int, numbers: int, family: Family | None = None, draws: int | None = None) -> dict[str, Any]:
-    """Keyword arguments of ``ProximalScore`` for a run of so many steps over so many numbers.
+    """Keyword arguments of ``ProximalScore`` for an exact posterior of a few hundred numbers, by the length of the run.
 
     Pairs of draws, closed form, both weights by cosine, and a mean whose step is limited far beyond what a run needs. Start
     at about the posterior's width (``initial_precision``; :func:`proxscore.density.fit` measures it): tighter costs steps,
@@ -49,7 +49,7 @@ def exact(steps: int, numbers: int, family: Family | None = None, draws: int | N
 
 
 def network(steps: int) -> dict[str, Any]:
-    """Keyword arguments of ``ProximalScore`` for a network that is trained for so many steps: what the length decides.
+    """Keyword arguments of ``ProximalScore`` for a network, by the length of its training.
 
     The rest are the optimizer's defaults, which are a job's, too. The learning rate rises over a twentieth of the run and falls
     to zero by a cosine; the precision's weight is the number of steps, so that a log-precision may travel about one.

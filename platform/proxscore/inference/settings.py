@@ -17,7 +17,7 @@ def require_positive(**settings: float | None) -> None:
 
 
 def check_metric(metric: str, square_decay: float | None, penalty: Penalty) -> None:
-    """Refuse a metric that is none, and what does not go with it."""
+    """Refuse an unknown metric, and settings that do not go with the metric."""
     if metric not in get_args(Metric):
         raise ValueError(f"metric is {metric!r}; it must be one of {', '.join(get_args(Metric))}")
     adaptive = metric == "adaptive"
@@ -28,7 +28,7 @@ def check_metric(metric: str, square_decay: float | None, penalty: Penalty) -> N
 
 
 def check_start(initial_noise: float | None, initial_precision: float | Mapping[str, float] | None) -> None:
-    """Refuse two words on the initial width, and precisions that are not positive."""
+    """Refuse two settings of the initial width at once, and precisions that are not positive."""
     if isinstance(initial_precision, Mapping):
         require_positive(**{f"initial_precision of {name}": value for name, value in initial_precision.items()})
     elif initial_precision is not None and initial_noise is not None:
@@ -38,7 +38,7 @@ def check_start(initial_noise: float | None, initial_precision: float | Mapping[
 
 
 def check_group(group: Mapping[str, Any]) -> None:
-    """Refuse what a parameter group, or the default of all groups, cannot mean."""
+    """Refuse settings of a parameter group that are out of range."""
     require_positive(initial_precision=group["initial_precision"])
     if not group["lr"] >= 0:
         raise ValueError(f"lr is {group['lr']}; it must be positive")

@@ -1,4 +1,4 @@
-"""Averages over the windows: what is known of one tensor's, or block's, convergence."""
+"""Averages over the windows: what the last steps say of the convergence of a tensor or block."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from proxscore.inference.convergence.windows import CLIPPED_M, CLIPPED_P, COUNT,
 
 @dataclass
 class Probed:
-    """What is known of one tensor's (or block's) probes now, in double precision on the CPU; (n,) each.
+    """What the last steps say of the n watched numbers of a tensor or block, in double precision on the CPU; tensors are (n,).
 
     Attributes:
-        name: of the tensor, or all of a block's joined by ``, ``.
-        numbers: of the shard.
-        first: index of the shard's first number in the whole.
-        steps: of the window that were seen.
+        name: the tensor's name, or the names of a block's tensors joined by ``, ``.
+        numbers: how many numbers the shard has, watched or not.
+        first: index of the shard's first number in the whole tensor.
+        steps: how many steps the averages are over.
         curvature, curvature_error: average of k in units of the current precision, and its standard error; nan where there is
             none.
         score, score_error: average score, in standard deviations, and its standard error.
-        lag: current mean less its average over the window, in standard deviations.
-        drift, drift_log_precision: current value less that at the window's start; of the mean in standard deviations.
-        clipped, clipped_mean: shares of the steps.
-        prior_share: of the precision that is the prior's; zero for a flat one.
-        prior_distance: of the mean, in the prior's standard deviations.
-        log_precision: now.
-        square, square_error: (p, p) average of the statistic's matrix.
-        size: numbers that the matrix is of.
-        coarse: k says something of all numbers together alone.
-        condition: of a full covariance.
+        lag: current mean minus its average over the windows, in standard deviations.
+        drift, drift_log_precision: current mean, in standard deviations, and log-precision minus those at the windows' start.
+        clipped, clipped_mean: fraction of the steps in which a trust region cut the precision's, or the mean's, step.
+        prior_share: fraction of the precision that is the prior's; zero for a flat prior.
+        prior_distance: distance of the mean from the prior's, in the prior's standard deviations.
+        log_precision: current log-precision.
+        square, square_error: (p, p), average of the curvature statistic's matrix, and its standard error.
+        size: how many numbers the block has.
+        coarse: whether only the average of k over all numbers has to be one.
+        condition: condition number of a full covariance.
     """
 
     name: str
@@ -59,8 +59,8 @@ class Probed:
 
 
 @dataclass
-class Now:
-    """Of the numbers that are watched: mean, log-precision, prior precision and mean, now; (n,) each."""
+class Current:
+    """Mean and precision of the n watched numbers at present, and the prior's; tensors are (n,)."""
 
     mean: Tensor
     log_precision: Tensor
@@ -68,14 +68,14 @@ class Now:
     prior_mean: Tensor
 
 
-def probed(
-    name: str, numbers: int, first: int, sums: Tensor, now: Now, every: int, momentum: float, own_scale: bool = True
+def averaged(
+    name: str, numbers: int, first: int, sums: Tensor, now: Current, every: int, momentum: float, own_scale: bool = True
 ) -> Probed:
-    """The averages over both windows.
+    """Average the sums of both windows, in units of the current posterior.
 
     Args:
         sums: (2, n, columns) of a :class:`Windows`.
-        every: of so many steps one was seen.
+        every: n where every n-th step was watched.
         momentum: decay of the smoothed score, which correlates its values.
     """
     s = sums.detach().double().cpu()
@@ -96,28 +96,30 @@ def probed(
     window_mean = average(M, (-0.5 * s[..., L0]).exp()) + torch.where(seen, s[..., M0] * count, 0).sum(0) / total
     start = torch.where(seen[0], s[0, :, M0], s[1, :, M0])
     start_log = torch.where(seen[0], s[0, :, L0], s[1, :, L0])
-    unseen = count.sum(0) == 0
     nan = torch.full_like(k, math.nan)
 
     def error(square: Tensor, value: Tensor, factor: float = 1.0) -> Tensor:
         spread = ((square - value**2).clamp_min(0) * factor / (total - 1).clamp_min(1)).sqrt()
         return torch.where(total > 1, spread, math.inf)
 
+    def unless_unseen(value: Tensor) -> Tensor:
+        return torch.where(count.sum(0) == 0, nan, value)
+
     return Probed(
-        name,
-        numbers,
-        first,
-        count.sum(0).max().item() if len(k) else 0.0,
-        torch.where(unseen, nan, k),
-        error(kk, k),
-        torch.where(unseen, nan, u),
-        error(uu, u, correlated),
-        torch.where(unseen, nan, (mean - window_mean) / deviation),
-        torch.where(unseen, nan, (mean - start) / deviation),
-        torch.where(unseen, nan, log - start_log),
-        average(CLIPPED_P),
-        average(CLIPPED_M),
-        prior_precision * (-log).exp(),
-        (mean - prior_mean) * prior_precision.sqrt(),
-        log,
+        name=name,
+        numbers=numbers,
+        first=first,
+        steps=count.sum(0).max().item() if len(k) else 0.0,
+        curvature=unless_unseen(k),
+        curvature_error=error(kk, k),
+        score=unless_unseen(u),
+        score_error=error(uu, u, correlated),
+        lag=unless_unseen((mean - window_mean) / deviation),
+        drift=unless_unseen((mean - start) / deviation),
+        drift_log_precision=unless_unseen(log - start_log),
+        clipped=average(CLIPPED_P),
+        clipped_mean=average(CLIPPED_M),
+        prior_share=prior_precision * (-log).exp(),
+        prior_distance=(mean - prior_mean) * prior_precision.sqrt(),
+        log_precision=log,
     )

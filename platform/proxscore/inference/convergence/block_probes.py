@@ -1,4 +1,4 @@
-"""Probes of blocks of parameters that one family describes together."""
+"""What is watched of blocks of parameters that one family describes together."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from proxscore.inference.convergence.averages import Now, Probed, probed
-from proxscore.inference.convergence.runaway import CHECKED, check
+from proxscore.inference.convergence.averages import Current, Probed, averaged
+from proxscore.inference.convergence.runaway import CHECK_EVERY, refuse_runaway
 from proxscore.inference.convergence.watched import KEY, SIDE
 from proxscore.inference.convergence.windows import Seen, Windows
 from proxscore.inference.families import Family, Mixture, State
@@ -22,11 +22,12 @@ from proxscore.inference.step import ProximalStep
 if TYPE_CHECKING:
     from proxscore.inference.parts.block import Block
 
-LARGEST_FACTORED = 2048  # numbers of a covariance whose condition is told
+#: The most numbers of a full covariance whose condition number is computed.
+LARGEST_FACTORED = 2048
 
 
 class BlockProbes:
-    """Of a block: some of its vector's numbers, and for a full covariance its statistic's matrix on some axes.
+    """Some numbers of a block's vector, and of a full covariance the curvature statistic's matrix for some axes.
 
     A family that the gradient solver moves has the curvature statistic k = -(theta - m) s-hat of every number (Stein's
     identity: E k = 1 where q is the target), but may not describe each number's variance freely: then only the average of
@@ -47,7 +48,13 @@ class BlockProbes:
         self._sizes, self._initial = sizes, filled(initial, sizes, block.prior_precision)
 
     def add_closed(self, step: ProximalStep, curvature: Tensor, score: Tensor, before: State, ratio: Tensor) -> None:
-        """A full covariance's step from ``before``: the statistic's matrix, and the score, in units of the weights.
+        """Add a step of a full covariance, taken from the state ``before``.
+
+        Args:
+            curvature: the curvature statistic's matrix.
+            score: at the mean, in units of the weights.
+            before: the state before the step.
+            ratio: the precision ratios of the step.
 
         Raises:
             RunawayError: numbers left every plausible range.
@@ -68,7 +75,7 @@ class BlockProbes:
         self._add(k, factor.mT @ score, before, clipped, clipped_mean)
 
     def add_solved(self, step: ProximalStep, draws: list[tuple[Tensor, Tensor]]) -> None:
-        """A step of the gradient solver, after draws with these scores and distances from the mean, (D,) each.
+        """Add a step of the gradient solver; ``draws``: the score and the distance from the mean of each of its draws, (D,).
 
         Raises:
             RunawayError: numbers left every plausible range.
@@ -86,41 +93,31 @@ class BlockProbes:
         self._add(-(score * offset).mean(0), score.mean(0) * (-0.5 * log).exp(), state, no, no)
 
     def _check(self, step: ProximalStep) -> None:
+        """Refuse a posterior that has left every plausible range, in the steps that are checked."""
         block = self._block
         mean, log = block.family.mean(block.anchor), marginal_log_precision(block.family, block.anchor)
-        if log is not None and (mean.device.type == "cpu" or step.number % CHECKED == 0):
+        if log is not None and (mean.device.type == "cpu" or step.number % CHECK_EVERY == 0):
             names = [member.name for member in block.members]
-            check(names, self._sizes, log, block.prior_precision, self._initial, mean)
+            refuse_runaway(names, self._sizes, log, block.prior_precision, self._initial, mean)
 
     def _add(self, k: Tensor, score: Tensor, before: State, clipped: Tensor, clipped_mean: Tensor) -> None:
         family, at = self._block.family, self.where
         square = k[at[:, None], at[None]] if self.side else None
         log, k = marginal_log_precision(family, before), k[at] if square is None else square.diagonal()
         assert log is not None
-        one = torch.ones_like(k)
-        self.windows.add(
-            Seen(
-                k,
-                score[at],
-                family.mean(before)[at],
-                log[at],
-                one * clipped.to(one),
-                one * clipped_mean.to(one),
-                own_scale=False,
-                square=square,
-            )
-        )
+        cuts = (torch.ones_like(k) * cut.to(k) for cut in (clipped, clipped_mean))
+        self.windows.add(Seen(k, score[at], family.mean(before)[at], log[at], *cuts, own_scale=False, square=square))
 
     def probed(self, state: States, momentum: float) -> Iterator[Probed]:
-        """One for the whole block."""
+        """The averages of the block, unless its family has no variances in closed form."""
         block = self._block
         log = marginal_log_precision(block.family, block.state)
         if log is None:
             return
         at = self.where
-        now = Now(block.family.mean(block.state)[at], log[at], block.prior_precision[at], block.prior_mean[at])
+        now = Current(block.family.mean(block.state)[at], log[at], block.prior_precision[at], block.prior_mean[at])
         name = ", ".join(member.name for member in block.members)
-        found = probed(
+        found = averaged(
             name, block.layout.size, 0, self.windows.sums, now, self.windows.every, momentum, own_scale=False
         )
         found.coarse, found.size = self.coarse, block.layout.size
@@ -136,26 +133,23 @@ class BlockProbes:
         yield found
 
     def save(self, state: States) -> None:
+        """Write the sums into the optimizer's state, unless the block is cut into shards."""
         if not self._block.layout.local:
-            state[self._block.members[0].parameter][KEY] = self.windows.flat()
+            state[self._block.members[0].parameter][KEY] = self.windows.as_vector()
 
     def load(self, state: States, age: int) -> None:
+        """Read the sums from the optimizer's state after ``age`` steps; where there are none, windows begin anew."""
         held = state[self._block.members[0].parameter].get(KEY)
-        self.windows.fill(None if self._block.layout.local else held)
-        self.windows.at(age)
+        self.windows.load_vector(None if self._block.layout.local else held)
+        self.windows.resume(age)
 
 
 def marginal_log_precision(family: Family, state: State) -> Tensor | None:
-    """Logarithms of 1 / variance of every number, (D,); none for families that are given by code."""
-    match family.kind:
-        case "mean_field":
-            return state["precision"].log()
-        case "full_covariance":
-            return -state["factor"].square().sum(1).log()
-        case "low_rank":
-            return -(state["variance"] + state["factor"].square().sum(1)).log()
-        case "kronecker":
-            return -torch.outer(*(state[side].square().sum(1) for side in ("rows", "columns"))).reshape(-1).log()
+    """The logarithm of 1 / variance of every number, (D,); none for families that are given by code."""
+    if family.kind == "mean_field":
+        return state["precision"].log()
+    if family.kind in ("full_covariance", "low_rank", "kronecker"):
+        return -family.variance(state).log()
     if isinstance(family, Mixture):
         weights = state["means"].new_tensor(family.weights)
         second = (state["precisions"].reciprocal() + state["means"].square()) @ weights

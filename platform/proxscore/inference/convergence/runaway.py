@@ -10,22 +10,22 @@ from torch import Tensor
 
 #: Standard deviations beyond those of the prior, or those at the start where it is flat, that no posterior has.
 BEYOND_PRIOR, BEYOND_START = 100.0, 1e6
-#: Steps between two looks at an accelerator's numbers, each of which waits for it.
-CHECKED = 16
+#: How many steps lie between two checks on an accelerator, each of which waits for it.
+CHECK_EVERY = 16
 
 
 class RunawayError(FloatingPointError):
-    """Precisions or means that left every plausible range; ``wider``: that of the standard deviations."""
+    """Precisions or means left every plausible range; ``wider``: the standard deviations are too large."""
 
     def __init__(self, name: str, what: str, wider: bool) -> None:
         self.name, self.what, self.wider = name, what, wider
         super().__init__(f"the posterior of {name} has diverged: {what}; {self.remedy()}")
 
     def remedy(self, section: str = "") -> str:
-        """What to set.
+        """What to set against it, in words.
 
         Args:
-            section: of a configuration, with its dot, that the settings are in.
+            section: section of a configuration that the settings are in, with its dot.
         """
         larger = f"{section}penalty.precision or {section}draws, {section}paired=true"
         if self.wider:
@@ -33,10 +33,10 @@ class RunawayError(FloatingPointError):
         return f"use a larger {larger}, or a smaller {section}max_log_precision_step, and look for bad inputs"
 
 
-def check(
+def refuse_runaway(
     names: Sequence[str], sizes: Sequence[int], log_precision: Tensor, prior: Tensor, initial: Tensor, mean: Tensor
 ) -> None:
-    """Raise where something has left every plausible range: for a step in training, (n,) each but the names.
+    """Refuse a posterior that has left every plausible range; tensors are (n,), over the tensors of these names and sizes.
 
     Standard deviations beyond 100 times the prior's (or, where it is flat, a million times those at the start), or below a
     millionth of those at the start, are no posterior's.

@@ -1,4 +1,4 @@
-"""Which numbers of a tensor are watched, and where their sums are in the optimizer's state."""
+"""Which numbers of a tensor are watched, and how their sums are saved with the optimizer's state."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from proxscore.inference import noise
 from proxscore.inference.convergence.windows import WIDTH
 from proxscore.inference.layout import zeros_placed_as
 
-#: Numbers of a tensor that are watched, about: at least one in each row.
+#: About how many numbers of a tensor are watched; at least one in each row.
 PROBES = 256
-#: Sides of the block of a full covariance's curvature statistic that is watched.
+#: How many axes of a full covariance are watched: the rows of its curvature statistic's matrix.
 SIDE = 64
-#: Name of the statistics in the optimizer's state.
+#: Name of the sums in the optimizer's state.
 KEY = "probes"
 
 
 def rows_and_columns(parameter: Tensor) -> tuple[int, int]:
-    """A parameter as a matrix: its first dimension, and all others."""
+    """The shape of a parameter as a matrix, whose rows run over its first dimension."""
     rows = parameter.shape[0] if parameter.ndim else 1
     return rows, parameter.numel() // max(rows, 1)
 
 
-def per_row(parameter: Tensor) -> int:
-    """Numbers of each row that are watched."""
+def watched_per_row(parameter: Tensor) -> int:
+    """How many numbers of each row are watched."""
     rows, columns = rows_and_columns(parameter)
     return min(columns, -(-PROBES // max(rows, 1)))
 
 
-def indices(parameter: Tensor, start: int, name: str) -> Tensor:
-    """The numbers of a local shard that are watched: every row's, spread over its columns, the same however it is sharded.
+def watched_indices(parameter: Tensor, start: int, name: str) -> Tensor:
+    """The watched numbers of a flat local shard, spread over each row's columns; they do not depend on the sharding.
 
     Args:
-        start: index of the shard's first number in the whole.
+        start: index of the shard's first number in the whole tensor.
     """
     _, columns = rows_and_columns(parameter)
-    shard, each = noise.local(parameter), per_row(parameter)
+    shard, each = noise.local(parameter), watched_per_row(parameter)
     count = len(shard) // columns if columns else 0
     row = torch.arange(count, device=shard.device)[:, None]
     offset = noise.key(0, KEY, name) % max(columns, 1)
@@ -45,16 +45,16 @@ def indices(parameter: Tensor, start: int, name: str) -> Tensor:
     return (row * columns + (turned + spread) % max(columns, 1)).reshape(-1)
 
 
-def room(parameter: Tensor) -> Tensor:
-    """Zeros for a parameter's sums, (rows, numbers of a row, 2 x columns), sharded as its rows are."""
-    return zeros_placed_as(parameter, rows_and_columns(parameter)[0], per_row(parameter), 2 * WIDTH)
+def saved_sums(parameter: Tensor) -> Tensor:
+    """A tensor of zeros to save a parameter's sums in, (rows, watched numbers of a row, 2 WIDTH), sharded as its rows are."""
+    return zeros_placed_as(parameter, rows_and_columns(parameter)[0], watched_per_row(parameter), 2 * WIDTH)
 
 
 def packed(sums: Tensor) -> Tensor:
-    """(2, n, columns) as the local part of :func:`room`, flat."""
+    """Sums, (2, n, WIDTH), in the order of the local part of :func:`saved_sums`."""
     return sums.permute(1, 0, 2).reshape(-1)
 
 
 def unpacked(flat: Tensor) -> Tensor:
-    """The other way."""
+    """Sums, (2, n, WIDTH), from the flat local part of :func:`saved_sums`."""
     return flat.reshape(-1, 2, WIDTH).permute(1, 0, 2)

@@ -1,4 +1,4 @@
-"""Sums of what was seen in the steps, over two windows, of which the older one is complete."""
+"""Sums over the last steps: two windows of steps, of which the older one is complete."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ WIDTH = 10
 
 @dataclass
 class Seen:
-    """Of the numbers that are watched, in one step, before it; (n,) each.
+    """What one step showed of the n numbers that are watched, just before it moved them; tensors are (n,).
 
     Attributes:
-        curvature: statistic k.
-        score: smoothed score at the mean, in standard deviations.
-        mean, log_precision: m, log Lambda.
-        clipped, clipped_mean: whether a trust region cut the step of precision or mean.
-        own_scale: k is of these numbers, in units of 1 / Lambda; else of other axes, which move with the posterior.
-        square: (p, p), the curvature statistic's matrix for some axes.
+        curvature: curvature statistic k.
+        score: running mean of the score at the mean, in standard deviations.
+        mean, log_precision: m and log Lambda.
+        clipped, clipped_mean: one where a trust region cut the step of the precision, or of the mean, else zero.
+        own_scale: whether k belongs to these numbers, in units of 1 / Lambda; else to axes that move with the posterior.
+        square: (p, p), the curvature statistic's matrix for p of the axes.
     """
 
     curvature: Tensor
@@ -39,7 +39,7 @@ class Seen:
 
 
 def windows(age: int) -> tuple[int, int, int]:
-    """Where the older and the current window begin after so many steps, and which steps of it are watched (every n-th)."""
+    """The steps at which the older and the current window begin at step ``age``, and n where every n-th step is watched."""
     older = begun = 0
     while begun + _length(begun) <= age:
         older, begun = begun, begun + _length(begun)
@@ -51,36 +51,36 @@ def _length(begun: int) -> int:
 
 
 class Windows:
-    """Sums over the two windows, for n numbers, and for a square of them where pairs are watched.
+    """Sums over the two windows for n numbers, and of a matrix for pairs of some of them.
 
     Args:
         count: n.
-        side: of the square, or zero.
-        like: gives type and device.
+        side: rows of the matrix; zero: there is none.
+        like: a tensor of the sums' type and device.
     """
 
     def __init__(self, count: int, side: int, like: Tensor) -> None:
         self.sums = like.new_zeros(2, count, WIDTH)
-        self.squares = like.new_zeros(2, 2, side, side)  # window; sum and sum of squares
+        self.squares = like.new_zeros(2, 2, side, side)  # by window: the sum, and the sum of squares
         self._begun, self._until, self.every = 0, _length(0), 1
 
     def watched(self, age: int) -> bool:
-        """Whether step ``age`` (counted from zero) is; opens a new window where it is time."""
+        """Whether step ``age`` (counted from zero) is watched; a new window begins where it is due."""
         if not self._begun <= age < self._until:
             _, begun, self.every = windows(age)
-            if begun == self._until:  # the next one; else the numbers were loaded, and belong to where they say
+            if begun == self._until:  # the next window; otherwise the sums were loaded, and their steps are not these
                 self.sums[0], self.squares[0] = self.sums[1], self.squares[1]
                 self.sums[1], self.squares[1] = 0.0, 0.0
             self._begun, self._until = begun, begun + _length(begun)
         return (age - self._begun) % self.every == 0
 
-    def at(self, age: int) -> None:
-        """What was loaded is of a run of so many steps."""
+    def resume(self, age: int) -> None:
+        """Go on after step ``age``, whose sums were loaded."""
         _, self._begun, self.every = windows(max(age - 1, 0))
         self._until = self._begun + _length(self._begun)
 
     def add(self, seen: Seen, rows: Tensor | None = None) -> None:
-        """A step. ``rows``: those that took part; none: all."""
+        """Add a step to the current window; ``rows``: which of the numbers took part (none: all)."""
         held = self.sums[1] if rows is None else self.sums[1, rows]
         new = held[:, COUNT] == 0
         held[:, M0] = torch.where(new, seen.mean, held[:, M0])
@@ -96,12 +96,12 @@ class Windows:
             self.squares[1, 0] += seen.square
             self.squares[1, 1] += seen.square**2
 
-    def flat(self) -> Tensor:
-        """All of it, as a vector."""
+    def as_vector(self) -> Tensor:
+        """All sums as one vector, to be saved."""
         return torch.cat([self.sums.reshape(-1), self.squares.reshape(-1)])
 
-    def fill(self, vector: Tensor | None) -> None:
-        """Take :meth:`flat` of another time; none, or of another size: nothing was seen."""
+    def load_vector(self, vector: Tensor | None) -> None:
+        """Take over saved sums; where there are none, or those of another size, the windows are empty."""
         if vector is None or vector.numel() != self.sums.numel() + self.squares.numel():
             self.sums.zero_()
             self.squares.zero_()

@@ -21,7 +21,7 @@ from proxscore.inference.solver import GradientSolver
 
 @dataclass(frozen=True)
 class Assembly:
-    """The settings that parts are made with; the arguments are those of :class:`proxscore.inference.ProximalScore`.
+    """The settings that decide about parts; the arguments are those of :class:`proxscore.inference.ProximalScore`.
 
     Args:
         adaptive: with the adaptive metric of the mean.
@@ -41,9 +41,10 @@ class Assembly:
     evaluations: int
 
     def check(self, names: Iterable[str]) -> None:
-        """
+        """Refuse patterns of ``families`` that match none of the names.
+
         Raises:
-            ValueError: a pattern of ``families`` that matches none of the names.
+            ValueError: names the pattern.
         """
         found = list(names)
         for pattern in self.families:
@@ -51,7 +52,7 @@ class Assembly:
                 raise ValueError(f"families: the pattern {pattern!r} matches no parameter, for example {found[0]!r}")
 
     def parts(self, members: list[Member], state: States, seed: int) -> list[Part]:
-        """The parts of one parameter group.
+        """Make the parts of one parameter group.
 
         Args:
             state: the optimizer's; gets the initial values.
@@ -85,7 +86,7 @@ class Assembly:
         return parts
 
     def _block(self, members: list[Member], seed: int) -> Block:
-        """A block with the solver's step; without a solver in closed form, or where there is none, with its defaults."""
+        """A block that the solver moves; without a solver, in closed form, or where the family has none, by a default solver."""
         family = self._family_of(members[0])
         if self.solver is None and isinstance(family, ClosedForm):
             return ClosedFormBlock(family, members, seed, self.adaptive)

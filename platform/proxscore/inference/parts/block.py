@@ -1,8 +1,7 @@
 """Blocks: parameters that one family describes together.
 
 A block flattens its parameters into one vector (:mod:`proxscore.inference.layout`). It takes its proximal step in the
-family's closed form (:class:`ClosedFormBlock`), or by stochastic gradient steps on the objective (:class:`SolvedBlock`,
-:mod:`proxscore.inference.solver`).
+family's closed form (:mod:`.closed_form_block`), or by stochastic gradient steps on the objective (:mod:`.solved_block`).
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from proxscore.inference.step import Draw
 
 
 class Block(Part):
-    """A block in training: its anchor, and the draws' statistics since the last step.
+    """A block in training: its anchor, and the statistics of the draws since the last step.
 
     Attributes:
         closed: whether its step is in closed form, from a curvature statistic.
 
     Args:
-        family, members: what describes what.
+        family: of the distribution over the members together.
         seed: of the initial state's noise.
 
     Raises:
@@ -61,8 +60,8 @@ class Block(Part):
             mean, self._initial_precision, self.layout.shape, lambda j: self.layout.normal(self._seed, "initial", j)
         )
 
-    def spread(self, precision: Tensor) -> None:
-        """Before the first step: start at these precisions, one for each of the vector's numbers."""
+    def set_initial_precision(self, precision: Tensor) -> None:
+        """Start at other precisions, one for each of the vector's numbers; only before the first step."""
         self._initial_precision.copy_(precision)
 
     @property
@@ -71,7 +70,7 @@ class Block(Part):
         return self.anchor
 
     def begin(self, state: States) -> None:
-        """Weights that were set between construction and the first draw (loaded, say) are the first mean."""
+        """Take the weights for the mean before the first step: they may have been loaded since the block was made."""
         if len(still_trained(self.members)) < len(self.members):
             frozen = next(member.name for member in self.members if not member.parameter.requires_grad)
             raise RuntimeError(
@@ -112,7 +111,7 @@ class Block(Part):
         return weights
 
     def _target_scores(self, gradients: list[Tensor], weights: list[Tensor], draw: Draw) -> list[Tensor]:
-        """The mini-batch scores of the target: of likelihood and prior."""
+        """The mini-batch scores of the target, which is likelihood times prior."""
         pairs = zip(gradients, weights, strict=True)
         prior_precision = draw.prior_weight * self.prior_precision
         return [-draw.scale * g - prior_precision * (w - self.prior_mean) for g, w in pairs]
@@ -121,7 +120,7 @@ class Block(Part):
 
     @abstractmethod
     def entries(self) -> dict[str, Tensor]:
-        """Everything that a checkpoint must hold, by name; tensors over the vector's rows, or whole ones."""
+        """Everything that a checkpoint must hold, by name; the first dimension runs over the vector, or a tensor is whole."""
 
     def export(self, state: States) -> None:
         """Write :meth:`entries` into the optimizer's state: by parameter where it is sharded as they are."""
@@ -135,7 +134,7 @@ class Block(Part):
                 state[self.members[0].parameter][name] = value.detach().clone()
 
     def names(self) -> dict[Tensor, set[str]]:
-        """By parameter, the names of what :meth:`export` writes."""
+        """The names of what :meth:`export` writes, by parameter."""
         found: dict[Tensor, set[str]] = {member.parameter: set() for member in self.members}
         for name, value in self.entries().items():
             for member in self.members if self._by_parameter(value) else self.members[:1]:

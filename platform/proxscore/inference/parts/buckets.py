@@ -1,4 +1,4 @@
-"""Flat views of local shards and of their state, and the buckets of them that one pass of the mean field's arithmetic covers."""
+"""Flat views of local shards and of their state, in buckets that one pass of the mean field's arithmetic covers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ShardViews:
 
 
 def views(member: Member, state: Mapping[str, Any], keeps_mean: bool) -> ShardViews:
-    """Views of a parameter and its state; where no mean is kept, the weights are the mean."""
+    """The views of a parameter and its state; where no mean is kept, the weights are the mean."""
     weights, precision, score = map(noise.local, (member.parameter, state["precision"], state["score"]))
     curvature, prior_mean, square = (
         noise.local(state[name]) if name in state else None for name in ("curvature", "prior_mean", "square")
@@ -54,7 +54,7 @@ def views(member: Member, state: Mapping[str, Any], keeps_mean: bool) -> ShardVi
 
 
 def buckets(shards: Sequence[ShardViews], statistic: str, prior_weight: float) -> Iterator[Bucket]:
-    """Shards in buckets of about equal size.
+    """Cut shards into buckets of about equal size.
 
     Args:
         statistic: which of the views is a bucket's statistic: ``gradient``, or ``curvature`` where draws were averaged.

@@ -21,9 +21,9 @@ from proxscore.inference.step import Draw
 class MeanlessShards(Shards):
     """Parameters with a mean-field Gaussian, whose weights are the mean.
 
-    A draw is added to them and taken off again, its noise generated anew each time: equal to
-    rounding, at the price of up to four times the random numbers, and of one parameter's shard at a time. Interrupts wait
-    while that happens, and what an error leaves half done is taken back.
+    A draw is added to them and taken off again, its noise generated anew each time: equal to rounding, at the price of up to
+    four times the random numbers, and of one parameter's shard at a time. Interrupts wait while that happens, and what an
+    error leaves half done is taken back.
     """
 
     keeps_mean = False
@@ -49,7 +49,7 @@ class MeanlessShards(Shards):
             self._held = None
 
     def _buckets(self, statistic: str = "gradient") -> Iterator[Bucket]:
-        """With the displacement of the draw that is in the weights: one parameter at a time."""
+        """Buckets with the displacement of the draw that is in the weights, one parameter at a time."""
         if self._held is None:
             yield from super()._buckets(statistic)
             return

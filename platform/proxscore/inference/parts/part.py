@@ -35,14 +35,14 @@ class Part(ABC):
 
     @abstractmethod
     def begin(self, state: States) -> None:
-        """Before the first draw of a step: the weights are the mean, and count as such."""
+        """Prepare for the first draw of a step; the weights are the mean, also if somebody has changed them."""
 
     @abstractmethod
     def sample(self, draw: Draw) -> None:
         """Put a draw into the weights; at the first of a pair, or a single one, drop the gradients."""
 
     def gradients(self) -> list[Tensor]:
-        """The local gradients of ``members``, flat; zero where the loss does not depend on a parameter."""
+        """The local gradients of ``members``, flat; they are zero where the loss does not depend on a parameter."""
         for member in self.members:
             if member.parameter.grad is None:  # its likelihood is flat, the prior still counts
                 member.parameter.grad = torch.zeros_like(member.parameter)
@@ -54,7 +54,7 @@ class Part(ABC):
 
     @abstractmethod
     def taken(self) -> list[Tensor]:
-        """What was taken in this step, as local tensors: sums over its draws, which draw groups add up in place."""
+        """The sums over the draws of this step, as local tensors, which draw groups add up in place."""
 
     @abstractmethod
     def restore(self) -> None:
@@ -62,8 +62,8 @@ class Part(ABC):
 
     @abstractmethod
     def step(self, step: ProximalStep, monitor: Monitor | None) -> None:
-        """The proximal step, from what was taken; the weights are the new mean."""
+        """Take the proximal step from the sums over the draws; afterwards the weights are the new mean."""
 
     @abstractmethod
     def forget(self) -> None:
-        """Drop what was taken since the last step."""
+        """Drop the gradients that were taken since the last step."""

@@ -42,7 +42,7 @@ class SolvedBlock(Block):
 
     @property
     def _inner(self) -> int:
-        """Inner steps since the anchor moved."""
+        """How many inner steps were taken since the anchor moved."""
         return int(self._steps) % self.solver.inner_steps
 
     @property
@@ -69,7 +69,7 @@ class SolvedBlock(Block):
         return [leaf.grad for leaf in self._leaves.values() if leaf.grad is not None] + [self.loss]
 
     def step(self, step: ProximalStep, monitor: Monitor | None) -> None:
-        """An inner step on the candidate; after the last one the anchor follows."""
+        """Take an inner step on the candidate; after the last one the anchor moves there."""
         if self._inner > 0:  # at the anchor itself, the penalty's gradient is zero
             with torch.enable_grad():
                 mirrored = [self._weights(step.seed, sign) for sign in (1.0, -1.0)]
