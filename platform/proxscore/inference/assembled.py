@@ -80,8 +80,8 @@ class AssembledOptimizer(torch.optim.Optimizer):
                 match counts.
             solver: none takes the closed-form step for families that have one, and a :class:`GradientSolver` with its
                 defaults for the others; given, it serves them all.
-            metric: of the mean's proximal step (:mod:`proxscore.inference.metric`): ``adaptive``, Adam's, or ``posterior``, with
-                the weight ``penalty.mean``.
+            metric: metric of the mean's proximal step (:mod:`proxscore.inference.metric`): ``adaptive``, Adam's, or
+                ``posterior``, with the weight ``penalty.mean``.
             lr: with the adaptive metric the learning rate, in Adam's units (default 0.004); with the posterior's a factor on the
                 mean's step (default 1). Torch's learning-rate schedulers may change it.
             square_decay: decay of the adaptive metric's running mean of squared gradients, in [0, 1)
@@ -112,16 +112,22 @@ class AssembledOptimizer(torch.optim.Optimizer):
                 the second draw of a pair adds its gradient to that of the first, and after it, where ``step`` refuses it.
             max_skipped_steps: a step whose scores are not finite is skipped (mean, precision and running means stay); that many
                 in a row raise FloatingPointError.
-            seed: of the draws.
+            seed: seed of the draws' noise.
 
         Raises:
             ValueError: a setting outside its range, unnamed parameters, a parameter of lower precision than float32, or a
                 sharding that cannot be sampled; the message names it.
         """
         require_positive(
-            **dict(data_size=data_size, temperature=temperature, draws=draws, max_skipped_steps=max_skipped_steps),
-            **dict(max_log_precision_step=max_log_precision_step, max_mean_step=max_mean_step, point_lr=point_lr),
-            **dict(clip_norm=clip_norm, initial_noise=initial_noise),
+            data_size=data_size,
+            temperature=temperature,
+            draws=draws,
+            max_skipped_steps=max_skipped_steps,
+            max_log_precision_step=max_log_precision_step,
+            max_mean_step=max_mean_step,
+            point_lr=point_lr,
+            clip_norm=clip_norm,
+            initial_noise=initial_noise,
         )
         self.penalty = penalty or ForwardKL()
         check_metric(metric, square_decay, self.penalty)
@@ -163,8 +169,7 @@ class AssembledOptimizer(torch.optim.Optimizer):
             evaluations=self.evaluations_per_step,
         )
         assembly.check(name for name, _ in named)
-        #: By parameter group.
-        self._parts = [
+        self._parts = [  # by parameter group
             assembly.parts(members, self.state, noise.key(group["seed"], "initial"))
             for group, members in zip(self.param_groups, self._members, strict=True)
         ]

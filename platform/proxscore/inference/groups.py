@@ -14,7 +14,8 @@ from torch.distributed.tensor import DTensor, Shard
 
 from proxscore.inference import noise
 
-_LARGEST = 1 << 24  # numbers that one all-reduce sends: two temporaries of that size live at once
+#: How many numbers one all-reduce sends at most; two temporaries of that size live at once.
+_MESSAGE_SIZE = 1 << 24
 
 
 class DrawGroups:
@@ -22,7 +23,7 @@ class DrawGroups:
 
     Args:
         mesh: one-dimensional, over the groups; none: one group.
-        draws: or pairs, of a step over all groups.
+        draws: how many draws, or pairs, a step has over all groups.
 
     Raises:
         ValueError: the draws cannot be shared out evenly.
@@ -60,7 +61,7 @@ def _chunks(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     for _, alike in groupby(tensors, key=lambda tensor: (tensor.dtype, tensor.device)):
         chunk: list[Tensor] = []
         for tensor in alike:
-            if chunk and sum(held.numel() for held in chunk) + tensor.numel() > _LARGEST:
+            if chunk and sum(held.numel() for held in chunk) + tensor.numel() > _MESSAGE_SIZE:
                 yield chunk
                 chunk = []
             chunk.append(tensor)

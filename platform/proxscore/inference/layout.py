@@ -25,7 +25,7 @@ class Layout:
     """How the tensors of a block are flattened into one vector, and written back from it.
 
     Args:
-        family: of the block.
+        family: family that describes the block.
         members: (name, parameter, index of its local shard's first element).
     """
 
@@ -34,14 +34,14 @@ class Layout:
         self.members = list(members)
         tensors = [tensor for _, tensor, _ in self.members]
         sharded = [t for t in tensors if isinstance(t, DTensor) and shard_count(t) > 1]
-        #: Whether vectors hold this rank's shards only.
+        #: Whether the vector holds this rank's shards only.
         self.local = family.shardable and bool(sharded)
         if self.local and len({id(t.device_mesh) for t in sharded if isinstance(t, DTensor)}) > 1:
             raise ValueError(f"family {family.kind}: {self.members[0][0]} and others lie on different device meshes")
         self._group = shard_group(sharded[0]) if self.local else None
         self.sizes = [noise.local(t).numel() if self.local else t.numel() for t in tensors]
         self.shape, self.size = tensors[0].shape, sum(self.sizes)
-        self._streams: dict[tuple[torch.device, torch.dtype], noise.NormalStream] = {}
+        self._streams = noise.Streams()
 
     def total(self, value: Tensor) -> Tensor:
         """The sum over the shards, differentiable."""
@@ -82,35 +82,26 @@ class Layout:
         return torch.cat([t.reshape(-1, *vector.shape[1:]) for t in whole_tensors])
 
     def normal(self, *words: int | str) -> Tensor:
-        """Standard normal numbers for the vector, the same however the run is sharded."""
+        """Standard normal numbers for the vector, the same however the run is sharded; ``words`` are their seed."""
         tensors = [tensor for _, tensor, _ in self.members]
         result = torch.empty(self.size, device=tensors[0].device, dtype=tensors[0].dtype)
-        stream = self._stream(result)
         for (name, parameter, start), piece in zip(self.members, result.split(self.sizes), strict=True):
-            first = start if self.local else 0
-            for part, values in stream.pieces(noise.key(*words, name), first, len(piece), parameter.numel()):
+            first, seed = start if self.local else 0, noise.key(*words, name)
+            for part, values in self._streams.pieces(piece, seed, first, parameter.numel()):
                 piece[part] = values
         return result
 
     def extra(self, *words: int | str) -> Tensor:
         """The further standard normal numbers that a draw of the family takes, equal on all ranks."""
-        like = self.members[0][1]
+        name, like, _ = self.members[0]
         result = torch.empty(self.family.extra, device=like.device, dtype=like.dtype)
-        for part, values in self._stream(result).pieces(
-            noise.key(*words, "extra", self.members[0][0]), 0, len(result), len(result)
-        ):
+        for part, values in self._streams.pieces(result, noise.key(*words, "extra", name), 0, len(result)):
             result[part] = values
         return result
 
     def draw(self, state: State, sign: float, *words: int | str) -> Tensor:
         """A draw of the family, as a vector; ``words`` are its seed."""
         return self.family.draw(state, self.normal(*words), self.extra(*words), sign)
-
-    def _stream(self, like: Tensor) -> noise.NormalStream:
-        place = like.device, like.dtype
-        if place not in self._streams:
-            self._streams[place] = noise.NormalStream(*place)
-        return self._streams[place]
 
 
 def filled(values: Iterable[float], sizes: Iterable[int], like: Tensor) -> Tensor:

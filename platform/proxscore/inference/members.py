@@ -17,11 +17,12 @@ from proxscore.inference.priors import Assignment, Prior
 
 @dataclass
 class Member:
-    """A trained parameter: its name, its prior, and where its local shard starts in the flattened whole.
+    """A trained parameter, with what the prior says of it.
 
     Args:
-        initial_precision: of a sampled parameter: that of the data and the prior.
-        prior_mean: the whole tensor, where there is one that counts.
+        start: index of its local shard's first number in the flattened whole tensor.
+        initial_precision: precision that the posterior starts with, where it is sampled; the prior's is included.
+        prior_mean: mean of the prior as a whole tensor; none: zero, or the prior is flat.
     """
 
     name: str
@@ -92,7 +93,7 @@ def assign_members(
         ValueError: a name that no parameter has, or a parameter that cannot be sampled like this.
     """
     for name, parameter in named:
-        _check(name, parameter)
+        _check_parameter(name, parameter)
     assignments = prior.assign(named)
     for setting, given in (("prior.mean", prior.mean), ("initial_precision", initial_precision)):
         unknown = set(given) - set(assignments)
@@ -129,7 +130,8 @@ def _member(
     return Member(name, parameter, prior, noise.shard_offset(parameter, name), precision, mean)
 
 
-def _check(name: str, parameter: Tensor) -> None:
+def _check_parameter(name: str, parameter: Tensor) -> None:
+    """Refuse a parameter that cannot hold draws: of low precision, or not contiguous."""
     if parameter.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"parameter {name} is {parameter.dtype}: keep parameters in float32 and use autocast or FSDP's "

@@ -61,7 +61,7 @@ from torch import Tensor
 
 Metric = Literal["adaptive", "posterior"]
 
-#: Adam's, which keeps zero out of the denominator.
+#: Adam's epsilon, which keeps zero out of the denominator.
 EPSILON = 1e-8
 #: How far noise alone may move a log-precision (root mean square) in as many steps as its proximal weight.
 WANDER = 1 / 3
@@ -76,8 +76,8 @@ class Adaptive:
     Args:
         lr: the learning rate in force; zero: the mean stays where it is.
         scale: data size / temperature.
-        decay: of the running mean of squares, in [0, 1).
-        singles: single draws of a step, whose curvature statistic is to be held down; none: pairs.
+        decay: decay of the running mean of squares, in [0, 1).
+        singles: how many single draws a step has, whose curvature statistic is held down; none: it has pairs.
     """
 
     lr: float

@@ -18,13 +18,17 @@ from torch.optim.swa_utils import AveragedModel
 Kind = Literal["weight", "bias", "norm"]
 T = TypeVar("T")
 
-_PRIVATE = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
-_HOLDERS = (DistributedDataParallel, DataParallel, AveragedModel)  # of a ``module``
+_ADDED_BY_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+_WRAPPERS_OF_MODULE = (
+    DistributedDataParallel,
+    DataParallel,
+    AveragedModel,
+)  # each holds what it wraps as its ``module``
 
 
 def canonical(name: str) -> str:
     """A name without the parts that wrappers add; ``module`` stays, as the name does not tell whether a wrapper added it."""
-    return ".".join(part for part in name.split(".") if part not in _PRIVATE)
+    return ".".join(part for part in name.split(".") if part not in _ADDED_BY_WRAPPERS)
 
 
 def canonical_names(names: Iterable[str]) -> list[str]:
@@ -107,12 +111,12 @@ def _renamed(module: nn.Module, named: Iterable[tuple[str, T]], *, wrappers: boo
     held = {
         f"{path}.module" if path else "module"
         for path, layer in module.named_modules(remove_duplicate=False)
-        if isinstance(layer, _HOLDERS)
+        if isinstance(layer, _WRAPPERS_OF_MODULE)
     }
     found: dict[str, T] = {}
     for name, value in named:
         parts = name.split(".") if name else []
-        kept = [p for i, p in enumerate(parts) if p not in _PRIVATE and ".".join(parts[: i + 1]) not in held]
+        kept = [p for i, p in enumerate(parts) if p not in _ADDED_BY_WRAPPERS and ".".join(parts[: i + 1]) not in held]
         plain = ".".join(kept)
         if plain in found and not wrappers:
             raise ValueError(f"{name}: the module has another {plain} once wrappers are left out of the names")

@@ -87,7 +87,7 @@ class ProximalScore(AssembledOptimizer):
         is put into the shards: call ``module.reshard()`` after it, as :func:`proxscore.posterior.predict` does.
 
         Args:
-            scaler: of the losses that the body differentiates (``scaler.scale(loss).backward()``, then
+            scaler: scales the losses that the body differentiates (``scaler.scale(loss).backward()``, then
                 ``scaler.step(optimizer)``): gradients are divided by its scale as soon as they are there.
         """
         if self._drawing:

@@ -27,7 +27,7 @@ def exact(steps: int, numbers: int, family: Family | None = None, draws: int | N
     much wider costs many.
 
     Args:
-        steps: of the run; about 1,000, and for a full covariance some 10 D / S at least.
+        steps: length of the run; about 1,000, and for a full covariance some 10 D / S at least.
         numbers: D, the numbers that are sampled.
         family: mean field (default) or full covariance; others take the gradient solver, and these weights serve them, too.
         draws: S, pairs per step; none: 2, of a full covariance 4, or D / 8 where that is more.
@@ -55,7 +55,7 @@ def network(steps: int) -> dict[str, Any]:
     to zero by a cosine; the precision's weight is the number of steps, so that a log-precision may travel about one.
 
     Args:
-        steps: of the run, at least 1.
+        steps: length of the run, at least 1.
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}; it must be at least 1")

@@ -20,7 +20,7 @@ class Draw:
         draws: how many draws, or pairs, the step has over all draw groups.
         scale: data size / temperature.
         prior_weight: factor on the prior's precision, in [0, 1]: below one while the prior enters.
-        seed: of the noise; both draws of a pair have the same.
+        seed: seed of the noise; both draws of a pair have the same.
     """
 
     first: bool
@@ -50,7 +50,7 @@ class ProximalStep:
         max_mean_step: trust region of the mean, in units of the weights with the adaptive metric, else in standard deviations.
         prior_weight: factor on the prior's precision, in [0, 1]: below one while the prior enters.
         factor: product of the learning rate, relative to the first one, and the mean's schedule.
-        seed: of the noise that a penalty without a closed form is estimated with: that of the step's last draw.
+        seed: seed of the step's last draw, at which a penalty without a closed form is estimated.
         number: how many steps before this one were not skipped.
     """
 

@@ -105,8 +105,8 @@ class BlockProbes:
         square = k[at[:, None], at[None]] if self.side else None
         log, k = marginal_log_precision(family, before), k[at] if square is None else square.diagonal()
         assert log is not None
-        cuts = (torch.ones_like(k) * cut.to(k) for cut in (clipped, clipped_mean))
-        self.windows.add(Seen(k, score[at], family.mean(before)[at], log[at], *cuts, own_scale=False, square=square))
+        cut, cut_mean = (torch.ones_like(k) * each.to(k) for each in (clipped, clipped_mean))
+        self.windows.add(Seen(k, score[at], family.mean(before)[at], log[at], cut, cut_mean, False, square))
 
     def probed(self, state: States, momentum: float) -> Iterator[Probed]:
         """The averages of the block, unless its family has no variances in closed form."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_FEWEST = 8  # steps of a window
-_EVERY = 4096  # steps after which every second one is left out, and so on
+_SHORTEST = 8  # steps that a window has at least
+_THINNED_AFTER = 4096  # steps after which every second step is watched, after twice as many every third, and so on
 
 #: The columns of the sums; those of the two last are the mean and the log-precision in a window's first step.
 COUNT, K, KK, U, UU, M, CLIPPED_P, CLIPPED_M, M0, L0 = range(10)
@@ -43,11 +43,12 @@ def windows(age: int) -> tuple[int, int, int]:
     older = begun = 0
     while begun + _length(begun) <= age:
         older, begun = begun, begun + _length(begun)
-    return older, begun, 1 + begun // _EVERY
+    return older, begun, 1 + begun // _THINNED_AFTER
 
 
 def _length(begun: int) -> int:
-    return max(_FEWEST, begun // 9)
+    """How many steps the window has that begins at step ``begun``."""
+    return max(_SHORTEST, begun // 9)
 
 
 class Windows:

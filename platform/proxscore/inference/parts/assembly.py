@@ -56,7 +56,7 @@ class Assembly:
 
         Args:
             state: the optimizer's; gets the initial values.
-            seed: of the initial states' noise.
+            seed: seed of the initial states' noise.
         """
         points: list[Member] = []
         shards: list[Member] = []

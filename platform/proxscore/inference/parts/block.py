@@ -27,8 +27,8 @@ class Block(Part):
         closed: whether its step is in closed form, from a curvature statistic.
 
     Args:
-        family: of the distribution over the members together.
-        seed: of the initial state's noise.
+        family: family of the distribution over all members together.
+        seed: seed of the initial state's noise.
 
     Raises:
         ValueError: the family cannot describe these parameters; names the first.

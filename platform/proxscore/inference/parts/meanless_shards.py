@@ -79,6 +79,6 @@ class MeanlessShards(Shards):
 
     def _steps(self, shard: ShardViews, draw: Draw) -> Iterator[tuple[slice, Tensor]]:
         """Pieces of the draw's displacement of one shard, noise / sqrt(precision), and where they belong."""
-        key, total = noise.key(draw.seed, shard.member.name), shard.member.parameter.numel()
-        for piece, values in self._stream(shard.weights).pieces(key, shard.member.start, len(shard.weights), total):
+        seed, total = noise.key(draw.seed, shard.member.name), shard.member.parameter.numel()
+        for piece, values in self._streams.pieces(shard.weights, seed, shard.member.start, total):
             yield piece, values * shard.precision[piece].rsqrt()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from proxscore.inference.convergence.block_probes import BlockProbes
     from proxscore.inference.convergence.shard_probes import ShardProbes
 
-#: A parameter's optimizer state, by parameter.
+#: The optimizer's state: named tensors, by parameter.
 States = Mapping[Tensor, dict[str, Any]]
 
 

@@ -25,7 +25,7 @@ from proxscore.inference.parts.part import Part, States
 from proxscore.inference.priors import NOISE
 from proxscore.inference.step import Draw, ProximalStep
 
-#: Of the natural-gradient steps of noise levels, times the step's factor. Batches of B rows leave a relative error of about
+#: Rate of the natural-gradient steps of noise levels, times the step's factor. Batches of B rows leave a relative error of about
 #: sqrt(rate / B) / 2, that of 2 B / rate rows; up to 2 / rate outputs may share a level before steps overshoot.
 NOISE_RATE = 0.1
 

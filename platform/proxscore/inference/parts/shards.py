@@ -29,8 +29,8 @@ class Shards(Part):
 
     Args:
         state: the optimizer's; gets the initial values.
-        draws: or pairs, of a step.
-        adaptive: with the adaptive metric of the mean.
+        draws: how many draws, or pairs, a step has.
+        adaptive: whether the mean has the adaptive metric.
     """
 
     keeps_mean = True
@@ -39,7 +39,7 @@ class Shards(Part):
         self.all_members, self.members, self._draws = members, members, draws
         self._family, self._shards = MeanField(), list[ShardViews]()
         self._prior_weight = 1.0  # of this step
-        self._streams: dict[tuple[torch.device, torch.dtype], noise.NormalStream] = {}
+        self._streams = noise.Streams()
         for member in members:
             parameter, held = member.parameter.detach(), state[member.parameter]
             if self.keeps_mean:
@@ -68,11 +68,13 @@ class Shards(Part):
         for shard in self._shards:
             shard.member.parameter.grad = None
             weights, mean, precision = shard.weights, shard.mean, shard.precision
-            stream, count, total = self._stream(weights), weights.numel(), shard.member.parameter.numel()
-            for piece, values in stream.pieces(
-                noise.key(draw.seed, shard.member.name), shard.member.start, count, total
-            ):
-                if values.numel() == count:
+            seed, start, total = (
+                noise.key(draw.seed, shard.member.name),
+                shard.member.start,
+                shard.member.parameter.numel(),
+            )
+            for piece, values in self._streams.pieces(weights, seed, start, total):
+                if len(values) == len(weights):
                     self._family.sample_(weights, mean, precision, values)
                 else:
                     self._family.sample_(weights[piece], mean[piece], precision[piece], values)
@@ -136,9 +138,3 @@ class Shards(Part):
 
     def _buckets(self, statistic: str = "gradient") -> Iterator[Bucket]:
         yield from buckets(self._shards, statistic, self._prior_weight)
-
-    def _stream(self, like: Tensor) -> noise.NormalStream:
-        place = like.device, like.dtype
-        if place not in self._streams:
-            self._streams[place] = noise.NormalStream(*place)
-        return self._streams[place]

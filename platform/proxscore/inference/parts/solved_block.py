@@ -34,7 +34,7 @@ class SolvedBlock(Block):
         check_penalty(penalty, family)
         self.solver = solver
         self._seen: list[tuple[Tensor, Tensor]] = []  # of this step's draws: score, and weights - mean
-        #: Score-matching loss at the last step's draws.
+        #: The score-matching loss, averaged over the draws of the last step.
         self.loss = torch.zeros(())
         self._steps = torch.zeros((), dtype=torch.int64)
         self._leaves = {name: v.requires_grad_() for name, v in family.parameters(self.anchor).items()}
