@@ -54,14 +54,16 @@ class Gradients:
         Raises:
             RuntimeError: there are none, or those of a pair's first draw are gone.
         """
-        if any(a is not None and a is not p.grad for a, p in zip(self._first_of_pair, self._parameters, strict=False)):
+        aside, first = self._aside, self._first_of_pair
+        self._aside, self._first_of_pair = None, []
+        if any(a is not None and a is not p.grad for a, p in zip(first, self._parameters, strict=False)):
             raise RuntimeError("gradients were cleared between the two draws of a pair; leave them to the optimizer")
         if all(parameter.grad is None for parameter in self._parameters):
             raise RuntimeError("no gradients after a draw: call backward() inside the draws() loop")
         for parameter in self._parameters:
             if parameter.grad is not None and parameter.grad.is_sparse:  # of an embedding
                 parameter.grad = parameter.grad.to_dense()
-        if self._aside is None:
+        if aside is None:
             return
         found = [gradient for gradient in self._current() if gradient is not None]
         if self._scaler is not None:
@@ -69,7 +71,7 @@ class Gradients:
         if self._clip_norm is not None:
             factor = (self._clip_norm / total_norm(found)).clamp(max=1.0)
             torch._foreach_mul_([noise.local(gradient) for gradient in found], factor)
-        for parameter, before in zip(self._parameters, self._aside, strict=True):
+        for parameter, before in zip(self._parameters, aside, strict=True):
             if before is not None:
                 parameter.grad = before if parameter.grad is None else parameter.grad.add_(before)
 
@@ -92,6 +94,7 @@ class Gradients:
 
     def end_loop(self) -> None:
         """Remember the gradients as they are: from now on they hold statistics, which only the step may change."""
+        self._aside, self._first_of_pair = None, []  # an error may have left them, and their memory
         self._versions = self._written()
 
     def check_untouched(self, grad_scaler: bool, loss_scale: Tensor | None) -> None:

@@ -116,9 +116,8 @@ class ProximalScore(AssembledOptimizer):
                     part.restore()
                 torch.clear_autocast_cache()
                 self._drawing = False
-                if self._scored:
-                    self._gradients.end_loop()
-                else:
+                self._gradients.end_loop()
+                if not self._scored:
                     self._forget()
 
     def _sample(self, index: int, sign: float) -> None:
