@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -335,3 +336,22 @@ def test_a_parameter_outside_the_forward_is_moved_by_its_prior_alone() -> None:
         optimizer.step()
     assert ((module.unused > 0) & (module.unused < 1)).all()
     assert (optimizer.state[module.unused]["precision"] != precision).all()
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+@pytest.mark.parametrize("fails", [False, True])
+def test_gradients_are_released_when_the_step_or_an_error_ends_the_loop(fails: bool, clip_norm: float | None) -> None:
+    module = network()
+    optimizer = ProximalScore(module.named_parameters(), N, paired=True, draws=2, clip_norm=clip_norm)
+    held = []
+    try:
+        for index in optimizer.draws():
+            if fails and index == 3:
+                raise KeyboardInterrupt
+            plain(module, *batch())
+            held.append(weakref.ref(module[0].weight.grad))
+        optimizer.step()
+    except KeyboardInterrupt:
+        optimizer.zero_grad()
+    assert len(held) == (3 if fails else 4)
+    assert not any(gradient() is not None for gradient in held)

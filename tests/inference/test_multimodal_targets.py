@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal, StudentT, Transform, TransformedDistribution, constraints
 
 from proxscore.inference import ForwardKL, Prior, ProximalScore, Schedule
-from proxscore.inference.blocks import Block
 from proxscore.inference.families import Distribution, Family, FullCovariance, MeanField, Mixture, State
 from proxscore.inference.families.base import whole
+from proxscore.inference.parts.block import Block
 from proxscore.inference.solver import GradientSolver
 from proxscore.methods.references import advi
 

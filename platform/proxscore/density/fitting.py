@@ -187,7 +187,7 @@ def _spread(optimizer: ProximalScore, precision: Mapping[str, Tensor]) -> None:
     for name, _, state in optimizer.sampled():
         state["precision"].copy_(precision[name].view_as(state["precision"]))
     for block in optimizer.blocks():
-        block.spread(torch.cat([precision[member.name] for member in block.members]))
+        block.set_initial_precision(torch.cat([precision[member.name] for member in block.members]))
 
 
 def _reference(

@@ -1,4 +1,4 @@
-"""Buffers of a module that are as before afterwards, whatever its forward passes do to them."""
+"""A context in which forward passes may change a module's buffers, and after which these are as before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights that FSDP2 has gathered: a forward without backward leaves those of the root so."""
+"""Weights that FSDP2 has gathered: after a forward without backward, those of the root module stay gathered."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def reshard(module: nn.Module) -> None:
 
 
 def refuse_freed(parameters: Mapping[str, Tensor]) -> None:
-    """
+    """Refuse parameters whose memory is gone.
+
     Raises:
         RuntimeError: names a parameter whose memory FSDP2 has freed; an optimizer that holds it was made of gathered weights.
     """

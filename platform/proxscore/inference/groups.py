@@ -1,4 +1,4 @@
-"""Sums over processes: draw groups, which scored different draws of one step, and the holders of a tensor's shards."""
+"""Sums over processes: over draw groups, which score different draws of one step, and over the shards of a tensor."""
 
 from __future__ import annotations
 
@@ -9,11 +9,37 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from proxscore.inference import noise
 
-_LARGEST = 1 << 24  # numbers that one all-reduce sends: two temporaries of that size live at once
+#: How many numbers one all-reduce sends at most; two temporaries of that size live at once.
+_MESSAGE_SIZE = 1 << 24
+
+
+class DrawGroups:
+    """Processes that hold the same parameters, or shards of them, and share out the draws of each step.
+
+    Args:
+        mesh: one-dimensional, over the groups; none: one group.
+        draws: how many draws, or pairs, a step has over all groups.
+
+    Raises:
+        ValueError: the draws cannot be shared out evenly.
+    """
+
+    def __init__(self, mesh: DeviceMesh | None, draws: int) -> None:
+        self.mesh, self.count = mesh, 1 if mesh is None else mesh.size()
+        if draws % self.count:
+            raise ValueError(f"draws is {draws}; it must be a multiple of the number of draw groups, {self.count}")
+        #: Indices of the draws that this process scores.
+        self.own = range(0 if mesh is None else mesh.get_local_rank(), draws, self.count)
+
+    def sum(self, tensors: Iterable[Tensor]) -> None:
+        """Sum each tensor over the groups, in place."""
+        if self.mesh is not None:
+            all_reduce_together(tensors, self.mesh.get_group())
 
 
 def all_reduce_together(tensors: Iterable[Tensor], group: dist.ProcessGroup) -> None:
@@ -31,11 +57,11 @@ def all_reduce_together(tensors: Iterable[Tensor], group: dist.ProcessGroup) -> 
 
 
 def _chunks(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Consecutive tensors of one type and place, as many as one message takes."""
+    """Lists of consecutive tensors of one type and device, each as long as one message may be."""
     for _, alike in groupby(tensors, key=lambda tensor: (tensor.dtype, tensor.device)):
         chunk: list[Tensor] = []
         for tensor in alike:
-            if chunk and sum(held.numel() for held in chunk) + tensor.numel() > _LARGEST:
+            if chunk and sum(held.numel() for held in chunk) + tensor.numel() > _MESSAGE_SIZE:
                 yield chunk
                 chunk = []
             chunk.append(tensor)
@@ -44,14 +70,16 @@ def _chunks(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def shard_count(tensor: DTensor) -> int:
-    """Over how many ranks a tensor is cut."""
-    sizes = [tensor.device_mesh.size(d) for d, place in enumerate(tensor.placements) if isinstance(place, Shard)]
+    """How many ranks a tensor is cut over."""
+    sizes = [
+        tensor.device_mesh.size(d) for d, placement in enumerate(tensor.placements) if isinstance(placement, Shard)
+    ]
     return max(sizes, default=1)
 
 
 def shard_group(tensor: DTensor) -> Any:
     """The process group of the ranks that hold a tensor's shards."""
-    (dimension,) = (d for d, place in enumerate(tensor.placements) if isinstance(place, Shard))
+    (dimension,) = (d for d, placement in enumerate(tensor.placements) if isinstance(placement, Shard))
     return tensor.device_mesh.get_group(dimension)
 
 

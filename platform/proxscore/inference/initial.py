@@ -27,16 +27,17 @@ from proxscore.inference.gathered import reshard
 from proxscore.inference.names import named_parameters
 
 INITIAL_NOISE = 0.02
-_ZERO = 1e-8  # a root mean square below says nothing
+#: The root mean square of a tensor's weights up to which they count as zero, and say nothing of their scale.
+_NEGLIGIBLE = 1e-8
 
 
 def initial_scales(parameters: Mapping[str, Tensor]) -> dict[str, float]:
-    """By parameter name, what the initial standard deviation is a fraction of; in units of the weights.
+    """The scale that each parameter's initial standard deviation is a fraction of, by name, in units of the weights.
 
     Of sharded parameters, over the whole tensors: a collective call.
     """
     found = {name: _root_mean_square(parameter) for name, parameter in parameters.items()}
-    known = {name: scale for name, scale in found.items() if scale > _ZERO}
+    known = {name: scale for name, scale in found.items() if scale > _NEGLIGIBLE}
     for name, parameter in parameters.items():
         if name not in known and parameter.ndim > 1:
             found[name] = 1 / math.sqrt(max(parameter[0].numel(), 1))
@@ -55,9 +56,10 @@ def _root_mean_square(parameter: Tensor) -> float:
     return (square.full_tensor() if isinstance(square, DTensor) else square).sqrt().item()
 
 
-#: What draws may lose against the mean at the start: that share of the mean's loss, and of a nat where it is smaller.
+#: How much more loss than the mean draws may have at the start: this fraction of its loss, or of a nat if that is more.
 BEARABLE = 0.01
-_SMALLEST = 1e-4
+#: Relative noise below which it is not halved any more.
+_SMALLEST_NOISE = 1e-4
 
 
 @torch.no_grad()
@@ -72,7 +74,7 @@ def bearable_noise(module: nn.Module, losses: Callable[[], Iterable[Tensor]], la
         module: its trained parameters are drawn about; as before afterwards, buffers included.
         losses: called for a pass over a few batches: average negative log-likelihood of each, evaluated when it is asked for.
             Over shards, each rank's part, such that the average over ranks is the batch's.
-        seed: of the draws.
+        seed: seed of the draws' noise.
 
     Raises:
         ValueError: no batches, or no batch whose loss is finite at the start; single ones are left out.
@@ -82,8 +84,8 @@ def bearable_noise(module: nn.Module, losses: Callable[[], Iterable[Tensor]], la
     scales = initial_scales(trained)
     before = [parameter.detach().clone() for parameter in trained.values()]
 
-    def found(relative: float) -> Tensor:
-        """Of each batch."""
+    def losses_of_draws(relative: float) -> Tensor:
+        """The loss of each batch at a draw of its own."""
         seen: list[Tensor] = []
         iterator = iter(losses())
         while True:
@@ -104,14 +106,13 @@ def bearable_noise(module: nn.Module, losses: Callable[[], Iterable[Tensor]], la
 
     with kept_buffers(module):
         try:
-            base = found(0.0)
+            base = losses_of_draws(0.0)
             usable = base.isfinite()  # training skips a batch that is not
             if not usable.any():
                 raise ValueError("the loss of the first batches is not finite at the start: look for bad inputs")
-            least = base[usable].mean().item()
-            relative = largest
-            while relative > _SMALLEST:
-                if found(relative)[usable].mean().item() <= least + BEARABLE * max(abs(least), 1.0):
+            without, relative = base[usable].mean().item(), largest
+            while relative > _SMALLEST_NOISE:
+                if losses_of_draws(relative)[usable].mean().item() <= without + BEARABLE * max(abs(without), 1.0):
                     break
                 relative /= 2
         finally:
@@ -122,11 +123,11 @@ def bearable_noise(module: nn.Module, losses: Callable[[], Iterable[Tensor]], la
 def _perturb(
     parameters: Mapping[str, Tensor], before: list[Tensor], scales: Mapping[str, float], relative: float, seed: int
 ) -> None:
+    """Put into the parameters their values ``before``, and to these add seeded noise, ``relative`` to the parameters' scales."""
+    streams = noise.Streams()
     for (name, parameter), mean in zip(parameters.items(), before, strict=True):
         parameter.copy_(mean)
         if relative > 0:
-            shard = noise.local(parameter)
-            stream = noise.NormalStream(shard.device, shard.dtype)
-            start = noise.shard_offset(parameter, name)
-            for piece, values in stream.pieces(noise.key(seed, name), start, len(shard), parameter.numel()):
+            shard, start = noise.local(parameter), noise.shard_offset(parameter, name)
+            for piece, values in streams.pieces(shard, noise.key(seed, name), start, parameter.numel()):
                 shard[piece].add_(values, alpha=relative * scales[name])

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at a moment of one's own choosing: not while weights or state are half written."""
+"""A context in which Ctrl-C and SIGTERM wait, so that they do not leave weights or state half written."""
 
 from __future__ import annotations
 

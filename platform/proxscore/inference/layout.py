@@ -1,4 +1,4 @@
-"""How a block of parameters is cut out of, and put into, one vector: of this rank's shards, or of the whole.
+"""A block of parameters as one vector: of this rank's shards, or of the whole.
 
 Over FSDP2 shards, a shardable family's vector is this rank's part, and sums go over the ranks; any other family is
 gathered: every rank holds the whole vector and computes the same.
@@ -22,10 +22,10 @@ from proxscore.inference.groups import shard_count, shard_group
 
 
 class Layout:
-    """Flattened views of a few parameters: of this rank's shards, or of the whole.
+    """How the tensors of a block are flattened into one vector, and written back from it.
 
     Args:
-        family: of the block.
+        family: family that describes the block.
         members: (name, parameter, index of its local shard's first element).
     """
 
@@ -34,14 +34,14 @@ class Layout:
         self.members = list(members)
         tensors = [tensor for _, tensor, _ in self.members]
         sharded = [t for t in tensors if isinstance(t, DTensor) and shard_count(t) > 1]
-        #: Whether vectors hold this rank's shards only.
+        #: Whether the vector holds this rank's shards only.
         self.local = family.shardable and bool(sharded)
         if self.local and len({id(t.device_mesh) for t in sharded if isinstance(t, DTensor)}) > 1:
             raise ValueError(f"family {family.kind}: {self.members[0][0]} and others lie on different device meshes")
         self._group = shard_group(sharded[0]) if self.local else None
         self.sizes = [noise.local(t).numel() if self.local else t.numel() for t in tensors]
         self.shape, self.size = tensors[0].shape, sum(self.sizes)
-        self._streams: dict[tuple[torch.device, torch.dtype], noise.NormalStream] = {}
+        self._streams = noise.Streams()
 
     def total(self, value: Tensor) -> Tensor:
         """The sum over the shards, differentiable."""
@@ -49,11 +49,11 @@ class Layout:
 
     @property
     def ranks(self) -> int:
-        """How many shards there are: a loss that every rank holds counts so often in a backward pass."""
+        """How many ranks share the vector: a loss that each of them holds counts that often in a backward pass."""
         return dist.get_world_size(self._group) if self.local else 1
 
     def vector(self, tensors: Iterable[Tensor]) -> Tensor:
-        """Tensors shaped and placed as the parameters, flattened; a trailing dimension more stays a column."""
+        """Flatten tensors that are shaped and placed as the parameters; further trailing dimensions stay columns."""
         pieces = []
         for (_, parameter, _), tensor in zip(self.members, tensors, strict=True):
             columns = tensor.shape[parameter.ndim :]
@@ -76,46 +76,41 @@ class Layout:
         """The whole of a tensor whose first dimension runs over this rank's part of the vector; every rank must call it."""
         if not self.local or vector.ndim == 0:
             return vector
-        tensors = [empty(parameter, vector.shape[1:]) for _, parameter, _ in self.members]
+        tensors = [zeros_placed_as(parameter, *parameter.shape, *vector.shape[1:]) for _, parameter, _ in self.members]
         self.put(vector, tensors)
         whole_tensors = [t.full_tensor() if isinstance(t, DTensor) else t for t in tensors]
         return torch.cat([t.reshape(-1, *vector.shape[1:]) for t in whole_tensors])
 
     def normal(self, *words: int | str) -> Tensor:
-        """Standard normal numbers for the vector: those of a run that is sharded otherwise, or not at all."""
+        """Standard normal numbers for the vector, the same however the run is sharded; ``words`` are their seed."""
         tensors = [tensor for _, tensor, _ in self.members]
         result = torch.empty(self.size, device=tensors[0].device, dtype=tensors[0].dtype)
-        stream = self._stream(result)
         for (name, parameter, start), piece in zip(self.members, result.split(self.sizes), strict=True):
-            first = start if self.local else 0
-            for part, values in stream.pieces(noise.key(*words, name), first, len(piece), parameter.numel()):
+            first, seed = start if self.local else 0, noise.key(*words, name)
+            for part, values in self._streams.pieces(piece, seed, first, parameter.numel()):
                 piece[part] = values
         return result
 
     def extra(self, *words: int | str) -> Tensor:
-        """The standard normal numbers of a draw that all ranks share."""
-        like = self.members[0][1]
+        """The further standard normal numbers that a draw of the family takes, equal on all ranks."""
+        name, like, _ = self.members[0]
         result = torch.empty(self.family.extra, device=like.device, dtype=like.dtype)
-        for part, values in self._stream(result).pieces(
-            noise.key(*words, "extra", self.members[0][0]), 0, len(result), len(result)
-        ):
+        for part, values in self._streams.pieces(result, noise.key(*words, "extra", name), 0, len(result)):
             result[part] = values
         return result
 
     def draw(self, state: State, sign: float, *words: int | str) -> Tensor:
-        """A draw of the family, as a vector; the same for the same words."""
+        """A draw of the family, as a vector; ``words`` are its seed."""
         return self.family.draw(state, self.normal(*words), self.extra(*words), sign)
 
-    def _stream(self, like: Tensor) -> noise.NormalStream:
-        place = like.device, like.dtype
-        if place not in self._streams:
-            self._streams[place] = noise.NormalStream(*place)
-        return self._streams[place]
+
+def filled(values: Iterable[float], sizes: Iterable[int], like: Tensor) -> Tensor:
+    """A vector that repeats each value as often as its size says."""
+    return torch.cat([like.new_full((size,), value) for value, size in zip(values, sizes, strict=True)])
 
 
-def empty(parameter: Tensor, columns: torch.Size) -> Tensor:
-    """Zeros of the parameter's shape, with trailing dimensions, placed as it is."""
-    shape = (*parameter.shape, *columns)
+def zeros_placed_as(parameter: Tensor, *shape: int) -> Tensor:
+    """Zeros of a shape whose first dimension is cut over ranks as the parameter's is."""
     if isinstance(parameter, DTensor):
         return distributed_zeros(
             *shape, dtype=parameter.dtype, device_mesh=parameter.device_mesh, placements=parameter.placements

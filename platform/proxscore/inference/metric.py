@@ -61,7 +61,7 @@ from torch import Tensor
 
 Metric = Literal["adaptive", "posterior"]
 
-#: Adam's, which keeps zero out of the denominator.
+#: Adam's epsilon, which keeps zero out of the denominator.
 EPSILON = 1e-8
 #: How far noise alone may move a log-precision (root mean square) in as many steps as its proximal weight.
 WANDER = 1 / 3
@@ -71,13 +71,13 @@ LR = 4e-3
 
 @dataclass(frozen=True)
 class Adaptive:
-    """The adaptive metric in one step.
+    """The adaptive metric of one step, with what it does to the curvature statistic.
 
     Args:
         lr: the learning rate in force; zero: the mean stays where it is.
         scale: data size / temperature.
-        decay: of the running mean of squares, in [0, 1).
-        singles: single draws of a step, whose curvature statistic is to be held down; none: pairs.
+        decay: decay of the running mean of squares, in [0, 1).
+        singles: how many single draws a step has, whose curvature statistic is held down; none: it has pairs.
     """
 
     lr: float
@@ -86,7 +86,7 @@ class Adaptive:
     singles: int | None = None
 
     def of(self, squares: list[Tensor], counts: list[float]) -> list[Tensor]:
-        """M_t, from running means of squares and the numbers of steps that are in them."""
+        """The metric M_t, from running means of squared gradients and the numbers of steps that are in them."""
         metric = torch._foreach_sqrt(squares)
         ready = [count > 0 and self.lr > 0 for count in counts]
         factor = self.scale / self.lr if self.lr > 0 else 0.0
@@ -103,7 +103,7 @@ class Adaptive:
         precision: list[Tensor],
         weight: float,
     ) -> None:
-        """Make of k what counts at the proximal weight ``weight`` of the precision, 1 + f (k - 1); in the first step, 1."""
+        """Replace k by 1 + f (k - 1), with f for the proximal weight ``weight`` of the precision; in the first step f is 0."""
         assert self.singles is not None
         noise = torch._foreach_div(squares, precision)
         torch._foreach_sqrt_(noise)
@@ -118,6 +118,6 @@ class Adaptive:
         torch._foreach_add_(statistic, 1.0)
 
     def add_(self, squares: list[Tensor], gradients: list[Tensor]) -> None:
-        """Fold a step's gradients into the running means: only after :meth:`of` of that step."""
+        """Add a step's squared gradients to the running means; only after that step has used :meth:`of`."""
         torch._foreach_mul_(squares, self.decay)
         torch._foreach_addcmul_(squares, gradients, gradients, value=1 - self.decay)

@@ -1,4 +1,4 @@
-"""What a step does to the precisions, in a few numbers."""
+"""Statistics of what a step does to the precisions."""
 
 from __future__ import annotations
 

@@ -18,17 +18,21 @@ from torch.optim.swa_utils import AveragedModel
 Kind = Literal["weight", "bias", "norm"]
 T = TypeVar("T")
 
-_PRIVATE = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
-_HOLDERS = (DistributedDataParallel, DataParallel, AveragedModel)  # of a ``module``
+_ADDED_BY_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+_WRAPPERS_OF_MODULE = (
+    DistributedDataParallel,
+    DataParallel,
+    AveragedModel,
+)  # each holds what it wraps as its ``module``
 
 
 def canonical(name: str) -> str:
-    """A name without the parts that only wrappers give; those named ``module`` stay, as text does not tell whose they are."""
-    return ".".join(part for part in name.split(".") if part not in _PRIVATE)
+    """A name without the parts that wrappers add; ``module`` stays, as the name does not tell whether a wrapper added it."""
+    return ".".join(part for part in name.split(".") if part not in _ADDED_BY_WRAPPERS)
 
 
 def canonical_names(names: Iterable[str]) -> list[str]:
-    """Names of an optimizer's parameters; a leading ``module.`` that all of them have is a wrapper's and goes, too."""
+    """Names without what wrappers add; a leading ``module.`` that all of them have is taken for a wrapper's, too."""
     found = [canonical(name) for name in names]
     while found and all(name.startswith("module.") for name in found):
         found = [name.removeprefix("module.") for name in found]
@@ -46,7 +50,7 @@ def named_buffers(module: nn.Module, *, remove_duplicate: bool = True) -> dict[s
 
 
 def named_layers(module: nn.Module) -> dict[str, nn.Module]:
-    """The submodules by canonical name; a wrapper and what it holds have the same one, which is the held module's."""
+    """The submodules by canonical name; a wrapper has the name of the module that it holds, and gives way to it."""
     return _renamed(module, module.named_modules(), wrappers=True)
 
 
@@ -58,8 +62,8 @@ def persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
         for name in layer._buffers
         if name not in layer._non_persistent_buffers_set
     ]
-    keep = set(_renamed(module, ((name, None) for name in saved)))
-    return {name: buffer for name, buffer in named_buffers(module).items() if name in keep}
+    persistent = set(_renamed(module, ((name, None) for name in saved)))
+    return {name: buffer for name, buffer in named_buffers(module).items() if name in persistent}
 
 
 def parameter_kinds(module: nn.Module) -> dict[str, Kind]:
@@ -78,7 +82,7 @@ def parameter_kinds(module: nn.Module) -> dict[str, Kind]:
 
 
 def kinds_by_name(dimensions: dict[str, int]) -> dict[str, Kind]:
-    """The same where only names and numbers of dimensions are known: a layer whose ``weight`` is a vector normalises."""
+    """What kind each parameter is, from its name and number of dimensions: a layer whose ``weight`` is a vector normalises."""
     kinds: dict[str, Kind] = {}
     for name, ndim in dimensions.items():
         module, _, leaf = name.rpartition(".")
@@ -99,7 +103,7 @@ def _normalises(layer: nn.Module) -> bool:
 
 
 def _renamed(module: nn.Module, named: Iterable[tuple[str, T]], *, wrappers: bool = False) -> dict[str, T]:
-    """Things by the names that they have without wrappers.
+    """Values by the names that they have without wrappers.
 
     Raises:
         ValueError: two of them would have the same.
@@ -107,12 +111,12 @@ def _renamed(module: nn.Module, named: Iterable[tuple[str, T]], *, wrappers: boo
     held = {
         f"{path}.module" if path else "module"
         for path, layer in module.named_modules(remove_duplicate=False)
-        if isinstance(layer, _HOLDERS)
+        if isinstance(layer, _WRAPPERS_OF_MODULE)
     }
     found: dict[str, T] = {}
     for name, value in named:
         parts = name.split(".") if name else []
-        kept = [p for i, p in enumerate(parts) if p not in _PRIVATE and ".".join(parts[: i + 1]) not in held]
+        kept = [p for i, p in enumerate(parts) if p not in _ADDED_BY_WRAPPERS and ".".join(parts[: i + 1]) not in held]
         plain = ".".join(kept)
         if plain in found and not wrappers:
             raise ValueError(f"{name}: the module has another {plain} once wrappers are left out of the names")

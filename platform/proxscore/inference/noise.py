@@ -85,3 +85,17 @@ class NormalStream:
             noise = self._buffer[:size].normal_(generator=self._generator.manual_seed(key(seed, index)))
             low, high = max(first, start), min(first + size, start + count)
             yield slice(low - start, high - start), noise if high - low == size else noise[low - first : high - first]
+
+
+class Streams:
+    """Standard normal noise for tensors of any device and type: a :class:`NormalStream` for each, made when it is needed."""
+
+    def __init__(self) -> None:
+        self._streams: dict[tuple[torch.device, torch.dtype], NormalStream] = {}
+
+    def pieces(self, like: Tensor, seed: int, start: int, total: int) -> Iterator[tuple[slice, Tensor]]:
+        """Noise for a flat shard ``like`` that begins at ``start``, as :meth:`NormalStream.pieces` yields it."""
+        kind = like.device, like.dtype
+        if kind not in self._streams:
+            self._streams[kind] = NormalStream(*kind)
+        return self._streams[kind].pieces(seed, start, len(like), total)

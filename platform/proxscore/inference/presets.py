@@ -20,14 +20,14 @@ from proxscore.inference.schedules import Schedule
 
 
 def exact(steps: int, numbers: int, family: Family | None = None, draws: int | None = None) -> dict[str, Any]:
-    """Keyword arguments of ``ProximalScore`` for a run of so many steps over so many numbers.
+    """Keyword arguments of ``ProximalScore`` for an exact posterior of a few hundred numbers, by the length of the run.
 
     Pairs of draws, closed form, both weights by cosine, and a mean whose step is limited far beyond what a run needs. Start
     at about the posterior's width (``initial_precision``; :func:`proxscore.density.fit` measures it): tighter costs steps,
     much wider costs many.
 
     Args:
-        steps: of the run; about 1,000, and for a full covariance some 10 D / S at least.
+        steps: length of the run; about 1,000, and for a full covariance some 10 D / S at least.
         numbers: D, the numbers that are sampled.
         family: mean field (default) or full covariance; others take the gradient solver, and these weights serve them, too.
         draws: S, pairs per step; none: 2, of a full covariance 4, or D / 8 where that is more.
@@ -49,13 +49,13 @@ def exact(steps: int, numbers: int, family: Family | None = None, draws: int | N
 
 
 def network(steps: int) -> dict[str, Any]:
-    """Keyword arguments of ``ProximalScore`` for a network that is trained for so many steps: what the length decides.
+    """Keyword arguments of ``ProximalScore`` for a network, by the length of its training.
 
     The rest are the optimizer's defaults, which are a job's, too. The learning rate rises over a twentieth of the run and falls
     to zero by a cosine; the precision's weight is the number of steps, so that a log-precision may travel about one.
 
     Args:
-        steps: of the run, at least 1.
+        steps: length of the run, at least 1.
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}; it must be at least 1")

@@ -14,30 +14,26 @@ class Draw:
     """One draw of a step: what its weights are made of, and how its gradients count.
 
     Args:
-        index: of the draw, or pair, within the step.
-        first: it is the first that this process scores in the step.
+        first: whether it is the first draw, or pair, that this process scores in the step.
         sign: 1 for a single draw and the first of a pair, -1 for the second.
-        paired: it belongs to a pair.
-        draws: or pairs, of the step.
-        groups: of processes that score different draws of the step.
+        paired: whether it belongs to a pair.
+        draws: how many draws, or pairs, the step has over all draw groups.
         scale: data size / temperature.
-        prior_weight: of the prior, in [0, 1], while it enters.
-        seed: of the noise; the same for both of a pair.
+        prior_weight: factor on the prior's precision, in [0, 1]: below one while the prior enters.
+        seed: seed of the noise; both draws of a pair have the same.
     """
 
-    index: int
     first: bool
     sign: float
     paired: bool
     draws: int
-    groups: int
     scale: float
     prior_weight: float
     seed: int
 
     @property
     def last(self) -> bool:
-        """A single draw, or the second of a pair."""
+        """Whether its gradients complete a draw: it is a single one, or the second of a pair."""
         return not (self.paired and self.sign > 0)
 
 
@@ -52,10 +48,10 @@ class ProximalStep:
         metric: the adaptive metric of the mean; none: that of the posterior.
         max_log_precision_step: trust region of the log-precision; none: unlimited.
         max_mean_step: trust region of the mean, in units of the weights with the adaptive metric, else in standard deviations.
-        prior_weight: of the prior, in [0, 1], while it enters.
-        factor: of the learning rate and the mean's schedule.
-        seed: of the noise that a penalty without a closed form is estimated with: that of the step's last draw.
-        number: of steps before this one that were not skipped.
+        prior_weight: factor on the prior's precision, in [0, 1]: below one while the prior enters.
+        factor: product of the learning rate, relative to the first one, and the mean's schedule.
+        seed: seed of the step's last draw, at which a penalty without a closed form is estimated.
+        number: how many steps before this one were not skipped.
     """
 
     penalty: Penalty

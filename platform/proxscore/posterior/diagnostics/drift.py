@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from proxscore.inference import ProximalScore, noise
-from proxscore.inference.blocks import SolvedBlock
-from proxscore.inference.probes import marginal_log_precision
+from proxscore.inference.convergence.block_probes import marginal_log_precision
+from proxscore.inference.parts.solved_block import SolvedBlock
 
 #: A number has moved when its precision changed by more than this factor.
 MOVED = 1.05

@@ -19,12 +19,13 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from proxscore.inference import noise
+from proxscore.inference.members import Member, still_trained
 from proxscore.inference.monitor import Monitor
-from proxscore.inference.parts import Member, Part, States, trained
+from proxscore.inference.parts.part import Part, States
 from proxscore.inference.priors import NOISE
 from proxscore.inference.step import Draw, ProximalStep
 
-#: Of the natural-gradient steps of noise levels, times the step's factor. Batches of B rows leave a relative error of about
+#: Rate of the natural-gradient steps of noise levels, times the step's factor. Batches of B rows leave a relative error of about
 #: sqrt(rate / B) / 2, that of 2 B / rate rows; up to 2 / rate outputs may share a level before steps overshoot.
 NOISE_RATE = 0.1
 
@@ -52,7 +53,7 @@ class Points(Part):
                 held["prior_mean"] = member.prior_mean_shard()
 
     def begin(self, state: States) -> None:
-        self.members, self._held = trained(self._all), state
+        self.members, self._held = still_trained(self._all), state
 
     def sample(self, draw: Draw) -> None:
         return
