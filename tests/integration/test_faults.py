@@ -17,7 +17,7 @@ def test_a_run_outlives_the_fault_with_nothing_lost_or_twice(fault: str, reposit
     """The script compares with an undisturbed run; see its docstring for what it demands."""
     command = [
         sys.executable,
-        str(repository / "jobs" / "benchmarks" / "faults.py"),
+        str(repository / "jobs" / "studies" / "faults" / "run.py"),
         "--times",
         "2",
         "--epochs",

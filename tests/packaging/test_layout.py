@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # only: several folders may have a module called conftest
 
 STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib")).resolve()
 ALLOWED_TOP_LEVEL = {
-    *("pyproject.toml", "README.md", "LICENSE", "cluster.yaml", ".gitignore"),
+    *("pyproject.toml", "README.md", "LICENSE", "cluster.yaml", ".gitignore", ".pre-commit-config.yaml"),
     *(".ci", "platform", "jobs", "tests"),
 }
 

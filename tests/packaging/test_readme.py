@@ -1,4 +1,4 @@
-"""The README's commands are what CI runs, and the files it names exist."""
+"""The README's commands are what CI runs, and the files that the cluster's settings name exist."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_cis_script_can_be_executed(repository: Path) -> None:
     assert os.access(repository / ".ci" / "run", os.X_OK)
 
 
-@pytest.mark.parametrize("document", ["README.md", "cluster.yaml", "jobs/runtime_env.yaml"])
+@pytest.mark.parametrize("document", ["cluster.yaml", "jobs/runtime_env.yaml"])  # pages: test_links.py
 def test_the_files_that_a_document_names_exist(repository: Path, document: str) -> None:
     text = (repository / document).read_text()
     # "jobs/configs/..." stands for any file of that folder.

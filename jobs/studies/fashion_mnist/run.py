@@ -1,6 +1,6 @@
 """Fashion-MNIST with a small CNN: proximal score matching beside AdamW and IVON, at equal numbers of gradient evaluations.
 
-    python jobs/benchmarks/fashion_mnist.py --path /usr/share/datasets/fashion-mnist
+    python jobs/studies/fashion_mnist/run.py --path /usr/share/datasets/fashion-mnist
 
 10,000 training images, ``small_cnn`` (about 80,000 parameters), 10 epochs of batches of 100: 1,000 gradient evaluations
 for every method. Each method is tuned over one step size, with the same number of trials, by validation NLL (seed 0), and

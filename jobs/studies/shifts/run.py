@@ -1,6 +1,6 @@
 """Who is sure of what it does not know? The quickstart's network and data, by method, on test images, shifts and no digits.
 
-    python jobs/benchmarks/shifts.py [--output shifts] [--seeds 3]
+    python jobs/studies/shifts/run.py [--output shifts] [--seeds 3]
 
 A Vision Transformer on digits, 800 gradient evaluations (the ensemble: 4 x 800). *Sure and wrong*: the share of images whose
 class is predicted wrong with a confidence of 0.9 or more; photographs are of no class, so that every sure answer is wrong. The
@@ -27,7 +27,7 @@ from proxscore.tracking.runs import tracking_uri
 from proxscore.tracking.study import study
 from proxscore.training import launch
 
-QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 ARMS: dict[str, list[str]] = {
     "AdamW": ["method={kind: adamw, lr: 3.0e-3}"],
     "4 x AdamW": ["method={kind: ensemble, members: 4, budget: each, of: {kind: adamw, lr: 3.0e-3}}"],

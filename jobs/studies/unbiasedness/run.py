@@ -1,6 +1,6 @@
 """Bias and variance of one iteration under mini-batches, and where the iterations end: ours, GSM, BaM, IVON.
 
-    python jobs/benchmarks/unbiasedness.py [--quick]
+    python jobs/studies/unbiasedness/run.py [--quick]
 
 Bayesian linear and logistic regression with 2,000 rows, batches of 20 to 2,000 rows, equal numbers of gradient evaluations.
 

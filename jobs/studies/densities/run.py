@@ -1,6 +1,6 @@
 """Posteriors of three small statistical models beside the truth: what one call of ``proxscore.density.fit`` finds.
 
-    python jobs/benchmarks/densities.py [--steps 1000] [--seeds 0 1 2] [--only "eight schools"]
+    python jobs/studies/densities/run.py [--steps 1000] [--seeds 0 1 2] [--only "eight schools"]
 
     eight schools   Rubin (1981), not centred: mu ~ N(0, 5^2), log tau ~ N(log 5, 1), eta_j ~ N(0, 1), y_j ~ N(mu + tau eta_j,
                     sigma_j^2). Beside NUTS: the stored run of tests/references, four chains of 20,000.
@@ -37,7 +37,7 @@ from proxscore.posterior import Posterior
 
 Tensors = dict[str, Tensor]
 DOUBLE: dict[str, Any] = dict(dtype=torch.float64)
-STORED = Path(__file__).parents[2] / "tests" / "references" / "eight_schools.json"
+STORED = Path(__file__).parents[3] / "tests" / "references" / "eight_schools.json"
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Which posterior over a CNN is both converged and good? Fashion-MNIST, 10,000 images, ``small_cnn``.
 
-    python jobs/benchmarks/convergence.py --path /usr/share/datasets/fashion-mnist --output convergence [--groups adaptive]
+    python jobs/studies/convergence/run.py --path /usr/share/datasets/fashion-mnist --output convergence [--groups adaptive]
 
 Arms differ from one another in temperature, prior scale, weight of the precision, sampled parameters, or family. All
 take the same number of gradient evaluations of the network: ``--epochs`` epochs of batches of 100, single draws. In a

@@ -1,6 +1,6 @@
 """Do the defaults train without tuning? Five models, nothing tuned; at temperature 1 (the default) and colder.
 
-    python jobs/benchmarks/defaults.py --path /usr/share/datasets/fashion-mnist [--output FOLDER] [--seeds 2] [--quick]
+    python jobs/studies/defaults/run.py --path /usr/share/datasets/fashion-mnist [--output FOLDER] [--seeds 2] [--quick]
 
 AdamW at its customary rate (1e-3) and at three times that, with the same number of gradient evaluations, says what a trained
 model is. A study that was interrupted goes on from ``runs.json`` in the output folder.

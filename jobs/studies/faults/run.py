@@ -1,6 +1,6 @@
 """What faults cost: workers, nodes and drivers are killed at random times, nodes are drained, join and leave.
 
-python jobs/benchmarks/faults.py --times 10 --output faults.json
+python jobs/studies/faults/run.py --times 10 --output faults.json
 
 A Ray cluster of a head and two nodes runs on this machine, each node with processes of its own. A job with two workers
 trains a small Vision Transformer on scikit-learn's digits, and suffers a fault so many times in a row, each at a random
@@ -51,7 +51,7 @@ from ray.core.generated import autoscaler_pb2
 
 from proxscore.posterior import Posterior
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FAULTS = ("worker", "node", "drain", "driver", "elastic")
 NOTICE = 10  # seconds between the notice and the loss of a drained node
 SETTINGS = [

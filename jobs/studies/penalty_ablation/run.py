@@ -1,6 +1,6 @@
 """What the proximal penalty does on a Vision Transformer, beside the trust region, the schedules and the solver.
 
-    python jobs/benchmarks/penalty_ablation.py --output penalty_ablation
+    python jobs/studies/penalty_ablation/run.py --output penalty_ablation
 
 The network and the data of ``jobs/configs/quickstart.yaml`` (about 100,000 parameters; scikit-learn's digits), trained in
 plain Python with 800 gradient evaluations of 64 images for every arm: 40 epochs of single draws, or 20 of pairs, which

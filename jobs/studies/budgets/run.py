@@ -1,6 +1,6 @@
 """Who is ahead after budgets that people use? A CNN and a Vision Transformer on Fashion-MNIST, early stopping for all.
 
-    python jobs/benchmarks/budgets.py --path /usr/share/datasets/fashion-mnist [--output budgets] [--jobs 2] [--plan small]
+    python jobs/studies/budgets/run.py --path /usr/share/datasets/fashion-mnist [--output budgets] [--jobs 2] [--plan small]
 
 Ten times in a run the validation NLL is measured, and the state where it is lowest is what the run is judged by on the test
 split (16 draws). Learning rates are chosen by validation NLL: among four at 1,000 gradient evaluations

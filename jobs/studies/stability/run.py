@@ -1,6 +1,6 @@
 """Does the iteration stay stable as the dimension grows, and which proximal weights and settings make it diverge?
 
-    python jobs/benchmarks/stability.py [--quick]
+    python jobs/studies/stability/run.py [--quick]
 
 Eight variants of ``ProximalScore``: with and without its trust region (``max_log_precision_step`` 1 and ``max_mean_step``
 0.1, or none of both), momentum 0.9 or 0, pairs or single draws, all at equal numbers of gradient evaluations; weights
