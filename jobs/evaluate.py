@@ -66,11 +66,12 @@ def _work(options: argparse.Namespace) -> int:
 
 def evaluate(source: str, overrides: list[str], split: str, draws: int, output: Path, diagnose: int = 0) -> int:
     from proxscore.storage import replacing, write
-    from proxscore.training.context import LocalContext, pick_device
+    from proxscore.training.data.batches import TrainingData
+    from proxscore.training.data.norm_rows import least_rows
     from proxscore.training.evaluation import evaluate as score
-    from proxscore.training.ingest import TrainingData
-    from proxscore.training.norm_rows import least_rows
+    from proxscore.training.local.worker import LocalWorker
     from proxscore.training.saved import load
+    from proxscore.training.worker import pick_device
 
     saved = load(source, overrides)
     posterior, config = saved.posterior, saved.config
@@ -79,7 +80,7 @@ def evaluate(source: str, overrides: list[str], split: str, draws: int, output: 
     built = task.build_model()
     distances = diagnosis(built, task, posterior, config, device, diagnose) if diagnose else None
     module = posterior.load_into(built).to(device)
-    context = LocalContext(output, device, lambda payloads: None, keep=1)
+    context = LocalWorker(output, device, lambda payloads: None, keep=1)
     training = config.training  # BatchNorm statistics of each draw come from training batches, as in training
     rows, least = task.data.train, least_rows(module, task)
     data = TrainingData(rows, training.batch_size, rank=0, world=1, seed=config.seed, least=least)
@@ -123,7 +124,7 @@ def diagnosis(
     from proxscore.methods.priors import prior_of
     from proxscore.methods.proximal_score import ProximalScoreConfig
     from proxscore.posterior.diagnostics import gaps
-    from proxscore.training.ingest import evaluation_batches
+    from proxscore.training.data.batches import evaluation_batches
 
     section = posterior.description.get("method")
     if not isinstance(section, dict) or section.get("kind") != "proximal_score":

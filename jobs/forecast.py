@@ -51,9 +51,9 @@ def forecast(source: str, overrides: list[str], draws: int, quantiles: list[floa
 
     from proxscore.forecasting.task import ForecastingConfig
     from proxscore.storage import replacing
-    from proxscore.training.context import pick_device
-    from proxscore.training.ingest import evaluation_batches
+    from proxscore.training.data.batches import evaluation_batches
     from proxscore.training.saved import load
+    from proxscore.training.worker import pick_device
 
     saved = load(source, overrides)
     config = saved.config

@@ -54,7 +54,7 @@ def _work(options: argparse.Namespace) -> int:
         print(configuration.dump(config), end="")
         return 0
     if options.dry_run:
-        from proxscore.training.dry_run import dry_run
+        from proxscore.training.preflight.dry_run import dry_run
 
         print(dry_run(config))
         return 0

@@ -15,7 +15,7 @@ from proxscore.experiments.sweep import settings as tune_settings
 from proxscore.experiments.sweep.plan import plan
 from proxscore.experiments.sweep.settings import TuneConfig
 from proxscore.training import evaluation
-from proxscore.training.context import LocalContext
+from proxscore.training.local.worker import LocalWorker
 
 
 @pytest.mark.parametrize(
@@ -118,6 +118,6 @@ def test_every_objective_is_reported_on_validation_data(kind: str, tmp_path: Pat
         section = {"kind": "forecasting", "horizon": 4, "context": 8, "model": model, "data": data}
     config = configuration.parse({"task": section, "training": {"workers": 0}})
     task = config.task.build()
-    context = LocalContext(tmp_path, torch.device("cpu"), lambda payloads: None, keep=1)
+    context = LocalWorker(tmp_path, torch.device("cpu"), lambda payloads: None, keep=1)
     metrics, _ = evaluation.evaluate(task.build_model(), task, config, context, "validation", 0)
     assert set(task.judge.objectives) <= set(metrics)

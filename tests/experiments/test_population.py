@@ -16,9 +16,8 @@ from proxscore.experiments.sweep.population import MULTIPLIERS, Population
 from proxscore.experiments.sweep.settings import PopulationConfig
 from proxscore.experiments.sweep.space import applied
 from proxscore.inference.schedules import Schedule
-from proxscore.training import checkpoint
-from proxscore.training.context import LocalContext
-from proxscore.training.loop import Fitted, finish, fit, fit_all, step_at
+from proxscore.training.local.worker import LocalWorker
+from proxscore.training.loop.fit import Fitted, checkpoint, finish, fit, fit_all, step_at
 
 SIZE, ROUNDS = 4, 3
 
@@ -111,7 +110,7 @@ def run(
 ) -> tuple[list[float], Fitted, Path]:
     """Losses by step, what is left, and the last checkpoint."""
     losses: list[float] = []
-    context = LocalContext(
+    context = LocalWorker(
         folder,
         torch.device("cpu"),
         lambda payloads: losses.extend(record["train/nll"] for record in payloads[0]["records"]),

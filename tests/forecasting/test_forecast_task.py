@@ -29,9 +29,9 @@ from proxscore.forecasting.predictive import ForecastPredictive
 from proxscore.forecasting.series_task import SeriesTask
 from proxscore.posterior import Posterior
 from proxscore.training import launch
-from proxscore.training.context import LocalContext
-from proxscore.training.ingest import evaluation_batches
-from proxscore.training.loop import train
+from proxscore.training.data.batches import evaluation_batches
+from proxscore.training.local.worker import LocalWorker
+from proxscore.training.loop.fit import train
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_network_trains_is_judged_saves_and_forecasts_what_comes_after_the_dat
     config = tree(series, network)
     task = SeriesTask(config.task)  # type: ignore[arg-type]
     reports: list[dict[str, Any]] = []
-    context = LocalContext(tmp_path / "run", torch.device("cpu"), lambda payloads: reports.append(payloads[0]), keep=1)
+    context = LocalWorker(tmp_path / "run", torch.device("cpu"), lambda payloads: reports.append(payloads[0]), keep=1)
     results = train(config, config.method, config.training.epochs, task, context)
     assert set(results["test"]) == {"posterior", "mean"}
     metrics = results["test"]["posterior"]
@@ -246,7 +246,7 @@ def test_an_undefined_metric_is_left_out_told_and_ends_no_run(
     config = tree(tmp_path / "series.parquet")
     task = SeriesTask(config.task)  # type: ignore[arg-type]
     reports: list[dict[str, Any]] = []
-    context = LocalContext(tmp_path / "run", torch.device("cpu"), lambda payloads: reports.append(payloads[0]), keep=1)
+    context = LocalWorker(tmp_path / "run", torch.device("cpu"), lambda payloads: reports.append(payloads[0]), keep=1)
     with caplog.at_level("WARNING"):
         results = train(config, config.method, config.training.epochs, task, context)
     found, validated = results["test"]["posterior"], reports[-1]["metrics"]

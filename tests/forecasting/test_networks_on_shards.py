@@ -16,9 +16,9 @@ from small_forecasts import SMALL, tree, write_series
 from proxscore.forecasting.networks import NAMES
 from proxscore.forecasting.series_task import SeriesTask
 from proxscore.posterior import Posterior
-from proxscore.training import meshes
-from proxscore.training.context import LocalContext
-from proxscore.training.loop import train
+from proxscore.training.local.worker import LocalWorker
+from proxscore.training.loop.fit import train
+from proxscore.training.sharding import meshes
 
 RANKS = 2
 TOLERANCE = (
@@ -42,7 +42,7 @@ def run(network: str, folder: Path, workers: int) -> dict[str, Any]:
     config = config.model_copy(update={"task": config.task.model_copy(update={"model": model})})
     arrangement = meshes.build(config, config.method, "cpu", workers) if workers else None
     losses: list[float] = []
-    context = LocalContext(
+    context = LocalWorker(
         folder,
         torch.device("cpu"),
         lambda payloads: losses.extend(record["train/nll"] for record in payloads[0]["records"]),
@@ -74,7 +74,7 @@ def worker(rank: int, folder: str) -> None:
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("sharded")
     write_series(folder / "series.parquet")
-    multiprocessing.set_forkserver_preload(["proxscore.training.loop", "proxscore.forecasting.task"])
+    multiprocessing.set_forkserver_preload(["proxscore.training.loop.fit", "proxscore.forecasting.task"])
     mp.start_processes(worker, args=(str(folder),), nprocs=RANKS, start_method="forkserver")
     return torch.load(folder / "found.pt")
 

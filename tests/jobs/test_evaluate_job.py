@@ -12,7 +12,7 @@ from torch.distributions import Normal
 
 from proxscore import config as configuration
 from proxscore.posterior import Posterior, predict
-from proxscore.training.ingest import evaluation_batches
+from proxscore.training.data.batches import evaluation_batches
 from proxscore.vision.image_task import ImageTask
 
 if TYPE_CHECKING:  # only: several folders may have a module called conftest

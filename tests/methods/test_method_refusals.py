@@ -13,7 +13,8 @@ from torch import nn
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, EvaluationConfig
 from proxscore.methods import RunLength, Setup, build_method, check_running_statistics
-from proxscore.training import launch, meshes
+from proxscore.training import launch
+from proxscore.training.sharding import meshes
 from proxscore.vision.task import ModelConfig, VisionConfig
 
 HORIZON = RunLength(total_steps=20, steps_per_epoch=4, data_size=200)

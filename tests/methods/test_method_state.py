@@ -12,7 +12,7 @@ import torch
 from method_problems import Trial, moons_trial, section
 
 from proxscore.posterior import Posterior
-from proxscore.training import checkpoint
+from proxscore.training.loop import checkpoint
 
 METHODS: dict[str, dict[str, Any]] = {
     "sgd": {"kind": "sgd"},

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from proxscore.config import Config, ConfigError, parse
 from proxscore.training import launch
-from proxscore.training.context import LocalContext
-from proxscore.training.dry_run import dry_run
-from proxscore.training.ingest import TrainingData, together
-from proxscore.training.loop import train
-from proxscore.training.norm_rows import least_rows
-from proxscore.training.stream_order import EpochOrder, batch_sizes
+from proxscore.training.data.batches import TrainingData, together
+from proxscore.training.data.norm_rows import least_rows
+from proxscore.training.data.stream_order import EpochOrder, batch_sizes
+from proxscore.training.local.worker import LocalWorker
+from proxscore.training.loop.fit import train
+from proxscore.training.preflight.dry_run import dry_run
 
 
 class Flat(nn.Module):
@@ -77,7 +77,7 @@ def test_an_epoch_whose_last_batch_would_be_one_row_is_trained(accumulate: int, 
     settings = config(accumulate=accumulate)
     settings = parse(settings.model_dump(mode="json") | {"method": {"kind": kind}})
     records: list[dict[str, float]] = []
-    context = LocalContext(
+    context = LocalWorker(
         tmp_path, torch.device("cpu"), lambda payloads: records.extend(payloads[0]["records"]), keep=1
     )
     results = train(settings, settings.method, 1, settings.task.build(), context)

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import fully_shard
 from proxscore.config import ConfigError
 from proxscore.inference import Categorical, FullCovariance, ProximalScore
 from proxscore.posterior import Posterior
-from proxscore.training import checkpoint
+from proxscore.training.loop import checkpoint
 
 
 def network(seed: int = 0) -> nn.Sequential:

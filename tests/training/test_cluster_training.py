@@ -24,7 +24,8 @@ from PIL import Image
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError
 from proxscore.posterior import Posterior
-from proxscore.training import cluster, launch
+from proxscore.training import launch
+from proxscore.training.ray import checks as cluster_checks
 from proxscore.vision.image_task import ImageTask
 
 pytestmark = [pytest.mark.usefixtures("ray_local"), pytest.mark.timeout(1500)]
@@ -256,8 +257,8 @@ def test_workers_that_leave_ray_data_no_cpu_are_refused(tmp_path: Path) -> None:
     data = parquet(tmp_path / "data", images(30))
     config = tree(tmp_path, "full", data=data, workers=4, cpus_per_worker=1)
     with pytest.raises(ConfigError, match=r"training\.cpus_per_worker=0\.7"):
-        cluster.check_resources(config)
-    cluster.check_resources(tree(tmp_path, "room", data=data, workers=4, cpus_per_worker=0.7))
+        cluster_checks.check_resources(config)
+    cluster_checks.check_resources(tree(tmp_path, "room", data=data, workers=4, cpus_per_worker=0.7))
 
 
 def test_an_image_that_only_one_worker_finds_unreadable_ends_the_run_at_once(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from proxscore import config as configuration
 from proxscore.config import Config
 from proxscore.posterior import Posterior
 from proxscore.training import evaluation, launch
-from proxscore.training.context import LocalContext
+from proxscore.training.local.worker import LocalWorker
 
 
 def settings(folder: Path, **training: Any) -> Config:
@@ -37,7 +37,7 @@ def settings(folder: Path, **training: Any) -> Config:
 def validation_nll(config: Config, folder: Path) -> float:
     """Of a saved posterior, on the validation split."""
     task = config.task.build()
-    context = LocalContext(folder, torch.device("cpu"), lambda payloads: None, keep=1)
+    context = LocalWorker(folder, torch.device("cpu"), lambda payloads: None, keep=1)
     posterior = Posterior.load(folder / "posterior")
     metrics, _ = evaluation.evaluate(task.build_model(), task, config, context, "validation", 0, posterior=posterior)
     return metrics["nll"]
@@ -66,6 +66,6 @@ def test_so_it_is_of_shards_on_a_cluster(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_is_gone_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LocalContext, "checkpoints", lambda self: iter(()))
+    monkeypatch.setattr(LocalWorker, "checkpoints", lambda self: iter(()))
     with pytest.raises(configuration.ConfigError, match=r"training\.early_stopping: the checkpoint of step \d+, where"):
         launch.run(settings(tmp_path, workers=0, early_stopping=True), lambda line: None)

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from proxscore.config import ConfigError
-from proxscore.training.ingest import TrainingData, evaluation_batches
+from proxscore.training.data.batches import TrainingData, evaluation_batches
 from proxscore.vision import decoding
 from proxscore.vision.data import load_images
 from proxscore.vision.images import ImageDataset, Reader

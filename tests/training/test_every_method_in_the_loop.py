@@ -12,10 +12,10 @@ from proxscore import config as configuration
 from proxscore.config import METHODS as KINDS
 from proxscore.config import Config
 from proxscore.posterior import Posterior, Samples
-from proxscore.training.context import LocalContext
+from proxscore.training.data.batches import TrainingData
 from proxscore.training.evaluation import evaluate
-from proxscore.training.ingest import TrainingData
-from proxscore.training.loop import train
+from proxscore.training.local.worker import LocalWorker
+from proxscore.training.loop.fit import train
 from proxscore.vision.image_task import ImageTask
 
 CNN = {"name": "small_cnn", "kwargs": {"width": 2, "hidden": 4}}
@@ -68,7 +68,7 @@ class Run:
             if payloads[0]["step"] == die_at:
                 raise InterruptedError
 
-        context = LocalContext(self.folder, torch.device("cpu"), sink, keep=2)
+        context = LocalWorker(self.folder, torch.device("cpu"), sink, keep=2)
         return train(self.config, self.config.method, self.config.training.epochs, self.task, context)
 
     def posterior(self) -> Posterior:
@@ -116,7 +116,7 @@ def check_saved(run: Run, method: str, results: dict[str, dict[str, float]]) -> 
         assert not any(torch.equal(first, other) for other in others)
     assert set(results) == plain | {f"{name}_tempered" for name in plain if method in TEMPERED}
     module = posterior.load_into(run.task.build_model())
-    context = LocalContext(run.folder / "other", torch.device("cpu"), lambda payloads: None, keep=1)
+    context = LocalWorker(run.folder / "other", torch.device("cpu"), lambda payloads: None, keep=1)
     data = TrainingData(run.task.data.train, 40, rank=0, world=1, seed=0)
     for name in plain:
         draws = 4 if name == "posterior" else 0

@@ -19,9 +19,9 @@ from proxscore import config as configuration
 from proxscore.config import METHODS as KINDS
 from proxscore.config import Config
 from proxscore.posterior import Posterior
-from proxscore.training import meshes
-from proxscore.training.context import LocalContext
-from proxscore.training.loop import train
+from proxscore.training.local.worker import LocalWorker
+from proxscore.training.loop.fit import train
+from proxscore.training.sharding import meshes
 from proxscore.vision.image_task import ImageTask
 
 RANKS = 2
@@ -61,7 +61,7 @@ def run(method: str, folder: Path, workers: int) -> dict[str, Any]:
     config = tree(method, workers)
     arrangement = meshes.build(config, config.method, "cpu", workers) if workers else None
     losses: list[float] = []
-    context = LocalContext(
+    context = LocalWorker(
         folder,
         torch.device("cpu"),
         lambda payloads: losses.extend(record["train/nll"] for record in payloads[0]["records"]),
@@ -91,7 +91,7 @@ def worker(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("sharded")
-    multiprocessing.set_forkserver_preload(["proxscore.training.loop"])
+    multiprocessing.set_forkserver_preload(["proxscore.training.loop.fit"])
     mp.start_processes(worker, args=(str(folder),), nprocs=RANKS, start_method="forkserver")
     return torch.load(folder / "found.pt")
 

@@ -18,9 +18,9 @@ import torch.multiprocessing as mp
 
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError
-from proxscore.training import meshes
-from proxscore.training.context import LocalContext
-from proxscore.training.loop import train
+from proxscore.training.local.worker import LocalWorker
+from proxscore.training.loop.fit import train
+from proxscore.training.sharding import meshes
 from proxscore.vision.image_task import ImageTask
 
 pytestmark = pytest.mark.timeout(1800)
@@ -73,7 +73,7 @@ def tree(folder: Path, **training: Any) -> Config:
 def curve(config: Config, folder: Path, arrangement: meshes.Meshes | None) -> list[float]:
     """Training NLL by step, then validation NLL; of the first rank."""
     reports: list[dict[str, Any]] = []
-    context = LocalContext(folder, torch.device("cpu"), lambda payloads: reports.append(payloads[0]), 1, arrangement)
+    context = LocalWorker(folder, torch.device("cpu"), lambda payloads: reports.append(payloads[0]), 1, arrangement)
     train(config, config.method, config.training.epochs, ImageTask(config.task), context)
     losses = [record["train/nll"] for report in reports for record in report["records"]]
     return losses + [report["metrics"]["validation/nll"] for report in reports if report["metrics"]]
@@ -98,7 +98,7 @@ def worker(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
     folder = tmp_path_factory.mktemp("features")
-    multiprocessing.set_forkserver_preload(["proxscore.training.loop"])
+    multiprocessing.set_forkserver_preload(["proxscore.training.loop.fit"])
     mp.start_processes(worker, args=(str(folder),), nprocs=RANKS, start_method="forkserver")
     return torch.load(folder / "curves.pt")
 

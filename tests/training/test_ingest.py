@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from proxscore.training.ingest import GlobalBatches, TrainingData, evaluation_batches, together
+from proxscore.training.data.batches import GlobalBatches, TrainingData, evaluation_batches, together
 
 
 class Numbered(Dataset[tuple[Tensor, Tensor]]):

@@ -19,9 +19,8 @@ from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, DivergedError
 from proxscore.methods import RunLength
 from proxscore.posterior import Posterior
-from proxscore.training import checkpoint
-from proxscore.training.context import LocalContext
-from proxscore.training.loop import milestones, train
+from proxscore.training.local.worker import LocalWorker
+from proxscore.training.loop.fit import checkpoint, milestones, train
 from proxscore.vision.image_task import ImageTask
 from proxscore.vision.images import ImageDataset
 
@@ -76,7 +75,7 @@ class Run:
             if payload["step"] == die_at:
                 raise InterruptedError
 
-        context = LocalContext(self.folder, torch.device("cpu"), sink, self.config.training.keep_checkpoints)
+        context = LocalWorker(self.folder, torch.device("cpu"), sink, self.config.training.keep_checkpoints)
         return train(self.config, self.config.method, self.config.training.epochs, self.task, context)
 
     @property

@@ -18,9 +18,9 @@ from proxscore import config as configuration
 from proxscore.config import Config, ConfigError
 from proxscore.methods import RunLength, Setup, build_method
 from proxscore.training import launch
-from proxscore.training.dry_run import dry_run
-from proxscore.training.materialize import materialize
-from proxscore.training.memory import memory
+from proxscore.training.preflight.dry_run import dry_run
+from proxscore.training.preflight.memory import memory
+from proxscore.training.sharding.materialize import materialize
 from proxscore.vision.image_task import ImageTask
 from proxscore.vision.small_cnn import SmallCNN
 

@@ -14,8 +14,8 @@ from small_forecasts import tree, write_series
 from proxscore import config as configuration
 from proxscore.forecasting.networks import NAMES
 from proxscore.forecasting.series_task import SeriesTask
-from proxscore.training.dry_run import dry_run
-from proxscore.training.memory import memory
+from proxscore.training.preflight.dry_run import dry_run
+from proxscore.training.preflight.memory import memory
 
 
 @pytest.mark.parametrize("likelihood", ["student_t", "normal"])

@@ -14,8 +14,8 @@ from proxscore import config as configuration
 from proxscore.inference import Categorical
 from proxscore.methods import RunLength, Setup
 from proxscore.methods.adamw import AdamWConfig
-from proxscore.training.context import LocalContext
-from proxscore.training.loop import train
+from proxscore.training.local.worker import LocalWorker
+from proxscore.training.loop.fit import train
 from proxscore.vision.image_task import ImageTask
 
 STEPS = 40
@@ -123,7 +123,7 @@ def test_the_reported_gradient_evaluations_are_the_forwards_in_training(
             "evaluation": {"draws": 1, "validation_draws": 1},
         }
     )
-    context = LocalContext(tmp_path, torch.device("cpu"), lambda payloads: None, keep=1)
+    context = LocalWorker(tmp_path, torch.device("cpu"), lambda payloads: None, keep=1)
     results = train(config, config.method, config.training.epochs, Counting(config.task), context)
     assert results["steps"] == 8
     assert results["evaluations"] == forwards == 8 * evaluations

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from proxscore.config import TrainingConfig
-from proxscore.training.parallelize import blocks, parallelize
+from proxscore.training.sharding.parallelize import blocks, parallelize
 from proxscore.vision import small_cnn  # noqa: F401  (registers the name with timm)
 
 

@@ -12,8 +12,11 @@ import ray
 
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError
-from proxscore.training import checks, cluster, launch
-from proxscore.training.memory import memory
+from proxscore.training import launch
+from proxscore.training.preflight import checks
+from proxscore.training.preflight.memory import memory
+from proxscore.training.ray import checks as cluster_checks
+from proxscore.training.ray import cluster
 from proxscore.vision.image_task import ImageTask
 
 
@@ -82,7 +85,7 @@ def test_nodes_that_cannot_hold_the_workers_are_refused(tmp_path: Path, monkeypa
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     monkeypatch.setattr(cluster, "capacity", lambda: {"CPU": 4, "memory": 2 * needed - 2})
     with pytest.raises(ConfigError, match="on this cluster each has"):
-        cluster.check_memory(config, [config.method], ImageTask(config.task))
+        cluster_checks.check_memory(config, [config.method], ImageTask(config.task))
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -90,9 +93,9 @@ def test_a_storage_that_a_node_cannot_write_is_refused_by_the_nodes_address(tmp_
     (tmp_path / "file").write_text("no folder")
     config = tree(tmp_path, workers=2, storage=str(tmp_path / "file" / "runs"))
     with pytest.raises(ConfigError, match=r"training.storage .*file/runs: node [0-9.]+ cannot write it: "):
-        cluster.check_storage(config)
+        cluster_checks.check_storage(config)
     good = tree(tmp_path, workers=2)
-    cluster.check_storage(good)
+    cluster_checks.check_storage(good)
     assert not list((tmp_path / "runs").iterdir())  # the probes are gone
 
 

@@ -10,7 +10,8 @@ import pytest
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError
 from proxscore.storage import UNREACHABLE, filesystem
-from proxscore.training import checks, launch
+from proxscore.training import launch
+from proxscore.training.preflight import checks
 
 
 @pytest.mark.parametrize("scheme", ["", "file://", "local://"], ids=["path", "pyarrow", "fsspec"])

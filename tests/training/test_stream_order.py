@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from proxscore.training.stream_order import WINDOW, EpochOrder
+from proxscore.training.data.stream_order import WINDOW, EpochOrder
 
 BATCH = 20
 SIZES = np.random.default_rng(0).integers(0, 90, 60)  # about eight windows; some groups have hardly a row

@@ -19,10 +19,10 @@ from torch.distributed.tensor.debug import CommDebugMode
 from proxscore import config as configuration
 from proxscore.config import Config
 from proxscore.methods import Setup, build_method
-from proxscore.training.context import Context
-from proxscore.training.loop import horizon_of, train_step, training_data
-from proxscore.training.meshes import Meshes
-from proxscore.training.parallelize import parallelize
+from proxscore.training.loop.fit import horizon_of, train_step, training_data
+from proxscore.training.sharding.meshes import Meshes
+from proxscore.training.sharding.parallelize import parallelize
+from proxscore.training.worker import Worker
 from proxscore.vision.image_task import ImageTask
 
 WARM_UP = 2  # the first steps set up FSDP's streams and the optimizer's state
@@ -45,7 +45,7 @@ TREE: dict[str, Any] = {
 }
 
 
-class Rank(Context):
+class Rank(Worker):
     def __init__(self, rank: int, meshes: Meshes) -> None:
         self.rank, self.world, self.device, self.meshes = rank, RANKS, torch.device("cpu"), meshes
 
@@ -130,7 +130,7 @@ Counts = dict[tuple[str, str], Counter[str]]
 @pytest.fixture(scope="module")
 def counts(tmp_path_factory: pytest.TempPathFactory) -> Counts:
     folder: Path = tmp_path_factory.mktemp("ranks")
-    multiprocessing.set_forkserver_preload(["proxscore.vision.task", "proxscore.training.loop"])
+    multiprocessing.set_forkserver_preload(["proxscore.vision.task", "proxscore.training.loop.fit"])
     mp.start_processes(worker, args=(str(folder),), nprocs=RANKS, start_method="forkserver")
     return {key: Counter(count) for key, count in torch.load(folder / "counts.pt").items()}
 

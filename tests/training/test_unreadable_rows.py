@@ -17,9 +17,9 @@ from PIL import Image
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError
 from proxscore.methods import RunLength
-from proxscore.training.context import LocalContext
-from proxscore.training.ingest import GlobalBatches
-from proxscore.training.loop import batches, train
+from proxscore.training.data.batches import GlobalBatches
+from proxscore.training.local.worker import LocalWorker
+from proxscore.training.loop.fit import batches, train
 from proxscore.vision import decoding
 from proxscore.vision.image_task import ImageTask
 
@@ -80,7 +80,7 @@ def run(config: Config, folder: Path, die_at: int | None = None) -> tuple[dict[s
             raise InterruptedError
 
     try:
-        context = LocalContext(folder, torch.device("cpu"), sink, 2)
+        context = LocalWorker(folder, torch.device("cpu"), sink, 2)
         return train(config, config.method, config.training.epochs, ImageTask(config.task), context), records
     except InterruptedError:
         return {}, records
@@ -184,7 +184,7 @@ def test_an_epoch_keeps_the_lanes_that_it_was_begun_with_and_the_next_takes_the_
             asked.append((epoch, start, lanes))
             return iter([([], 1)] * (4 - start))
 
-    class Three(LocalContext):
+    class Three(LocalWorker):
         data_world = 3  # type: ignore[assignment]
 
     context = Three(Path(), torch.device("cpu"), lambda payloads: None, 1)

@@ -11,8 +11,8 @@ import torch
 
 from proxscore import config as configuration
 from proxscore.inference.monitor import Monitor
-from proxscore.training.context import LocalContext
-from proxscore.training.loop import fit
+from proxscore.training.local.worker import LocalWorker
+from proxscore.training.loop.fit import fit
 from proxscore.vision.image_task import ImageTask
 
 Records = dict[int, dict[str, float]]
@@ -35,7 +35,7 @@ def records(folder: Path, interval: float, **training: Any) -> tuple[Records, An
         }
     )
     found: Records = {}
-    context = LocalContext(
+    context = LocalWorker(
         folder,
         torch.device("cpu"),
         lambda payloads: found.update({int(record["step"]): record for record in payloads[0]["records"]}),

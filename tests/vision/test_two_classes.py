@@ -14,8 +14,8 @@ from sklearn.datasets import load_digits
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, MethodError
 from proxscore.posterior import Posterior
-from proxscore.training.context import LocalContext
-from proxscore.training.loop import train
+from proxscore.training.local.worker import LocalWorker
+from proxscore.training.loop.fit import train
 from proxscore.vision.image_task import ImageTask
 
 
@@ -55,7 +55,7 @@ def test_one_logit_learns_what_two_learn(kind: str, zeros_and_eights: Path, tmp_
     for likelihood in ("bernoulli", "categorical"):
         config = settings(zeros_and_eights, likelihood, {"kind": kind} | ({"lr": 0.01} if kind == "adamw" else {}))
         task = ImageTask(config.task)  # type: ignore[arg-type]
-        context = LocalContext(tmp_path / likelihood, torch.device("cpu"), lambda payloads: None, 1)
+        context = LocalWorker(tmp_path / likelihood, torch.device("cpu"), lambda payloads: None, 1)
         results = train(config, config.method, 20, task, context)
         (metrics, *_) = results["test"].values()
         found[likelihood] = metrics

@@ -33,8 +33,9 @@ from proxscore.config import Config, ConfigError
 from proxscore.posterior import Posterior, Samples
 from proxscore.tasks import Task
 from proxscore.tracking.study import study
-from proxscore.training import evaluation, loop
-from proxscore.training.context import LocalContext
+from proxscore.training import evaluation
+from proxscore.training.local.worker import LocalWorker
+from proxscore.training.loop.fit import fit
 
 CNN: dict[str, Any] = {"name": "small_cnn", "channels_last": True}
 VIT: dict[str, Any] = {
@@ -190,8 +191,8 @@ def run(cell: Cell, path: Path, output: Path) -> dict[str, Any]:
         if payload["metrics"]:
             curve.append({"epoch": payload["epoch"], **payload["metrics"]})
 
-    context = LocalContext(folder, torch.device("cpu"), watch, keep=1)
-    fitted = loop.fit(config, config.method, cell.epochs, task, context)
+    context = LocalWorker(folder, torch.device("cpu"), watch, keep=1)
+    fitted = fit(config, config.method, cell.epochs, task, context)
     posterior = Posterior.of(fitted.module, fitted.method).gather()
     posterior.save(folder / "posterior")
     draws = config.evaluation.draws if posterior.random else 0
@@ -218,7 +219,7 @@ def mixed(cells: list[Cell], path: Path, output: Path) -> dict[str, float]:
     members = [Posterior.load(cell.folder(output) / "posterior") for cell in cells]
     posterior = Samples(members, {})
     draws = config.evaluation.draws if members[0].random else len(members)
-    context = LocalContext(output / "none", torch.device("cpu"), lambda payloads: None, keep=1)
+    context = LocalWorker(output / "none", torch.device("cpu"), lambda payloads: None, keep=1)
     metrics, _ = evaluation.evaluate(task.build_model(), task, config, context, "test", draws, posterior=posterior)
     return metrics
 

@@ -15,10 +15,11 @@ from ray.train import UserCallback
 from proxscore.config import Config
 from proxscore.tasks import Task
 from proxscore.tracking import Recorder
-from proxscore.training import cluster
-from proxscore.training.context import Context, LocalContext, pick_device
+from proxscore.training.local.worker import LocalWorker
+from proxscore.training.ray import cluster, trainer
+from proxscore.training.worker import Worker, pick_device
 
-Measure = Callable[[Config, Task, Context, dict[str, Any]], dict[str, Any]]
+Measure = Callable[[Config, Task, Worker, dict[str, Any]], dict[str, Any]]
 
 
 def run(
@@ -44,9 +45,9 @@ def run(
     training = config.training
     if training.workers == 0:
         device = pick_device(training.device)
-        context = LocalContext(Path(training.storage) / name, device, recorder, keep=training.keep_checkpoints)
+        context = LocalWorker(Path(training.storage) / name, device, recorder, keep=training.keep_checkpoints)
         return measure(config, config.task.build(verify=False), context, settings)
-    results, _ = cluster.train_on_ray(
+    results, _ = trainer.train_on_ray(
         config,
         config.method,
         training.epochs,
@@ -61,7 +62,7 @@ def run(
 
 def _worker(payload: dict[str, Any]) -> dict[str, Any]:
     """What each worker runs."""
-    config, task, context = cluster.place(payload)
+    config, task, context = trainer.set_up(payload)
     if not config.method.shards:
         context.meshes = None  # the one worker's module stays whole
     found: dict[str, Any] = payload["measure"](config, task, context, payload["settings"])

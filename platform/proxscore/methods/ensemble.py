@@ -1,4 +1,4 @@
-"""Ensembles: members trained one after another by the loop, each from its own seed (:mod:`proxscore.training.ensemble`).
+"""Ensembles: members trained one after another by the loop, each from its own seed (:mod:`proxscore.training.loop.ensemble`).
 
 Lakshminarayanan et al., Simple and scalable predictive uncertainty estimation using deep ensembles, arXiv 1612.01474.
 """

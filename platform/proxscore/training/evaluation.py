@@ -19,9 +19,9 @@ from proxscore.methods import Method, RunLength
 from proxscore.posterior import Posterior
 from proxscore.posterior.diagnostics import Losses
 from proxscore.tasks import Predictive, Task
-from proxscore.training.context import Context
-from proxscore.training.diverged import judged
-from proxscore.training.ingest import Batch, RayTrainingData, TrainingData, evaluation_batches
+from proxscore.training.data.batches import Batch, RayTrainingData, TrainingData, evaluation_batches
+from proxscore.training.loop.divergence import judged
+from proxscore.training.worker import Worker
 
 PACKAGES = ("proxscore", "torch", "torchvision", "timm", "ray", "mlflow", "torchmetrics", "numpy")
 
@@ -30,7 +30,7 @@ def evaluate(
     module: nn.Module,
     task: Task,
     config: Config,
-    context: Context,
+    context: Worker,
     split: str,
     draws: int,
     *,
@@ -58,7 +58,7 @@ def validated(
     module: nn.Module,
     task: Task,
     config: Config,
-    context: Context,
+    context: Worker,
     method: Method,
     data: TrainingData | RayTrainingData | None,
 ) -> tuple[dict[str, float], Losses | None]:
@@ -78,7 +78,7 @@ def validated(
     return metrics | {"nll_mean": mean, "nll_draw": one}, Losses(mean, one, average)
 
 
-def _nll(predictive: Predictive, context: Context) -> float:
+def _nll(predictive: Predictive, context: Worker) -> float:
     """Nats per row with a target, over all ranks' rows."""
     density = predictive.log_density.double()
     known = ~density.isnan()
@@ -89,7 +89,7 @@ def _nll(predictive: Predictive, context: Context) -> float:
 
 
 def judge(
-    predictive: Predictive, task: Task, config: Config, context: Context, split: str, label: str
+    predictive: Predictive, task: Task, config: Config, context: Worker, split: str, label: str
 ) -> tuple[dict[str, float], Callable[[], dict[str, Figure]]]:
     """Metrics and figures of a predictive distribution on a split, over all ranks' rows."""
     title = f"{config.name}: {split} split, {label}"
@@ -107,7 +107,7 @@ def tested(
     module: nn.Module,
     task: Task,
     config: Config,
-    context: Context,
+    context: Worker,
     data: TrainingData | RayTrainingData | None,
 ) -> dict[str, tuple[dict[str, float], Callable[[], dict[str, Figure]]]]:
     """Metrics and figures on the test split of every variant: posterior and mean (or one member), or point.
@@ -134,7 +134,7 @@ def shifted(
     module: nn.Module,
     task: Task,
     config: Config,
-    context: Context,
+    context: Worker,
     data: TrainingData | RayTrainingData | None,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Metrics by shift of ``evaluation.shifts`` and variant; without those that need targets, where these do not hold."""
@@ -163,7 +163,7 @@ def predictive_of(
     module: nn.Module,
     task: Task,
     config: Config,
-    context: Context,
+    context: Worker,
     split: Any,
     draws: int,
     data: TrainingData | RayTrainingData | None,

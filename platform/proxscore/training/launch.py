@@ -22,12 +22,17 @@ from proxscore.storage import UNREACHABLE, exists, filesystem, put, read, write
 from proxscore.tasks import Task
 from proxscore.tracking import Recorder, TrackedRun, say, tracking_uri
 from proxscore.tracking.runs import check_server, git_tags
-from proxscore.training import checks, cluster, meshes, processes
-from proxscore.training.context import LocalContext, pick_device
+from proxscore.training.data.norm_rows import check_rows
 from proxscore.training.evaluation import versions
 from proxscore.training.exclusive import exclusive
-from proxscore.training.loop import train
-from proxscore.training.norm_rows import check_rows
+from proxscore.training.local import torchrun
+from proxscore.training.local.worker import LocalWorker
+from proxscore.training.loop.fit import train
+from proxscore.training.preflight import checks
+from proxscore.training.ray import checks as cluster_checks
+from proxscore.training.ray import connection, trainer
+from proxscore.training.sharding import meshes
+from proxscore.training.worker import pick_device
 
 FINISHED = "finished.json"  # beside run.json: what a finished run left
 
@@ -65,28 +70,28 @@ def run(config: Config, show: Callable[[str], None] = say) -> list[Outcome]:
     Raises:
         ConfigError: a setting or file at fault, before anything is trained.
     """
-    config = processes.counted(absolute(config))
+    config = torchrun.counted(absolute(config))
     before = [finished(config, method, epochs) for method, epochs in plan_of(config)]
     if all(before):  # no cluster, no data, and nothing that is recorded twice
         show(f"{config.name} is finished: these are its results; another name begins a new run")
-        return [outcome for outcome in before if outcome is not None and processes.rank() == 0]
+        return [outcome for outcome in before if outcome is not None and torchrun.rank() == 0]
     task, plan = ready(config)
     methods = [method for method, _ in plan]
     alone = _alone(config)
-    if processes.launched():
-        place: AbstractContextManager[None] = processes.group(config)
+    if torchrun.launched():
+        place: AbstractContextManager[None] = torchrun.group(config)
     else:
-        place = cluster.connected(config) if config.training.workers else nullcontext()
+        place = connection.connected(config) if config.training.workers else nullcontext()
     with ExitStack() as stack:
-        if not processes.launched():
+        if not torchrun.launched():
             stack.enter_context(_exclusive(config, methods))
         stack.enter_context(place)
         if not alone:
-            cluster.check_storage(config)
-            cluster.check_memory(config, methods, task)
-        if processes.launched():
-            config = processes.named(config)
-            stack.enter_context(_exclusive(config, methods if processes.rank() == 0 else []))
+            cluster_checks.check_storage(config)
+            cluster_checks.check_memory(config, methods, task)
+        if torchrun.launched():
+            config = torchrun.named(config)
+            stack.enter_context(_exclusive(config, methods if torchrun.rank() == 0 else []))
         outcomes = [_run_method(config, method, epochs, task, show) for method, epochs in plan]
     return [outcome for outcome in outcomes if outcome is not None]
 
@@ -140,18 +145,18 @@ def plan_of(config: Config) -> list[tuple[MethodSection, float]]:
 
 def _alone(config: Config) -> bool:
     """Whether this process trains, without Ray's workers."""
-    return processes.launched() or config.training.workers == 0
+    return torchrun.launched() or config.training.workers == 0
 
 
 def _check_this_machine(config: Config, methods: list[MethodSection], task: Task, *, alone: bool) -> None:
-    """Disk, memory and tracking server, as far as this machine can tell; see :mod:`proxscore.training.checks`."""
+    """Disk, memory and tracking server, as far as this machine can tell; see :mod:`proxscore.training.preflight.checks`."""
     checks.check_disk(config, methods, task)
     if alone:
-        device = processes.device(pick_device(config.training.device))
-        free = checks.free_memory(device) / processes.on_device(device)
+        device = torchrun.device(pick_device(config.training.device))
+        free = checks.free_memory(device) / torchrun.on_device(device)
         for method in methods:
             checks.check_memory(config, method, task, free, "a process here")
-    if processes.rank() == 0:  # one process makes a new database
+    if torchrun.rank() == 0:  # one process makes a new database
         assert config.tracking.uri is not None
         check_server(config.tracking.uri)
 
@@ -184,8 +189,8 @@ def _run_method(
     label = label_of(config, method)
     before = finished(config, method, epochs)
     if before is not None:
-        return before if processes.rank() == 0 else None
-    if processes.rank() > 0:
+        return before if torchrun.rank() == 0 else None
+    if torchrun.rank() > 0:
         _train_here(config, method, epochs, task, label, lambda payloads: None)
         return None
     uri = config.tracking.uri
@@ -205,12 +210,12 @@ def _run_method(
             tracked.text(configuration.dump(config.model_copy(update={"name": None})), "config.yaml")
         recorder = Recorder(uri, tracked.run_id, label, show, kept=memory.beside("undelivered.json"))
         started = time.perf_counter()
-        if config.training.workers == 0 or processes.launched():
+        if config.training.workers == 0 or torchrun.launched():
             results, final = _train_here(config, method, epochs, task, label, recorder)
             name = f"{final.parent.name}/{final.name}"
         else:
-            results, checkpoint = cluster.train_on_ray(config, method, epochs, label, recorder)
-            final, name = cluster.local(checkpoint), Path(checkpoint.path).name
+            results, checkpoint = trainer.train_on_ray(config, method, epochs, label, recorder)
+            final, name = trainer.local(checkpoint), Path(checkpoint.path).name
         results["seconds_total"] = time.perf_counter() - started
         keep(tracked, results, final)
     outcome = Outcome(label, method.kind, tracked.run_id, results, final, tuple(task.judge.headline))
@@ -265,10 +270,10 @@ def _train_here(
     sink: Callable[[list[dict[str, Any]]], None],
 ) -> tuple[dict[str, Any], Path]:
     folder, device, arrangement = Path(config.training.storage) / label, pick_device(config.training.device), None
-    if processes.launched():
-        device = processes.device(device)
+    if torchrun.launched():
+        device = torchrun.device(device)
         arrangement = meshes.build(config, method, device.type, config.training.workers)
-    context = LocalContext(folder, device, sink, config.training.keep_checkpoints, arrangement)
+    context = LocalWorker(folder, device, sink, config.training.keep_checkpoints, arrangement)
     results = train(config, method, epochs, task, context)
     return results, context.folders()[-1]
 
@@ -364,7 +369,7 @@ class RunMemory:
                     f"run {config.name!r} is finished, with evaluation.{key}={left['evaluation'][key]}, now it is {now}: "
                     "jobs/evaluate.py judges its posterior anew; or take another name"
                 )
-        folder = cluster.local(ray.train.Checkpoint(place, filesystem=self.files))
+        folder = trainer.local(ray.train.Checkpoint(place, filesystem=self.files))
         label = Path(self.root).name
         return Outcome(label, method.kind, left["run_id"], left["results"], folder, tuple(left["headline"]))
 

@@ -32,9 +32,9 @@ from proxscore.tasks import Task
 from proxscore.tracking import Recorder, TrackedRun
 from proxscore.tracking.runs import PARENT, git_tags
 from proxscore.training import evaluation
-from proxscore.training.context import Context
 from proxscore.training.launch import RunMemory, keep_verdict
-from proxscore.training.loop import fit_all
+from proxscore.training.loop.fit import fit_all
+from proxscore.training.worker import Worker
 
 TEMPERED = ("nll", "ece", "brier")  # what is reported at the fitted temperature, too
 
@@ -113,7 +113,7 @@ def _beside(cell: Cell) -> TrainingConfig:
     return cell.config.training.model_copy(update={"storage": str(cell.folder.parent), "epochs": cell.budget.epochs})
 
 
-def measured(config: Config, task: Task, context: Context, settings: dict[str, Any]) -> dict[str, Any]:
+def measured(config: Config, task: Task, context: Worker, settings: dict[str, Any]) -> dict[str, Any]:
     """Train and judge a cell's method, on each of its workers.
 
     Args:
@@ -180,7 +180,7 @@ def measured(config: Config, task: Task, context: Context, settings: dict[str, A
     }
 
 
-def _of_all(value: Any, context: Context) -> list[Any]:
+def _of_all(value: Any, context: Worker) -> list[Any]:
     """What every worker has."""
     if context.world == 1:
         return [value]
@@ -189,7 +189,7 @@ def _of_all(value: Any, context: Context) -> list[Any]:
     return found
 
 
-def _joined(predictive: Any, context: Context) -> Any:
+def _joined(predictive: Any, context: Worker) -> Any:
     """The predictive for all workers' rows."""
     return predictive if context.world == 1 else type(predictive).joined(_of_all(predictive, context))
 

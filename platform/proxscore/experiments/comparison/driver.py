@@ -20,7 +20,8 @@ from proxscore.experiments.comparison import records
 from proxscore.experiments.comparison.cell import failed
 from proxscore.experiments.comparison.cell import run as run_cell
 from proxscore.experiments.comparison.plan import Cell, Contender, Plan
-from proxscore.training import cluster
+from proxscore.training.ray import checks as cluster_checks
+from proxscore.training.ray import cluster, connection
 
 Key = tuple[str, str, int]
 Records = dict[Key, dict[str, Any]]
@@ -111,9 +112,9 @@ def connected(plan: Plan) -> Iterator[None]:
         yield
         return
     config = plan.config
-    with cluster.connected(config):
+    with connection.connected(config):
         if config.training.workers > 1:
-            cluster.check_storage(config)
+            cluster_checks.check_storage(config)
             yield
             return
         cpus = cluster.capacity().get("CPU", 0)
@@ -124,7 +125,7 @@ def connected(plan: Plan) -> Iterator[None]:
             )
         if config.training.device == "cuda" and not _gpus(config):
             raise ConfigError("training.device=cuda: a cell needs a GPU; the cluster can have none")
-        cluster.check_storage(config)
+        cluster_checks.check_storage(config)
         yield
 
 

@@ -16,10 +16,11 @@ from proxscore.experiments.comparison.budget import Budget, share
 from proxscore.experiments.comparison.settings import ComparisonConfig, method_config
 from proxscore.methods import Setup, build_method, check_running_statistics
 from proxscore.tasks import Task
-from proxscore.training import launch, meshes
-from proxscore.training.checks import example_losses
-from proxscore.training.loop import horizon_of
-from proxscore.training.norm_rows import check_rows
+from proxscore.training import launch
+from proxscore.training.data.norm_rows import check_rows
+from proxscore.training.loop.fit import horizon_of
+from proxscore.training.preflight.checks import example_losses
+from proxscore.training.sharding import meshes
 
 AS_GIVEN = "default"  # the setting of a method at its own learning rate
 MATTERS = ("task.", "method.", "evaluation.", "seed", "training.batch_size", "training.precision")

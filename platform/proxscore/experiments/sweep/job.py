@@ -18,8 +18,9 @@ from proxscore.experiments.sweep.recording import Recording, recorded
 from proxscore.experiments.sweep.stage import quiet
 from proxscore.experiments.sweep.sweep import Sweep
 from proxscore.storage import put
-from proxscore.training import cluster
 from proxscore.training.exclusive import exclusive
+from proxscore.training.ray import checks as cluster_checks
+from proxscore.training.ray import cluster, connection
 
 
 @dataclass
@@ -59,11 +60,11 @@ def run(plan: Plan, show: Callable[[str], None]) -> Found:
     with (
         quiet(),
         exclusive(plan.config.training.storage, [plan.config.name]),
-        cluster.connected(plan.config, log=False),
+        connection.connected(plan.config, log=False),
     ):
         ledger = Ledger(plan.folder, plan.settings())
-        cluster.check_storage(plan.config)
-        cluster.check_memory(plan.config, [plan.config.method], plan.task)
+        cluster_checks.check_storage(plan.config)
+        cluster_checks.check_memory(plan.config, [plan.config.method], plan.task)
         if plan.tune.gpu_hours is not None and not cluster.use_gpu(plan.config):
             raise ConfigError("tune.gpu_hours: trials run on CPUs here; use tune.time_limit")
         ledger.found = None  # while it goes on

@@ -19,9 +19,11 @@ from proxscore.experiments.sweep.space import Space
 from proxscore.methods import Setup, build_method, check_running_statistics
 from proxscore.tasks import Task
 from proxscore.tracking.runs import check_server
-from proxscore.training import checks, launch, meshes
-from proxscore.training.loop import horizon_of
-from proxscore.training.norm_rows import check_rows
+from proxscore.training import launch
+from proxscore.training.data.norm_rows import check_rows
+from proxscore.training.loop.fit import horizon_of
+from proxscore.training.preflight import checks
+from proxscore.training.sharding import meshes
 
 MATTERS = ("task.", "method.", "evaluation.", "training.batch_size", "training.precision", "training.epochs", "seed")
 

@@ -26,7 +26,8 @@ from proxscore.experiments.sweep.search import Queue, Source
 from proxscore.experiments.sweep.space import applied, relative_cost
 from proxscore.experiments.sweep.stage import Keeper, replay, run_stage
 from proxscore.tracking import Recorder
-from proxscore.training import cluster, launch
+from proxscore.training import launch
+from proxscore.training.ray import trainer
 
 
 class Sweep(Choice):
@@ -123,10 +124,10 @@ class Sweep(Choice):
             assert changed.tracking.uri is not None
             with child.running():
                 recorder = Recorder(changed.tracking.uri, child.run_id, self.recording.label(trial), None)
-                results, checkpoint = cluster.train_on_ray(
+                results, checkpoint = trainer.train_on_ray(
                     changed, changed.method, changed.training.epochs, trials.name_of(trial.number), recorder
                 )
-                launch.keep(child, results, cluster.local(checkpoint))
+                launch.keep(child, results, trainer.local(checkpoint))
             test = results["test"].get("posterior") or results["test"]["point"]
             for name, value in test.items():
                 found.setdefault(name, []).append(value)

@@ -24,7 +24,7 @@ from proxscore.tracking import Recorder
 
 if TYPE_CHECKING:
     from proxscore.tasks import Task
-    from proxscore.training.context import Context
+    from proxscore.training.worker import Worker
 
 SCORE = "validation/"  # what names of validation metrics begin with
 
@@ -33,7 +33,7 @@ def run(settings: dict[str, Any]) -> None:
     """What Ray Tune runs, in a process of its own: the run's driver.
 
     Args:
-        settings: ``config`` (whole), ``number``, ``until`` as of :func:`proxscore.training.loop.fit`, ``start`` (folder
+        settings: ``config`` (whole), ``number``, ``until`` as of :func:`proxscore.training.loop.fit.fit`, ``start`` (folder
             or URI of a run to begin with), ``cost`` (gradient evaluations of a step, relative to the sweep's), ``run_id`` and
             ``label`` of its MLflow run.
     """
@@ -59,15 +59,15 @@ def name_of(number: int) -> str:
     return f"{number:04d}"
 
 
-def validated(config: Config, task: Task, context: Context, settings: dict[str, Any]) -> dict[str, Any]:
+def validated(config: Config, task: Task, context: Worker, settings: dict[str, Any]) -> dict[str, Any]:
     """Train a trial's method, and judge it on validation data.
 
     Args:
         settings: ``until`` and ``start``, as of :func:`run`.
     """
     # Here: they take seconds, which a trial's driver and controller are spared.
-    from proxscore.training import checkpoint, evaluation
-    from proxscore.training.loop import fit, report_of
+    from proxscore.training import evaluation
+    from proxscore.training.loop.fit import checkpoint, fit, report_of
 
     epochs, until = config.training.epochs, settings["until"]
     with newest_checkpoint(settings["start"]) as start:

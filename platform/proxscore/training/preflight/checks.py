@@ -13,7 +13,7 @@ from proxscore.config import Config, ConfigError, MethodSection
 from proxscore.storage import UNREACHABLE, filesystem
 from proxscore.tasks import Task
 from proxscore.tracking import say
-from proxscore.training.memory import Memory, UncountableError, memory, readable
+from proxscore.training.preflight.memory import Memory, UncountableError, memory, readable
 
 
 def check_disk(config: Config, methods: list[MethodSection], task: Task) -> None:

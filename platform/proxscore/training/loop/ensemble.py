@@ -16,10 +16,10 @@ from proxscore.inference import noise
 from proxscore.methods.ensemble import EnsembleConfig
 from proxscore.posterior import Posterior
 from proxscore.posterior.convergence import KEY, Verdict
-from proxscore.training.context import Context, Write
+from proxscore.training.worker import Worker, Write
 
 
-class MemberContext(Context):
+class MemberWorker(Worker):
     """Where the loop of one member runs: that of the ensemble, with steps and time counted over all members.
 
     Args:
@@ -28,7 +28,7 @@ class MemberContext(Context):
         members: of the ensemble.
     """
 
-    def __init__(self, context: Context, finished: list[Posterior], members: int) -> None:
+    def __init__(self, context: Worker, finished: list[Posterior], members: int) -> None:
         self.rank, self.world, self.device, self.meshes = context.rank, context.world, context.device, context.meshes
         self.on_ray = context.on_ray
         self.context, self.finished, self.members = context, list(finished), members
@@ -76,7 +76,7 @@ def member_folders(folder: Path) -> list[Path]:
     return sorted((folder / "members").glob("*"), key=lambda path: int(path.name))
 
 
-def resumed(context: Context) -> list[Posterior]:
+def resumed(context: Worker) -> list[Posterior]:
     """The finished members of the newest checkpoint; none where there is no checkpoint."""
     for held in context.checkpoints():
         with held as folder:

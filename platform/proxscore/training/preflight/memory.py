@@ -13,10 +13,10 @@ from proxscore.inference.convergence import KEY
 from proxscore.methods import RunLength, Setup, build_method
 from proxscore.methods.ensemble import EnsembleConfig
 from proxscore.tasks import Task
-from proxscore.training import meshes
-from proxscore.training.ensemble import member_epochs
-from proxscore.training.norm_rows import check_rows
-from proxscore.training.parallelize import blocks, parallelize
+from proxscore.training.data.norm_rows import check_rows
+from proxscore.training.loop.ensemble import member_epochs
+from proxscore.training.sharding import meshes
+from proxscore.training.sharding.parallelize import blocks, parallelize
 
 ADAMW = 4  # weights, gradients, two moments
 

@@ -15,15 +15,15 @@ import torch
 from proxscore.config import Config, ConfigError
 from proxscore.methods import RunLength, Setup, build_method
 from proxscore.tasks import Task
-from proxscore.training.checks import free_memory
-from proxscore.training.context import Context, pick_device
-from proxscore.training.ingest import TrainingData
-from proxscore.training.loop import first_losses, horizon_of, initial_module, train_step
-from proxscore.training.memory import Memory, UncountableError, memory, readable
-from proxscore.training.norm_rows import least_rows
+from proxscore.training.data.batches import TrainingData
+from proxscore.training.data.norm_rows import least_rows
+from proxscore.training.loop.fit import first_losses, horizon_of, initial_module, train_step
+from proxscore.training.preflight.checks import free_memory
+from proxscore.training.preflight.memory import Memory, UncountableError, memory, readable
+from proxscore.training.worker import Worker, pick_device
 
 
-class _Alone(Context):
+class _Alone(Worker):
     def __init__(self, device: torch.device) -> None:
         self.device = device
 

@@ -2,7 +2,7 @@
 
 Where a single row gives a BatchNorm layer a single value per channel (one-dimensional inputs, or pictures pooled to a point), no
 forward pass in training mode may have one row. The last two global batches of an epoch then share their rows evenly
-(:func:`proxscore.training.stream_order.batch_sizes`), and what cannot be mended so is refused before training.
+(:func:`proxscore.training.data.stream_order.batch_sizes`), and what cannot be mended so is refused before training.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from proxscore.config import Config, MethodError, MethodSection
 from proxscore.tasks import Task
-from proxscore.training import meshes
-from proxscore.training.stream_order import batch_sizes
+from proxscore.training.data.stream_order import batch_sizes
+from proxscore.training.sharding import meshes
 
 
 def least_rows(module: nn.Module, task: Task) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from proxscore.config import ConfigError
-from proxscore.training.stream_order import EpochOrder, batch_sizes
+from proxscore.training.data.stream_order import EpochOrder, batch_sizes
 from proxscore.vision.decoding import UnreadableError, leave_out, told
 from proxscore.vision.ray_data import Chunk, StreamedRows
 
@@ -31,7 +31,7 @@ class GlobalBatches:
 
     Args:
         rows: number of rows N of the data set.
-        batch_size: rows of a global batch B; see :func:`proxscore.training.stream_order.batch_sizes`.
+        batch_size: rows of a global batch B; see :func:`proxscore.training.data.stream_order.batch_sizes`.
         shuffle_seed: of the permutation; none keeps the rows' order (evaluation).
     """
 
@@ -78,7 +78,7 @@ class TrainingData:
         dataset: items by ``__getitems__`` (a list of indices to stacked tensors).
         accumulate: micro-batches that a rank's part of a global batch is cut into.
         processes: loader processes per rank.
-        least: inputs that a micro-batch has at least; see :mod:`proxscore.training.norm_rows`.
+        least: inputs that a micro-batch has at least; see :mod:`proxscore.training.data.norm_rows`.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from proxscore.config import Config
-from proxscore.training.context import pick_device
+from proxscore.training.worker import pick_device
 
 
 def launched() -> bool:

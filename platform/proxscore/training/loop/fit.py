@@ -26,19 +26,20 @@ from proxscore.posterior.diagnostics import Losses
 from proxscore.posterior.stacking import stack, wants_stacking
 from proxscore.tasks import Task
 from proxscore.tracking import say
-from proxscore.training import checkpoint, diverged, ensemble, evaluation
-from proxscore.training.context import Context
-from proxscore.training.ingest import Batch, RayTrainingData, TrainingData, together
-from proxscore.training.materialize import materialize
-from proxscore.training.norm_rows import least_rows
-from proxscore.training.observe import Observer
-from proxscore.training.parallelize import parallelize
+from proxscore.training import evaluation
+from proxscore.training.data.batches import Batch, RayTrainingData, TrainingData, together
+from proxscore.training.data.norm_rows import least_rows
+from proxscore.training.loop import checkpoint, divergence, ensemble
+from proxscore.training.loop.observer import Observer
+from proxscore.training.sharding.materialize import materialize
+from proxscore.training.sharding.parallelize import parallelize
+from proxscore.training.worker import Worker
 from proxscore.vision.ray_data import Share, StreamedRows
 
 WORST = 1e9  # score of a checkpoint before any validation: finite, as Ray keeps scores in JSON
 
 
-def train(config: Config, method_config: MethodSection, epochs: float, task: Task, context: Context) -> dict[str, Any]:
+def train(config: Config, method_config: MethodSection, epochs: float, task: Task, context: Worker) -> dict[str, Any]:
     """Train one method on a task and evaluate it on the test split.
 
     Resumes from the context's last checkpoint, if there is one.
@@ -94,12 +95,12 @@ class Trained:
 
     fitted: Fitted
     posterior: Posterior
-    context: Context
+    context: Worker
     members: int
     seconds: float
 
 
-def fit_all(config: Config, method_config: MethodSection, epochs: float, task: Task, context: Context) -> Trained:
+def fit_all(config: Config, method_config: MethodSection, epochs: float, task: Task, context: Worker) -> Trained:
     """:func:`fit` of a method, or of each member of an ensemble, one after another."""
     if not isinstance(method_config, EnsembleConfig):
         fitted = fit(config, method_config, epochs, task, context)
@@ -107,7 +108,7 @@ def fit_all(config: Config, method_config: MethodSection, epochs: float, task: T
     members = ensemble.resumed(context)
     while True:
         each = ensemble.member_config(config, len(members))
-        place = ensemble.MemberContext(context, members, method_config.members)
+        place = ensemble.MemberWorker(context, members, method_config.members)
         fitted = fit(each, method_config.of, ensemble.member_epochs(method_config, epochs), task, place)
         members.append(ensemble.finished(fitted.posterior(), fitted.seconds))
         if len(members) == method_config.members:
@@ -120,7 +121,7 @@ def fit(
     method_config: MethodSection,
     epochs: float,
     task: Task,
-    context: Context,
+    context: Worker,
     *,
     until: float | None = None,
     start: Path | None = None,
@@ -165,7 +166,7 @@ def fit(
         due = float(time.perf_counter() - reported >= config.tracking.interval)
         if context.busy():
             due = -float(context.world)
-        told = partial(diverged.told, step + 1, horizon.total_steps, method_config, section, module)
+        told = partial(divergence.told, step + 1, horizon.total_steps, method_config, section, module)
         with told():
             record, wanted = train_step(module, method, task, micro_batches, size, config, context, step, due, observer)
         if "data/skipped_rows" in record:  # of the step; recorded is their number so far
@@ -215,11 +216,11 @@ def fit(
     return Fitted(module, method, data, horizon, snapshot, seconds, method.verdict(losses, horizon.data_size), lowest)
 
 
-def section_of(method_config: MethodSection, config: Config, context: Context) -> str:
+def section_of(method_config: MethodSection, config: Config, context: Worker) -> str:
     """Where the settings of a method that is fitted are in the configuration."""
     if method_config is config.baseline:
         return "baseline"
-    return "method.of" if isinstance(context, ensemble.MemberContext) else "method"
+    return "method.of" if isinstance(context, ensemble.MemberWorker) else "method"
 
 
 def rows_of(data: TrainingData | RayTrainingData) -> Iterator[Batch]:
@@ -230,7 +231,7 @@ def rows_of(data: TrainingData | RayTrainingData) -> Iterator[Batch]:
                 yield inputs[: len(targets)], targets  # without padding
 
 
-def restore(snapshot: checkpoint.Snapshot, context: Context) -> bool:
+def restore(snapshot: checkpoint.Snapshot, context: Worker) -> bool:
     """Go on from the newest checkpoint, or from an older one where its files are damaged.
 
     Returns:
@@ -261,7 +262,7 @@ def restore(snapshot: checkpoint.Snapshot, context: Context) -> bool:
     return False
 
 
-def go_back(snapshot: checkpoint.Snapshot, context: Context) -> None:
+def go_back(snapshot: checkpoint.Snapshot, context: Worker) -> None:
     """Take the state of the lowest validation NLL from its checkpoint; the run counts as one that has taken all its steps.
 
     Raises:
@@ -282,7 +283,7 @@ def go_back(snapshot: checkpoint.Snapshot, context: Context) -> None:
     )
 
 
-def initial_module(config: Config, task: Task, context: Context) -> nn.Module:
+def initial_module(config: Config, task: Task, context: Worker) -> nn.Module:
     """The task's network on this process's device, sharded as configured, with its initial weights.
 
     Raises:
@@ -304,7 +305,7 @@ def train_step(
     micro_batches: list[Batch],
     size: int,
     config: Config,
-    context: Context,
+    context: Worker,
     step: int,
     due: float = 0.0,
     observer: Observer | None = None,
@@ -347,7 +348,7 @@ def train_step(
 
 
 def score(
-    module: nn.Module, task: Task, micro_batches: list[Batch], size: int, config: Config, context: Context
+    module: nn.Module, task: Task, micro_batches: list[Batch], size: int, config: Config, context: Worker
 ) -> torch.Tensor:
     """Forward and backward passes over this rank's part of a batch, at the weights as they are.
 
@@ -370,7 +371,7 @@ def score(
 
 
 def first_losses(
-    module: nn.Module, task: Task, config: Config, context: Context, data: TrainingData | RayTrainingData
+    module: nn.Module, task: Task, config: Config, context: Worker, data: TrainingData | RayTrainingData
 ) -> Iterator[torch.Tensor]:
     """Average losses of this rank's part of the first batches, in training mode, for a method that looks at data first."""
     module.train()
@@ -385,11 +386,11 @@ def first_losses(
         yield loss * (context.data_world / size)
 
 
-def training_data(config: Config, task: Task, context: Context, least: int = 1) -> TrainingData | RayTrainingData:
+def training_data(config: Config, task: Task, context: Worker, least: int = 1) -> TrainingData | RayTrainingData:
     """The training batches of this rank: from Ray Data where the cluster streams them, else from the task's data set.
 
     Args:
-        least: inputs of a micro-batch; see :func:`proxscore.training.norm_rows.least_rows`.
+        least: inputs of a micro-batch; see :func:`proxscore.training.data.norm_rows.least_rows`.
     """
     training = config.training
     if config.task.data.streamed and context.on_ray:
@@ -425,7 +426,7 @@ def milestones(epochs: float, horizon: RunLength) -> range:
 
 
 def batches(
-    data: TrainingData | RayTrainingData, progress: dict[str, Any], horizon: RunLength, context: Context, stop: int
+    data: TrainingData | RayTrainingData, progress: dict[str, Any], horizon: RunLength, context: Worker, stop: int
 ) -> Iterator[tuple[list[Batch], int]]:
     """Training batches from the progress's step on to the step ``stop``, epoch by epoch.
 
@@ -478,7 +479,7 @@ def finish(trained: Trained, config: Config, method_config: MethodSection, task:
             return evaluation.predictive_of(candidate, module, task, config, context, "validation", draws, data)
 
         posterior, results["mixture_weights"] = stack(posterior, predicted)
-    with diverged.told(horizon.total_steps, horizon.total_steps, method_config, "method", module):
+    with divergence.told(horizon.total_steps, horizon.total_steps, method_config, "method", module):
         tested = evaluation.tested(posterior, module, task, config, context, fitted.data)
         shifted = evaluation.shifted(posterior, module, task, config, context, fitted.data)
     results |= {

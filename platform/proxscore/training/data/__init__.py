@@ -1,0 +1,1 @@
+"""Batches of training and evaluation: which rank reads which rows, and in what order."""

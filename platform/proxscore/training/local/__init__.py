@@ -1,0 +1,1 @@
+"""Without Ray: a plain process, or those that torchrun started."""

@@ -1,0 +1,101 @@
+"""A worker without Ray: one plain process, or one of several that torchrun started."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from proxscore.training.sharding import meshes
+from proxscore.training.worker import Worker, Write
+
+
+class LocalWorker(Worker):
+    """One plain process, or one of several that torchrun started and that see the same folder.
+
+    Checkpoints are folders ``checkpoints/step-...`` that appear whole or not at all. The best by score and the newest
+    are kept.
+
+    Args:
+        folder: of the run.
+        sink: receives a list with the payloads of each report, by rank; called in the first process alone.
+        keep: number of the best that are kept, beside the newest.
+        meshes: of the process group, if there is one.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device,
+        sink: Callable[[list[dict[str, Any]]], None],
+        keep: int,
+        meshes: meshes.Meshes | None = None,
+    ) -> None:
+        self.folder, self.device, self.sink, self.keep, self.meshes = folder / "checkpoints", device, sink, keep, meshes
+        if meshes is not None:
+            self.rank, self.world = dist.get_rank(), dist.get_world_size()
+
+    def report(self, payload: dict[str, Any], write: Write | None = None, *, wait: bool = False) -> None:
+        payloads = self._gathered(payload)
+        if self.rank == 0:
+            self.sink(payloads)  # before the checkpoint: a run that dies in between repeats steps, and loses none
+        if write is not None:
+            partial = self.folder / f"partial-{payload['step']:09d}"
+            if self.rank == 0:
+                shutil.rmtree(partial, ignore_errors=True)  # of an earlier attempt
+                partial.mkdir(parents=True)
+            self._barrier()
+            try:
+                write(partial)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)  # a full disk has room again
+                raise
+            self._barrier()
+            if self.rank == 0:
+                (partial / "score.json").write_text(json.dumps(payload["score"]))
+                self._keep(partial, self.folder / f"step-{payload['step']:09d}")
+            self._barrier()
+
+    def _keep(self, partial: Path, final: Path) -> None:
+        if final.exists():  # the same step of an earlier attempt
+            shutil.rmtree(final)
+        partial.rename(final)
+        *older, _ = found = self.folders()
+        for worse in sorted(found, key=lambda folder: (_score(folder), -_step(folder)))[self.keep :]:
+            if worse in older:
+                shutil.rmtree(worse)
+
+    def _gathered(self, payload: dict[str, Any]) -> list[dict[str, Any]]:
+        if self.world == 1:
+            return [payload]
+        payloads: list[Any] = [None] * self.world
+        dist.gather_object(payload, payloads if self.rank == 0 else None)
+        return payloads
+
+    def _barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+    def folders(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return sorted(self.folder.glob("step-*"))
+
+    def checkpoints(self) -> Iterator[AbstractContextManager[Path]]:
+        for folder in reversed(self.folders()):
+            yield nullcontext(folder)
+
+
+def _score(folder: Path) -> float:
+    file = folder / "score.json"
+    return float(json.loads(file.read_text())) if file.exists() else math.inf  # of an older version
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))

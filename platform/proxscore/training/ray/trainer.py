@@ -1,0 +1,178 @@
+"""Ray Train: the loop on the workers of a cluster, and what is said when one of them fails."""
+
+# Ray exports the types of Train V1 and the classes of V2.
+# mypy: disable-error-code="arg-type,call-arg,list-item,attr-defined"
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.execution import context as execution_context
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+
+from proxscore.config import Config, ConfigError, DivergedError, MethodSection, masked
+from proxscore.storage import filesystem
+from proxscore.tracking import Recorder
+from proxscore.training.ray import cluster
+
+if TYPE_CHECKING:  # what only workers use takes seconds to import: not in every process of a cluster
+    from proxscore.tasks import Task
+    from proxscore.training.ray.worker import RayWorker
+
+FINAL = (ConfigError, DivergedError, FloatingPointError)  # errors that another attempt cannot mend
+
+
+WorkerFunction = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class _Trainer(TorchTrainer):
+    """Leaves Ctrl-C to whoever called: Ray's handler waits for its controller, which may wait for the tracking server."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        return
+
+
+def train_on_ray(
+    config: Config,
+    method: MethodSection,
+    epochs: float,
+    name: str,
+    recorder: Recorder,
+    *,
+    worker: WorkerFunction | None = None,
+    settings: dict[str, Any] | None = None,
+    callbacks: Sequence[UserCallback] = (),
+) -> tuple[dict[str, Any], Any]:
+    """Run the loop on the configured workers, resuming the run of this name if there is one.
+
+    Args:
+        worker: what each worker runs instead of the whole loop.
+        settings: for it, beside the configuration.
+        callbacks: of the controller, beside the recorder's.
+
+    Returns:
+        The loop's results, and Ray's last checkpoint (posterior and figures among it); see :func:`local`.
+
+    Raises:
+        ConfigError: what the loop refused.
+        RuntimeError: a worker failed more often than ``training.max_failures``; one line with the first cause.
+    """
+    training = config.training
+    files, folder = filesystem(training.storage)
+    payload = {"config": config, "baseline": method is config.baseline, "epochs": epochs}
+    trainer = _Trainer(
+        worker or _worker,
+        train_loop_config=payload | (settings or {}),
+        torch_config=TorchConfig(backend="nccl" if cluster.use_gpu(config) else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=training.workers if training.min_workers is None else (training.min_workers, training.workers),
+            elastic_resize_monitor_interval_s=training.resize_interval,
+            use_gpu=cluster.use_gpu(config),
+            resources_per_worker={"CPU": training.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu(config) else {}),
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_filesystem=files,
+            storage_path=folder,
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=training.keep_checkpoints, checkpoint_score_attribute="score", checkpoint_score_order="min"
+            ),
+            failure_config=FailureConfig(max_failures=training.max_failures),
+            callbacks=[RecorderCallback(recorder), *callbacks],
+            logging_config=LoggingConfig(log_level="WARNING"),  # its own account of each report drowns the progress
+        ),
+    )
+    main = threading.current_thread() is threading.main_thread()
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        if isinstance(error, ControllerError) and isinstance(error.controller_failure, FINAL):
+            raise error.controller_failure from None
+        raise RuntimeError(f"training failed: {cause(error)}") from error
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, interrupt)  # Ray leaves its own handler, which would abort the finished run
+    return result.return_value, result.checkpoint
+
+
+def _worker(payload: dict[str, Any]) -> dict[str, Any]:
+    """What each worker runs."""
+    from proxscore.training.loop.fit import train
+
+    config, task, context = set_up(payload)
+    method = config.baseline if payload["baseline"] else config.method
+    assert method is not None
+    return train(config, method, payload["epochs"], task, context)
+
+
+def set_up(payload: dict[str, Any]) -> tuple[Config, Task, RayWorker]:
+    """The configuration and the task of a worker, and where it runs.
+
+    Raises:
+        ConfigError: its GPU has too little memory.
+    """
+    from proxscore.training.preflight import checks
+    from proxscore.training.ray.worker import RayWorker
+
+    # Ray Train prints every report in full; this logger goes by its file's name, which the configured level does not reach.
+    logging.getLogger(execution_context.__file__).setLevel(logging.WARNING)
+    config: Config = payload["config"]
+    method = config.baseline if payload["baseline"] else config.method
+    assert method is not None
+    context, task = RayWorker(config, method), config.task.build(verify=False)
+    if context.device.type == "cuda":
+        checks.check_memory(config, method, task, checks.free_memory(context.device), "this GPU")
+    return config, task, context
+
+
+class RecorderCallback(UserCallback):
+    """Hands the reports of all workers to the recorder, on the controller: it survives the loss of any worker."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        self.recorder(metrics)
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """End the run on an error that another attempt cannot mend: what a callback raises, the controller passes on.
+
+        The worker must not return instead: if it alone is at fault, the others would wait for it in a collective.
+        """
+        for _, error in sorted(worker_exceptions.items()):
+            for kind in FINAL:
+                if isinstance(error, kind):
+                    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # not also the traceback of this line
+                    raise kind(last_line(error)) from None
+
+
+def cause(error: BaseException) -> str:
+    """The first cause of a failed run, in one line."""
+    if isinstance(error, WorkerGroupError) and error.worker_failures:
+        rank, failure = min(error.worker_failures.items())
+        return f"worker {rank}: {last_line(failure)}"
+    return last_line(error)
+
+
+def last_line(error: BaseException) -> str:
+    """What an error says at its end: Ray puts the traceback of the other process before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return masked(lines[-1]) if lines else type(error).__name__
+
+
+def local(checkpoint: Any) -> Path:
+    """A checkpoint's folder on this machine; one on remote storage is copied."""
+    if os.path.isdir(checkpoint.path):
+        return Path(checkpoint.path)
+    folder = tempfile.mkdtemp(prefix="proxscore-")
+    return Path(checkpoint.to_directory(folder))
