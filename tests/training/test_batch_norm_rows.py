@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from proxscore.config import Config, ConfigError, parse
 from proxscore.training import launch
-from proxscore.training.data.batches import TrainingData, together
+from proxscore.training.data.batches import TrainingData
+from proxscore.training.data.micro_batches import together
 from proxscore.training.data.norm_rows import least_rows
 from proxscore.training.data.stream_order import EpochOrder, batch_sizes
 from proxscore.training.local.worker import LocalWorker

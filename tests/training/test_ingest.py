@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from proxscore.training.data.batches import GlobalBatches, TrainingData, evaluation_batches, together
+from proxscore.training.data.batches import GlobalBatches, TrainingData, evaluation_batches
+from proxscore.training.data.micro_batches import together
 
 
 class Numbered(Dataset[tuple[Tensor, Tensor]]):

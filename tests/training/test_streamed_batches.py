@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from proxscore.config import ConfigError
-from proxscore.training.data.batches import RayTrainingData, recut
 from proxscore.training.data.stream_order import EpochOrder
+from proxscore.training.data.streamed import RayTrainingData, recut
 from proxscore.vision.data import load_images
 from proxscore.vision.images import ImageDataset
 from proxscore.vision.ray_data import Share, StreamedRows

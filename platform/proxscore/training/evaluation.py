@@ -19,7 +19,9 @@ from proxscore.methods import Method, RunLength
 from proxscore.posterior import Posterior
 from proxscore.posterior.diagnostics import Losses
 from proxscore.tasks import Predictive, Task
-from proxscore.training.data.batches import Batch, RayTrainingData, TrainingData, evaluation_batches
+from proxscore.training.data.batches import TrainingData, evaluation_batches
+from proxscore.training.data.micro_batches import Batch
+from proxscore.training.data.streamed import RayTrainingData
 from proxscore.training.loop.divergence import judged
 from proxscore.training.worker import Worker
 

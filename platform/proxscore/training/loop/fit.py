@@ -27,8 +27,10 @@ from proxscore.posterior.stacking import stack, wants_stacking
 from proxscore.tasks import Task
 from proxscore.tracking import say
 from proxscore.training import evaluation
-from proxscore.training.data.batches import Batch, RayTrainingData, TrainingData, together
+from proxscore.training.data.batches import TrainingData
+from proxscore.training.data.micro_batches import Batch, together
 from proxscore.training.data.norm_rows import least_rows
+from proxscore.training.data.streamed import RayTrainingData
 from proxscore.training.loop import checkpoint, divergence, ensemble
 from proxscore.training.loop.observer import Observer
 from proxscore.training.sharding.materialize import materialize
