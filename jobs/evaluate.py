@@ -70,6 +70,7 @@ def evaluate(source: str, overrides: list[str], split: str, draws: int, output: 
     from proxscore.training.data.norm_rows import least_rows
     from proxscore.training.evaluation import evaluate as score
     from proxscore.training.local.worker import LocalWorker
+    from proxscore.training.run import Run
     from proxscore.training.saved import load
     from proxscore.training.worker import pick_device
 
@@ -80,11 +81,11 @@ def evaluate(source: str, overrides: list[str], split: str, draws: int, output: 
     built = task.build_model()
     distances = diagnosis(built, task, posterior, config, device, diagnose) if diagnose else None
     module = posterior.load_into(built).to(device)
-    context = LocalWorker(output, device, lambda payloads: None, keep=1)
+    worker = LocalWorker(output, device, lambda payloads: None, keep=1)
     training = config.training  # BatchNorm statistics of each draw come from training batches, as in training
     rows, least = task.data.train, least_rows(module, task)
     data = TrainingData(rows, training.batch_size, rank=0, world=1, seed=config.seed, least=least)
-    metrics, figures = score(module, task, config, context, split, draws, posterior=posterior, data=data)
+    metrics, figures = score(Run(config, task, worker, module, data), split, draws, posterior)
     output.mkdir(parents=True, exist_ok=True)
     stem = f"{config.task.data.kind}_{split}_{draws}_draws"
     drawn = figures()

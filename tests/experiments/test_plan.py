@@ -16,6 +16,7 @@ from proxscore.experiments.sweep.plan import plan
 from proxscore.experiments.sweep.settings import TuneConfig
 from proxscore.training import evaluation
 from proxscore.training.local.worker import LocalWorker
+from proxscore.training.run import Run
 
 
 @pytest.mark.parametrize(
@@ -118,6 +119,6 @@ def test_every_objective_is_reported_on_validation_data(kind: str, tmp_path: Pat
         section = {"kind": "forecasting", "horizon": 4, "context": 8, "model": model, "data": data}
     config = configuration.parse({"task": section, "training": {"workers": 0}})
     task = config.task.build()
-    context = LocalWorker(tmp_path, torch.device("cpu"), lambda payloads: None, keep=1)
-    metrics, _ = evaluation.evaluate(task.build_model(), task, config, context, "validation", 0)
+    worker = LocalWorker(tmp_path, torch.device("cpu"), lambda payloads: None, keep=1)
+    metrics, _ = evaluation.evaluate(Run(config, task, worker, task.build_model()), "validation", 0)
     assert set(task.judge.objectives) <= set(metrics)

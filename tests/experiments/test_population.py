@@ -17,7 +17,9 @@ from proxscore.experiments.sweep.settings import PopulationConfig
 from proxscore.experiments.sweep.space import applied
 from proxscore.inference.schedules import Schedule
 from proxscore.training.local.worker import LocalWorker
-from proxscore.training.loop.fit import Fitted, checkpoint, finish, fit, fit_all, step_at
+from proxscore.training.loop.fit import Fitted, checkpoint, fit
+from proxscore.training.loop.run_length import step_at
+from proxscore.training.loop.train import finish, fit_all
 
 SIZE, ROUNDS = 4, 3
 
@@ -110,22 +112,22 @@ def run(
 ) -> tuple[list[float], Fitted, Path]:
     """Losses by step, what is left, and the last checkpoint."""
     losses: list[float] = []
-    context = LocalWorker(
+    worker = LocalWorker(
         folder,
         torch.device("cpu"),
         lambda payloads: losses.extend(record["train/nll"] for record in payloads[0]["records"]),
         keep=1,
     )
     task = config.task.build()
-    fitted = fit(config, config.method, config.training.epochs, task, context, until=until, start=start)
+    fitted = fit(config, config.method, config.training.epochs, task, worker, until=until, start=start)
     if until is None:
-        finish(fit_all(config, config.method, config.training.epochs, task, context), config, config.method, task)
+        finish(fit_all(config, config.method, config.training.epochs, task, worker))
     else:
-        context.report(
+        worker.report(
             {"step": fitted.snapshot.progress["step"], "records": [], "score": 0.0},
             lambda path: checkpoint.save(path, fitted.snapshot),
         )
-    return losses, fitted, context.folders()[-1]
+    return losses, fitted, worker.folders()[-1]
 
 
 def test_the_learned_schedule_from_scratch_is_the_run_of_the_lineage_bit_for_bit(tmp_path: Path) -> None:
@@ -140,7 +142,7 @@ def test_the_learned_schedule_from_scratch_is_the_run_of_the_lineage_bit_for_bit
     assert len(losses) == 16
     assert losses == whole[:16]
     for (name, one), (_, other) in zip(
-        fitted.module.named_parameters(), expected.module.named_parameters(), strict=True
+        fitted.run.module.named_parameters(), expected.run.module.named_parameters(), strict=True
     ):
         assert torch.equal(one, other), name
     other_history = {key: [1.0, 2.0, 1.0] for key in MULTIPLIERS}

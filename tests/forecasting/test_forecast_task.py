@@ -31,7 +31,7 @@ from proxscore.posterior import Posterior
 from proxscore.training import launch
 from proxscore.training.data.batches import evaluation_batches
 from proxscore.training.local.worker import LocalWorker
-from proxscore.training.loop.fit import train
+from proxscore.training.loop.train import train
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from proxscore.forecasting.networks import NAMES
 from proxscore.forecasting.series_task import SeriesTask
 from proxscore.posterior import Posterior
 from proxscore.training.local.worker import LocalWorker
-from proxscore.training.loop.fit import train
+from proxscore.training.loop.train import train
 from proxscore.training.sharding import meshes
 
 RANKS = 2
@@ -74,7 +74,7 @@ def worker(rank: int, folder: str) -> None:
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("sharded")
     write_series(folder / "series.parquet")
-    multiprocessing.set_forkserver_preload(["proxscore.training.loop.fit", "proxscore.forecasting.task"])
+    multiprocessing.set_forkserver_preload(["proxscore.training.loop.train", "proxscore.forecasting.task"])
     mp.start_processes(worker, args=(str(folder),), nprocs=RANKS, start_method="forkserver")
     return torch.load(folder / "found.pt")
 

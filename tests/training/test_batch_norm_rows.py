@@ -22,7 +22,7 @@ from proxscore.training.data.micro_batches import together
 from proxscore.training.data.norm_rows import least_rows
 from proxscore.training.data.stream_order import EpochOrder, batch_sizes
 from proxscore.training.local.worker import LocalWorker
-from proxscore.training.loop.fit import train
+from proxscore.training.loop.train import train
 from proxscore.training.preflight.dry_run import dry_run
 
 
@@ -78,10 +78,8 @@ def test_an_epoch_whose_last_batch_would_be_one_row_is_trained(accumulate: int, 
     settings = config(accumulate=accumulate)
     settings = parse(settings.model_dump(mode="json") | {"method": {"kind": kind}})
     records: list[dict[str, float]] = []
-    context = LocalWorker(
-        tmp_path, torch.device("cpu"), lambda payloads: records.extend(payloads[0]["records"]), keep=1
-    )
-    results = train(settings, settings.method, 1, settings.task.build(), context)
+    worker = LocalWorker(tmp_path, torch.device("cpu"), lambda payloads: records.extend(payloads[0]["records"]), keep=1)
+    results = train(settings, settings.method, 1, settings.task.build(), worker)
     assert results["steps"] == 6
     assert all(np.isfinite(record["train/nll"]) for record in records)
 

@@ -13,6 +13,7 @@ from proxscore.config import Config
 from proxscore.posterior import Posterior
 from proxscore.training import evaluation, launch
 from proxscore.training.local.worker import LocalWorker
+from proxscore.training.run import Run
 
 
 def settings(folder: Path, **training: Any) -> Config:
@@ -37,9 +38,9 @@ def settings(folder: Path, **training: Any) -> Config:
 def validation_nll(config: Config, folder: Path) -> float:
     """Of a saved posterior, on the validation split."""
     task = config.task.build()
-    context = LocalWorker(folder, torch.device("cpu"), lambda payloads: None, keep=1)
+    worker = LocalWorker(folder, torch.device("cpu"), lambda payloads: None, keep=1)
     posterior = Posterior.load(folder / "posterior")
-    metrics, _ = evaluation.evaluate(task.build_model(), task, config, context, "validation", 0, posterior=posterior)
+    metrics, _ = evaluation.evaluate(Run(config, task, worker, task.build_model()), "validation", 0, posterior)
     return metrics["nll"]
 
 

@@ -12,10 +12,11 @@ from proxscore import config as configuration
 from proxscore.config import METHODS as KINDS
 from proxscore.config import Config
 from proxscore.posterior import Posterior, Samples
+from proxscore.training import run as training_run
 from proxscore.training.data.batches import TrainingData
 from proxscore.training.evaluation import evaluate
 from proxscore.training.local.worker import LocalWorker
-from proxscore.training.loop.fit import train
+from proxscore.training.loop.train import train
 from proxscore.vision.image_task import ImageTask
 
 CNN = {"name": "small_cnn", "kwargs": {"width": 2, "hidden": 4}}
@@ -68,8 +69,8 @@ class Run:
             if payloads[0]["step"] == die_at:
                 raise InterruptedError
 
-        context = LocalWorker(self.folder, torch.device("cpu"), sink, keep=2)
-        return train(self.config, self.config.method, self.config.training.epochs, self.task, context)
+        worker = LocalWorker(self.folder, torch.device("cpu"), sink, keep=2)
+        return train(self.config, self.config.method, self.config.training.epochs, self.task, worker)
 
     def posterior(self) -> Posterior:
         return Posterior.load(sorted((self.folder / "checkpoints").iterdir())[-1] / "posterior")
@@ -116,11 +117,12 @@ def check_saved(run: Run, method: str, results: dict[str, dict[str, float]]) -> 
         assert not any(torch.equal(first, other) for other in others)
     assert set(results) == plain | {f"{name}_tempered" for name in plain if method in TEMPERED}
     module = posterior.load_into(run.task.build_model())
-    context = LocalWorker(run.folder / "other", torch.device("cpu"), lambda payloads: None, keep=1)
+    worker = LocalWorker(run.folder / "other", torch.device("cpu"), lambda payloads: None, keep=1)
     data = TrainingData(run.task.data.train, 40, rank=0, world=1, seed=0)
+    judged = training_run.Run(run.config, run.task, worker, module, data)
     for name in plain:
         draws = 4 if name == "posterior" else 0
-        metrics, _ = evaluate(module, run.task, run.config, context, "test", draws, posterior=posterior, data=data)
+        metrics, _ = evaluate(judged, "test", draws, posterior)
         assert metrics == pytest.approx(results[name], rel=1e-5, abs=1e-6)
         if method in TEMPERED:
             warm = results[f"{name}_tempered"]

@@ -20,7 +20,7 @@ from proxscore.config import METHODS as KINDS
 from proxscore.config import Config
 from proxscore.posterior import Posterior
 from proxscore.training.local.worker import LocalWorker
-from proxscore.training.loop.fit import train
+from proxscore.training.loop.train import train
 from proxscore.training.sharding import meshes
 from proxscore.vision.image_task import ImageTask
 
@@ -61,14 +61,14 @@ def run(method: str, folder: Path, workers: int) -> dict[str, Any]:
     config = tree(method, workers)
     arrangement = meshes.build(config, config.method, "cpu", workers) if workers else None
     losses: list[float] = []
-    context = LocalWorker(
+    worker = LocalWorker(
         folder,
         torch.device("cpu"),
         lambda payloads: losses.extend(record["train/nll"] for record in payloads[0]["records"]),
         1,
         arrangement,
     )
-    results = train(config, config.method, config.training.epochs, ImageTask(config.task), context)
+    results = train(config, config.method, config.training.epochs, ImageTask(config.task), worker)
     held = {}
     if not workers or dist.get_rank() == 0:
         (saved,) = (folder / "checkpoints").glob("*/posterior")
@@ -91,7 +91,7 @@ def worker(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("sharded")
-    multiprocessing.set_forkserver_preload(["proxscore.training.loop.fit"])
+    multiprocessing.set_forkserver_preload(["proxscore.training.loop.train"])
     mp.start_processes(worker, args=(str(folder),), nprocs=RANKS, start_method="forkserver")
     return torch.load(folder / "found.pt")
 

@@ -19,7 +19,7 @@ import torch.multiprocessing as mp
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError
 from proxscore.training.local.worker import LocalWorker
-from proxscore.training.loop.fit import train
+from proxscore.training.loop.train import train
 from proxscore.training.sharding import meshes
 from proxscore.vision.image_task import ImageTask
 
@@ -73,8 +73,8 @@ def tree(folder: Path, **training: Any) -> Config:
 def curve(config: Config, folder: Path, arrangement: meshes.Meshes | None) -> list[float]:
     """Training NLL by step, then validation NLL; of the first rank."""
     reports: list[dict[str, Any]] = []
-    context = LocalWorker(folder, torch.device("cpu"), lambda payloads: reports.append(payloads[0]), 1, arrangement)
-    train(config, config.method, config.training.epochs, ImageTask(config.task), context)
+    worker = LocalWorker(folder, torch.device("cpu"), lambda payloads: reports.append(payloads[0]), 1, arrangement)
+    train(config, config.method, config.training.epochs, ImageTask(config.task), worker)
     losses = [record["train/nll"] for report in reports for record in report["records"]]
     return losses + [report["metrics"]["validation/nll"] for report in reports if report["metrics"]]
 
@@ -98,7 +98,7 @@ def worker(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
     folder = tmp_path_factory.mktemp("features")
-    multiprocessing.set_forkserver_preload(["proxscore.training.loop.fit"])
+    multiprocessing.set_forkserver_preload(["proxscore.training.loop.train"])
     mp.start_processes(worker, args=(str(folder),), nprocs=RANKS, start_method="forkserver")
     return torch.load(folder / "curves.pt")
 

@@ -20,7 +20,9 @@ from proxscore.config import Config, ConfigError, DivergedError
 from proxscore.methods import RunLength
 from proxscore.posterior import Posterior
 from proxscore.training.local.worker import LocalWorker
-from proxscore.training.loop.fit import checkpoint, milestones, train
+from proxscore.training.loop.fit import checkpoint
+from proxscore.training.loop.run_length import milestones
+from proxscore.training.loop.train import train
 from proxscore.vision.image_task import ImageTask
 from proxscore.vision.images import ImageDataset
 
@@ -75,8 +77,8 @@ class Run:
             if payload["step"] == die_at:
                 raise InterruptedError
 
-        context = LocalWorker(self.folder, torch.device("cpu"), sink, self.config.training.keep_checkpoints)
-        return train(self.config, self.config.method, self.config.training.epochs, self.task, context)
+        worker = LocalWorker(self.folder, torch.device("cpu"), sink, self.config.training.keep_checkpoints)
+        return train(self.config, self.config.method, self.config.training.epochs, self.task, worker)
 
     @property
     def nll(self) -> list[float]:

@@ -15,7 +15,7 @@ from proxscore.inference import Categorical
 from proxscore.methods import RunLength, Setup
 from proxscore.methods.adamw import AdamWConfig
 from proxscore.training.local.worker import LocalWorker
-from proxscore.training.loop.fit import train
+from proxscore.training.loop.train import train
 from proxscore.vision.image_task import ImageTask
 
 STEPS = 40
@@ -123,8 +123,8 @@ def test_the_reported_gradient_evaluations_are_the_forwards_in_training(
             "evaluation": {"draws": 1, "validation_draws": 1},
         }
     )
-    context = LocalWorker(tmp_path, torch.device("cpu"), lambda payloads: None, keep=1)
-    results = train(config, config.method, config.training.epochs, Counting(config.task), context)
+    worker = LocalWorker(tmp_path, torch.device("cpu"), lambda payloads: None, keep=1)
+    results = train(config, config.method, config.training.epochs, Counting(config.task), worker)
     assert results["steps"] == 8
     assert results["evaluations"] == forwards == 8 * evaluations
     assert config.method.evaluations_per_step() == evaluations

@@ -19,7 +19,9 @@ from torch.distributed.tensor.debug import CommDebugMode
 from proxscore import config as configuration
 from proxscore.config import Config
 from proxscore.methods import Setup, build_method
-from proxscore.training.loop.fit import horizon_of, train_step, training_data
+from proxscore.training.loop.run_length import run_length
+from proxscore.training.loop.step import train_step
+from proxscore.training.run import Run, training_data
 from proxscore.training.sharding.meshes import Meshes
 from proxscore.training.sharding.parallelize import parallelize
 from proxscore.training.worker import Worker
@@ -56,32 +58,33 @@ class Rank(Worker):
         raise AssertionError("a step resumes nothing")
 
 
-def build(config: Config, context: Rank) -> tuple[ImageTask, nn.Module, Any]:
+def build(config: Config, worker: Rank) -> tuple[ImageTask, nn.Module, Any]:
     task = ImageTask(config.task)
     torch.manual_seed(0)
-    module = parallelize(task.build_model(), config.training, context.mesh)
-    data = training_data(config, task, context)
+    module = parallelize(task.build_model(), config.training, worker.mesh)
+    data = training_data(config, task, worker)
     return task, module, data
 
 
-def counted_step(config: Config, context: Rank) -> Counter[str]:
+def counted_step(config: Config, worker: Rank) -> Counter[str]:
     """Collectives of a later step of the loop."""
-    task, module, data = build(config, context)
-    horizon = horizon_of(data.steps_per_epoch, 1, task)
-    method = build_method(config.method, Setup(module, horizon, draw_mesh=context.draw_mesh))
+    task, module, data = build(config, worker)
+    length = run_length(data.steps_per_epoch, 1, task)
+    method = build_method(config.method, Setup(module, length, draw_mesh=worker.draw_mesh))
     method.monitor = True
+    run = Run(config, task, worker, module, data)
     for step, (micro_batches, size) in enumerate(data.epoch(0)):
         counts = CommDebugMode()
         with counts:
-            train_step(module, method, task, micro_batches, size, config, context, step)
+            train_step(run, method, micro_batches, size, step)
         if step == WARM_UP:
             return named(counts)
     raise AssertionError("too few batches")
 
 
-def counted_plain_step(config: Config, context: Rank) -> Counter[str]:
+def counted_plain_step(config: Config, worker: Rank) -> Counter[str]:
     """Collectives of ordinary FSDP2 training as its documentation writes it, with the same micro-batches."""
-    _, module, data = build(config, context)
+    _, module, data = build(config, worker)
     optimizer = torch.optim.AdamW(module.parameters())
     for step, (micro_batches, _) in enumerate(data.epoch(0)):
         counts = CommDebugMode()
@@ -113,12 +116,12 @@ def worker(rank: int, folder: str) -> None:
     }
     counts = {}
     for layout, meshes in layouts.items():
-        context = Rank(rank, meshes)
+        worker = Rank(rank, meshes)
         for name, method in METHODS.items():
             if meshes.draw is None or method.get("draws", 1) > 1:
                 config = configuration.parse({**TREE, "method": method})
-                counts[layout, name] = dict(counted_step(config, context))
-        counts[layout, "plain"] = dict(counted_plain_step(configuration.parse(TREE), context))
+                counts[layout, name] = dict(counted_step(config, worker))
+        counts[layout, "plain"] = dict(counted_plain_step(configuration.parse(TREE), worker))
     if rank == 0:
         torch.save(counts, f"{folder}/counts.pt")
     dist.destroy_process_group()
@@ -130,7 +133,7 @@ Counts = dict[tuple[str, str], Counter[str]]
 @pytest.fixture(scope="module")
 def counts(tmp_path_factory: pytest.TempPathFactory) -> Counts:
     folder: Path = tmp_path_factory.mktemp("ranks")
-    multiprocessing.set_forkserver_preload(["proxscore.vision.task", "proxscore.training.loop.fit"])
+    multiprocessing.set_forkserver_preload(["proxscore.vision.task", "proxscore.training.loop.train"])
     mp.start_processes(worker, args=(str(folder),), nprocs=RANKS, start_method="forkserver")
     return {key: Counter(count) for key, count in torch.load(folder / "counts.pt").items()}
 

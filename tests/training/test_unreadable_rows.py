@@ -19,7 +19,8 @@ from proxscore.config import Config, ConfigError
 from proxscore.methods import RunLength
 from proxscore.training.data.batches import GlobalBatches
 from proxscore.training.local.worker import LocalWorker
-from proxscore.training.loop.fit import batches, train
+from proxscore.training.loop.run_length import batches
+from proxscore.training.loop.train import train
 from proxscore.vision import decoding
 from proxscore.vision.image_task import ImageTask
 
@@ -80,8 +81,8 @@ def run(config: Config, folder: Path, die_at: int | None = None) -> tuple[dict[s
             raise InterruptedError
 
     try:
-        context = LocalWorker(folder, torch.device("cpu"), sink, 2)
-        return train(config, config.method, config.training.epochs, ImageTask(config.task), context), records
+        worker = LocalWorker(folder, torch.device("cpu"), sink, 2)
+        return train(config, config.method, config.training.epochs, ImageTask(config.task), worker), records
     except InterruptedError:
         return {}, records
 
@@ -187,8 +188,8 @@ def test_an_epoch_keeps_the_lanes_that_it_was_begun_with_and_the_next_takes_the_
     class Three(LocalWorker):
         data_world = 3  # type: ignore[assignment]
 
-    context = Three(Path(), torch.device("cpu"), lambda payloads: None, 1)
+    worker = Three(Path(), torch.device("cpu"), lambda payloads: None, 1)
     progress = {"step": 5, "lanes": 2}
-    lanes = [progress["lanes"] for _ in batches(Data(), progress, RunLength(10, 4, 100), context, 10)]  # type: ignore[arg-type]
+    lanes = [progress["lanes"] for _ in batches(Data(), progress, RunLength(10, 4, 100), worker.data_world, 10)]  # type: ignore[arg-type]
     assert asked == [(1, 1, 2), (2, 0, 3)]
     assert lanes == [2, 2, 2, 3, 3]

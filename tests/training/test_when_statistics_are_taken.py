@@ -35,13 +35,13 @@ def records(folder: Path, interval: float, **training: Any) -> tuple[Records, An
         }
     )
     found: Records = {}
-    context = LocalWorker(
+    worker = LocalWorker(
         folder,
         torch.device("cpu"),
         lambda payloads: found.update({int(record["step"]): record for record in payloads[0]["records"]}),
         keep=1,
     )
-    return found, fit(config, config.method, 3, ImageTask(config.task), context)
+    return found, fit(config, config.method, 3, ImageTask(config.task), worker)
 
 
 def test_they_are_taken_where_a_report_is_due_and_are_those_of_the_step(

@@ -15,7 +15,7 @@ from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, MethodError
 from proxscore.posterior import Posterior
 from proxscore.training.local.worker import LocalWorker
-from proxscore.training.loop.fit import train
+from proxscore.training.loop.train import train
 from proxscore.vision.image_task import ImageTask
 
 
@@ -55,8 +55,8 @@ def test_one_logit_learns_what_two_learn(kind: str, zeros_and_eights: Path, tmp_
     for likelihood in ("bernoulli", "categorical"):
         config = settings(zeros_and_eights, likelihood, {"kind": kind} | ({"lr": 0.01} if kind == "adamw" else {}))
         task = ImageTask(config.task)  # type: ignore[arg-type]
-        context = LocalWorker(tmp_path / likelihood, torch.device("cpu"), lambda payloads: None, 1)
-        results = train(config, config.method, 20, task, context)
+        worker = LocalWorker(tmp_path / likelihood, torch.device("cpu"), lambda payloads: None, 1)
+        results = train(config, config.method, 20, task, worker)
         (metrics, *_) = results["test"].values()
         found[likelihood] = metrics
     head = [value for name, value in Posterior.load(

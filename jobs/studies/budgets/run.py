@@ -36,6 +36,7 @@ from proxscore.tracking.study import study
 from proxscore.training import evaluation
 from proxscore.training.local.worker import LocalWorker
 from proxscore.training.loop.fit import fit
+from proxscore.training.run import Run
 
 CNN: dict[str, Any] = {"name": "small_cnn", "channels_last": True}
 VIT: dict[str, Any] = {
@@ -191,12 +192,12 @@ def run(cell: Cell, path: Path, output: Path) -> dict[str, Any]:
         if payload["metrics"]:
             curve.append({"epoch": payload["epoch"], **payload["metrics"]})
 
-    context = LocalWorker(folder, torch.device("cpu"), watch, keep=1)
-    fitted = fit(config, config.method, cell.epochs, task, context)
-    posterior = Posterior.of(fitted.module, fitted.method).gather()
+    worker = LocalWorker(folder, torch.device("cpu"), watch, keep=1)
+    fitted = fit(config, config.method, cell.epochs, task, worker)
+    posterior = Posterior.of(fitted.run.module, fitted.method).gather()
     posterior.save(folder / "posterior")
     draws = config.evaluation.draws if posterior.random else 0
-    metrics, _ = evaluation.evaluate(fitted.module, task, config, context, "test", draws, posterior=posterior)
+    metrics, _ = evaluation.evaluate(fitted.run, "test", draws, posterior)
     found = {
         **asdict(cell),
         "curve": curve,
@@ -219,8 +220,8 @@ def mixed(cells: list[Cell], path: Path, output: Path) -> dict[str, float]:
     members = [Posterior.load(cell.folder(output) / "posterior") for cell in cells]
     posterior = Samples(members, {})
     draws = config.evaluation.draws if members[0].random else len(members)
-    context = LocalWorker(output / "none", torch.device("cpu"), lambda payloads: None, keep=1)
-    metrics, _ = evaluation.evaluate(task.build_model(), task, config, context, "test", draws, posterior=posterior)
+    worker = LocalWorker(output / "none", torch.device("cpu"), lambda payloads: None, keep=1)
+    metrics, _ = evaluation.evaluate(Run(config, task, worker, task.build_model()), "test", draws, posterior)
     return metrics
 
 

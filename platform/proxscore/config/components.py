@@ -53,6 +53,14 @@ class MethodSection(Component):
         """The method by which one network is trained: this one, or, of several networks together, that of each."""
         return self
 
+    def member_count(self) -> int:
+        """Networks that are trained one after another: one, or those of an ensemble."""
+        return 1
+
+    def member_epochs(self, epochs: float) -> float:
+        """Epochs of each of these networks in a run of so many."""
+        return epochs
+
     def evaluations_per_step(self) -> int:
         """Gradient evaluations that a step takes."""
         return 1

@@ -1,6 +1,6 @@
 """Runs one trial of an experiment where its configuration says: in this process, or on workers of Ray Train.
 
-What is run is a function of ``(config, task, context, settings)``, called once in every process that takes part; the first
+What is run is a function of ``(config, task, worker, settings)``, called once in every process that takes part; the first
 one's answer is the trial's. Cells of a comparison and trials of a sweep are such functions.
 """
 
@@ -45,8 +45,8 @@ def run(
     training = config.training
     if training.workers == 0:
         device = pick_device(training.device)
-        context = LocalWorker(Path(training.storage) / name, device, recorder, keep=training.keep_checkpoints)
-        return measure(config, config.task.build(verify=False), context, settings)
+        worker = LocalWorker(Path(training.storage) / name, device, recorder, keep=training.keep_checkpoints)
+        return measure(config, config.task.build(verify=False), worker, settings)
     results, _ = trainer.train_on_ray(
         config,
         config.method,
@@ -62,10 +62,10 @@ def run(
 
 def _worker(payload: dict[str, Any]) -> dict[str, Any]:
     """What each worker runs."""
-    config, task, context = trainer.set_up(payload)
+    config, task, worker = trainer.set_up(payload)
     if not config.method.shards:
-        context.meshes = None  # the one worker's module stays whole
-    found: dict[str, Any] = payload["measure"](config, task, context, payload["settings"])
+        worker.meshes = None  # the one worker's module stays whole
+    found: dict[str, Any] = payload["measure"](config, task, worker, payload["settings"])
     return found
 
 

@@ -29,6 +29,13 @@ class EnsembleConfig(MethodSection):
     def member(self) -> MethodSection:
         return self.of
 
+    def member_count(self) -> int:
+        return self.members
+
+    def member_epochs(self, epochs: float) -> float:
+        """The run's epochs for each member, or its part of them."""
+        return epochs if self.budget == "each" else epochs / self.members
+
     def evaluations_per_step(self) -> int:
         """Of a step of every member, if each has the whole budget."""
         return self.of.evaluations_per_step() * (self.members if self.budget == "each" else 1)

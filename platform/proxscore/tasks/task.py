@@ -65,6 +65,10 @@ class Task(ABC):
         """
         raise ConfigError("evaluation.shifts: they are of images: leave it out")
 
+    def streamed_rows(self, workers: int, cpus_per_worker: float) -> Any:
+        """The training rows for one of so many workers, as Ray Data streams them; asked for where the data are ``streamed``."""
+        raise NotImplementedError(f"{type(self).__name__} has no rows to stream")
+
     def example(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a batch's shape and type, all zero."""
         inputs, targets = (

@@ -23,11 +23,11 @@ from proxscore.tasks import Task
 from proxscore.tracking import Recorder, TrackedRun, say, tracking_uri
 from proxscore.tracking.runs import check_server, git_tags
 from proxscore.training.data.norm_rows import check_rows
-from proxscore.training.evaluation import versions
+from proxscore.training.evaluation import package_versions
 from proxscore.training.exclusive import exclusive
 from proxscore.training.local import torchrun
 from proxscore.training.local.worker import LocalWorker
-from proxscore.training.loop.fit import train
+from proxscore.training.loop.train import train
 from proxscore.training.preflight import checks
 from proxscore.training.ray import checks as cluster_checks
 from proxscore.training.ray import connection, trainer
@@ -203,7 +203,7 @@ def _run_method(
         params = configuration.flatten(config) | {"epochs_trained": epochs}
         params = {key: value for key, value in params.items() if not key.startswith(("method.", "baseline"))}
         params |= {f"method.{key}": value for key, value in configuration.flatten(method).items()}
-        tags = {f"version.{package}": version for package, version in versions().items()} | git_tags()
+        tags = {f"version.{package}": version for package, version in package_versions().items()} | git_tags()
         tags["data.splits"] = json.dumps(task.describe())
         tracked.describe(params, tags)
         if tracked.run_id != earlier:  # a continued run keeps its own
@@ -273,9 +273,9 @@ def _train_here(
     if torchrun.launched():
         device = torchrun.device(device)
         arrangement = meshes.build(config, method, device.type, config.training.workers)
-    context = LocalWorker(folder, device, sink, config.training.keep_checkpoints, arrangement)
-    results = train(config, method, epochs, task, context)
-    return results, context.folders()[-1]
+    worker = LocalWorker(folder, device, sink, config.training.keep_checkpoints, arrangement)
+    results = train(config, method, epochs, task, worker)
+    return results, worker.folders()[-1]
 
 
 class RunMemory:

@@ -17,13 +17,22 @@ Write = Callable[[Path], None]
 
 
 class Worker(ABC):
-    """Rank, device and meshes of this process, and its line to the driver."""
+    """One process that trains: its rank, device and meshes, and its line to the driver.
+
+    Attributes:
+        rank, world: its number among those that take part, and how many there are.
+        device: that it computes on.
+        meshes: how the network is shared among them; none: it is not.
+        on_ray: whether this is a process of a Ray cluster.
+        method_section: where the settings of the method that it trains are in the configuration.
+    """
 
     rank: int = 0
     world: int = 1
     device: torch.device
     meshes: meshes.Meshes | None = None
-    on_ray: bool = False  # whether this is a process of a Ray cluster's
+    on_ray: bool = False
+    method_section: str = "method"
 
     @property
     def mesh(self) -> DeviceMesh | None:

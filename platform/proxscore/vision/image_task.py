@@ -14,6 +14,7 @@ from proxscore.tasks import ClassificationJudge, Task
 from proxscore.vision.data import load_images
 from proxscore.vision.models import build_model
 from proxscore.vision.preprocessing import resolved
+from proxscore.vision.ray_data import Share, StreamedRows
 from proxscore.vision.shifts import SHIFTS, ShiftedImages
 from proxscore.vision.task import VisionConfig
 
@@ -56,6 +57,9 @@ class ImageTask(Task):
         """
         with device or nullcontext():
             return build_model(self.config.model, classes=self.outputs, shape=self.data.shape)
+
+    def streamed_rows(self, workers: int, cpus_per_worker: float) -> StreamedRows:
+        return StreamedRows(self.data.train, Share.of(workers, cpus_per_worker))
 
     def example(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a batch's shape and type, all zero."""

@@ -33,7 +33,7 @@ from proxscore.tracking import Recorder, TrackedRun
 from proxscore.tracking.runs import PARENT, git_tags
 from proxscore.training import evaluation
 from proxscore.training.launch import RunMemory, keep_verdict
-from proxscore.training.loop.fit import fit_all
+from proxscore.training.loop.train import fit_all
 from proxscore.training.worker import Worker
 
 TEMPERED = ("nll", "ece", "brier")  # what is reported at the fitted temperature, too
@@ -113,7 +113,7 @@ def _beside(cell: Cell) -> TrainingConfig:
     return cell.config.training.model_copy(update={"storage": str(cell.folder.parent), "epochs": cell.budget.epochs})
 
 
-def measured(config: Config, task: Task, context: Worker, settings: dict[str, Any]) -> dict[str, Any]:
+def measured(config: Config, task: Task, worker: Worker, settings: dict[str, Any]) -> dict[str, Any]:
     """Train and judge a cell's method, on each of its workers.
 
     Args:
@@ -128,36 +128,36 @@ def measured(config: Config, task: Task, context: Worker, settings: dict[str, An
         RuntimeError: it took another number of gradient evaluations than was planned.
     """
     cell: Cell = settings["cell"]
-    method, device = config.method, context.device
-    trained = fit_all(config, method, cell.budget.epochs, task, context)
-    fitted, posterior = trained.fitted, trained.posterior
-    evaluations = fitted.horizon.total_steps * fitted.method.evaluations_per_step * trained.members
+    method, device = config.method, worker.device
+    trained = fit_all(config, method, cell.budget.epochs, task, worker)
+    fitted, posterior, evaluations = trained.fitted, trained.posterior, trained.evaluations
+    fit_run = fitted.run
     if evaluations + cell.budget.beside != cell.budget.evaluations:
         raise RuntimeError(
             f"took {evaluations + cell.budget.beside} gradient evaluations, not {cell.budget.evaluations}"
         )
-    peak = max(_of_all(peak_bytes(device), context))
+    peak = max(_of_all(peak_bytes(device), worker))
     draws = config.evaluation.draws if posterior.random else 0
 
     def predict(split: str, source: Posterior) -> Any:
-        return evaluation.predictive_of(source, fitted.module, task, config, context, split, draws, fitted.data)
+        return evaluation.predict(fit_run, source, split, draws)
 
     if wants_stacking(posterior):
-        posterior, _ = stack(posterior, lambda candidate: predict("validation", candidate).log_density)
+        posterior, _ = stack(posterior, lambda candidate: predict("validation", candidate))
     started = time.perf_counter()
     predictive = predict("test", posterior)
     predicting = time.perf_counter() - started
     validation = predict("validation", posterior)
-    metrics, figures = evaluation.judge(predictive, task, config, context, "test", f"{cell.method}, seed {cell.seed}")
-    more, kept = task.judge.compared(_joined(predictive, context))
+    metrics, figures = evaluation.evaluate_predictive(fit_run, predictive, "test", f"{cell.method}, seed {cell.seed}")
+    more, kept = task.judge.compared(_joined(predictive, worker))
     metrics |= more
     if config.evaluation.temperature_scaling:
         temperature = fit_temperature(validation, device)
-        scaled, _ = evaluation.judge(tempered(predictive, temperature), task, config, context, "test", "tempered")
+        scaled, _ = evaluation.evaluate_predictive(fit_run, tempered(predictive, temperature), "test", "tempered")
         metrics |= {f"{name}_tempered": scaled[name] for name in TEMPERED} | {"temperature": temperature}
-    posterior.description = evaluation.description(config, method, task, fitted.horizon) | posterior.description
+    posterior.description = evaluation.description(method, task, fitted.length) | posterior.description
     gathered = posterior.gather()
-    if context.rank == 0:
+    if worker.rank == 0:
         for name, figure in figures().items():
             with replacing(cell.folder / f"{name}.png") as partial:
                 figure.savefig(partial, dpi=150)
@@ -165,33 +165,33 @@ def measured(config: Config, task: Task, context: Worker, settings: dict[str, An
         gathered.save(cell.folder / "posterior")
     return {
         "metrics": metrics,
-        "validation_nll": evaluation.judge(validation, task, config, context, "validation", "")[0]["nll"],
+        "validation_nll": evaluation.evaluate_predictive(fit_run, validation, "validation", "")[0]["nll"],
         "forward_passes": len(posterior.indices(draws)) if draws else 1,
         "gradient_evaluations": cell.budget.evaluations,
         "steps": cell.budget.steps,
         "seconds": trained.seconds,
         "seconds_predicting": predicting,
         "peak_mb": peak / 1e6,
-        "parameters": sum(parameter.numel() for parameter in fitted.module.parameters()),
+        "parameters": sum(parameter.numel() for parameter in fit_run.module.parameters()),
         VERDICT: posterior.description.get(VERDICT),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "host": socket.gethostname(),
-        "workers": context.world,
+        "workers": worker.world,
     }
 
 
-def _of_all(value: Any, context: Worker) -> list[Any]:
+def _of_all(value: Any, worker: Worker) -> list[Any]:
     """What every worker has."""
-    if context.world == 1:
+    if worker.world == 1:
         return [value]
-    found: list[Any] = [None] * context.world
+    found: list[Any] = [None] * worker.world
     dist.all_gather_object(found, value)
     return found
 
 
-def _joined(predictive: Any, context: Worker) -> Any:
+def _joined(predictive: Any, worker: Worker) -> Any:
     """The predictive for all workers' rows."""
-    return predictive if context.world == 1 else type(predictive).joined(_of_all(predictive, context))
+    return predictive if worker.world == 1 else type(predictive).joined(_of_all(predictive, worker))
 
 
 def peak_bytes(device: torch.device) -> float:

@@ -18,7 +18,7 @@ from proxscore.methods import Setup, build_method, check_running_statistics
 from proxscore.tasks import Task
 from proxscore.training import launch
 from proxscore.training.data.norm_rows import check_rows
-from proxscore.training.loop.fit import horizon_of
+from proxscore.training.loop.run_length import run_length
 from proxscore.training.preflight.checks import example_losses
 from proxscore.training.sharding import meshes
 
@@ -200,8 +200,8 @@ def _check_method(name: str, config: Config, task: Task, budget: Budget) -> None
         check_running_statistics(config.method, module, config.evaluation.norm_batches)
         meshes.shape(config, config.method)
         check_rows(config, [config.method], module, own)
-        horizon = horizon_of(budget.steps_per_epoch, budget.epochs / budget.members, own)
+        length = run_length(budget.steps_per_epoch, budget.epochs / budget.members, own)
         losses = partial(example_losses, module, own)
-        build_method(config.method.member, Setup(module, horizon, config.seed, losses))
+        build_method(config.method.member, Setup(module, length, config.seed, losses))
     except ConfigError as error:
         raise ConfigError(f"methods.{name}: {error}") from error

@@ -21,7 +21,7 @@ from proxscore.tasks import Task
 from proxscore.tracking.runs import check_server
 from proxscore.training import launch
 from proxscore.training.data.norm_rows import check_rows
-from proxscore.training.loop.fit import horizon_of
+from proxscore.training.loop.run_length import run_length
 from proxscore.training.preflight import checks
 from proxscore.training.sharding import meshes
 
@@ -84,12 +84,12 @@ def plan(config: Config, tune: TuneConfig) -> Plan:
     scheduler = _scheduler(tune, config, objectives)
     rows = len(task.data.train)
     steps_per_epoch = math.ceil(rows / config.training.batch_size)
-    horizon = horizon_of(steps_per_epoch, config.training.epochs, task)
+    length = run_length(steps_per_epoch, config.training.epochs, task)
     if tune.search == "population":
-        _check_population(tune, config, horizon.total_steps)
+        _check_population(tune, config, length.total_steps)
         space: Space = {}
     else:
-        space = default_space(config, horizon.total_steps) if tune.space is None else tune.space
+        space = default_space(config, length.total_steps) if tune.space is None else tune.space
         spaces.check(space, config)
     meshes.shape(config, config.method)
     module = task.build_model(torch.device("meta") if config.training.meta_init else None)
@@ -97,12 +97,12 @@ def plan(config: Config, tune: TuneConfig) -> Plan:
     check_rows(config, [config.method], module, task)
     if not config.training.meta_init:
         losses = partial(checks.example_losses, module, task)
-        build_method(config.method, Setup(module, horizon, config.seed, losses))
+        build_method(config.method, Setup(module, length, config.seed, losses))
     checks.check_disk(config, [config.method], task)
     assert config.tracking.uri is not None
     check_server(config.tracking.uri)
     folder = f"{config.training.storage.rstrip('/')}/{config.name}"
-    return Plan(config, tune, task, space, objectives, scheduler, horizon.total_steps, folder)
+    return Plan(config, tune, task, space, objectives, scheduler, length.total_steps, folder)
 
 
 def _objectives(tune: TuneConfig, task: Task) -> dict[str, bool]:

@@ -59,7 +59,7 @@ def name_of(number: int) -> str:
     return f"{number:04d}"
 
 
-def validated(config: Config, task: Task, context: Worker, settings: dict[str, Any]) -> dict[str, Any]:
+def validated(config: Config, task: Task, worker: Worker, settings: dict[str, Any]) -> dict[str, Any]:
     """Train a trial's method, and judge it on validation data.
 
     Args:
@@ -71,20 +71,11 @@ def validated(config: Config, task: Task, context: Worker, settings: dict[str, A
 
     epochs, until = config.training.epochs, settings["until"]
     with newest_checkpoint(settings["start"]) as start:
-        fitted = fit(config, config.method, epochs, task, context, until=until, start=start)
-    metrics, _ = evaluation.evaluate(
-        fitted.module,
-        task,
-        config,
-        context,
-        "validation",
-        config.evaluation.draws,
-        posterior=fitted.posterior(),
-        data=fitted.data,
-    )
+        fitted = fit(config, config.method, epochs, task, worker, until=until, start=start)
+    metrics, _ = evaluation.evaluate(fitted.run, "validation", config.evaluation.draws, fitted.posterior())
     progress = fitted.snapshot.progress
-    report = report_of(progress, fitted.horizon, [], metrics, checkpoint=True)
-    context.report(report, partial(checkpoint.save, snapshot=fitted.snapshot), wait=True)
+    report = report_of(progress, fitted.length, [], metrics, checkpoint=True)
+    worker.report(report, partial(checkpoint.save, snapshot=fitted.snapshot), wait=True)
     return {"final": metrics, "seconds": progress["seconds"]}
 
 

@@ -20,10 +20,10 @@ from proxscore.tasks import Task
 NANS = "the network's predictions are not numbers (NaN)"
 
 
-def judged(
+def evaluated(
     task: Task, predictive: Any, bins: int, device: torch.device, title: str
 ) -> tuple[dict[str, float], Callable[[], dict[str, Figure]]]:
-    """:meth:`Task.judge` of a predictive that may hold NaN.
+    """Metrics and figures, by the task's judge, of a predictive that may hold NaN.
 
     Raises:
         DivergedError: it does.
@@ -52,10 +52,11 @@ def _of_nan(error: ValueError) -> bool:
 
 
 @contextmanager
-def told(step: int, steps: int, method: MethodSection, section: str, module: nn.Module) -> Iterator[None]:
-    """Within the context, what a run does that has diverged is said as such, with the step that it is at.
+def explained(step: int, steps: int, settings: MethodSection, section: str, module: nn.Module) -> Iterator[None]:
+    """Within the context, errors of a run that has diverged say so, with the step that it is at and what to change.
 
     Args:
+        settings: of the method.
         section: of the configuration that the method's settings are in.
 
     Raises:
@@ -64,16 +65,18 @@ def told(step: int, steps: int, method: MethodSection, section: str, module: nn.
     try:
         yield
     except FloatingPointError as error:
-        raise at(step, steps, error, method, section) from error
+        raise divergence_at(step, steps, error, settings, section) from error
     except ValueError as error:
         weights = (noise.local(parameter.detach()) for parameter in module.parameters())
         if isinstance(error, ConfigError) or not (_of_nan(error) or not all(bool(w.isfinite().all()) for w in weights)):
             raise
-        raise at(step, steps, FloatingPointError(NANS), method, section) from error
+        raise divergence_at(step, steps, FloatingPointError(NANS), settings, section) from error
 
 
-def at(step: int, steps: int, error: FloatingPointError, method: MethodSection, section: str) -> DivergedError:
-    """What is said of a run that an error has ended at a step."""
+def divergence_at(
+    step: int, steps: int, error: FloatingPointError, settings: MethodSection, section: str
+) -> DivergedError:
+    """The error to raise for a run that came to its end at a step, by numbers that are not finite."""
     found = str(error).partition(";")[0]  # its own advice does not know the section
-    advice = error.remedy(f"{section}.") if isinstance(error, RunawayError) else method.remedy(section)
+    advice = error.remedy(f"{section}.") if isinstance(error, RunawayError) else settings.remedy(section)
     return DivergedError(f"diverged at step {step} of {steps}: {found}; {advice}")

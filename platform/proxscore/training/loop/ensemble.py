@@ -13,25 +13,25 @@ from typing import Any
 
 from proxscore.config import Config
 from proxscore.inference import noise
-from proxscore.methods.ensemble import EnsembleConfig
 from proxscore.posterior import Posterior
 from proxscore.posterior.convergence import KEY, Verdict
 from proxscore.training.worker import Worker, Write
 
 
 class MemberWorker(Worker):
-    """Where the loop of one member runs: that of the ensemble, with steps and time counted over all members.
+    """The worker as the loop of one member sees it: that of the ensemble, with steps and time counted over all members.
 
     Args:
-        context: of the ensemble.
+        worker: of the ensemble.
         finished: posteriors of the members before this one, whose descriptions tell the seconds that they took.
         members: of the ensemble.
     """
 
-    def __init__(self, context: Worker, finished: list[Posterior], members: int) -> None:
-        self.rank, self.world, self.device, self.meshes = context.rank, context.world, context.device, context.meshes
-        self.on_ray = context.on_ray
-        self.context, self.finished, self.members = context, list(finished), members
+    def __init__(self, worker: Worker, finished: list[Posterior], members: int) -> None:
+        self.method_section = "method.of"
+        self.rank, self.world, self.device, self.meshes = worker.rank, worker.world, worker.device, worker.meshes
+        self.on_ray = worker.on_ray
+        self.worker, self.finished, self.members = worker, list(finished), members
 
     def report(self, payload: dict[str, Any], write: Write | None = None, *, wait: bool = False) -> None:
         number, steps = len(self.finished), payload["total_steps"]
@@ -50,20 +50,20 @@ class MemberWorker(Worker):
             for k, posterior in enumerate(self.finished):
                 posterior.save(folder / "members" / str(k))
 
-        self.context.report(payload, None if write is None else write_all, wait=wait)
+        self.worker.report(payload, None if write is None else write_all, wait=wait)
 
     def checkpoints(self) -> Iterator[AbstractContextManager[Path]]:
         """Those of this member."""
-        for held in self.context.checkpoints():
+        for held in self.worker.checkpoints():
             with held as folder:
                 if len(member_folders(folder)) == len(self.finished):
                     yield nullcontext(folder)
 
     def busy(self) -> bool:
-        return self.context.busy()
+        return self.worker.busy()
 
     def leaving(self) -> bool:
-        return self.context.leaving()
+        return self.worker.leaving()
 
     @property
     def seconds(self) -> float:
@@ -76,9 +76,9 @@ def member_folders(folder: Path) -> list[Path]:
     return sorted((folder / "members").glob("*"), key=lambda path: int(path.name))
 
 
-def resumed(context: Worker) -> list[Posterior]:
+def finished_members(worker: Worker) -> list[Posterior]:
     """The finished members of the newest checkpoint; none where there is no checkpoint."""
-    for held in context.checkpoints():
+    for held in worker.checkpoints():
         with held as folder:
             return [Posterior.load(member) for member in member_folders(folder)]
     return []
@@ -89,19 +89,14 @@ def member_config(config: Config, number: int) -> Config:
     return config.model_copy(update={"seed": noise.key(config.seed, "member", number) % 2**31})
 
 
-def member_epochs(config: EnsembleConfig, epochs: float) -> float:
-    """Epochs of each member: the run's, or its part of them."""
-    return epochs if config.budget == "each" else epochs / config.members
-
-
-def finished(posterior: Posterior, seconds: float) -> Posterior:
+def kept_posterior(posterior: Posterior, seconds: float) -> Posterior:
     """A member's posterior as it is kept: on the CPU, with the seconds that it took and its verdict."""
     kept = posterior.gather()
     kept.description = {"seconds": seconds} | {key: value for key, value in posterior.description.items() if key == KEY}
     return kept
 
 
-def described(members: list[Posterior]) -> dict[str, Any]:
+def joint_verdict(members: list[Posterior]) -> dict[str, Any]:
     """The verdict on all members, if they have one each."""
     found = [verdict for member in members if (verdict := member.verdict) is not None]
     return {KEY: Verdict.of_all(found).as_json()} if len(found) == len(members) else {}

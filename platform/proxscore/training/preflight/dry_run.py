@@ -17,9 +17,11 @@ from proxscore.methods import RunLength, Setup, build_method
 from proxscore.tasks import Task
 from proxscore.training.data.batches import TrainingData
 from proxscore.training.data.norm_rows import least_rows
-from proxscore.training.loop.fit import first_losses, horizon_of, initial_module, train_step
+from proxscore.training.loop.run_length import run_length
+from proxscore.training.loop.step import first_losses, train_step
 from proxscore.training.preflight.checks import free_memory
 from proxscore.training.preflight.memory import Memory, UncountableError, memory, readable
+from proxscore.training.run import Run, sharded_module
 from proxscore.training.worker import Worker, pick_device
 
 
@@ -42,19 +44,19 @@ def dry_run(config: Config) -> str:
     """
     task = config.task.build()
     steps_per_epoch = math.ceil(len(task.data.train) / config.training.batch_size)
-    horizon = horizon_of(steps_per_epoch, config.training.epochs, task)
+    length = run_length(steps_per_epoch, config.training.epochs, task)
     try:
         counted = memory(config, config.method, task)
     except UncountableError as reason:
         raise ConfigError(f"--dry-run: {reason}") from reason
-    lines = [*_work(config, task, horizon, counted), *_memory(config, counted)]
+    lines = [*_work(config, task, length, counted), *_memory(config, counted)]
     whole = memory(config.model_copy(update={"training": _one_worker(config)}), config.method, task).total
     free = free_memory(pick_device(config.training.device))
     if whole > free:
         lines.append(f"one step here    not taken: it needs {readable(whole)}, this machine has {readable(free)}")
         return "\n".join(lines)
-    nll, seconds = _step(config, task, horizon)
-    minutes, workers = horizon.total_steps * seconds / 60, max(config.training.workers, 1)
+    nll, seconds = _step(config, task, length)
+    minutes, workers = length.total_steps * seconds / 60, max(config.training.workers, 1)
     return "\n".join(
         [
             *lines,
@@ -69,31 +71,31 @@ def _one_worker(config: Config) -> object:
     return config.training.model_copy(update={"workers": 1, "draw_groups": 1, "replicate": 1})
 
 
-def _step(config: Config, task: Task, horizon: RunLength) -> tuple[float, float]:
+def _step(config: Config, task: Task, length: RunLength) -> tuple[float, float]:
     """Training NLL and seconds of a step that is not the first."""
-    context = _Alone(pick_device(config.training.device))
+    worker = _Alone(pick_device(config.training.device))
     torch.manual_seed(config.seed)
-    module = initial_module(config, task, context)
+    module = sharded_module(config, task, worker)
     least = least_rows(module, task)
     training = config.training
     data = TrainingData(task.data.train, training.batch_size, 0, 1, config.seed, training.accumulate, least=least)
-    first = partial(first_losses, module, task, config, context, data)
-    method = build_method(config.method, Setup(module, horizon, config.seed, first))
+    run = Run(config, task, worker, module, data)
+    method = build_method(config.method, Setup(module, length, config.seed, partial(first_losses, run)))
     nll = seconds = 0.0
     batches = itertools.chain.from_iterable(data.epoch(epoch) for epoch in itertools.count())
     for step, (micro_batches, size) in enumerate(itertools.islice(batches, 2)):
         started = time.perf_counter()
-        nll = train_step(module, method, task, micro_batches, size, config, context, step)[0]["train/nll"]
+        nll = train_step(run, method, micro_batches, size, step)[0]["train/nll"]
         seconds = time.perf_counter() - started
     return nll, seconds
 
 
-def _work(config: Config, task: Task, horizon: RunLength, counted: Memory) -> list[str]:
-    evaluations = horizon.total_steps * config.method.evaluations_per_step()
+def _work(config: Config, task: Task, length: RunLength, counted: Memory) -> list[str]:
+    evaluations = length.total_steps * config.method.evaluations_per_step()
     return [
         f"model            {config.task.model.name}: {counted.parameters:,} parameters, {counted.trained:,} trained",
         f"data             {config.task.data.kind}: {task.summary}",
-        f"work             {horizon.total_steps} steps, {evaluations} gradient evaluations of {config.training.batch_size} rows",
+        f"work             {length.total_steps} steps, {evaluations} gradient evaluations of {config.training.batch_size} rows",
     ]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +13,10 @@ from torch import Tensor, nn
 from proxscore.config import Config, ConfigError, MethodError, MethodSection
 from proxscore.inference.convergence import KEY
 from proxscore.methods import RunLength, Setup, build_method
-from proxscore.methods.ensemble import EnsembleConfig
 from proxscore.tasks import Task
 from proxscore.training.data.norm_rows import check_rows
-from proxscore.training.loop.ensemble import member_epochs
 from proxscore.training.sharding import meshes
-from proxscore.training.sharding.parallelize import blocks, parallelize
+from proxscore.training.sharding.parallelize import blocks, parallelize, put_blocks
 
 ADAMW = 4  # weights, gradients, two moments
 
@@ -69,15 +69,20 @@ class UncountableError(Exception):
     """A network that can be built, but not on the meta device."""
 
 
-def memory(config: Config, settings: MethodSection, task: Task) -> Memory:
+def memory(
+    config: Config, settings: MethodSection, task: Task, meta_network: Callable[[], nn.Module] | None = None
+) -> Memory:
     """Count what a worker of a method holds.
+
+    Args:
+        meta_network: gives the task's network on the meta device, where it is there already; counting leaves it as it was.
 
     Raises:
         ConfigError: the network, the method's settings for a run of this length, or the arrangement of workers, is refused.
         UncountableError: the network needs numbers to be built or to be run forward; says what stands in the way.
     """
     try:
-        return _memory(config, settings, task)
+        return _memory(config, settings, task, meta_network or partial(task.build_model, torch.device("meta")))
     except MethodError:
         raise
     except (ConfigError, NotImplementedError, RuntimeError) as error:
@@ -87,11 +92,10 @@ def memory(config: Config, settings: MethodSection, task: Task) -> Memory:
         raise UncountableError(f"{config.task.model.name} cannot be counted without its numbers ({reason})") from error
 
 
-def _memory(config: Config, settings: MethodSection, task: Task) -> Memory:
-    members, epochs = 1, config.training.epochs
-    if isinstance(settings, EnsembleConfig):
-        members, epochs, settings = settings.members, member_epochs(settings, epochs), settings.of
-    module = task.build_model(torch.device("meta"))
+def _memory(config: Config, settings: MethodSection, task: Task, meta_network: Callable[[], nn.Module]) -> Memory:
+    members, epochs = settings.member_count(), settings.member_epochs(config.training.epochs)
+    settings = settings.member
+    module = meta_network()
     parameters = sum(p.numel() for p in module.parameters())
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     settings = settings.without_measuring()
@@ -124,11 +128,15 @@ def _activations(config: Config, module: nn.Module, task: Task, rows: int) -> fl
             saved[storage._cdata] = max(saved.get(storage._cdata, 0), tensor.numel() * tensor.element_size())
         return tensor
 
-    module = parallelize(module, config.training.model_copy(update={"compile": False}), None)
-    inputs, targets = task.example(rows, torch.device("meta"))
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = task.likelihood.nll(module.train()(inputs), targets).sum()
-    del loss  # it kept the graph alive, and with it the storages' addresses
+    own = blocks(module)
+    parallelize(module, config.training.model_copy(update={"compile": False}), None)
+    try:
+        inputs, targets = task.example(rows, torch.device("meta"))
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = task.likelihood.nll(module.train()(inputs), targets).sum()
+        del loss  # it kept the graph alive, and with it the storages' addresses
+    finally:
+        put_blocks(module, own)
     return float(sum(saved.values()))
 
 

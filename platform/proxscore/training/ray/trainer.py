@@ -107,12 +107,12 @@ def train_on_ray(
 
 def _worker(payload: dict[str, Any]) -> dict[str, Any]:
     """What each worker runs."""
-    from proxscore.training.loop.fit import train
+    from proxscore.training.loop.train import train
 
-    config, task, context = set_up(payload)
+    config, task, worker = set_up(payload)
     method = config.baseline if payload["baseline"] else config.method
     assert method is not None
-    return train(config, method, payload["epochs"], task, context)
+    return train(config, method, payload["epochs"], task, worker)
 
 
 def set_up(payload: dict[str, Any]) -> tuple[Config, Task, RayWorker]:
@@ -129,10 +129,10 @@ def set_up(payload: dict[str, Any]) -> tuple[Config, Task, RayWorker]:
     config: Config = payload["config"]
     method = config.baseline if payload["baseline"] else config.method
     assert method is not None
-    context, task = RayWorker(config, method), config.task.build(verify=False)
-    if context.device.type == "cuda":
-        checks.check_memory(config, method, task, checks.free_memory(context.device), "this GPU")
-    return config, task, context
+    worker, task = RayWorker(config, method), config.task.build(verify=False)
+    if worker.device.type == "cuda":
+        checks.check_memory(config, method, task, checks.free_memory(worker.device), "this GPU")
+    return config, task, worker
 
 
 class RecorderCallback(UserCallback):

@@ -20,9 +20,7 @@ def parallelize(module: nn.Module, config: TrainingConfig, mesh: DeviceMesh | No
     """
     found = blocks(module)
     if config.activation_checkpointing:
-        for name, block in found.items():
-            parent, _, leaf = name.rpartition(".")
-            setattr(module.get_submodule(parent), leaf, checkpoint_wrapper(block))
+        put_blocks(module, {name: checkpoint_wrapper(block) for name, block in found.items()})
         found = {name: module.get_submodule(name) for name in found}
     if config.compile:
         for block in found.values() or [module]:
@@ -34,6 +32,13 @@ def parallelize(module: nn.Module, config: TrainingConfig, mesh: DeviceMesh | No
             fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(module, mesh=mesh, mp_policy=policy)
     return module
+
+
+def put_blocks(module: nn.Module, replacements: dict[str, nn.Module]) -> None:
+    """Replace blocks of a network, by name."""
+    for name, block in replacements.items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(parent), leaf, block)
 
 
 def blocks(module: nn.Module) -> dict[str, nn.Module]:

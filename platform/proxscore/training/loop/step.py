@@ -1,0 +1,109 @@
+"""One step of any method: forward and backward passes over a batch, what all ranks agree on, and the update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from proxscore.inference import noise
+from proxscore.methods import Method
+from proxscore.methods.method import FIRST_BATCHES
+from proxscore.training.data.micro_batches import Batch, together
+from proxscore.training.loop.observer import Observer
+from proxscore.training.run import Run
+
+
+def train_step(
+    run: Run,
+    method: Method,
+    micro_batches: list[Batch],
+    size: int,
+    step: int,
+    due: float = 0.0,
+    observer: Observer | None = None,
+) -> tuple[dict[str, float], bool]:
+    """Take one step: its gradient evaluations, one all-reduce of the loss, its update.
+
+    Args:
+        method: the optimizer of the run's module.
+        micro_batches: this rank's part of a batch.
+        size: rows of the whole batch.
+        step: its number, from 0.
+        due: 1 if this rank's clock says that it is time to report, else 0; -world if it had better wait. Clocks differ, and
+            all ranks must report together: what they agree on travels with the loss.
+        observer: of the time that the parts of the step take.
+
+    Returns:
+        What to record: ``train/nll`` (nats per row, mean over the draws, all ranks' rows), the method's statistics of this
+        step, if it monitors them, and, if there are any, the number of rows that were left out as unreadable; and whether a
+        report is due on any rank.
+    """
+    worker = run.worker
+    observer = observer or Observer(worker.device)
+    nll = torch.zeros((), device=worker.device)
+    rows = sum(len(targets) for _, targets in micro_batches)
+    with observer.step():
+        with observer.timed("forward_backward"):
+            for _ in method.draws():
+                # The draws of a pair see the same dropout masks: noise that they share cancels in their difference.
+                torch.manual_seed(noise.key(run.config.seed, "dropout", step, worker.data_rank) >> 1)
+                nll += forward_backward(run, micro_batches, size)
+                observer.count(rows)
+        with observer.timed("update"):
+            mean_nll = nll / (size * method.evaluations_per_step)
+            seen = rows * worker.data_world / worker.world  # draw groups see the same rows
+            common = torch.stack([mean_nll, method.nonfinite.to(nll), *nll.new_tensor([due, seen])])
+            if worker.world > 1:
+                dist.all_reduce(common)
+            method.found_inf = common[1] > 0
+            method.step()
+    average, _, due_anywhere, seen = common.tolist()
+    record = {"train/nll": average, "train/skipped_steps": float(method.param_groups[0]["skipped"])}
+    if unreadable := size - round(seen):
+        record["data/skipped_rows"] = float(unreadable)
+    return record | method.statistics, due_anywhere > 0
+
+
+def forward_backward(run: Run, micro_batches: list[Batch], size: int) -> Tensor:
+    """Forward and backward passes over this rank's part of a batch of so many rows, at the weights as they are.
+
+    Returns:
+        The sum of its negative log-likelihoods (nats).
+    """
+    nll = torch.zeros((), device=run.worker.device)
+    for number, (inputs, targets) in enumerate(micro_batches):
+        _synchronize_gradients(run, number == len(micro_batches) - 1)
+        loss = _summed_nll(run, inputs, targets)
+        # FSDP averages over ranks; the score is the global batch's mean.
+        (loss * (run.worker.data_world / size)).backward()
+        nll += loss.detach()
+    return nll
+
+
+def first_losses(run: Run) -> Iterator[Tensor]:
+    """Average losses of this rank's part of the first batches, in training mode, for a method that looks at data first."""
+    assert run.data is not None
+    run.module.train()
+    for micro_batches, size in run.data.first(FIRST_BATCHES):
+        _synchronize_gradients(run, True)
+        yield _summed_nll(run, *together(micro_batches)) * (run.worker.data_world / size)
+
+
+def _synchronize_gradients(run: Run, wanted: bool) -> None:
+    """Whether the next backward pass of a sharded module sums gradients over ranks, or keeps them for the next one."""
+    if run.worker.mesh is not None:
+        run.module.set_requires_gradient_sync(wanted)  # type: ignore[operator]
+
+
+def _summed_nll(run: Run, inputs: Tensor, targets: Tensor) -> Tensor:
+    """The sum of the negative log-likelihoods of rows (nats); inputs beyond the targets are padding.
+
+    Of no rows, a sum of zero with zero gradients, which FSDP reduces with the others'.
+    """
+    device = run.worker.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=run.autocast is not None):
+        outputs = run.module(inputs.to(device, non_blocking=True))[: len(targets)]
+    return run.task.likelihood.nll(outputs, targets.to(device, non_blocking=True)).sum()

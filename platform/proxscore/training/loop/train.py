@@ -1,0 +1,131 @@
+"""A method from its first step to its results: one network, or the members of an ensemble one after another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from proxscore.config import Config, MethodSection
+from proxscore.posterior import Posterior, Samples
+from proxscore.posterior.convergence import KEY as VERDICT
+from proxscore.posterior.stacking import stack, wants_stacking
+from proxscore.tasks import Task
+from proxscore.training import evaluation
+from proxscore.training.initial_network import InitialNetwork
+from proxscore.training.loop import checkpoint, divergence, ensemble
+from proxscore.training.loop.fit import Fitted, fit, report_of
+from proxscore.training.worker import Worker
+
+
+def train(
+    config: Config,
+    settings: MethodSection,
+    epochs: float,
+    task: Task,
+    worker: Worker,
+    built: InitialNetwork | None = None,
+) -> dict[str, Any]:
+    """Train one method on a task and evaluate it on the test split.
+
+    Resumes from the worker's last checkpoint, if there is one.
+
+    Args:
+        settings: of the method.
+        epochs: passes over the training data.
+        worker: where this process runs.
+        built: the network, where the start-up checks have built it.
+
+    Returns:
+        ``{"test": {variant: metrics}, "steps": ..., "seconds": ...}``; the last checkpoint holds posterior and figures.
+    """
+    if not settings.shards:
+        worker.meshes = None  # the one worker's module stays whole
+    return finish(fit_all(config, settings, epochs, task, worker, built))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one fit left, or those of all members of an ensemble.
+
+    Attributes:
+        settings: of the method.
+        fitted: the last (or only) one.
+        posterior: of all together.
+        members: fits.
+        seconds: of all.
+    """
+
+    settings: MethodSection
+    fitted: Fitted
+    posterior: Posterior
+    members: int
+    seconds: float
+
+    @property
+    def evaluations(self) -> int:
+        """Gradient evaluations of all fits."""
+        return self.fitted.length.total_steps * self.fitted.method.evaluations_per_step * self.members
+
+
+def fit_all(
+    config: Config,
+    settings: MethodSection,
+    epochs: float,
+    task: Task,
+    worker: Worker,
+    built: InitialNetwork | None = None,
+) -> Trained:
+    """:func:`fit` of a method, or of each member of an ensemble, one after another."""
+    if settings.member is settings:
+        fitted = fit(config, settings, epochs, task, worker, built=built)
+        return Trained(settings, fitted, fitted.posterior(), 1, fitted.seconds)
+    members, count = ensemble.finished_members(worker), settings.member_count()
+    while True:
+        each = ensemble.member_config(config, len(members))
+        own = ensemble.MemberWorker(worker, members, count)
+        fitted = fit(each, settings.member, settings.member_epochs(epochs), task, own)
+        members.append(ensemble.kept_posterior(fitted.posterior(), fitted.seconds))
+        if len(members) == count:
+            samples = Samples(members, ensemble.joint_verdict(members))
+            return Trained(settings, fitted, samples, count, own.seconds + fitted.seconds)
+
+
+def finish(trained: Trained) -> dict[str, Any]:
+    """Test metrics and figures of every variant, the posterior, and the last checkpoint, which holds them all."""
+    fitted, posterior, settings = trained.fitted, trained.posterior, trained.settings
+    run, length, snapshot = fitted.run, fitted.length, fitted.snapshot
+    posterior.description = evaluation.description(settings, run.task, length) | posterior.description
+    results: dict[str, Any] = {}
+    if wants_stacking(posterior):
+        draws = run.config.evaluation.draws
+        posterior, results["mixture_weights"] = stack(
+            posterior, lambda candidate: evaluation.predict(run, candidate, "validation", draws)
+        )
+    with divergence.explained(length.total_steps, length.total_steps, settings, "method", run.module):
+        tested = evaluation.evaluate_variants(run, posterior)
+        shifted = evaluation.evaluate_shifts(run, posterior)
+    results |= {
+        "test": {name: metrics for name, (metrics, _) in tested.items()},
+        "shifted": shifted,
+        "steps": length.total_steps * trained.members,
+        "evaluations": trained.evaluations,
+        "seconds": trained.seconds,
+        "parameters": sum(parameter.numel() for parameter in run.module.parameters()),
+        VERDICT: posterior.description.get(VERDICT),
+    }
+    if trained.members == 1 and fitted.lowest["epoch"] > 0:
+        results["validation"] = fitted.lowest
+    gathered = posterior.gather()
+
+    def write(folder: Path) -> None:
+        checkpoint.save(folder, snapshot)
+        if run.worker.rank == 0:
+            gathered.save(folder / "posterior")
+            (folder / "figures").mkdir()
+            for variant, (_, figures) in tested.items():
+                for name, figure in figures().items():
+                    figure.savefig(folder / "figures" / f"{name}_{variant}.png", dpi=150)
+
+    run.worker.report(report_of(snapshot.progress, length, [], {}, checkpoint=True), write, wait=True)
+    return results

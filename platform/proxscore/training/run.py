@@ -1,0 +1,98 @@
+"""A run: what is trained or evaluated, on what data, by which configuration, and on which worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from proxscore.config import Config, ConfigError
+from proxscore.tasks import Task
+from proxscore.training.data.batches import TrainingData
+from proxscore.training.data.norm_rows import least_rows
+from proxscore.training.data.streamed import RayTrainingData
+from proxscore.training.initial_network import InitialNetwork, build_network
+from proxscore.training.sharding.materialize import materialize
+from proxscore.training.sharding.parallelize import parallelize
+from proxscore.training.worker import Worker
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the functions of the loop and of the evaluation hand on to one another.
+
+    Attributes:
+        config: the whole configuration.
+        task: gives data, likelihood and metrics.
+        worker: where this process stands among those that take part.
+        module: the network on the worker's device, sharded where it is shared.
+        data: training batches of this worker. Without them an evaluation leaves BatchNorm's statistics as they are.
+    """
+
+    config: Config
+    task: Task
+    worker: Worker
+    module: nn.Module
+    data: TrainingData | RayTrainingData | None = None
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The type that forward passes compute in, if it is not that of the weights. FSDP's policy casts a sharded module."""
+        return torch.bfloat16 if self.config.training.precision == "bf16" and self.worker.mesh is None else None
+
+
+def prepare(config: Config, task: Task, worker: Worker, built: InitialNetwork | None = None) -> Run:
+    """Seed this process, put the network with its initial weights on its device, and open the training batches.
+
+    Args:
+        built: the network of this configuration, where the start-up checks have built it.
+
+    Raises:
+        ConfigError: ``training.meta_init`` for a network that cannot be initialised shard by shard.
+    """
+    torch.manual_seed(config.seed)
+    module = sharded_module(config, task, worker, built)
+    return Run(config, task, worker, module, training_data(config, task, worker, least_rows(module, task)))
+
+
+def sharded_module(config: Config, task: Task, worker: Worker, built: InitialNetwork | None = None) -> nn.Module:
+    """The task's network on this process's device, sharded as configured, with its initial weights.
+
+    Raises:
+        ConfigError: ``training.meta_init`` for a network that cannot be initialised shard by shard.
+    """
+    meta = config.training.meta_init
+    if meta and config.task.weights is not None:
+        raise ConfigError("training.meta_init makes initial weights and task.model.weights reads them: choose one")
+    module = None if built is None else built.take(config)
+    if module is None:
+        module = build_network(config, task)
+    if not meta:
+        return parallelize(module.to(worker.device), config.training, worker.mesh)
+    module = parallelize(module, config.training, worker.mesh)
+    materialize(module, worker.device, config.seed)
+    return module
+
+
+def training_data(config: Config, task: Task, worker: Worker, least: int = 1) -> TrainingData | RayTrainingData:
+    """The training batches of this worker: from Ray Data where the cluster streams them, else from the task's data set.
+
+    Args:
+        least: inputs of a micro-batch; see :func:`proxscore.training.data.norm_rows.least_rows`.
+    """
+    training = config.training
+    if config.task.data.streamed and worker.on_ray:
+        stream = task.streamed_rows(worker.world, training.cpus_per_worker)
+        part = worker.data_rank, worker.data_world
+        return RayTrainingData(stream, training.batch_size, *part, config.seed, training.accumulate, least)
+    return TrainingData(
+        task.data.train,
+        training.batch_size,
+        worker.data_rank,
+        worker.data_world,
+        config.seed,
+        training.accumulate,
+        training.loader_processes,
+        least,
+    )
