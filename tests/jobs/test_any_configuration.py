@@ -28,7 +28,7 @@ from proxscore.experiments.comparison.plan import plan as comparison_plan
 from proxscore.experiments.sweep import settings as tuning_settings
 from proxscore.experiments.sweep.plan import plan as tuning_plan
 from proxscore.training import launch
-from proxscore.training.launch import RunMemory
+from proxscore.training.run_memory import RunMemory
 
 Path_ = tuple[str, ...]
 Place = tuple[Path_, dict[Path_, str]]  # of a setting: its key, and the kinds of the sections above it
@@ -224,7 +224,7 @@ def begins(tree: dict[str, Any]) -> None:
     """Everything before the cluster, up to the folder of the run; or a line."""
     with lines_alone():
         config = launch.absolute(configuration.parse(tree))
-        launch.ready(config)
+        launch.check_job(config)
         RunMemory(config.training.storage, "label")
 
 
@@ -245,7 +245,7 @@ def lines_alone() -> Iterator[None]:
 def test_the_tree_as_it_is_begins() -> None:
     for kind in ("vision", "forecasting"):
         config = launch.absolute(configuration.parse(BASE | {"task": {"kind": kind} | DATA[kind]}))
-        launch.ready(config)
+        launch.check_job(config)
 
 
 ALL = sorted(places(Config), key=str)

@@ -17,6 +17,7 @@ from proxscore import config as configuration
 from proxscore.config import Config
 from proxscore.posterior import Posterior
 from proxscore.training import launch
+from proxscore.training.results import Outcome
 
 STEPS_PER_EPOCH = 4
 
@@ -46,7 +47,7 @@ def tree(folder: Path, uri: str, name: str, **changes: Any) -> Config:
 
 
 @pytest.fixture(scope="module")
-def recorded(uri: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, list[launch.Outcome], list[Run]]:
+def recorded(uri: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, list[Outcome], list[Run]]:
     """A baseline and a posterior; the configuration, what the driver returned, and the runs as MLflow gives them."""
     config = tree(tmp_path_factory.mktemp("recorded"), uri, "recorded")
     lines: list[str] = []

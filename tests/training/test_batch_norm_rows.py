@@ -155,8 +155,8 @@ def test_settings_that_leave_a_piece_with_one_row_are_refused_with_a_size_that_s
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"training\.batch_size=\d+: BatchNorm needs 2 rows") as refused:
-        launch.ready(launch.absolute(config(**training)))
+        launch.check_job(launch.absolute(config(**training)))
     size = int(str(refused.value).rpartition("training.batch_size=")[2].split()[0])
     if size <= 101:
-        launch.ready(launch.absolute(config(**training | {"batch_size": size})))
+        launch.check_job(launch.absolute(config(**training | {"batch_size": size})))
     assert not list(itertools.chain(tmp_path.iterdir()))

@@ -26,6 +26,7 @@ from proxscore.config import Config, ConfigError
 from proxscore.posterior import Posterior
 from proxscore.training import launch
 from proxscore.training.ray import checks as cluster_checks
+from proxscore.training.results import Outcome
 from proxscore.vision.image_task import ImageTask
 
 pytestmark = [pytest.mark.usefixtures("ray_local"), pytest.mark.timeout(1500)]
@@ -86,12 +87,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(folder: Path) -> list[launch.Outcome]:
+def alone(folder: Path) -> list[Outcome]:
     """AdamW and the posterior in one plain process."""
     return launch.run(tree(folder, "alone", baseline=True, families=FAMILIES, workers=0))
 
 
-def test_two_workers_give_the_losses_and_metrics_of_one_process(folder: Path, alone: list[launch.Outcome]) -> None:
+def test_two_workers_give_the_losses_and_metrics_of_one_process(folder: Path, alone: list[Outcome]) -> None:
     config = tree(folder, "pair", baseline=True, families=FAMILIES, workers=2)
     outcomes = launch.run(config)
     assert [outcome.kind for outcome in outcomes] == ["adamw", "proximal_score"]

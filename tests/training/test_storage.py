@@ -10,8 +10,8 @@ import pytest
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError
 from proxscore.storage import UNREACHABLE, filesystem
-from proxscore.training import launch
 from proxscore.training.preflight import checks
+from proxscore.training.run_memory import RunMemory
 
 
 @pytest.mark.parametrize("scheme", ["", "file://", "local://"], ids=["path", "pyarrow", "fsspec"])
@@ -28,7 +28,7 @@ def test_a_place_that_nothing_reads_is_refused_by_its_uri() -> None:
         filesystem("nowhere://bucket/runs")
     assert "nowhere" in (checks.probe_storage("nowhere://bucket/runs", "probe") or "")
     with pytest.raises(ConfigError, match=r"training\.storage nowhere://bucket: cannot be written"):
-        launch.RunMemory("nowhere://bucket", "run")
+        RunMemory("nowhere://bucket", "run")
 
 
 def test_a_run_of_an_earlier_version_goes_on_without_the_settings_that_it_did_not_know(tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_a_run_of_an_earlier_version_goes_on_without_the_settings_that_it_did_no
         return configuration.parse({"method": {"penalty": {"mean_schedule": {"multipliers": values}}}})
 
     config = with_multipliers([])
-    memory = launch.RunMemory(str(tmp_path), "run")
+    memory = RunMemory(str(tmp_path), "run")
     memory.write(config, config.method, 1.0, "known")
     file = tmp_path / "run" / "run.json"
     kept = json.loads(file.read_text())

@@ -28,9 +28,7 @@ class InitialNetwork:
         self._seed = config.seed
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.module: nn.Module | None = task.build_model(
-                torch.device("meta") if config.training.meta_init else None
-            )
+            self.module: nn.Module | None = build_network(config, task)
             self._random_state = torch.get_rng_state()
 
     def take(self, config: Config) -> nn.Module | None:

@@ -6,20 +6,12 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import ray.train
-import torch
 
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, MethodSection
 from proxscore.methods import check_running_statistics
-from proxscore.posterior.convergence import KEY as VERDICT
-from proxscore.posterior.convergence import Verdict
-from proxscore.storage import UNREACHABLE, exists, filesystem, put, read, write
-from proxscore.tasks import Task
 from proxscore.tracking import Recorder, TrackedRun, say, tracking_uri
 from proxscore.tracking.runs import check_server, git_tags
 from proxscore.training.data.norm_rows import check_rows
@@ -29,33 +21,13 @@ from proxscore.training.local import torchrun
 from proxscore.training.local.worker import LocalWorker
 from proxscore.training.loop.train import train
 from proxscore.training.preflight import checks
+from proxscore.training.preflight.preflight import Preflight
 from proxscore.training.ray import checks as cluster_checks
 from proxscore.training.ray import connection, trainer
+from proxscore.training.results import Outcome, record_results
+from proxscore.training.run_memory import RunMemory
 from proxscore.training.sharding import meshes
 from proxscore.training.worker import pick_device
-
-FINISHED = "finished.json"  # beside run.json: what a finished run left
-
-
-@dataclass
-class Outcome:
-    """What one method's run left.
-
-    Attributes:
-        label: the run's name.
-        kind: of the method.
-        run_id: in MLflow.
-        results: as the loop returned them.
-        folder: holds ``posterior`` and ``figures``.
-        headline: metrics of the task that are shown first.
-    """
-
-    label: str
-    kind: str
-    run_id: str
-    results: dict[str, Any]
-    folder: Path
-    headline: tuple[str, ...]
 
 
 def run(config: Config, show: Callable[[str], None] = say) -> list[Outcome]:
@@ -75,7 +47,7 @@ def run(config: Config, show: Callable[[str], None] = say) -> list[Outcome]:
     if all(before):  # no cluster, no data, and nothing that is recorded twice
         show(f"{config.name} is finished: these are its results; another name begins a new run")
         return [outcome for outcome in before if outcome is not None and torchrun.rank() == 0]
-    task, plan = ready(config)
+    preflight, plan = check_job(config)
     methods = [method for method, _ in plan]
     alone = _alone(config)
     if torchrun.launched():
@@ -88,11 +60,12 @@ def run(config: Config, show: Callable[[str], None] = say) -> list[Outcome]:
         stack.enter_context(place)
         if not alone:
             cluster_checks.check_storage(config)
-            cluster_checks.check_memory(config, methods, task)
+            cluster_checks.check_memory(preflight, methods)
+            preflight.release()
         if torchrun.launched():
             config = torchrun.named(config)
             stack.enter_context(_exclusive(config, methods if torchrun.rank() == 0 else []))
-        outcomes = [_run_method(config, method, epochs, task, show) for method, epochs in plan]
+        outcomes = [_run_method(config, method, epochs, preflight, show) for method, epochs in plan]
     return [outcome for outcome in outcomes if outcome is not None]
 
 
@@ -100,11 +73,11 @@ def _exclusive(config: Config, methods: list[MethodSection]) -> AbstractContextM
     return exclusive(config.training.storage, [label_of(config, method) for method in methods])
 
 
-def ready(config: Config) -> tuple[Task, list[tuple[MethodSection, float]]]:
-    """Everything that can be refused before processes join, or a cluster starts.
+def check_job(config: Config) -> tuple[Preflight, list[tuple[MethodSection, float]]]:
+    """Refuse whatever can be refused before processes join, or a cluster starts.
 
     Returns:
-        The task, and the methods to train with their epochs.
+        What was found out on the way, and the methods to train with their epochs.
 
     Raises:
         ConfigError: a setting, file or row at fault.
@@ -114,7 +87,9 @@ def ready(config: Config) -> tuple[Task, list[tuple[MethodSection, float]]]:
     task.check(config)
     for method, _ in plan:
         method.check_likelihood(task.likelihood)
-    module = task.build_model(torch.device("meta") if config.training.meta_init else None)
+    preflight = Preflight(config, task)
+    module = preflight.initial.module
+    assert module is not None
     check_running_statistics(config.method, module, config.evaluation.norm_batches)
     meshes.shape(config, config.method)
     methods = [method for method, _ in plan]
@@ -123,8 +98,8 @@ def ready(config: Config) -> tuple[Task, list[tuple[MethodSection, float]]]:
             f"training.accumulate={config.training.accumulate}: the training data have {rows} rows; use at most that many"
         )
     check_rows(config, methods, module, task)
-    _check_this_machine(config, methods, task, alone=_alone(config))
-    return task, plan
+    _check_this_machine(preflight, methods, alone=_alone(config))
+    return preflight, plan
 
 
 def plan_of(config: Config) -> list[tuple[MethodSection, float]]:
@@ -148,14 +123,15 @@ def _alone(config: Config) -> bool:
     return torchrun.launched() or config.training.workers == 0
 
 
-def _check_this_machine(config: Config, methods: list[MethodSection], task: Task, *, alone: bool) -> None:
+def _check_this_machine(preflight: Preflight, methods: list[MethodSection], *, alone: bool) -> None:
     """Disk, memory and tracking server, as far as this machine can tell; see :mod:`proxscore.training.preflight.checks`."""
-    checks.check_disk(config, methods, task)
+    config = preflight.config
+    checks.check_disk(preflight, methods)
     if alone:
         device = torchrun.device(pick_device(config.training.device))
         free = checks.free_memory(device) / torchrun.on_device(device)
         for method in methods:
-            checks.check_memory(config, method, task, free, "a process here")
+            checks.check_memory(preflight, method, free, "a process here")
     if torchrun.rank() == 0:  # one process makes a new database
         assert config.tracking.uri is not None
         check_server(config.tracking.uri)
@@ -184,14 +160,14 @@ def label_of(config: Config, method: MethodSection) -> str:
 
 
 def _run_method(
-    config: Config, method: MethodSection, epochs: float, task: Task, show: Callable[[str], None]
+    config: Config, method: MethodSection, epochs: float, preflight: Preflight, show: Callable[[str], None]
 ) -> Outcome | None:
     label = label_of(config, method)
     before = finished(config, method, epochs)
     if before is not None:
         return before if torchrun.rank() == 0 else None
     if torchrun.rank() > 0:
-        _train_here(config, method, epochs, task, label, lambda payloads: None)
+        _train_here(config, method, epochs, preflight, label, lambda payloads: None)
         return None
     uri = config.tracking.uri
     assert uri is not None
@@ -204,21 +180,23 @@ def _run_method(
         params = {key: value for key, value in params.items() if not key.startswith(("method.", "baseline"))}
         params |= {f"method.{key}": value for key, value in configuration.flatten(method).items()}
         tags = {f"version.{package}": version for package, version in package_versions().items()} | git_tags()
-        tags["data.splits"] = json.dumps(task.describe())
+        tags["data.splits"] = json.dumps(preflight.task.describe())
         tracked.describe(params, tags)
         if tracked.run_id != earlier:  # a continued run keeps its own
             tracked.text(configuration.dump(config.model_copy(update={"name": None})), "config.yaml")
         recorder = Recorder(uri, tracked.run_id, label, show, kept=memory.beside("undelivered.json"))
         started = time.perf_counter()
         if config.training.workers == 0 or torchrun.launched():
-            results, final = _train_here(config, method, epochs, task, label, recorder)
+            results, final = _train_here(config, method, epochs, preflight, label, recorder)
             name = f"{final.parent.name}/{final.name}"
         else:
-            results, checkpoint = trainer.train_on_ray(config, method, epochs, label, recorder)
+            results, checkpoint = trainer.train_on_ray(
+                config, method, epochs, label, recorder, counted=preflight.countable(method)
+            )
             final, name = trainer.local(checkpoint), Path(checkpoint.path).name
         results["seconds_total"] = time.perf_counter() - started
-        keep(tracked, results, final)
-    outcome = Outcome(label, method.kind, tracked.run_id, results, final, tuple(task.judge.headline))
+        record_results(tracked, results, final)
+    outcome = Outcome(label, method.kind, tracked.run_id, results, final, tuple(preflight.task.judge.headline))
     memory.finish(config, outcome, name)
     return outcome
 
@@ -234,38 +212,11 @@ def finished(config: Config, method: MethodSection, epochs: float) -> Outcome | 
     return memory.outcome(config, method)
 
 
-def keep(tracked: TrackedRun, results: dict[str, Any], final: Path) -> None:
-    """Record the results of a run, as the loop returned them, and what its last checkpoint holds for people."""
-    for variant, metrics in results["test"].items():
-        prefix = "test" if variant in ("posterior", "point") else f"test_{variant}"
-        tracked.metrics({f"{prefix}/{name}": value for name, value in metrics.items()})
-    for shift, found in results["shifted"].items():
-        for variant, metrics in found.items():
-            prefix = shift if variant in ("posterior", "point") else f"{shift}_{variant}"
-            tracked.metrics({f"{prefix}/{name}": value for name, value in metrics.items()})
-    if "mixture_weights" in results:
-        tracked.describe({}, {"mixture.weights": json.dumps(results["mixture_weights"])})
-    if (lowest := results.get("validation")) is not None:
-        tracked.metrics({"validation/lowest_nll": lowest["nll"], "validation/lowest_epoch": lowest["epoch"]})
-    if (verdict := Verdict.of_json(results.get(VERDICT))) is not None:
-        keep_verdict(tracked, verdict)
-    tracked.metrics({"parameters": results["parameters"], "gradient_evaluations": results["evaluations"]})
-    tracked.artifacts(final / "figures", "figures")
-    tracked.artifacts(final / "posterior", "posterior")
-    write(final / "results.json", json.dumps(results, indent=2) + "\n")
-
-
-def keep_verdict(tracked: TrackedRun, verdict: Verdict) -> None:
-    """Record what training found of its convergence: tag ``verdict`` (its answer), why, and the numbers behind it."""
-    tracked.describe({}, {"verdict": verdict.answer, "verdict.lines": " | ".join(verdict.lines())[:5000]})
-    tracked.metrics({f"verdict/{name}": value for name, value in verdict.metrics.items()})
-
-
 def _train_here(
     config: Config,
     method: MethodSection,
     epochs: float,
-    task: Task,
+    preflight: Preflight,
     label: str,
     sink: Callable[[list[dict[str, Any]]], None],
 ) -> tuple[dict[str, Any], Path]:
@@ -274,109 +225,5 @@ def _train_here(
         device = torchrun.device(device)
         arrangement = meshes.build(config, method, device.type, config.training.workers)
     worker = LocalWorker(folder, device, sink, config.training.keep_checkpoints, arrangement)
-    results = train(config, method, epochs, task, worker)
+    results = train(config, method, epochs, preflight.task, worker, preflight.initial)
     return results, worker.folders()[-1]
-
-
-class RunMemory:
-    """``run.json`` beside a run's checkpoints: what it was started with, and its MLflow run.
-
-    Args:
-        storage: a folder or a URI.
-        label: of the run.
-
-    Raises:
-        ConfigError: the storage cannot be reached or written.
-    """
-
-    def __init__(self, storage: str, label: str) -> None:
-        try:
-            self.folder = f"{storage.rstrip('/')}/{label}"
-            self.files, root = filesystem(storage)
-            self.root = f"{root.rstrip('/')}/{label}"
-            self.path = f"{self.root}/run.json"
-            self.files.get_file_info(self.path)
-        except UNREACHABLE as error:
-            raise ConfigError(
-                f"training.storage {storage}: cannot be written: {' '.join(str(error).split())}"
-            ) from error
-
-    def beside(self, name: str) -> str:
-        """The path or URI of a file beside ``run.json``."""
-        return f"{self.folder}/{name}"
-
-    def read(self, config: Config, method: MethodSection, epochs: float) -> str | None:
-        """The MLflow run to continue, if there is one.
-
-        Raises:
-            ConfigError: the run was started with settings that its checkpoints do not fit; names the first.
-        """
-        content = read(self.files, self.path)
-        if content is None:
-            return None
-        try:
-            memory = json.loads(content)
-        except ValueError as error:
-            raise ConfigError(f"{self.path} is damaged ({error}): take another name, or remove its folder") from error
-        now = self._settings(config, method, epochs)
-        for key in (*memory["settings"], *now):
-            before, wanted = memory["settings"].get(key), now.get(key)
-            new = key not in memory["settings"] and wanted in (None, [], {})  # of a later version, and not used
-            if before != wanted and not new:
-                raise ConfigError(
-                    f"run {config.name!r} in {config.training.storage} was started with {key}={before}, now it is {wanted}: "
-                    "take another name, or the settings it was started with"
-                )
-        return memory["run_id"]
-
-    def write(self, config: Config, method: MethodSection, epochs: float, run_id: str) -> None:
-        """Remember this run."""
-        memory = {"run_id": run_id, "settings": self._settings(config, method, epochs)}
-        self.files.create_dir(self.root, recursive=True)
-        put(self.files, self.path, json.dumps(memory, indent=2) + "\n")
-
-    def finish(self, config: Config, outcome: Outcome, checkpoint: str) -> None:
-        """Remember what the run left.
-
-        Args:
-            checkpoint: the last one's name below the run's folder.
-        """
-        left = {
-            "run_id": outcome.run_id,
-            "checkpoint": checkpoint,
-            "headline": outcome.headline,
-            "evaluation": configuration.flatten(config.evaluation),
-            "results": outcome.results,
-        }
-        put(self.files, f"{self.root}/{FINISHED}", json.dumps(left, indent=2) + "\n")
-
-    def outcome(self, config: Config, method: MethodSection) -> Outcome | None:
-        """What :meth:`finish` remembered.
-
-        Raises:
-            ConfigError: the results are those of other settings of the evaluation.
-        """
-        content = read(self.files, f"{self.root}/{FINISHED}")
-        if content is None:
-            return None
-        left = json.loads(content)
-        place = f"{self.root}/{left['checkpoint']}"
-        if not exists(self.files, f"{place}/posterior/posterior.json"):
-            return None
-        for key, now in configuration.flatten(config.evaluation).items():
-            if key in left["evaluation"] and left["evaluation"][key] != now:
-                raise ConfigError(
-                    f"run {config.name!r} is finished, with evaluation.{key}={left['evaluation'][key]}, now it is {now}: "
-                    "jobs/evaluate.py judges its posterior anew; or take another name"
-                )
-        folder = trainer.local(ray.train.Checkpoint(place, filesystem=self.files))
-        label = Path(self.root).name
-        return Outcome(label, method.kind, left["run_id"], left["results"], folder, tuple(left["headline"]))
-
-    @staticmethod
-    def _settings(config: Config, method: MethodSection, epochs: float) -> dict[str, Any]:
-        settings = {f"task.{key}": value for key, value in configuration.flatten(config.task).items()}
-        settings.pop("task.data.unreadable", None)  # a run that a damaged image has ended may go on without it
-        settings |= {f"method.{key}": value for key, value in configuration.flatten(method).items()}
-        training = config.training
-        return settings | {"seed": config.seed, "epochs": epochs, "training.batch_size": training.batch_size}

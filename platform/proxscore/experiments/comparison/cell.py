@@ -32,8 +32,9 @@ from proxscore.tasks import Task
 from proxscore.tracking import Recorder, TrackedRun
 from proxscore.tracking.runs import PARENT, git_tags
 from proxscore.training import evaluation
-from proxscore.training.launch import RunMemory, keep_verdict
 from proxscore.training.loop.train import fit_all
+from proxscore.training.results import record_verdict
+from proxscore.training.run_memory import RunMemory
 from proxscore.training.worker import Worker
 
 TEMPERED = ("nll", "ece", "brier")  # what is reported at the fitted temperature, too
@@ -95,7 +96,7 @@ def _run(cell: Cell, parent: str) -> dict[str, Any]:
         tracked.metrics({f"test/{name}": value for name, value in metrics.items()})
         tracked.metrics({name: value for name, value in results.items() if isinstance(value, int | float)})
         if (verdict := Verdict.of_json(results[VERDICT])) is not None:
-            keep_verdict(tracked, verdict)
+            record_verdict(tracked, verdict)
     return {
         "status": "finished",
         "method": cell.method,

@@ -64,7 +64,7 @@ def run(plan: Plan, show: Callable[[str], None]) -> Found:
     ):
         ledger = Ledger(plan.folder, plan.settings())
         cluster_checks.check_storage(plan.config)
-        cluster_checks.check_memory(plan.config, [plan.config.method], plan.task)
+        cluster_checks.check_memory(plan.preflight, [plan.config.method])
         if plan.tune.gpu_hours is not None and not cluster.use_gpu(plan.config):
             raise ConfigError("tune.gpu_hours: trials run on CPUs here; use tune.time_limit")
         ledger.found = None  # while it goes on

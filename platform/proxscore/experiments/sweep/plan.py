@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-import torch
-
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError
 from proxscore.experiments.sweep import space as spaces
@@ -23,6 +21,7 @@ from proxscore.training import launch
 from proxscore.training.data.norm_rows import check_rows
 from proxscore.training.loop.run_length import run_length
 from proxscore.training.preflight import checks
+from proxscore.training.preflight.preflight import Preflight
 from proxscore.training.sharding import meshes
 
 MATTERS = ("task.", "method.", "evaluation.", "training.batch_size", "training.precision", "training.epochs", "seed")
@@ -34,6 +33,7 @@ class Plan:
 
     Attributes:
         config: of every trial, but for what is searched.
+        preflight: the task, and what was counted of its network.
         space: domains by dotted key.
         objectives: validation metrics, and whether more of each is better; the first decides.
         scheduler: that stops trials early.
@@ -43,12 +43,16 @@ class Plan:
 
     config: Config
     tune: TuneConfig
-    task: Task
+    preflight: Preflight
     space: Space
     objectives: Mapping[str, bool]
     scheduler: Literal["asha", "none"]
     steps: int
     folder: str
+
+    @property
+    def task(self) -> Task:
+        return self.preflight.task
 
     @property
     def trials_folder(self) -> str:
@@ -92,17 +96,20 @@ def plan(config: Config, tune: TuneConfig) -> Plan:
         space = default_space(config, length.total_steps) if tune.space is None else tune.space
         spaces.check(space, config)
     meshes.shape(config, config.method)
-    module = task.build_model(torch.device("meta") if config.training.meta_init else None)
+    preflight = Preflight(config, task)
+    module = preflight.initial.module
+    assert module is not None
     check_running_statistics(config.method, module, config.evaluation.norm_batches)
     check_rows(config, [config.method], module, task)
     if not config.training.meta_init:
         losses = partial(checks.example_losses, module, task)
         build_method(config.method, Setup(module, length, config.seed, losses))
-    checks.check_disk(config, [config.method], task)
+    checks.check_disk(preflight, [config.method])
+    preflight.release()  # trials build their own
     assert config.tracking.uri is not None
     check_server(config.tracking.uri)
     folder = f"{config.training.storage.rstrip('/')}/{config.name}"
-    return Plan(config, tune, task, space, objectives, scheduler, length.total_steps, folder)
+    return Plan(config, tune, preflight, space, objectives, scheduler, length.total_steps, folder)
 
 
 def _objectives(tune: TuneConfig, task: Task) -> dict[str, bool]:

@@ -26,8 +26,8 @@ from proxscore.experiments.sweep.search import Queue, Source
 from proxscore.experiments.sweep.space import applied, relative_cost
 from proxscore.experiments.sweep.stage import Keeper, replay, run_stage
 from proxscore.tracking import Recorder
-from proxscore.training import launch
 from proxscore.training.ray import trainer
+from proxscore.training.results import record_results
 
 
 class Sweep(Choice):
@@ -127,7 +127,7 @@ class Sweep(Choice):
                 results, checkpoint = trainer.train_on_ray(
                     changed, changed.method, changed.training.epochs, trials.name_of(trial.number), recorder
                 )
-                launch.keep(child, results, trainer.local(checkpoint))
+                record_results(child, results, trainer.local(checkpoint))
             test = results["test"].get("posterior") or results["test"]["point"]
             for name, value in test.items():
                 found.setdefault(name, []).append(value)

@@ -9,26 +9,28 @@ from pathlib import Path
 import psutil
 import torch
 
-from proxscore.config import Config, ConfigError, MethodSection
+from proxscore.config import Config, ConfigError, MethodSection, TrainingConfig
 from proxscore.storage import UNREACHABLE, filesystem
 from proxscore.tasks import Task
 from proxscore.tracking import say
-from proxscore.training.preflight.memory import Memory, UncountableError, memory, readable
+from proxscore.training.preflight.memory import Memory, UncountableError, readable
+from proxscore.training.preflight.preflight import Preflight
 
 
-def check_disk(config: Config, methods: list[MethodSection], task: Task) -> None:
+def check_disk(preflight: Preflight, methods: list[MethodSection]) -> None:
     """A local storage folder has room for the checkpoints that will be kept, the newest, and one that is being written.
 
     Raises:
         ConfigError: it has not.
     """
+    config = preflight.config
     storage = config.training.storage
     if "://" in storage:
         return
     place = next(folder for folder in (Path(storage), *Path(storage).parents) if folder.exists())
     kept = config.training.keep_checkpoints + 2
     try:
-        needed = sum(kept * memory(config, method, task).checkpoint for method in methods)
+        needed = sum(kept * preflight.memory(method).checkpoint for method in methods)
     except UncountableError as reason:
         say(f"disk and memory are not checked: {reason}")
         return
@@ -40,19 +42,34 @@ def check_disk(config: Config, methods: list[MethodSection], task: Task) -> None
         )
 
 
-def check_memory(config: Config, method: MethodSection, task: Task, free: float, where: str) -> None:
+def check_memory(
+    preflight: Preflight, method: MethodSection, free: float, where: str, training: TrainingConfig | None = None
+) -> None:
     """A worker's weights, state and activations fit into so many bytes.
 
     Args:
         where: the bytes are, for the message.
+        training: another arrangement of workers than the job's.
 
     Raises:
         ConfigError: they do not.
     """
     try:
-        counted = memory(config, method, task)
+        counted = preflight.memory(method, training)
     except UncountableError:  # said with the disk
         return
+    config = preflight.config
+    if training is not None:
+        config = config.model_copy(update={"training": training})
+    check_fits(config, method, counted, free, where)
+
+
+def check_fits(config: Config, method: MethodSection, counted: Memory, free: float, where: str) -> None:
+    """What was counted for a worker fits into so many bytes; see :func:`check_memory`.
+
+    Raises:
+        ConfigError: it does not.
+    """
     if counted.total > free:
         raise ConfigError(f"{method.kind}: {_needs(config, counted)}; {where} has {readable(free)}: {_remedy(config)}")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from proxscore.config import Config, ConfigError
+from proxscore.config import Config, ConfigError, TrainingConfig
 from proxscore.methods import RunLength, Setup, build_method
 from proxscore.tasks import Task
 from proxscore.training.data.batches import TrainingData
@@ -20,7 +20,8 @@ from proxscore.training.data.norm_rows import least_rows
 from proxscore.training.loop.run_length import run_length
 from proxscore.training.loop.step import first_losses, train_step
 from proxscore.training.preflight.checks import free_memory
-from proxscore.training.preflight.memory import Memory, UncountableError, memory, readable
+from proxscore.training.preflight.memory import Memory, UncountableError, readable
+from proxscore.training.preflight.preflight import Preflight
 from proxscore.training.run import Run, sharded_module
 from proxscore.training.worker import Worker, pick_device
 
@@ -45,17 +46,18 @@ def dry_run(config: Config) -> str:
     task = config.task.build()
     steps_per_epoch = math.ceil(len(task.data.train) / config.training.batch_size)
     length = run_length(steps_per_epoch, config.training.epochs, task)
+    preflight = Preflight(config, task)
     try:
-        counted = memory(config, config.method, task)
+        counted = preflight.memory(config.method)
     except UncountableError as reason:
         raise ConfigError(f"--dry-run: {reason}") from reason
     lines = [*_work(config, task, length, counted), *_memory(config, counted)]
-    whole = memory(config.model_copy(update={"training": _one_worker(config)}), config.method, task).total
+    whole = preflight.memory(config.method, _one_worker(config)).total
     free = free_memory(pick_device(config.training.device))
     if whole > free:
         lines.append(f"one step here    not taken: it needs {readable(whole)}, this machine has {readable(free)}")
         return "\n".join(lines)
-    nll, seconds = _step(config, task, length)
+    nll, seconds = _step(preflight, length)
     minutes, workers = length.total_steps * seconds / 60, max(config.training.workers, 1)
     return "\n".join(
         [
@@ -67,15 +69,16 @@ def dry_run(config: Config) -> str:
     )
 
 
-def _one_worker(config: Config) -> object:
+def _one_worker(config: Config) -> TrainingConfig:
     return config.training.model_copy(update={"workers": 1, "draw_groups": 1, "replicate": 1})
 
 
-def _step(config: Config, task: Task, length: RunLength) -> tuple[float, float]:
+def _step(preflight: Preflight, length: RunLength) -> tuple[float, float]:
     """Training NLL and seconds of a step that is not the first."""
+    config, task = preflight.config, preflight.task
     worker = _Alone(pick_device(config.training.device))
     torch.manual_seed(config.seed)
-    module = sharded_module(config, task, worker)
+    module = sharded_module(config, task, worker, preflight.initial)
     least = least_rows(module, task)
     training = config.training
     data = TrainingData(task.data.train, training.batch_size, 0, 1, config.seed, training.accumulate, least=least)

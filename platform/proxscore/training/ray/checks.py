@@ -12,7 +12,7 @@ from proxscore.config import Config, ConfigError, MethodSection
 from proxscore.training.ray import cluster
 
 if TYPE_CHECKING:  # it takes seconds to import: not in every process of a cluster
-    from proxscore.tasks import Task
+    from proxscore.training.preflight.preflight import Preflight
 
 
 def check_resources(config: Config) -> None:
@@ -65,7 +65,7 @@ def check_storage(config: Config) -> None:
             )
 
 
-def check_memory(config: Config, methods: list[MethodSection], task: Task) -> None:
+def check_memory(preflight: Preflight, methods: list[MethodSection]) -> None:
     """The nodes that are there can hold the workers on the CPU; on GPUs, workers look for themselves.
 
     Raises:
@@ -73,12 +73,13 @@ def check_memory(config: Config, methods: list[MethodSection], task: Task) -> No
     """
     from proxscore.training.preflight import checks
 
+    config = preflight.config
     sizes = [node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]]
     if cluster.use_gpu(config) or cluster.capacity().get("memory", 0) > sum(sizes):  # the autoscaler may add nodes
         return
-    training = config.training.model_copy(update={"workers": cluster.fewest_workers(config), "min_workers": None})
+    training = config.training
+    if training.min_workers is not None:
+        training = training.model_copy(update={"workers": cluster.fewest_workers(config), "min_workers": None})
     for method in methods:
         free = min(max(sizes), sum(sizes) / training.workers)
-        checks.check_memory(
-            config.model_copy(update={"training": training}), method, task, free, "on this cluster each"
-        )
+        checks.check_memory(preflight, method, free, "on this cluster each", training)

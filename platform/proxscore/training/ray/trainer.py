@@ -26,6 +26,7 @@ from proxscore.training.ray import cluster
 
 if TYPE_CHECKING:  # what only workers use takes seconds to import: not in every process of a cluster
     from proxscore.tasks import Task
+    from proxscore.training.preflight.memory import Memory
     from proxscore.training.ray.worker import RayWorker
 
 FINAL = (ConfigError, DivergedError, FloatingPointError)  # errors that another attempt cannot mend
@@ -51,6 +52,7 @@ def train_on_ray(
     worker: WorkerFunction | None = None,
     settings: dict[str, Any] | None = None,
     callbacks: Sequence[UserCallback] = (),
+    counted: Memory | None = None,
 ) -> tuple[dict[str, Any], Any]:
     """Run the loop on the configured workers, resuming the run of this name if there is one.
 
@@ -58,6 +60,7 @@ def train_on_ray(
         worker: what each worker runs instead of the whole loop.
         settings: for it, beside the configuration.
         callbacks: of the controller, beside the recorder's.
+        counted: what a worker holds; without it, a worker on a GPU counts for itself.
 
     Returns:
         The loop's results, and Ray's last checkpoint (posterior and figures among it); see :func:`local`.
@@ -68,7 +71,7 @@ def train_on_ray(
     """
     training = config.training
     files, folder = filesystem(training.storage)
-    payload = {"config": config, "baseline": method is config.baseline, "epochs": epochs}
+    payload = {"config": config, "baseline": method is config.baseline, "epochs": epochs, "counted": counted}
     trainer = _Trainer(
         worker or _worker,
         train_loop_config=payload | (settings or {}),
@@ -122,6 +125,7 @@ def set_up(payload: dict[str, Any]) -> tuple[Config, Task, RayWorker]:
         ConfigError: its GPU has too little memory.
     """
     from proxscore.training.preflight import checks
+    from proxscore.training.preflight.preflight import Preflight
     from proxscore.training.ray.worker import RayWorker
 
     # Ray Train prints every report in full; this logger goes by its file's name, which the configured level does not reach.
@@ -131,7 +135,9 @@ def set_up(payload: dict[str, Any]) -> tuple[Config, Task, RayWorker]:
     assert method is not None
     worker, task = RayWorker(config, method), config.task.build(verify=False)
     if worker.device.type == "cuda":
-        checks.check_memory(config, method, task, checks.free_memory(worker.device), "this GPU")
+        counted = payload["counted"] or Preflight(config, task).countable(method)
+        if counted is not None:
+            checks.check_fits(config, method, counted, checks.free_memory(worker.device), "this GPU")
     return config, task, worker
 
 
