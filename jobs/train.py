@@ -77,7 +77,7 @@ def train(config: Config, result: Path | None) -> int:
     from proxscore.tracking import browse
     from proxscore.training import launch  # here: importing Ray and MLflow takes seconds that --print-config spares
 
-    config = launch.absolute(config)
+    config = launch.with_absolute_paths(config)
     outcomes = launch.run(config, lambda line: print(line, flush=True))
     if not outcomes:  # torchrun: the first process has them
         return 0

@@ -40,7 +40,7 @@ def run(network: str, folder: Path, workers: int) -> dict[str, Any]:
     config = tree(folder.parent / "series.parquet", network, workers=workers)
     model = config.task.model.model_copy(update={"kwargs": kwargs})
     config = config.model_copy(update={"task": config.task.model_copy(update={"model": model})})
-    arrangement = meshes.build(config, config.method, "cpu", workers) if workers else None
+    arrangement = meshes.build_meshes(config, config.method, "cpu", workers) if workers else None
     losses: list[float] = []
     context = LocalWorker(
         folder,

@@ -223,7 +223,7 @@ def _data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def begins(tree: dict[str, Any]) -> None:
     """Everything before the cluster, up to the folder of the run; or a line."""
     with lines_alone():
-        config = launch.absolute(configuration.parse(tree))
+        config = launch.with_absolute_paths(configuration.parse(tree))
         launch.check_job(config)
         RunMemory(config.training.storage, "label")
 
@@ -244,7 +244,7 @@ def lines_alone() -> Iterator[None]:
 
 def test_the_tree_as_it_is_begins() -> None:
     for kind in ("vision", "forecasting"):
-        config = launch.absolute(configuration.parse(BASE | {"task": {"kind": kind} | DATA[kind]}))
+        config = launch.with_absolute_paths(configuration.parse(BASE | {"task": {"kind": kind} | DATA[kind]}))
         launch.check_job(config)
 
 

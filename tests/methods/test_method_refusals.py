@@ -98,12 +98,12 @@ def test_draws_below_batch_norm_need_batches_for_its_statistics(
 def test_a_method_that_cannot_shard_says_so(kind: str) -> None:
     for workers in (0, 1):
         config = tree({"kind": kind}, workers=workers)
-        assert meshes.shape(config, config.method) == (1, 1, 1)
+        assert meshes.arrangement(config, config.method) == (1, 1, 1)
     config = tree({"kind": kind}, workers=2)
     with pytest.raises(
         ConfigError, match=rf"^training\.workers=2: {kind} works on one worker; use training\.workers=0 or 1$"
     ):
-        meshes.shape(config, config.method)
+        meshes.arrangement(config, config.method)
 
 
 def test_laplace_needs_a_linear_last_layer_and_a_covariance_that_fits() -> None:

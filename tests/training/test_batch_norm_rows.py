@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from proxscore.config import Config, ConfigError, parse
 from proxscore.training import launch
 from proxscore.training.data.batches import TrainingData
-from proxscore.training.data.micro_batches import together
+from proxscore.training.data.micro_batches import joined_batch
 from proxscore.training.data.norm_rows import least_rows
 from proxscore.training.data.stream_order import EpochOrder, batch_sizes
 from proxscore.training.local.worker import LocalWorker
@@ -118,7 +118,7 @@ def test_a_piece_that_unreadable_rows_leave_with_one_row_is_padded() -> None:
     ((inputs, targets),), _ = next(data.epoch(0))
     assert inputs.shape == (2, 3)
     assert targets.shape == (1,)
-    assert together([(inputs, targets)])[0].shape == (2, 3)
+    assert joined_batch([(inputs, targets)])[0].shape == (2, 3)
 
 
 def test_a_dry_run_refuses_one_row_in_the_same_words() -> None:
@@ -155,8 +155,8 @@ def test_settings_that_leave_a_piece_with_one_row_are_refused_with_a_size_that_s
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"training\.batch_size=\d+: BatchNorm needs 2 rows") as refused:
-        launch.check_job(launch.absolute(config(**training)))
+        launch.check_job(launch.with_absolute_paths(config(**training)))
     size = int(str(refused.value).rpartition("training.batch_size=")[2].split()[0])
     if size <= 101:
-        launch.check_job(launch.absolute(config(**training | {"batch_size": size})))
+        launch.check_job(launch.with_absolute_paths(config(**training | {"batch_size": size})))
     assert not list(itertools.chain(tmp_path.iterdir()))

@@ -59,7 +59,7 @@ def tree(method: str, workers: int) -> Config:
 def run(method: str, folder: Path, workers: int) -> dict[str, Any]:
     """Losses by step, test metrics, and what the saved posterior holds."""
     config = tree(method, workers)
-    arrangement = meshes.build(config, config.method, "cpu", workers) if workers else None
+    arrangement = meshes.build_meshes(config, config.method, "cpu", workers) if workers else None
     losses: list[float] = []
     worker = LocalWorker(
         folder,

@@ -87,7 +87,7 @@ def worker(rank: int, folder: str) -> None:
     curves = {}
     for name, (training, _) in FEATURES.items():
         config = tree(Path(folder), workers=RANKS, **training)
-        arrangement = meshes.build(config, config.method, "cpu", config.training.workers)
+        arrangement = meshes.build_meshes(config, config.method, "cpu", config.training.workers)
         curves[name] = curve(config, Path(folder) / name.replace(" ", "_"), arrangement)
     if rank == 0:
         torch.save(curves, f"{folder}/curves.pt")
@@ -133,10 +133,10 @@ def test_workers_that_cannot_be_arranged_are_refused(
 ) -> None:
     config = tree(tmp_path, **training)
     with pytest.raises(ConfigError, match=message):
-        meshes.shape(config, config.method.model_copy(update=method))
+        meshes.arrangement(config, config.method.model_copy(update=method))
 
 
 def test_a_method_without_draws_takes_draw_groups_as_replicas(tmp_path: Path) -> None:
     config = tree(tmp_path, workers=8, draw_groups=2, replicate=2)
-    assert meshes.shape(config, config.method) == (2, 2, 2)
-    assert meshes.shape(config, configuration.parse({"method": {"kind": "adamw"}}).method) == (1, 4, 2)
+    assert meshes.arrangement(config, config.method) == (2, 2, 2)
+    assert meshes.arrangement(config, configuration.parse({"method": {"kind": "adamw"}}).method) == (1, 4, 2)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from proxscore.training.data.batches import GlobalBatches, TrainingData, evaluation_batches
-from proxscore.training.data.micro_batches import together
+from proxscore.training.data.micro_batches import joined_batch
 
 
 class Numbered(Dataset[tuple[Tensor, Tensor]]):
@@ -87,7 +87,7 @@ def test_micro_batches_are_the_ranks_rows_cut_into_the_asked_number_of_pieces(ra
         assert len(pieces) == 3
         assert all(len(x) == max(len(y), 1) for x, y in pieces)
         assert max(len(y) for _, y in pieces) - min(len(y) for _, y in pieces) <= 1
-        for part, expected in zip(together(pieces), one[0], strict=True):
+        for part, expected in zip(joined_batch(pieces), one[0], strict=True):
             assert torch.equal(part, expected)
 
 

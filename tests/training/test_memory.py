@@ -19,7 +19,7 @@ from proxscore.config import Config, ConfigError
 from proxscore.methods import RunLength, Setup, build_method
 from proxscore.training import launch
 from proxscore.training.preflight.dry_run import dry_run
-from proxscore.training.preflight.memory import memory
+from proxscore.training.preflight.memory import count_memory
 from proxscore.training.sharding.materialize import materialize
 from proxscore.vision.image_task import ImageTask
 from proxscore.vision.small_cnn import SmallCNN
@@ -58,7 +58,7 @@ def test_a_large_network_is_counted_without_being_held(name: str, workers: int, 
     task = ImageTask(config.task)
     process = psutil.Process()
     before = process.memory_info().rss
-    counted = memory(config, config.method, task)
+    counted = count_memory(config, config.method, task)
     assert process.memory_info().rss - before < 200e6
     with torch.device("meta"):
         named = dict(timm.create_model(name, num_classes=2).named_parameters())
@@ -79,7 +79,7 @@ def test_a_dry_run_of_what_this_machine_cannot_hold_prints_the_table_and_takes_n
     config = tree({"name": "vit_large_patch32_224"}, {"kind": "image_folder", "path": str(photographs)}, workers=8)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**30}))
     text = dry_run(config)
-    needed = 6 * 4 * memory(config, config.method, ImageTask(config.task)).parameters / 2**30
+    needed = 6 * 4 * count_memory(config, config.method, ImageTask(config.task)).parameters / 2**30
     (line,) = (line for line in text.splitlines() if line.startswith("one step here"))
     assert "not taken: it needs " in line
     assert needed < float(line.split(" GiB")[0].split()[-1]) < needed + 4  # activations of a batch of 20
@@ -117,7 +117,7 @@ def test_what_is_counted_is_what_a_process_holds(method: dict[str, Any]) -> None
     state = [value for held in built.state.values() for name, value in held.items() if name != "probes"]
     numbers = sum(value.numel() for value in state if isinstance(value, Tensor) and value.ndim)
     parameters = sum(p.numel() for p in module.parameters())
-    assert sum(memory(config, config.method, task).held.values()) == 4 * (numbers + 2 * parameters)
+    assert sum(count_memory(config, config.method, task).held.values()) == 4 * (numbers + 2 * parameters)
 
 
 @pytest.mark.parametrize(("workers", "accumulate"), [(1, 1), (2, 1), (2, 5)])
@@ -132,7 +132,7 @@ def test_activations_are_those_that_the_layers_need_for_their_gradients(workers:
     images, first, second = 64, 4 * 64, 8 * 16
     floats = images + first + first // 4 + second + second // 4 + 16 + 10
     indices = first // 4 + second // 4  # int64
-    counted = memory(config, config.method, ImageTask(config.task)).activations
+    counted = count_memory(config, config.method, ImageTask(config.task)).activations
     assert counted == pytest.approx(rows * (4 * floats + 8 * indices), rel=0.02)
 
 

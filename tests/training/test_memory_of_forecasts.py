@@ -15,7 +15,7 @@ from proxscore import config as configuration
 from proxscore.forecasting.networks import NAMES
 from proxscore.forecasting.series_task import SeriesTask
 from proxscore.training.preflight.dry_run import dry_run
-from proxscore.training.preflight.memory import memory
+from proxscore.training.preflight.memory import count_memory
 
 
 @pytest.mark.parametrize("likelihood", ["student_t", "normal"])
@@ -24,7 +24,7 @@ def test_a_network_is_counted_as_it_is(network: str, likelihood: str, tmp_path: 
     config = tree(write_series(tmp_path / "series.parquet"), network)
     model = config.task.model.model_copy(update={"likelihood": likelihood})
     task = SeriesTask(config.task.model_copy(update={"model": model}))  # type: ignore[arg-type]
-    found = memory(config, config.method, task)
+    found = count_memory(config, config.method, task)
     module = task.build_model()
     assert found.parameters == sum(parameter.numel() for parameter in module.parameters())
     known = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}

@@ -19,7 +19,7 @@ from proxscore.training.local.worker import LocalWorker
 from proxscore.training.loop.fit import fit
 from proxscore.training.preflight import checks, preflight
 from proxscore.training.preflight.dry_run import dry_run
-from proxscore.training.preflight.memory import Memory, memory
+from proxscore.training.preflight.memory import Memory, count_memory
 from proxscore.training.preflight.preflight import Preflight
 from proxscore.training.ray import checks as cluster_checks
 from proxscore.training.ray import cluster
@@ -50,7 +50,7 @@ def test_a_disk_that_cannot_hold_the_checkpoints_is_refused(tmp_path: Path, monk
     config = tree(tmp_path, keep_checkpoints=4)
     assert config.baseline is not None
     task = ImageTask(config.task)
-    needed = 6 * sum(memory(config, method, task).checkpoint for method in (config.baseline, config.method))
+    needed = 6 * sum(count_memory(config, method, task).checkpoint for method in (config.baseline, config.method))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(needed) + 10))
     checks.check_disk(Preflight(config, task), [config.baseline, config.method])
@@ -68,7 +68,7 @@ def test_the_size_of_a_checkpoint_is_counted_to_a_tenth(tmp_path: Path) -> None:
     (outcome,) = launch.run(config, lambda line: None)
     files = [path for path in outcome.folder.rglob("*") if path.is_file() and path.suffix != ".png"]
     held = sum(path.stat().st_size for path in files)
-    assert memory(config, config.method, ImageTask(config.task)).checkpoint == pytest.approx(held, rel=0.1)
+    assert count_memory(config, config.method, ImageTask(config.task)).checkpoint == pytest.approx(held, rel=0.1)
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
@@ -76,7 +76,7 @@ def test_a_memory_that_cannot_hold_a_worker_is_refused_with_what_would_help(
     accumulate: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tree(tmp_path, accumulate=accumulate)
-    needed = memory(config, config.method, ImageTask(config.task)).total
+    needed = count_memory(config, config.method, ImageTask(config.task)).total
     free = psutil.virtual_memory()._replace(available=int(needed) - 1)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     with pytest.raises(ConfigError, match=r"a worker needs .*training.batch_size=100.*a process here has .*accumulate"):
@@ -87,7 +87,7 @@ def test_a_memory_that_cannot_hold_a_worker_is_refused_with_what_would_help(
 @pytest.mark.usefixtures("ray_local")
 def test_nodes_that_cannot_hold_the_workers_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tree(tmp_path, workers=2, cpus_per_worker=0.5)
-    needed = memory(config, config.method, ImageTask(config.task)).total
+    needed = count_memory(config, config.method, ImageTask(config.task)).total
     nodes = [{"Alive": True, "Resources": {"memory": 2 * needed - 2}}]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     monkeypatch.setattr(cluster, "capacity", lambda: {"CPU": 4, "memory": 2 * needed - 2})
@@ -142,10 +142,10 @@ def counted_task(monkeypatch: pytest.MonkeyPatch) -> tuple[list[Counting], list[
 
     def count(config: Config, settings: MethodSection, *rest: Any) -> Memory:
         counted.append(settings.kind)
-        return memory(config, settings, *rest)
+        return count_memory(config, settings, *rest)
 
     monkeypatch.setattr(VisionConfig, "build", build)
-    monkeypatch.setattr(preflight, "memory", count)
+    monkeypatch.setattr(preflight, "count_memory", count)
     return tasks, counted
 
 
@@ -214,8 +214,8 @@ def test_counting_with_activation_checkpointing_leaves_the_network_as_it_was(tmp
     )
     task = ImageTask(config.task)
     found = Preflight(config, task)
-    assert found.memory(config.method) == memory(config, config.method, task)
+    assert found.memory(config.method) == count_memory(config, config.method, task)
     plain = config.training.model_copy(update={"activation_checkpointing": False})
-    assert found.memory(config.method, plain) == memory(
+    assert found.memory(config.method, plain) == count_memory(
         config.model_copy(update={"training": plain}), config.method, task
     )

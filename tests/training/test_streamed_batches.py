@@ -17,7 +17,7 @@ from torch import Tensor
 
 from proxscore.config import ConfigError
 from proxscore.training.data.stream_order import EpochOrder
-from proxscore.training.data.streamed import RayTrainingData, recut
+from proxscore.training.data.streamed import RayTrainingData, recut_chunks
 from proxscore.vision.data import load_images
 from proxscore.vision.images import ImageDataset
 from proxscore.vision.ray_data import Share, StreamedRows
@@ -127,5 +127,5 @@ def test_rows_that_are_left_out_are_those_that_the_reader_leaves_out(tmp_path: P
 
 def test_chunks_are_cut_anew_without_losing_a_row() -> None:
     chunks = [{"label": np.arange(first, end)} for first, end in [(0, 5), (5, 6), (6, 20)]]
-    parts = [[int(row) for piece in pieces for row in piece["label"]] for pieces in recut(chunks, [3, 0, 4, 13])]
+    parts = [[int(row) for piece in pieces for row in piece["label"]] for pieces in recut_chunks(chunks, [3, 0, 4, 13])]
     assert parts == [list(range(3)), [], list(range(3, 7)), list(range(7, 20))]

@@ -62,7 +62,7 @@ def run(
 
 def _worker(payload: dict[str, Any]) -> dict[str, Any]:
     """What each worker runs."""
-    config, task, worker = trainer.set_up(payload)
+    config, task, worker = trainer.set_up_worker(payload)
     if not config.method.shards:
         worker.meshes = None  # the one worker's module stays whole
     found: dict[str, Any] = payload["measure"](config, task, worker, payload["settings"])

@@ -13,7 +13,7 @@ from proxscore.calibration.comparison import Curve
 
 
 class Predictive(Protocol):
-    """A predictive distribution for the rows of a split."""
+    """A task predicts a distribution for each row of a split; this is what every such predictive has."""
 
     targets: Tensor
 
@@ -26,7 +26,7 @@ Figures = Callable[[], dict[str, Figure]]
 
 
 class Judge:
-    """Metrics and figures of predictive distributions. This one knows the NLL; a subclass adds its field's metrics.
+    """Evaluates predictive distributions by metrics and figures. This one knows the NLL; a subclass adds its field's metrics.
 
     Attributes:
         headline: metrics that are shown first, the first of them in lines of progress.
@@ -41,7 +41,7 @@ class Judge:
     def evaluate(
         self, predictive: Any, bins: int, device: torch.device, title: str
     ) -> tuple[dict[str, float], Figures]:
-        """Metrics over all workers' rows, and what draws figures, by name, on any of them.
+        """Give the metrics over all workers' rows, and a function that draws figures by name, which any worker may call.
 
         Args:
             predictive: of this worker's rows.
@@ -57,7 +57,9 @@ class Judge:
         return {"nll": float(nll.compute())}, dict
 
     def compared(self, predictive: Any) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Of a predictive in a comparison (in one process): more metrics, and what :meth:`comparison_figure` needs of it."""
+        """Give what a comparison needs beside :meth:`evaluate`: more metrics, and the tensors of :meth:`comparison_figure`.
+
+        The predictive is that of all rows, in one process."""
         return {}, {}
 
     def baselines(self) -> dict[str, Any]:
@@ -65,5 +67,5 @@ class Judge:
         return {}
 
     def comparison_figure(self, curves: Sequence[Curve], bins: int) -> Figure | None:
-        """All methods of a comparison in one figure; none where there is nothing to draw."""
+        """Draw all methods of a comparison in one figure; give none where there is nothing to draw."""
         return None

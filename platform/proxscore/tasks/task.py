@@ -15,7 +15,7 @@ from proxscore.tasks.judge import Judge
 
 
 class Task(ABC):
-    """What trains: data, network, likelihood and predictive. A subclass changes what is different of it.
+    """A task gives a run what it trains: data, network, likelihood and predictive. A subclass changes what is different of it.
 
     Attributes:
         config: the section of the configuration that the task was built from; it has ``model`` and ``data``.
@@ -33,19 +33,19 @@ class Task(ABC):
 
     @abstractmethod
     def build_model(self, device: torch.device | None = None) -> nn.Module:
-        """The network; on the meta device without numbers."""
+        """Build the network on a device (by default the CPU); on the meta device it has shapes and no numbers."""
 
     @property
     def summary(self) -> str:
-        """The data in a line."""
+        """Say in a line which data these are."""
         return ", ".join(f"{part} {count}" for part, count in self.counts().items())
 
     def counts(self) -> dict[str, int]:
-        """Rows of each part."""
+        """Count the rows of each part: train, validation and test."""
         return {part: len(getattr(self.data, part)) for part in ("train", "validation", "test")}
 
     def describe(self) -> dict[str, Any]:
-        """What to record of the data; a saved posterior brings it along."""
+        """Describe the data as the run records them; a saved posterior brings the description along."""
         return {"kind": self.config.data.kind, "splits": {"counts": self.counts()}}
 
     def check(self, config: Config) -> None:
@@ -58,7 +58,7 @@ class Task(ABC):
             self.shifted(config.evaluation.shifts[0])
 
     def shifted(self, name: str) -> tuple[Any, bool]:
-        """The test split under a shift of ``evaluation.shifts``, and whether its targets still hold.
+        """Give the test split under a shift of ``evaluation.shifts``, and whether its targets still hold.
 
         Raises:
             ConfigError: the task knows no shifts.
@@ -66,11 +66,11 @@ class Task(ABC):
         raise ConfigError("evaluation.shifts: they are of images: leave it out")
 
     def streamed_rows(self, workers: int, cpus_per_worker: float) -> Any:
-        """The training rows for one of so many workers, as Ray Data streams them; asked for where the data are ``streamed``."""
+        """Give the training rows as Ray Data streams them to each of so many workers, where the data are ``streamed``."""
         raise NotImplementedError(f"{type(self).__name__} has no rows to stream")
 
     def example(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of a batch's shape and type, all zero."""
+        """Make inputs and targets of a batch's shape and type, all zero."""
         inputs, targets = (
             torch.zeros(rows, *part.shape[1:], dtype=part.dtype, device=device)
             for part in self.data.train.__getitems__([0])
@@ -88,7 +88,7 @@ class Task(ABC):
         refresh: Batches | None,
         autocast: torch.dtype | None,
     ) -> Any:
-        """The predictive distribution of a posterior over the module's weights; see :func:`proxscore.posterior.predict`."""
+        """Predict by draws from a posterior over the module's weights; see :func:`proxscore.posterior.predict`."""
         return predict(
             module,
             batches,

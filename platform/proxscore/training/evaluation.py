@@ -33,7 +33,7 @@ Evaluated = tuple[dict[str, float], Callable[[], dict[str, Figure]]]  # metrics,
 
 
 def evaluate(run: Run, split: str, draws: int, posterior: Posterior | None = None) -> Evaluated:
-    """Metrics and figures of the predictive distribution on a split, over all ranks' rows.
+    """Predict a split by posterior draws, and evaluate the predictive distribution over all ranks' rows.
 
     Rows that are left out as unreadable count in no metric, but, if there are any, as ``skipped_rows``.
 
@@ -47,7 +47,7 @@ def evaluate(run: Run, split: str, draws: int, posterior: Posterior | None = Non
 
 
 def evaluate_predictive(run: Run, predictive: Predictive, split: str, label: str) -> Evaluated:
-    """Metrics and figures of a predictive distribution on a split, over all ranks' rows; ``label`` stands in their titles."""
+    """Evaluate a predictive distribution of a split, over all ranks' rows; ``label`` stands in the titles of figures."""
     device, title = run.worker.device, f"{run.config.name}: {split} split, {label}"
     values, figures = divergence.evaluated(run.task, predictive, run.config.evaluation.bins, device, title)
     seen = torch.tensor(float(len(predictive.targets)), device=device)
@@ -59,7 +59,7 @@ def evaluate_predictive(run: Run, predictive: Predictive, split: str, label: str
 
 
 def validate(run: Run, method: Method) -> tuple[dict[str, float], Losses | None]:
-    """Metrics of the module in training on the validation split, by ``evaluation.validation_draws``.
+    """Evaluate the module in training on the validation split, by ``evaluation.validation_draws`` draws.
 
     Of a method whose convergence is judged, the NLL of the mean weights and of one draw are among them (``nll_mean``,
     ``nll_draw``), and with that of the draws' average they are returned together.
@@ -85,7 +85,7 @@ def _nll(run: Run, predictive: Predictive) -> float:
 
 
 def evaluate_variants(run: Run, posterior: Posterior) -> dict[str, Evaluated]:
-    """Metrics and figures on the test split of every variant: posterior and mean (or one member), or point.
+    """Evaluate every variant on the test split: the posterior and its mean (or one member), or the point estimate.
 
     With ``evaluation.temperature_scaling`` also, as ``<variant>_tempered``, those at the temperature that validation data
     prefer, which is among the metrics. What draws disagree on is not defined for them.
@@ -104,7 +104,10 @@ def evaluate_variants(run: Run, posterior: Posterior) -> dict[str, Evaluated]:
 
 
 def evaluate_shifts(run: Run, posterior: Posterior) -> dict[str, dict[str, dict[str, float]]]:
-    """Metrics by shift of ``evaluation.shifts`` and variant; without those that need targets, where these do not hold."""
+    """Evaluate every variant under each of ``evaluation.shifts``.
+
+    Metrics that need targets are left out where these do not hold.
+    """
     results: dict[str, dict[str, dict[str, float]]] = {}
     for shift in run.config.evaluation.shifts:
         rows, known = run.task.shifted(shift)
@@ -116,12 +119,12 @@ def evaluate_shifts(run: Run, posterior: Posterior) -> dict[str, dict[str, dict[
 
 
 def variants(posterior: Posterior, config: Config) -> dict[str, int]:
-    """Draws by what is evaluated: posterior and mean (or one member), or point."""
+    """Name what is evaluated, and say by how many draws: posterior and mean (or one member), or the point estimate."""
     return {"posterior": config.evaluation.draws, posterior.single: 0} if posterior.random else {"point": 0}
 
 
 def predict(run: Run, posterior: Posterior, split: Any, draws: int) -> Any:
-    """The :class:`Predictive` of a posterior for this rank's rows of a split, or of another data set.
+    """Predict this rank's rows of a split, or of another data set: a :class:`Predictive`.
 
     Where the run has training batches, BatchNorm's statistics are set from them anew for each draw.
 
@@ -155,7 +158,7 @@ def _first_micro_batches(data: TrainingData | RayTrainingData, count: int) -> It
 
 
 def description(settings: MethodSection, task: Task, length: RunLength) -> dict[str, Any]:
-    """What the posterior that a method left says of itself when it is saved."""
+    """Describe the posterior that a method left, as it is saved: task, data, method, length and versions."""
     return {
         "task": task.config.model_dump(mode="json"),
         "data": task.describe(),
@@ -166,5 +169,5 @@ def description(settings: MethodSection, task: Task, length: RunLength) -> dict[
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that a result depends on."""
+    """Look up the versions of the packages that a result depends on."""
     return {package: importlib.metadata.version(package) for package in PACKAGES}

@@ -10,7 +10,7 @@ from proxscore.tasks import Task
 
 
 def build_network(config: Config, task: Task) -> nn.Module:
-    """The network as training begins with it: on the CPU, or without numbers where its shards are initialised one by one."""
+    """Build the network as training begins with it: on the CPU, or without numbers where shards are initialised one by one."""
     return task.build_model(torch.device("meta")) if config.training.meta_init else task.build_model()
 
 
@@ -32,7 +32,7 @@ class InitialNetwork:
             self._random_state = torch.get_rng_state()
 
     def take(self, config: Config) -> nn.Module | None:
-        """The network, for a run from the same seed; none for another seed, or when it has been taken: training changes it."""
+        """Hand over the network, once, as training changes it, and to a run from the same seed; any other gets none."""
         if self.module is None or config.seed != self._seed:
             return None
         torch.set_rng_state(self._random_state)

@@ -42,8 +42,8 @@ def run(config: Config, show: Callable[[str], None] = say) -> list[Outcome]:
     Raises:
         ConfigError: a setting or file at fault, before anything is trained.
     """
-    config = torchrun.counted(absolute(config))
-    before = [finished(config, method, epochs) for method, epochs in plan_of(config)]
+    config = torchrun.with_process_count(with_absolute_paths(config))
+    before = [finished_outcome(config, method, epochs) for method, epochs in methods_with_epochs(config)]
     if all(before):  # no cluster, no data, and nothing that is recorded twice
         show(f"{config.name} is finished: these are its results; another name begins a new run")
         return [outcome for outcome in before if outcome is not None and torchrun.rank() == 0]
@@ -51,19 +51,19 @@ def run(config: Config, show: Callable[[str], None] = say) -> list[Outcome]:
     methods = [method for method, _ in plan]
     alone = _alone(config)
     if torchrun.launched():
-        place: AbstractContextManager[None] = torchrun.group(config)
+        processes: AbstractContextManager[None] = torchrun.process_group(config)
     else:
-        place = connection.connected(config) if config.training.workers else nullcontext()
+        processes = connection.connected(config) if config.training.workers else nullcontext()
     with ExitStack() as stack:
         if not torchrun.launched():
             stack.enter_context(_exclusive(config, methods))
-        stack.enter_context(place)
+        stack.enter_context(processes)
         if not alone:
             cluster_checks.check_storage(config)
             cluster_checks.check_memory(preflight, methods)
             preflight.release()
         if torchrun.launched():
-            config = torchrun.named(config)
+            config = torchrun.with_common_name(config)
             stack.enter_context(_exclusive(config, methods if torchrun.rank() == 0 else []))
         outcomes = [_run_method(config, method, epochs, preflight, show) for method, epochs in plan]
     return [outcome for outcome in outcomes if outcome is not None]
@@ -82,7 +82,7 @@ def check_job(config: Config) -> tuple[Preflight, list[tuple[MethodSection, floa
     Raises:
         ConfigError: a setting, file or row at fault.
     """
-    plan = plan_of(config)
+    plan = methods_with_epochs(config)
     task = config.task.build()
     task.check(config)
     for method, _ in plan:
@@ -91,7 +91,7 @@ def check_job(config: Config) -> tuple[Preflight, list[tuple[MethodSection, floa
     module = preflight.initial.module
     assert module is not None
     check_running_statistics(config.method, module, config.evaluation.norm_batches)
-    meshes.shape(config, config.method)
+    meshes.arrangement(config, config.method)
     methods = [method for method, _ in plan]
     if config.training.accumulate > (rows := len(task.data.train)):  # a batch has no more rows than the data
         raise ConfigError(
@@ -102,8 +102,8 @@ def check_job(config: Config) -> tuple[Preflight, list[tuple[MethodSection, floa
     return preflight, plan
 
 
-def plan_of(config: Config) -> list[tuple[MethodSection, float]]:
-    """The methods to train, with their epochs: the baseline has as many gradient evaluations.
+def methods_with_epochs(config: Config) -> list[tuple[MethodSection, float]]:
+    """List the methods to train with their epochs: the baseline takes as many gradient evaluations as the method.
 
     Raises:
         ConfigError: a storage that these processes cannot use.
@@ -124,12 +124,12 @@ def _alone(config: Config) -> bool:
 
 
 def _check_this_machine(preflight: Preflight, methods: list[MethodSection], *, alone: bool) -> None:
-    """Disk, memory and tracking server, as far as this machine can tell; see :mod:`proxscore.training.preflight.checks`."""
+    """Check disk, memory and tracking server as far as this machine can tell; see :mod:`proxscore.training.preflight.checks`."""
     config = preflight.config
     checks.check_disk(preflight, methods)
     if alone:
         device = torchrun.device(pick_device(config.training.device))
-        free = checks.free_memory(device) / torchrun.on_device(device)
+        free = checks.free_memory(device) / torchrun.processes_on(device)
         for method in methods:
             checks.check_memory(preflight, method, free, "a process here")
     if torchrun.rank() == 0:  # one process makes a new database
@@ -137,25 +137,25 @@ def _check_this_machine(preflight: Preflight, methods: list[MethodSection], *, a
         check_server(config.tracking.uri)
 
 
-def _with_absolute_paths(section: configuration.Section) -> configuration.Section:
+def _absolute_in(section: configuration.Section) -> configuration.Section:
     return section.model_copy(update={key: value.absolute() for key, value in section if isinstance(value, Path)})
 
 
-def absolute(config: Config) -> Config:
-    """The same configuration with a name and absolute paths: workers run in other folders than the driver."""
-    data, model = config.task.data, config.task.model
-    task = config.task.model_copy(update={"data": _with_absolute_paths(data), "model": _with_absolute_paths(model)})
+def with_absolute_paths(config: Config) -> Config:
+    """Give the configuration a name and absolute paths: workers run in other folders than the driver."""
+    sections = {"data": config.task.data, "model": config.task.model}
+    task = config.task.model_copy(update={key: _absolute_in(section) for key, section in sections.items()})
     storage = config.training.storage
     if "://" not in storage:
         storage = str(Path(storage).absolute())
     training = config.training.model_copy(update={"storage": storage})
     tracking = config.tracking.model_copy(update={"uri": tracking_uri(config.tracking)})
-    name = config.name or f"{data.kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = config.name or f"{config.task.data.kind}-{time.strftime('%Y%m%d-%H%M%S')}"
     return config.model_copy(update={"task": task, "training": training, "tracking": tracking, "name": name})
 
 
 def label_of(config: Config, method: MethodSection) -> str:
-    """What a method's run is called; also its folder."""
+    """Name a method's run, and its folder."""
     return f"{config.name}-{method.kind}"
 
 
@@ -163,7 +163,7 @@ def _run_method(
     config: Config, method: MethodSection, epochs: float, preflight: Preflight, show: Callable[[str], None]
 ) -> Outcome | None:
     label = label_of(config, method)
-    before = finished(config, method, epochs)
+    before = finished_outcome(config, method, epochs)
     if before is not None:
         return before if torchrun.rank() == 0 else None
     if torchrun.rank() > 0:
@@ -193,7 +193,7 @@ def _run_method(
             results, checkpoint = trainer.train_on_ray(
                 config, method, epochs, label, recorder, counted=preflight.countable(method)
             )
-            final, name = trainer.local(checkpoint), Path(checkpoint.path).name
+            final, name = trainer.local_folder(checkpoint), Path(checkpoint.path).name
         results["seconds_total"] = time.perf_counter() - started
         record_results(tracked, results, final)
     outcome = Outcome(label, method.kind, tracked.run_id, results, final, tuple(preflight.task.judge.headline))
@@ -201,8 +201,8 @@ def _run_method(
     return outcome
 
 
-def finished(config: Config, method: MethodSection, epochs: float) -> Outcome | None:
-    """What a method's run left when it was finished before; none: it was not, or its last checkpoint is gone.
+def finished_outcome(config: Config, method: MethodSection, epochs: float) -> Outcome | None:
+    """Look up what a method's run left when it was finished before; none: it was not, or its last checkpoint is gone.
 
     Raises:
         ConfigError: it was finished with other settings; names the first.
@@ -223,7 +223,7 @@ def _train_here(
     folder, device, arrangement = Path(config.training.storage) / label, pick_device(config.training.device), None
     if torchrun.launched():
         device = torchrun.device(device)
-        arrangement = meshes.build(config, method, device.type, config.training.workers)
+        arrangement = meshes.build_meshes(config, method, device.type, config.training.workers)
     worker = LocalWorker(folder, device, sink, config.training.keep_checkpoints, arrangement)
     results = train(config, method, epochs, preflight.task, worker, preflight.initial)
     return results, worker.folders()[-1]

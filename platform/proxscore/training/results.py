@@ -15,7 +15,7 @@ from proxscore.tracking import TrackedRun
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one method's run left.
+    """One method's run after its end: its results, and where they are.
 
     Attributes:
         label: the run's name.

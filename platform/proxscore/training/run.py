@@ -20,7 +20,7 @@ from proxscore.training.worker import Worker
 
 @dataclass(frozen=True)
 class Run:
-    """What the functions of the loop and of the evaluation hand on to one another.
+    """One run in one process, which the functions of the loop and of the evaluation hand on to one another.
 
     Attributes:
         config: the whole configuration.
@@ -57,7 +57,7 @@ def prepare(config: Config, task: Task, worker: Worker, built: InitialNetwork | 
 
 
 def sharded_module(config: Config, task: Task, worker: Worker, built: InitialNetwork | None = None) -> nn.Module:
-    """The task's network on this process's device, sharded as configured, with its initial weights.
+    """Put the task's network on this process's device, sharded as configured, with its initial weights.
 
     Raises:
         ConfigError: ``training.meta_init`` for a network that cannot be initialised shard by shard.
@@ -76,7 +76,7 @@ def sharded_module(config: Config, task: Task, worker: Worker, built: InitialNet
 
 
 def training_data(config: Config, task: Task, worker: Worker, least: int = 1) -> TrainingData | RayTrainingData:
-    """The training batches of this worker: from Ray Data where the cluster streams them, else from the task's data set.
+    """Open this worker's training batches: Ray Data's where the cluster streams them, else those of the task's data set.
 
     Args:
         least: inputs of a micro-batch; see :func:`proxscore.training.data.norm_rows.least_rows`.

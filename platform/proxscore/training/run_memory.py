@@ -11,14 +11,14 @@ import ray.train
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, MethodSection
 from proxscore.storage import UNREACHABLE, exists, filesystem, put, read
-from proxscore.training.ray.trainer import local
+from proxscore.training.ray.trainer import local_folder
 from proxscore.training.results import Outcome
 
 FINISHED = "finished.json"  # beside run.json: what a finished run left
 
 
 class RunMemory:
-    """``run.json`` beside a run's checkpoints: what it was started with, and its MLflow run.
+    """Reads and writes ``run.json`` beside a run's checkpoints, with what it was started with, and its MLflow run.
 
     Args:
         storage: a folder or a URI.
@@ -41,11 +41,11 @@ class RunMemory:
             ) from error
 
     def beside(self, name: str) -> str:
-        """The path or URI of a file beside ``run.json``."""
+        """Give the path or URI of a file beside ``run.json``."""
         return f"{self.folder}/{name}"
 
     def read(self, config: Config, method: MethodSection, epochs: float) -> str | None:
-        """The MLflow run to continue, if there is one.
+        """Look up the MLflow run to continue, if there is one.
 
         Raises:
             ConfigError: the run was started with settings that its checkpoints do not fit; names the first.
@@ -69,13 +69,13 @@ class RunMemory:
         return memory["run_id"]
 
     def write(self, config: Config, method: MethodSection, epochs: float, run_id: str) -> None:
-        """Remember this run."""
+        """Remember the settings of this run, and its MLflow run."""
         memory = {"run_id": run_id, "settings": self._settings(config, method, epochs)}
         self.files.create_dir(self.root, recursive=True)
         put(self.files, self.path, json.dumps(memory, indent=2) + "\n")
 
     def finish(self, config: Config, outcome: Outcome, checkpoint: str) -> None:
-        """Remember what the run left.
+        """Remember what the run left when it was finished.
 
         Args:
             checkpoint: the last one's name below the run's folder.
@@ -90,7 +90,7 @@ class RunMemory:
         put(self.files, f"{self.root}/{FINISHED}", json.dumps(left, indent=2) + "\n")
 
     def outcome(self, config: Config, method: MethodSection) -> Outcome | None:
-        """What :meth:`finish` remembered.
+        """Look up what :meth:`finish` remembered.
 
         Raises:
             ConfigError: the results are those of other settings of the evaluation.
@@ -108,7 +108,7 @@ class RunMemory:
                     f"run {config.name!r} is finished, with evaluation.{key}={left['evaluation'][key]}, now it is {now}: "
                     "jobs/evaluate.py judges its posterior anew; or take another name"
                 )
-        folder = local(ray.train.Checkpoint(place, filesystem=self.files))
+        folder = local_folder(ray.train.Checkpoint(place, filesystem=self.files))
         label = Path(self.root).name
         return Outcome(label, method.kind, left["run_id"], left["results"], folder, tuple(left["headline"]))
 

@@ -23,7 +23,7 @@ class Saved:
 
 
 def load(source: str, overrides: list[str]) -> Saved:
-    """Open a posterior.
+    """Open a saved posterior, with the configuration that it was trained with.
 
     Args:
         source: a folder, or ``runs:/<id>``, or an id of 32 hexadecimal digits: an MLflow run, whose posterior is downloaded.

@@ -36,22 +36,22 @@ class Worker(ABC):
 
     @property
     def mesh(self) -> DeviceMesh | None:
-        """What FSDP2 shards over; none: the module stays whole."""
+        """The mesh that FSDP2 shards over; none: the module stays whole."""
         return None if self.meshes is None else self.meshes.fsdp
 
     @property
     def draw_mesh(self) -> DeviceMesh | None:
-        """Processes that score different draws of a step; none: all score the same."""
+        """The processes that score different draws of a step; none: all score the same."""
         return None if self.meshes is None else self.meshes.draw
 
     @property
     def data_rank(self) -> int:
-        """Whose part of a training batch this process takes."""
+        """The number of the part of a training batch that this process takes."""
         return 0 if self.meshes is None else self.meshes.data_rank
 
     @property
     def data_world(self) -> int:
-        """Processes that share a training batch."""
+        """The number of processes that share a training batch."""
         return 1 if self.meshes is None else self.meshes.data_world
 
     @abstractmethod
@@ -66,11 +66,11 @@ class Worker(ABC):
         """
 
     def busy(self) -> bool:
-        """Whether a checkpoint of this rank's is still on its way: a report would wait for it."""
+        """Say whether a checkpoint of this rank's is still on its way: a report would wait for it."""
         return False
 
     def leaving(self) -> bool:
-        """Whether, since this was last asked, notice was given that machines of this run will be taken away.
+        """Say whether, since this was last asked, notice was given that machines of this run will be taken away.
 
         The same answer on all ranks, which ask equally often.
         """
@@ -78,11 +78,11 @@ class Worker(ABC):
 
     @abstractmethod
     def checkpoints(self) -> Iterator[AbstractContextManager[Path]]:
-        """The checkpoints of this run that are kept, newest first: context managers that give a folder."""
+        """Give the checkpoints of this run that are kept, newest first: context managers that give a folder."""
 
 
 def pick_device(setting: str) -> torch.device:
-    """The device that ``training.device`` names; ``auto`` takes a GPU if there is one."""
+    """Pick the device that ``training.device`` names; ``auto`` takes a GPU if there is one."""
     if setting == "auto":
         setting = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(setting)

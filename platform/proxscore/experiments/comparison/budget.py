@@ -42,7 +42,7 @@ class Budget:
         return self.steps / self.steps_per_epoch
 
 
-def share(name: str, method: MethodSection, steps_per_epoch: int, total: int) -> Budget:
+def equal_budget(name: str, method: MethodSection, steps_per_epoch: int, total: int) -> Budget:
     """The steps with which a method takes ``total`` gradient evaluations.
 
     Args:

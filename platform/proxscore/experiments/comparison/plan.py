@@ -12,7 +12,7 @@ from typing import Any
 
 from proxscore import config as configuration
 from proxscore.config import MAX_EPOCHS, MAX_SEED, Config, ConfigError
-from proxscore.experiments.comparison.budget import Budget, share
+from proxscore.experiments.comparison.budget import Budget, equal_budget
 from proxscore.experiments.comparison.settings import ComparisonConfig, method_config
 from proxscore.methods import Setup, build_method, check_running_statistics
 from proxscore.tasks import Task
@@ -127,7 +127,7 @@ def plan(comparison: ComparisonConfig, source: str) -> Plan:
             config = method_config(comparison, source, name, value)
             trials[value] = AS_GIVEN if config.method == configs[AS_GIVEN].method else f"{key}={value:g}"
             configs.setdefault(trials[value], config)
-        budget = share(name, configs[AS_GIVEN].method, steps_per_epoch, total)
+        budget = equal_budget(name, configs[AS_GIVEN].method, steps_per_epoch, total)
         configs = {s: _with_length(_resolved(config, comparison), budget, comparison) for s, config in configs.items()}
         for config in configs.values():
             _check_method(name, config, task, budget)
@@ -174,7 +174,7 @@ def _resolved(config: Config, comparison: ComparisonConfig) -> Config:
     wanted = (comparison.base.get("training") or {}).get("workers", 0)
     workers = config.training.workers if wanted and config.method.shards else 0
     training = config.training.model_copy(update={"workers": workers, "keep_checkpoints": 1})
-    return launch.absolute(config.model_copy(update={"training": training, "name": comparison.name}))
+    return launch.with_absolute_paths(config.model_copy(update={"training": training, "name": comparison.name}))
 
 
 def _with_length(config: Config, budget: Budget, comparison: ComparisonConfig) -> Config:
@@ -198,7 +198,7 @@ def _check_method(name: str, config: Config, task: Task, budget: Budget) -> None
         config.method.check_likelihood(own.likelihood)
         module = own.build_model()
         check_running_statistics(config.method, module, config.evaluation.norm_batches)
-        meshes.shape(config, config.method)
+        meshes.arrangement(config, config.method)
         check_rows(config, [config.method], module, own)
         length = run_length(budget.steps_per_epoch, budget.epochs / budget.members, own)
         losses = partial(example_losses, module, own)

@@ -80,7 +80,7 @@ def plan(config: Config, tune: TuneConfig) -> Plan:
         )
     if config.training.workers < 1:
         raise ConfigError("training.workers=0: a trial is a Ray Train run: use at least 1")
-    config = launch.absolute(config)
+    config = launch.with_absolute_paths(config)
     task = config.task.build()
     task.check(config)
     config.method.check_likelihood(task.likelihood)
@@ -95,7 +95,7 @@ def plan(config: Config, tune: TuneConfig) -> Plan:
     else:
         space = default_space(config, length.total_steps) if tune.space is None else tune.space
         spaces.check(space, config)
-    meshes.shape(config, config.method)
+    meshes.arrangement(config, config.method)
     preflight = Preflight(config, task)
     module = preflight.initial.module
     assert module is not None

@@ -14,7 +14,7 @@ from proxscore.training.data.stream_order import batch_sizes
 
 
 class GlobalBatches:
-    """Indices of a rank's part of every global batch.
+    """Yields the row numbers of a rank's part of every global batch, as a DataLoader's sampler.
 
     Training order is a permutation by (seed, epoch), the same on all ranks; rank r takes every world-th row of a global
     batch from its r-th on. Iterating yields one list of indices per batch; a rank that has no row in one is given the batch's
@@ -41,11 +41,11 @@ class GlobalBatches:
         self.epoch = self.start = 0
 
     def sizes(self) -> list[int]:
-        """Rows of each global batch."""
+        """Give the number of rows of each global batch."""
         return self._sizes
 
     def part(self, size: int) -> int:
-        """This rank's rows of a global batch of so many; where there are none, what it reads is padding."""
+        """Count this rank's rows of a global batch of so many; where there are none, what it reads is padding."""
         return len(range(self.rank, size, self.world))
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class GlobalBatches:
 
 
 class TrainingData:
-    """The training rows of a map-style data set, in seeded global batches cut into micro-batches.
+    """Reads the training rows of a data set in memory or on disk, in seeded global batches that are cut into micro-batches.
 
     Args:
         dataset: items by ``__getitems__`` (a list of indices to stacked tensors).
@@ -114,7 +114,7 @@ class TrainingData:
 
 
 def evaluation_batches(dataset: Dataset, batch_size: int, rank: int, world: int) -> Iterator[Batch]:
-    """This rank's rows of a data set, in order, each read once; what is decoded is decoded ahead, by other processes.
+    """Yield this rank's rows of a data set in order, each once. Other processes read ahead what has to be decoded.
 
     All ranks yield equally many batches: one that has no row left repeats an input without a target, as padding.
     """

@@ -17,7 +17,7 @@ MOST_DECODERS = 8
 
 
 def decoders(dataset: Dataset, batches: int) -> int:
-    """Loader processes for one pass: as many as this process has threads, where there is something to decode."""
+    """Say how many processes load one pass: as many as this process has threads, where there is something to decode."""
     if not getattr(dataset, "decodes", False) or batches < 2 or multiprocessing.current_process().daemon:
         return 0
     return min(torch.get_num_threads(), MOST_DECODERS, batches)
@@ -31,7 +31,7 @@ class Loaded:
     left_out: list[UnreadableError]
 
     def batch(self) -> Batch:
-        """The batch, after what it brings has been said here.
+        """Give the batch, after what was left out of it has been said in this process.
 
         Raises:
             ConfigError: the one that the process met, as it was: a DataLoader would wrap it into a traceback.
@@ -43,7 +43,7 @@ class Loaded:
         return self.read
 
     def pin_memory(self) -> Loaded:
-        """By what a DataLoader asks for."""
+        """Copy the batch into pinned memory; a DataLoader calls a method of this name."""
         if isinstance(self.read, ConfigError):
             return self
         inputs, targets = self.read

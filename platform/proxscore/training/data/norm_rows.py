@@ -15,9 +15,11 @@ from proxscore.tasks import Task
 from proxscore.training.data.stream_order import batch_sizes
 from proxscore.training.sharding import meshes
 
+EXAMPLE_ROWS = 2  # a layer without running statistics needs them in evaluation mode, too
+
 
 def least_rows(module: nn.Module, task: Task) -> int:
-    """Rows that a forward pass in training mode needs: two if a row leaves some BatchNorm layer one value per channel, else one.
+    """Say how many rows a forward pass in training needs: two if one leaves a BatchNorm layer one value per channel, else one.
 
     All ranks of a sharded module must call it.
     """
@@ -27,14 +29,14 @@ def least_rows(module: nn.Module, task: Task) -> int:
     values: list[int] = []
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        values.append(inputs[0].numel() // (ROWS * inputs[0].shape[1]))
+        values.append(inputs[0].numel() // (EXAMPLE_ROWS * inputs[0].shape[1]))
 
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     modes = {layer: layer.training for layer in module.modules()}
     example = next(module.parameters())
     try:
         with torch.no_grad():
-            module.eval()(task.example(ROWS, example.device)[0])
+            module.eval()(task.example(EXAMPLE_ROWS, example.device)[0])
     finally:
         for hook in hooks:
             hook.remove()
@@ -43,11 +45,8 @@ def least_rows(module: nn.Module, task: Task) -> int:
     return 2 if min(values, default=2) < 2 else 1
 
 
-ROWS = 2  # of the example: a layer without running statistics needs them in evaluation mode, too
-
-
 def check_rows(config: Config, methods: list[MethodSection], module: nn.Module, task: Task) -> None:
-    """Every forward pass of training will have as many rows as the network's BatchNorm layers need.
+    """Check that every forward pass of training will have as many rows as the network's BatchNorm layers need.
 
     Raises:
         MethodError: it will not; names what would.
@@ -56,7 +55,7 @@ def check_rows(config: Config, methods: list[MethodSection], module: nn.Module, 
         return
     training = config.training
     for method in methods:
-        _, replicas, shards = meshes.shape(config, method)
+        _, replicas, shards = meshes.arrangement(config, method)
         pieces = replicas * shards * training.accumulate
         smallest = min(batch_sizes(len(task.data.train), training.batch_size, even_end=True))
         if smallest // pieces < least:

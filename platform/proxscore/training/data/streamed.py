@@ -14,7 +14,7 @@ from proxscore.vision.ray_data import Chunk, StreamedRows
 
 
 class RayTrainingData:
-    """The training rows of a data set that Ray Data streams, in seeded global batches cut into micro-batches.
+    """Reads training rows that Ray Data streams, in seeded global batches that are cut into micro-batches.
 
     The order is that of :class:`EpochOrder`: same seed, same lanes, same batches, from whichever batch on.
 
@@ -39,7 +39,7 @@ class RayTrainingData:
         self.steps_per_epoch = len(self._sizes)
 
     def epoch(self, epoch: int, start: int = 0, lanes: int | None = None) -> Iterator[tuple[list[Batch], int]]:
-        """As :meth:`TrainingData.epoch`.
+        """Yield micro-batches and the rows of their global batch, as :meth:`TrainingData.epoch` does.
 
         Args:
             lanes: number of ranks that the epoch was begun with; none: as many as there are.
@@ -47,7 +47,9 @@ class RayTrainingData:
         return self._read(epoch, start, self.steps_per_epoch, lanes or self._world)
 
     def first(self, count: int) -> Iterator[tuple[list[Batch], int]]:
-        """As :meth:`TrainingData.first`. No task reads further: to stop one is to end its process, and to start another."""
+        """Yield the first batches, as :meth:`TrainingData.first` does.
+
+        No task reads further: to stop one is to end its process, and to start another."""
         return self._read(0, 0, min(count, self.steps_per_epoch), self._world)
 
     def _read(self, epoch: int, start: int, stop: int, lanes: int) -> Iterator[tuple[list[Batch], int]]:
@@ -55,7 +57,7 @@ class RayTrainingData:
         counts = order.counts(self._rank, self._world)[start:stop]
         segments = [order.rows[positions] for positions in order.positions(self._rank, self._world, start, stop)]
         with closing(self._rows.read(segments)) as chunks:
-            for pieces, size in zip(recut(chunks, counts), self._sizes[start:stop], strict=True):
+            for pieces, size in zip(recut_chunks(chunks, counts), self._sizes[start:stop], strict=True):
                 images = [piece["image"][piece["readable"]] for piece in pieces]
                 labels = [piece["label"][piece["readable"]] for piece in pieces]
                 inputs = np.concatenate([np.empty((0, *self._rows.shape), np.float32), *images])
@@ -67,8 +69,8 @@ class RayTrainingData:
             next(chunks, None)  # there are none; so the last task ends by itself
 
 
-def recut(chunks: Iterable[Chunk], counts: Iterable[int]) -> Iterator[list[Chunk]]:
-    """Chunks of columns, of any lengths, as lists of pieces that have these numbers of rows together."""
+def recut_chunks(chunks: Iterable[Chunk], counts: Iterable[int]) -> Iterator[list[Chunk]]:
+    """Cut chunks of columns, of any lengths, into lists of pieces that have these numbers of rows together."""
     source, held = iter(chunks), 0
     chunk: Chunk = {}
     for count in counts:

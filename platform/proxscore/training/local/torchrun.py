@@ -24,20 +24,20 @@ def launched() -> bool:
 
 
 def rank() -> int:
-    """Of this process; zero without torchrun."""
+    """Give the number of this process among all; zero without torchrun."""
     return int(os.environ["RANK"]) if launched() else 0
 
 
-def counted(config: Config) -> Config:
-    """The configuration with torchrun's number of processes as that of workers."""
+def with_process_count(config: Config) -> Config:
+    """Set the number of workers to that of torchrun's processes."""
     if not launched():
         return config
     training = config.training.model_copy(update={"workers": int(os.environ["WORLD_SIZE"]), "min_workers": None})
     return config.model_copy(update={"training": training})
 
 
-def named(config: Config) -> Config:
-    """The configuration with the first process's name: without a given one each has made up its own."""
+def with_common_name(config: Config) -> Config:
+    """Set the name to that of the first process: without a given one, each has made up its own."""
     if not launched():
         return config
     names = [config.name]
@@ -46,24 +46,24 @@ def named(config: Config) -> Config:
 
 
 def device(kind: torch.device) -> torch.device:
-    """This process's device of a kind."""
+    """Pick the device that this process computes on, given its kind: under torchrun each has a GPU of its own."""
     if not launched():
         return kind
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if kind.type == "cuda" else kind
 
 
-def on_device(place: torch.device) -> int:
-    """How many processes share a device (the CPU is one)."""
-    return int(os.environ["LOCAL_WORLD_SIZE"]) if launched() and place.type == "cpu" else 1
+def processes_on(shared: torch.device) -> int:
+    """Count the processes that share a device of this machine, whose CPUs are one device."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if launched() and shared.type == "cpu" else 1
 
 
 @contextmanager
-def group(config: Config) -> Iterator[None]:
-    """The process group of all processes."""
-    place = device(pick_device(config.training.device))
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+def process_group(config: Config) -> Iterator[None]:
+    """Within the context, the processes that torchrun started can talk to each other."""
+    own = device(pick_device(config.training.device))
+    if own.type == "cuda":
+        torch.cuda.set_device(own)
+    dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
     try:
         yield
     finally:

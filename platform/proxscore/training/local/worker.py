@@ -18,7 +18,7 @@ from proxscore.training.worker import Worker, Write
 
 
 class LocalWorker(Worker):
-    """One plain process, or one of several that torchrun started and that see the same folder.
+    """The worker that is a plain process, or one of several that torchrun started and that see the same folder.
 
     Checkpoints are folders ``checkpoints/step-...`` that appear whole or not at all. The best by score and the newest
     are kept.
@@ -84,7 +84,7 @@ class LocalWorker(Worker):
             dist.barrier()
 
     def folders(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
+        """List the folders of complete checkpoints, oldest first."""
         return sorted(self.folder.glob("step-*"))
 
     def checkpoints(self) -> Iterator[AbstractContextManager[Path]]:

@@ -35,7 +35,7 @@ _FORMAT = 2  # 1 was torch's own, with pickles
 
 
 class Snapshot:
-    """The state of a run: module, optimizer, and a dictionary of plain values."""
+    """The state of a run, which a checkpoint holds: module, optimizer, and a dictionary of plain values."""
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
         self.module, self.optimizer, self.progress = module, optimizer, progress
@@ -90,7 +90,7 @@ def save(folder: Path, snapshot: Snapshot) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What of a checkpoint is missing or cut short, in a few words; none: all its files are there, and whole."""
+    """Say in a few words what of a checkpoint is missing or cut short; none: all its files are there, and whole."""
     try:
         files, _ = _index(folder)
     except ConfigError as error:
@@ -110,7 +110,7 @@ def damage(folder: Path) -> str | None:
 
 
 def step_of(folder: Path) -> int:
-    """The step that a checkpoint was written at.
+    """Read the step that a checkpoint was written at.
 
     Raises:
         ConfigError: it is damaged.

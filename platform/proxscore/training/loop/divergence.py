@@ -23,7 +23,7 @@ NANS = "the network's predictions are not numbers (NaN)"
 def evaluated(
     task: Task, predictive: Any, bins: int, device: torch.device, title: str
 ) -> tuple[dict[str, float], Callable[[], dict[str, Figure]]]:
-    """Metrics and figures, by the task's judge, of a predictive that may hold NaN.
+    """Evaluate, by the task's metrics, a predictive that may hold NaN.
 
     Raises:
         DivergedError: it does.
@@ -76,7 +76,7 @@ def explained(step: int, steps: int, settings: MethodSection, section: str, modu
 def divergence_at(
     step: int, steps: int, error: FloatingPointError, settings: MethodSection, section: str
 ) -> DivergedError:
-    """The error to raise for a run that came to its end at a step, by numbers that are not finite."""
+    """Make the error of a run that numbers which are not finite have ended at a step."""
     found = str(error).partition(";")[0]  # its own advice does not know the section
     advice = error.remedy(f"{section}.") if isinstance(error, RunawayError) else settings.remedy(section)
     return DivergedError(f"diverged at step {step} of {steps}: {found}; {advice}")

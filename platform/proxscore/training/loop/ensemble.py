@@ -53,7 +53,7 @@ class MemberWorker(Worker):
         self.worker.report(payload, None if write is None else write_all, wait=wait)
 
     def checkpoints(self) -> Iterator[AbstractContextManager[Path]]:
-        """Those of this member."""
+        """Give the ensemble's checkpoints that were written while this member trained."""
         for held in self.worker.checkpoints():
             with held as folder:
                 if len(member_folders(folder)) == len(self.finished):
@@ -67,17 +67,17 @@ class MemberWorker(Worker):
 
     @property
     def seconds(self) -> float:
-        """That the members before took."""
+        """The seconds that the members before this one took."""
         return sum(posterior.description["seconds"] for posterior in self.finished)
 
 
 def member_folders(folder: Path) -> list[Path]:
-    """Where a checkpoint holds its finished members, in order."""
+    """List the folders in which a checkpoint holds its finished members, in order."""
     return sorted((folder / "members").glob("*"), key=lambda path: int(path.name))
 
 
 def finished_members(worker: Worker) -> list[Posterior]:
-    """The finished members of the newest checkpoint; none where there is no checkpoint."""
+    """Load the finished members of the newest checkpoint; there are none without a checkpoint."""
     for held in worker.checkpoints():
         with held as folder:
             return [Posterior.load(member) for member in member_folders(folder)]
@@ -85,18 +85,18 @@ def finished_members(worker: Worker) -> list[Posterior]:
 
 
 def member_config(config: Config, number: int) -> Config:
-    """The configuration of a member: another seed, of initial weights, order of data and noise."""
+    """Give a member a seed of its own, of initial weights, order of data and noise."""
     return config.model_copy(update={"seed": noise.key(config.seed, "member", number) % 2**31})
 
 
 def kept_posterior(posterior: Posterior, seconds: float) -> Posterior:
-    """A member's posterior as it is kept: on the CPU, with the seconds that it took and its verdict."""
+    """Copy a member's posterior to the CPU, with the seconds that it took and its verdict, to be kept."""
     kept = posterior.gather()
     kept.description = {"seconds": seconds} | {key: value for key, value in posterior.description.items() if key == KEY}
     return kept
 
 
 def joint_verdict(members: list[Posterior]) -> dict[str, Any]:
-    """The verdict on all members, if they have one each."""
+    """Join the members' verdicts into one, if they have one each, as a description holds it."""
     found = [verdict for member in members if (verdict := member.verdict) is not None]
     return {KEY: Verdict.of_all(found).as_json()} if len(found) == len(members) else {}

@@ -35,7 +35,7 @@ NO_SCORE = 1e9  # of a checkpoint before any validation: finite, as Ray keeps sc
 
 @dataclass(frozen=True)
 class Fitted:
-    """What the steps of a method left.
+    """A network and a method after the run's last step, before they are evaluated.
 
     Attributes:
         run: with the trained module.
@@ -165,12 +165,12 @@ def fit(
 
 
 def section_of(settings: MethodSection, config: Config, worker: Worker) -> str:
-    """Where the settings of a method that is fitted are in the configuration."""
+    """Name the section of the configuration that holds the settings of a method that is fitted."""
     return "baseline" if settings is config.baseline else worker.method_section
 
 
 def training_rows(data: TrainingData | RayTrainingData) -> Iterator[Batch]:
-    """One pass over this rank's training rows, in batches without padding."""
+    """Yield this rank's training rows once, in batches without padding."""
     for micro_batches, _ in data.epoch(0):
         for inputs, targets in micro_batches:
             if len(targets):
@@ -185,7 +185,7 @@ def report_of(
     *,
     checkpoint: bool,
 ) -> dict[str, Any]:
-    """What a rank tells the driver."""
+    """Make the message in which a rank tells the driver how far it is."""
     return {
         "step": progress["step"],
         "total_steps": length.total_steps,

@@ -22,7 +22,7 @@ PROFILED = range(3, 6)  # steps that a trace shows; those before warm up
 
 
 class Observer:
-    """Times the parts of steps, between two reports.
+    """Measures what the parts of steps take, between two reports.
 
     On a GPU, work is timed where it runs, by events, so that nothing waits for a clock.
 
@@ -57,7 +57,7 @@ class Observer:
             self._seconds[part] += time.perf_counter() - started
 
     def timed_iterator(self, items: Iterable[Item], part: str = "data") -> Iterator[Item]:
-        """The same items; the time that they are waited for counts as that of ``part``."""
+        """Yield the same items; the time that they are waited for counts as that of ``part``."""
         source = iter(items)
         while True:
             with self.timed(part):
@@ -68,7 +68,7 @@ class Observer:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """One step; traced if it is among the first."""
+        """Count the context as one step, and trace it if it is among the first."""
         self._steps, self._total = self._steps + 1, self._total + 1
         if self._profiler is not None and self._total == PROFILED[0]:
             self._profiler.start()
@@ -78,11 +78,11 @@ class Observer:
             self._trace = _exported(self._profiler)
 
     def count(self, rows: int) -> None:
-        """So many rows went forward and backward once."""
+        """Count so many rows that went forward and backward once."""
         self._rows += rows
 
     def summary(self) -> dict[str, Any]:
-        """Since the last one: seconds per step by part, this rank's rows per second, and the peak of its memory (GB).
+        """Sum up since the last call: seconds per step by part, this rank's rows per second, and the peak of its memory (GB).
 
         And once a trace, if there is one: Chrome's format, gzipped.
         """
@@ -112,7 +112,7 @@ def _exported(profiler: torch.profiler.profile) -> bytes:
 
 
 def peak_memory(device: torch.device) -> float:
-    """The most bytes that this process has held: on the GPU, or in all."""
+    """Look up the most bytes that this process has held: on the GPU, or in all."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -14,17 +14,17 @@ from proxscore.training.data.streamed import RayTrainingData
 
 
 def run_length(steps_per_epoch: int, epochs: float, task: Task) -> RunLength:
-    """The length of a run of so many epochs: at least one step."""
+    """Turn epochs into the length of a run, in steps; it is one step at least."""
     return RunLength(max(round(epochs * steps_per_epoch), 1), steps_per_epoch, len(task.data.train))
 
 
 def step_at(fraction: float, length: RunLength) -> int:
-    """The step at which a fraction of the run is over: where a schedule's multipliers change."""
+    """Find the step at which a fraction of the run is over: where a schedule's multipliers change."""
     return min(max(math.ceil(fraction * length.total_steps - 1e-6), 1), length.total_steps)
 
 
 def milestones(epochs: float, length: RunLength) -> range:
-    """The steps that end every so many epochs."""
+    """List the steps at which every so many epochs end."""
     interval = max(round(epochs * length.steps_per_epoch), 1)
     return range(interval, length.total_steps + 1, interval)
 
@@ -32,7 +32,7 @@ def milestones(epochs: float, length: RunLength) -> range:
 def batches(
     data: TrainingData | RayTrainingData, progress: dict[str, Any], length: RunLength, ranks: int, stop: int
 ) -> Iterator[tuple[list[Batch], int]]:
-    """Training batches from the progress's step on to the step ``stop``, epoch by epoch.
+    """Yield training batches from the progress's step on to the step ``stop``, epoch by epoch.
 
     Writes the number of ranks that an epoch is begun with into ``progress["lanes"]``: its order depends on it to its end.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from proxscore.inference import noise
 from proxscore.methods import Method
 from proxscore.methods.method import FIRST_BATCHES
-from proxscore.training.data.micro_batches import Batch, together
+from proxscore.training.data.micro_batches import Batch, joined_batch
 from proxscore.training.loop.observer import Observer
 from proxscore.training.run import Run
 
@@ -68,7 +68,7 @@ def train_step(
 
 
 def forward_backward(run: Run, micro_batches: list[Batch], size: int) -> Tensor:
-    """Forward and backward passes over this rank's part of a batch of so many rows, at the weights as they are.
+    """Run forward and backward over this rank's part of a batch of so many rows, at the weights as they are.
 
     Returns:
         The sum of its negative log-likelihoods (nats).
@@ -84,22 +84,22 @@ def forward_backward(run: Run, micro_batches: list[Batch], size: int) -> Tensor:
 
 
 def first_losses(run: Run) -> Iterator[Tensor]:
-    """Average losses of this rank's part of the first batches, in training mode, for a method that looks at data first."""
+    """Yield average losses of the first batches, in training mode, for a method that looks at data before its first step."""
     assert run.data is not None
     run.module.train()
     for micro_batches, size in run.data.first(FIRST_BATCHES):
         _synchronize_gradients(run, True)
-        yield _summed_nll(run, *together(micro_batches)) * (run.worker.data_world / size)
+        yield _summed_nll(run, *joined_batch(micro_batches)) * (run.worker.data_world / size)
 
 
 def _synchronize_gradients(run: Run, wanted: bool) -> None:
-    """Whether the next backward pass of a sharded module sums gradients over ranks, or keeps them for the next one."""
+    """Let the next backward pass of a sharded module sum gradients over ranks, or keep them for the one after it."""
     if run.worker.mesh is not None:
         run.module.set_requires_gradient_sync(wanted)  # type: ignore[operator]
 
 
 def _summed_nll(run: Run, inputs: Tensor, targets: Tensor) -> Tensor:
-    """The sum of the negative log-likelihoods of rows (nats); inputs beyond the targets are padding.
+    """Sum the negative log-likelihoods of rows (nats); inputs beyond the targets are padding.
 
     Of no rows, a sum of zero with zero gradients, which FSDP reduces with the others'.
     """

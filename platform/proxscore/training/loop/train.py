@@ -46,7 +46,7 @@ def train(
 
 @dataclass(frozen=True)
 class Trained:
-    """What one fit left, or those of all members of an ensemble.
+    """A trained method: what one fit left, or those of all members of an ensemble.
 
     Attributes:
         settings: of the method.
@@ -76,7 +76,7 @@ def fit_all(
     worker: Worker,
     built: InitialNetwork | None = None,
 ) -> Trained:
-    """:func:`fit` of a method, or of each member of an ensemble, one after another."""
+    """Fit a method's network, or each member of an ensemble one after another; see :func:`proxscore.training.loop.fit.fit`."""
     if settings.member is settings:
         fitted = fit(config, settings, epochs, task, worker, built=built)
         return Trained(settings, fitted, fitted.posterior(), 1, fitted.seconds)
@@ -92,7 +92,7 @@ def fit_all(
 
 
 def finish(trained: Trained) -> dict[str, Any]:
-    """Test metrics and figures of every variant, the posterior, and the last checkpoint, which holds them all."""
+    """Evaluate what was trained, and write the last checkpoint, which holds results, figures and the posterior."""
     fitted, posterior, settings = trained.fitted, trained.posterior, trained.settings
     run, length, snapshot = fitted.run, fitted.length, fitted.snapshot
     posterior.description = evaluation.description(settings, run.task, length) | posterior.description

@@ -18,7 +18,7 @@ from proxscore.training.preflight.preflight import Preflight
 
 
 def check_disk(preflight: Preflight, methods: list[MethodSection]) -> None:
-    """A local storage folder has room for the checkpoints that will be kept, the newest, and one that is being written.
+    """Check that a local storage has room for the checkpoints that are kept, the newest, and one that is being written.
 
     Raises:
         ConfigError: it has not.
@@ -45,7 +45,7 @@ def check_disk(preflight: Preflight, methods: list[MethodSection]) -> None:
 def check_memory(
     preflight: Preflight, method: MethodSection, free: float, where: str, training: TrainingConfig | None = None
 ) -> None:
-    """A worker's weights, state and activations fit into so many bytes.
+    """Check that a worker's weights, state and activations fit into so many bytes.
 
     Args:
         where: the bytes are, for the message.
@@ -65,7 +65,7 @@ def check_memory(
 
 
 def check_fits(config: Config, method: MethodSection, counted: Memory, free: float, where: str) -> None:
-    """What was counted for a worker fits into so many bytes; see :func:`check_memory`.
+    """Check that what was counted for a worker fits into so many bytes; see :func:`check_memory`.
 
     Raises:
         ConfigError: it does not.
@@ -90,12 +90,12 @@ def _remedy(config: Config) -> str:
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that a process may still take on a device."""
+    """Measure how many bytes a process may still take on a device."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def probe_storage(storage: str, name: str) -> str | None:
-    """Write a small file into a storage folder, as a worker would; what went wrong, or none."""
+    """Write a small file into a storage folder, as a worker would, and say what went wrong, if anything."""
     try:
         files, root = filesystem(storage)
         files.create_dir(root, recursive=True)
@@ -107,7 +107,7 @@ def probe_storage(storage: str, name: str) -> str | None:
 
 
 def take_probe(storage: str, name: str) -> bool:
-    """Whether a probe is there; it is removed."""
+    """Remove the file that :func:`probe_storage` has written, and say whether it was there."""
     files, root = filesystem(storage)
     path = f"{root.rstrip('/')}/{name}"
     try:
@@ -118,6 +118,6 @@ def take_probe(storage: str, name: str) -> bool:
 
 
 def example_losses(module: torch.nn.Module, task: Task) -> Iterator[torch.Tensor]:
-    """Of the first two training rows, to build a method that looks at data before the run has any."""
+    """Yield the loss of the first two training rows, for a method that looks at data, before the run has read any."""
     inputs, targets = task.data.train.__getitems__([0, 1])
     yield task.likelihood.nll(module(inputs), targets).mean()

@@ -23,7 +23,7 @@ ADAMW = 4  # weights, gradients, two moments
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that one worker holds, at rest and in a step; data are not in it.
+    """The memory that one worker needs (bytes), at rest and in a step; data are not counted.
 
     Attributes:
         parameters, trained: numbers of the whole model.
@@ -45,31 +45,31 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """Bytes, all together."""
+        """The bytes of all parts together."""
         return sum(self.held.values()) + self.gathered + self.activations
 
     @property
     def checkpoint(self) -> float:
-        """Bytes of a checkpoint, of all shards: weights, state, and posterior."""
+        """The bytes of a checkpoint of all shards: weights, state, and posterior."""
         state = sum(size for name, size in self.held.items() if name != "gradients")
         return state * self.shards + 2 * 4.0 * self.parameters
 
     @property
     def copies(self) -> float:
-        """Numbers per parameter over all shards, in float32: weights, gradients and state."""
+        """The numbers that are held for each parameter, over all shards, in float32: weights, gradients and state."""
         return sum(self.held.values()) * self.shards / 4 / self.parameters
 
     @property
     def adamw(self) -> float:
-        """Bytes that AdamW would hold in their place."""
+        """The bytes that AdamW would hold in their place."""
         return 4 * (ADAMW * self.trained + self.parameters - self.trained) / self.shards
 
 
 class UncountableError(Exception):
-    """A network that can be built, but not on the meta device."""
+    """A network can be built, but not on the meta device, so that its memory cannot be counted."""
 
 
-def memory(
+def count_memory(
     config: Config, settings: MethodSection, task: Task, meta_network: Callable[[], nn.Module] | None = None
 ) -> Memory:
     """Count what a worker of a method holds.
@@ -86,7 +86,7 @@ def memory(
     except MethodError:
         raise
     except (ConfigError, NotImplementedError, RuntimeError) as error:
-        meshes.shape(config, settings)
+        meshes.arrangement(config, settings)
         task.build_model()  # what is wrong with the network itself is said here
         reason = " ".join(str(error).split())[:200]
         raise UncountableError(f"{config.task.model.name} cannot be counted without its numbers ({reason})") from error
@@ -102,7 +102,7 @@ def _memory(config: Config, settings: MethodSection, task: Task, meta_network: C
     steps = math.ceil(len(task.data.train) / config.training.batch_size)
     run = RunLength(max(round(epochs * steps), 1), steps, len(task.data.train))
     method = build_method(settings, Setup(module, run, config.seed))
-    _, replicas, shards = meshes.shape(config, settings)
+    _, replicas, shards = meshes.arrangement(config, settings)
     held = {"weights": 4.0 * parameters / shards, "gradients": 4.0 * trained / shards}
     for name, size in _state(method, module).items():
         held[name] = 4.0 * size / shards
@@ -118,7 +118,7 @@ def _memory(config: Config, settings: MethodSection, task: Task, meta_network: C
 
 
 def _activations(config: Config, module: nn.Module, task: Task, rows: int) -> float:
-    """Bytes that autograd saves in a forward pass of so many rows, each storage once, parameters not counted."""
+    """Count the bytes that autograd saves in a forward pass of so many rows, each storage once, without parameters."""
     storages = {p.untyped_storage()._cdata for p in module.parameters()}
     saved: dict[int, int] = {}
 
@@ -141,7 +141,7 @@ def _activations(config: Config, module: nn.Module, task: Task, rows: int) -> fl
 
 
 def _state(method: object, module: nn.Module) -> dict[str, int]:
-    """Numbers of an optimizer's state by what they are."""
+    """Count the numbers of an optimizer's state by what they are."""
     assert isinstance(method, torch.optim.Optimizer)
     held = method.state_dict()["state"]
     if isinstance(method, torch.optim.AdamW):  # makes its state in the first step
@@ -161,5 +161,5 @@ def _numbers(module: nn.Module) -> int:
 
 
 def readable(size: float) -> str:
-    """Bytes in MiB or GiB."""
+    """Write a number of bytes in MiB or GiB."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -10,11 +10,11 @@ from torch import nn
 from proxscore.config import Config, MethodSection, TrainingConfig
 from proxscore.tasks import Task
 from proxscore.training.initial_network import InitialNetwork
-from proxscore.training.preflight.memory import Memory, UncountableError, memory
+from proxscore.training.preflight.memory import Memory, UncountableError, count_memory
 
 
 class Preflight:
-    """A task and its network: built at most once with numbers and once without, and counted once for each method.
+    """A job that is about to begin: its network is built once with numbers and once without, its memory counted once a method.
 
     Attributes:
         config: of the job.
@@ -36,7 +36,7 @@ class Preflight:
 
     @cached_property
     def _meta_network(self) -> nn.Module:
-        """The network without numbers."""
+        """The network on the meta device, which memory is counted on."""
         return self.task.build_model(torch.device("meta"))
 
     def release(self) -> None:
@@ -45,7 +45,7 @@ class Preflight:
             self.initial.module = None
 
     def memory(self, settings: MethodSection, training: TrainingConfig | None = None) -> Memory:
-        """What a worker of a method holds.
+        """Count what a worker of a method holds, or look up what has been counted.
 
         Args:
             training: another arrangement of workers than the job's.
@@ -65,7 +65,7 @@ class Preflight:
         return found
 
     def countable(self, settings: MethodSection) -> Memory | None:
-        """:meth:`memory`, or none where it cannot be counted."""
+        """Count as :meth:`memory` does, and give none where that is not possible."""
         try:
             return self.memory(settings)
         except UncountableError:
@@ -73,6 +73,6 @@ class Preflight:
 
     def _count(self, settings: MethodSection, config: Config) -> Memory | UncountableError:
         try:
-            return memory(config, settings, self.task, lambda: self._meta_network)
+            return count_memory(config, settings, self.task, lambda: self._meta_network)
         except UncountableError as error:
             return error

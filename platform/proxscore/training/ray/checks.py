@@ -42,7 +42,7 @@ def check_resources(config: Config) -> None:
 
 
 def check_storage(config: Config) -> None:
-    """Every node can write the storage, and what it writes is seen here.
+    """Check that every node can write the storage, and that what it writes is seen here.
 
     Raises:
         ConfigError: names the node.
@@ -66,7 +66,7 @@ def check_storage(config: Config) -> None:
 
 
 def check_memory(preflight: Preflight, methods: list[MethodSection]) -> None:
-    """The nodes that are there can hold the workers on the CPU; on GPUs, workers look for themselves.
+    """Check that the nodes that are there can hold the workers on the CPU; on GPUs, workers look for themselves.
 
     Raises:
         ConfigError: they cannot.

@@ -8,19 +8,19 @@ from proxscore.config import Config
 
 
 def use_gpu(config: Config) -> bool:
-    """Whether workers get a GPU each: as configured; ``auto`` if the cluster has (or can grow) enough of them."""
+    """Say whether workers get a GPU each: as configured; with ``auto``, if the cluster has (or can grow) enough of them."""
     if config.training.device != "auto":
         return config.training.device == "cuda"
     return capacity().get("GPU", 0) >= fewest_workers(config)
 
 
 def fewest_workers(config: Config) -> int:
-    """Workers without which training waits."""
+    """Count the workers without which training waits."""
     return config.training.min_workers or config.training.workers
 
 
 def capacity() -> dict[str, float]:
-    """The most that the cluster can ever hold: what it has, or what its autoscaler may add."""
+    """Look up the most that the cluster can ever hold, by resource: what it has, or what its autoscaler may add."""
     now = ray.cluster_resources()
     later = ray._private.state.state.get_max_resources_from_cluster_config() or {}
     return {name: max(now.get(name, 0), later.get(name, 0)) for name in {*now, *later}}

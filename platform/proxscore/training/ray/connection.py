@@ -20,7 +20,7 @@ DASHBOARD = "RAY_API_SERVER_ADDRESS"
 
 @contextmanager
 def connected(config: Config, *, log: bool = True) -> Iterator[None]:
-    """A connection to the cluster at ``RAY_ADDRESS`` (or that a job runs on), else to a new local one.
+    """Within the context, be connected to the cluster at ``RAY_ADDRESS`` (or that a job runs on), else to a new local one.
 
     Args:
         log: show what its processes print.
@@ -40,7 +40,7 @@ def connected(config: Config, *, log: bool = True) -> Iterator[None]:
 
 @contextmanager
 def _started(log: bool) -> Iterator[None]:
-    """A connection, within the context. A new cluster's processes know its dashboard.
+    """Within the context, be connected; a new cluster's processes know its dashboard.
 
     What clears up after a run whose driver was stopped (a trial's) asks the dashboard who is alive. It looks for the cluster on
     this machine, and gives up if there are several.

@@ -11,6 +11,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +32,11 @@ if TYPE_CHECKING:  # what only workers use takes seconds to import: not in every
 
 FINAL = (ConfigError, DivergedError, FloatingPointError)  # errors that another attempt cannot mend
 
-
 WorkerFunction = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class _Trainer(TorchTrainer):
-    """Leaves Ctrl-C to whoever called: Ray's handler waits for its controller, which may wait for the tracking server."""
+    """A trainer that leaves Ctrl-C to its caller: Ray's handler waits for its controller, and that for the tracking server."""
 
     def _register_sigint_handler(self, controller: Any) -> None:
         return
@@ -63,7 +63,7 @@ def train_on_ray(
         counted: what a worker holds; without it, a worker on a GPU counts for itself.
 
     Returns:
-        The loop's results, and Ray's last checkpoint (posterior and figures among it); see :func:`local`.
+        The loop's results, and Ray's last checkpoint (posterior and figures among it); see :func:`local_folder`.
 
     Raises:
         ConfigError: what the loop refused.
@@ -71,7 +71,12 @@ def train_on_ray(
     """
     training = config.training
     files, folder = filesystem(training.storage)
-    payload = {"config": config, "baseline": method is config.baseline, "epochs": epochs, "counted": counted}
+    payload = {
+        "config": config,
+        "baseline": method is config.baseline,
+        "epochs": epochs,
+        "counted": counted and asdict(counted),
+    }
     trainer = _Trainer(
         worker or _worker,
         train_loop_config=payload | (settings or {}),
@@ -101,7 +106,7 @@ def train_on_ray(
     except TrainingFailedError as error:
         if isinstance(error, ControllerError) and isinstance(error.controller_failure, FINAL):
             raise error.controller_failure from None
-        raise RuntimeError(f"training failed: {cause(error)}") from error
+        raise RuntimeError(f"training failed: {first_cause(error)}") from error
     finally:
         if main:
             signal.signal(signal.SIGINT, interrupt)  # Ray leaves its own handler, which would abort the finished run
@@ -109,22 +114,23 @@ def train_on_ray(
 
 
 def _worker(payload: dict[str, Any]) -> dict[str, Any]:
-    """What each worker runs."""
+    """Train on one worker; what Ray Train runs on each of them."""
     from proxscore.training.loop.train import train
 
-    config, task, worker = set_up(payload)
+    config, task, worker = set_up_worker(payload)
     method = config.baseline if payload["baseline"] else config.method
     assert method is not None
     return train(config, method, payload["epochs"], task, worker)
 
 
-def set_up(payload: dict[str, Any]) -> tuple[Config, Task, RayWorker]:
-    """The configuration and the task of a worker, and where it runs.
+def set_up_worker(payload: dict[str, Any]) -> tuple[Config, Task, RayWorker]:
+    """Make a worker of this process: its configuration, its task, and its place among the others.
 
     Raises:
         ConfigError: its GPU has too little memory.
     """
     from proxscore.training.preflight import checks
+    from proxscore.training.preflight.memory import Memory
     from proxscore.training.preflight.preflight import Preflight
     from proxscore.training.ray.worker import RayWorker
 
@@ -135,7 +141,8 @@ def set_up(payload: dict[str, Any]) -> tuple[Config, Task, RayWorker]:
     assert method is not None
     worker, task = RayWorker(config, method), config.task.build(verify=False)
     if worker.device.type == "cuda":
-        counted = payload["counted"] or Preflight(config, task).countable(method)
+        known = payload["counted"]
+        counted = Memory(**known) if known else Preflight(config, task).countable(method)
         if counted is not None:
             checks.check_fits(config, method, counted, checks.free_memory(worker.device), "this GPU")
     return config, task, worker
@@ -162,8 +169,8 @@ class RecorderCallback(UserCallback):
                     raise kind(last_line(error)) from None
 
 
-def cause(error: BaseException) -> str:
-    """The first cause of a failed run, in one line."""
+def first_cause(error: BaseException) -> str:
+    """Name the first cause of a failed run, in one line."""
     if isinstance(error, WorkerGroupError) and error.worker_failures:
         rank, failure = min(error.worker_failures.items())
         return f"worker {rank}: {last_line(failure)}"
@@ -171,13 +178,13 @@ def cause(error: BaseException) -> str:
 
 
 def last_line(error: BaseException) -> str:
-    """What an error says at its end: Ray puts the traceback of the other process before it."""
+    """Give what an error says at its end: Ray puts the traceback of the other process before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return masked(lines[-1]) if lines else type(error).__name__
 
 
-def local(checkpoint: Any) -> Path:
-    """A checkpoint's folder on this machine; one on remote storage is copied."""
+def local_folder(checkpoint: Any) -> Path:
+    """Give a checkpoint's folder on this machine; one on remote storage is copied."""
     if os.path.isdir(checkpoint.path):
         return Path(checkpoint.path)
     folder = tempfile.mkdtemp(prefix="proxscore-")

@@ -20,7 +20,7 @@ from proxscore.training.worker import Worker, Write
 
 
 class RayWorker(Worker):
-    """A worker of Ray Train: a rank of the process group, with storage and reports by Ray.
+    """The worker that is a process of Ray Train's group: Ray keeps its checkpoints, and carries its reports.
 
     A checkpoint is written into a local folder and uploaded while training goes on. Before the next one is written, this
     one is known to the controller, which is what a run resumes from: no loss of a worker costs more than the checkpoint
@@ -35,7 +35,7 @@ class RayWorker(Worker):
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
-        self.meshes = meshes.build(config, method, self.device.type, self.world)
+        self.meshes = meshes.build_meshes(config, method, self.device.type, self.world)
         self._upload: Path | None = None
         self._noticed: set[str] = set()
         _remove_uploads_of_the_dead()
@@ -79,7 +79,7 @@ class RayWorker(Worker):
         return bool(new)
 
     def _remove_unregistered(self, storage: Any) -> None:
-        """What an attempt that was lost left half uploaded in the run's folder: the controller does not know it."""
+        """Remove what a lost attempt left half uploaded in the run's folder, which the controller does not know."""
         import ray.train
 
         known = {Path(held.checkpoint.path).name for held in ray.train.get_all_reported_checkpoints()}
@@ -108,7 +108,7 @@ UPLOADS = "proxscore-upload-"
 
 
 def _remove_uploads_of_the_dead() -> None:
-    """Local folders of checkpoints whose process was killed before they were uploaded."""
+    """Remove local folders of checkpoints whose process was killed before they were uploaded."""
     for folder in Path(tempfile.gettempdir()).glob(f"{UPLOADS}*"):
         if not psutil.pid_exists(int(folder.name.removeprefix(UPLOADS).split("-")[0])):
             shutil.rmtree(folder, ignore_errors=True)  # another rank may be at it
@@ -116,6 +116,6 @@ def _remove_uploads_of_the_dead() -> None:
 
 @contextmanager
 def _directory(checkpoint: Any) -> Iterator[Path]:
-    """A Ray checkpoint's folder, which is fetched if it lies elsewhere."""
+    """Give a Ray checkpoint's folder, which is fetched if it lies elsewhere."""
     with checkpoint.as_directory() as folder:
         yield Path(folder)

@@ -11,7 +11,7 @@ from proxscore.config import Config, ConfigError, MethodSection
 
 @dataclass(frozen=True)
 class Meshes:
-    """What a worker is part of.
+    """The groups of workers that a worker is part of.
 
     Attributes:
         fsdp: shards of one copy, or (replicas, shards): what FSDP2 shards over.
@@ -23,19 +23,19 @@ class Meshes:
 
     @property
     def data_rank(self) -> int:
-        """Whose part of a batch this worker takes, within its draw group."""
+        """The number of the part of a batch that this worker takes, within its draw group."""
         coordinate = self.fsdp.get_coordinate()
         assert coordinate is not None
         return coordinate[0] if self.fsdp.ndim == 1 else coordinate[0] * self.fsdp.size(1) + coordinate[1]
 
     @property
     def data_world(self) -> int:
-        """Workers that share a batch."""
+        """The number of workers that share a batch."""
         return self.fsdp.size()
 
 
-def shape(config: Config, method: MethodSection, workers: int | None = None) -> tuple[int, int, int]:
-    """(draw groups, replicas, shards) of a method's workers.
+def arrangement(config: Config, method: MethodSection, workers: int | None = None) -> tuple[int, int, int]:
+    """Divide a method's workers into (draw groups, replicas, shards).
 
     A method that makes no draws has no use for draw groups: its workers are replicas instead.
 
@@ -82,12 +82,12 @@ def shape(config: Config, method: MethodSection, workers: int | None = None) -> 
     return training.draw_groups, training.replicate, workers // copies
 
 
-def build(config: Config, method: MethodSection, device: str, world: int) -> Meshes:
-    """The meshes of this process, one of a process group of so many.
+def build_meshes(config: Config, method: MethodSection, device: str, world: int) -> Meshes:
+    """Make the meshes of this process, one of a process group of so many.
 
     Shards of a copy are neighbours, which are likely on one machine; draw groups lie farthest apart, as they talk least.
     """
-    draws, replicas, shards = shape(config, method, world)
+    draws, replicas, shards = arrangement(config, method, world)
     dimensions = {"draw": draws, "replicate": replicas, "shard": shards}
     kept = {name: size for name, size in dimensions.items() if size > 1 or name == "shard"}
     whole = init_device_mesh(device, tuple(kept.values()), mesh_dim_names=tuple(kept))

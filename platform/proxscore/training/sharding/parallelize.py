@@ -42,7 +42,7 @@ def put_blocks(module: nn.Module, replacements: dict[str, nn.Module]) -> None:
 
 
 def blocks(module: nn.Module) -> dict[str, nn.Module]:
-    """A network's repeated blocks by name: the innermost composite members of its Sequential and ModuleList containers.
+    """Find a network's repeated blocks by name: the innermost composite members of its Sequential and ModuleList containers.
 
     Transformer layers, residual blocks and the like; what lies outside of them belongs to the root.
     """
