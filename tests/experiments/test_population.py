@@ -97,8 +97,8 @@ def test_a_population_that_goes_on_makes_the_same_choices(tmp_path: Path) -> Non
 def test_multipliers_change_where_a_round_ends() -> None:
     schedule = Schedule("cosine", warmup=2, multipliers=(1.0, 3.0, 0.5)).resolve(total_steps=16, steps_per_epoch=4)
     plain = Schedule("cosine", warmup=2).resolve(total_steps=16, steps_per_epoch=4)
-    horizon: Any = type("RunLength", (), {"total_steps": 16})
-    ends = [step_at(number / 3, horizon) for number in (1, 2, 3)]
+    length: Any = type("RunLength", (), {"total_steps": 16})
+    ends = [step_at(number / 3, length) for number in (1, 2, 3)]
     assert ends == [6, 11, 16]
     for step in range(16):
         number = sum(step >= end for end in ends)

@@ -379,11 +379,11 @@ def test_dropout_masks_are_shared_by_a_pair_and_differ_between_steps(tmp_path: P
 
 
 def test_milestones_are_the_ends_of_so_many_epochs() -> None:
-    horizon = RunLength(total_steps=25, steps_per_epoch=10, data_size=1000)
-    assert set(milestones(1, horizon)) == {10, 20}
-    assert set(milestones(0.5, horizon)) == {5, 10, 15, 20, 25}
-    assert set(milestones(100, horizon)) == set()
-    assert set(milestones(0.001, horizon)) == set(range(1, 26))  # never more often than every step
+    length = RunLength(total_steps=25, steps_per_epoch=10, data_size=1000)
+    assert set(milestones(1, length)) == {10, 20}
+    assert set(milestones(0.5, length)) == {5, 10, 15, 20, 25}
+    assert set(milestones(100, length)) == set()
+    assert set(milestones(0.001, length)) == set(range(1, 26))  # never more often than every step
 
 
 def test_validation_comes_after_every_epoch_and_after_the_last_step(tmp_path: Path) -> None:

@@ -131,16 +131,10 @@ def fit(
             metrics: dict[str, float] = {}
             if validate:
                 with explained():
-                    metrics, seen = evaluation.validate(run, method)
-                if seen is not None:
-                    losses = replace(seen, start=progress["start"])
-                found = method.verdict(losses, length.data_size)
-                if found is not None:
-                    records[-1] |= {f"verdict/{name}": value for name, value in found.metrics.items()}
-                nll = metrics.get("nll", math.inf)  # undefined where no target is observed
-                progress["score"] = nll if math.isfinite(nll) else NO_SCORE
-                if progress["score"] < progress["best_score"]:
-                    progress |= {"best_step": step + 1, "best_score": progress["score"]}
+                    metrics, losses = validated(run, method, progress)
+                note_verdict(method.verdict(losses, length.data_size), records[-1])
+                note_score(metrics, progress)
+                if progress["best_step"] == step + 1:
                     save |= config.training.early_stopping and not last
             payload = report_of(progress, length, records, metrics, checkpoint=save)
             if config.training.early_stopping and not validate:
@@ -154,14 +148,33 @@ def fit(
     early = config.training.early_stopping and until is None and not progress["stopped"]
     if early and 0 < progress["best_step"] < stop:  # zero: no validation had a number
         return_to_best(snapshot, worker)
-        _, seen = evaluation.validate(run, method)
-        losses = None if seen is None else replace(seen, start=progress["start"])
+        _, losses = validated(run, method, progress)
     lowest = {"nll": progress["best_score"], "epoch": progress["best_step"] / length.steps_per_epoch}
     lowest |= {"end": progress["score"], "stopped": float(progress["stopped"])}
     ended = time.perf_counter()
     method.conclude(run.module, task.likelihood, partial(training_rows, data), length.data_size)
     seconds = progress["seconds"] + time.perf_counter() - ended
     return Fitted(run, method, length, snapshot, seconds, method.verdict(losses, length.data_size), lowest)
+
+
+def validated(run: Run, method: Method, progress: dict[str, Any]) -> tuple[dict[str, float], Losses | None]:
+    """Validate the network in training: its metrics, and the losses that convergence is judged by, if the method is."""
+    metrics, losses = evaluation.validate(run, method)
+    return metrics, None if losses is None else replace(losses, start=progress["start"])
+
+
+def note_verdict(verdict: Verdict | None, record: dict[str, float]) -> None:
+    """Put the numbers behind a verdict into the record of its step."""
+    if verdict is not None:
+        record |= {f"verdict/{name}": value for name, value in verdict.metrics.items()}
+
+
+def note_score(metrics: dict[str, float], progress: dict[str, Any]) -> None:
+    """Put the score of a validation into the progress, and whether it is the best so far."""
+    nll = metrics.get("nll", math.inf)  # undefined where no target is observed
+    progress["score"] = nll if math.isfinite(nll) else NO_SCORE
+    if progress["score"] < progress["best_score"]:
+        progress |= {"best_step": progress["step"], "best_score": progress["score"]}
 
 
 def section_of(settings: MethodSection, config: Config, worker: Worker) -> str:

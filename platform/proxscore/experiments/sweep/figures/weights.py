@@ -18,16 +18,16 @@ _ENTRIES = ("#3b6fb6", "#d9534f", "#3a9a6e", "#e0972f", "#7d5ba6", "#4aa3b8", "#
 DECADES = 1e4  # of a proximal weight above its least: beyond, the step is as good as none
 
 
-def schedules(entries: Sequence[tuple[str, Config]], horizon: RunLength) -> Figure:
+def schedules(entries: Sequence[tuple[str, Config]], length: RunLength) -> Figure:
     """Proximal weights of mean and precision over epochs; a line breaks off where its schedule is at zero."""
     penalties = [
-        (name, config.method.penalty.build(horizon.total_steps, horizon.steps_per_epoch))
+        (name, config.method.penalty.build(length.total_steps, length.steps_per_epoch))
         for name, config in entries
         if hasattr(config.method, "penalty")
     ]
     if not penalties:
         return words("No configuration trains by proximal score matching: there are no proximal weights to draw.")
-    steps = np.unique(np.linspace(0, horizon.total_steps - 1, 2001).round().astype(int))
+    steps = np.unique(np.linspace(0, length.total_steps - 1, 2001).round().astype(int))
     figure = Figure(figsize=(9.0, 4.2), dpi=150, layout="constrained")
     for axes, part, column in zip(figure.subplots(1, 2), ("mean", "precision"), (1, 0), strict=True):
         for i, (name, penalty) in enumerate(penalties):
@@ -35,7 +35,7 @@ def schedules(entries: Sequence[tuple[str, Config]], horizon: RunLength) -> Figu
             # Early lines are wide: they show below a later one that takes the same way.
             width = 1.2 + 1.8 * (1 - (i + 1) / len(penalties))
             weights[np.isinf(weights)] = np.nan
-            axes.plot(steps / horizon.steps_per_epoch, weights, color=_ENTRIES[i % len(_ENTRIES)], lw=width, label=name)
+            axes.plot(steps / length.steps_per_epoch, weights, color=_ENTRIES[i % len(_ENTRIES)], lw=width, label=name)
         axes.set(xlabel="epochs", yscale="log", ylabel=f"proximal weight of the {part}")
         _cut(axes)
     finish(figure)
