@@ -58,7 +58,7 @@ def tune(path: Path | None, overrides: list[str], *, show_only: bool) -> int:
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    for name in planned.task.judge.headline:
+    for name in planned.task.evaluator.headline:
         if name in found.test:
             print(f"test       {name} {report.spread(found.test[name])} ({found.candidates[0].label})")
     print(f"winner     {found.config}")

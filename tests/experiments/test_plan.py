@@ -121,4 +121,4 @@ def test_every_objective_is_reported_on_validation_data(kind: str, tmp_path: Pat
     task = config.task.build()
     worker = LocalWorker(tmp_path, torch.device("cpu"), lambda payloads: None, keep=1)
     metrics, _ = evaluation.evaluate(Run(config, task, worker, task.build_model()), "validation", 0)
-    assert set(task.judge.objectives) <= set(metrics)
+    assert set(task.evaluator.objectives) <= set(metrics)

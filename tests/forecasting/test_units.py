@@ -46,7 +46,7 @@ def fitted(folder: Path, unit: float, network: str) -> tuple[torch.Tensor, dict[
     if module.autoregressive:
         paths = module.sample(inputs, 200, torch.Generator().manual_seed(0))
     predictive = ForecastPredictive(task.likelihood, outputs[None], paths, targets)
-    metrics, _ = task.judge.evaluate(predictive, 10, torch.device("cpu"), "")
+    metrics, _ = task.evaluator.evaluate(predictive, 10, torch.device("cpu"), "")
     found = outputs[..., -2:] if paths is None else paths
     return found / unit, metrics, losses[0] - config.horizon * math.log(unit)
 
@@ -86,7 +86,7 @@ def test_customary_methods_follow_the_unit(tmp_path: Path) -> None:
         config = tree(path).task
         assert isinstance(config, ForecastingConfig)
         config = config.model_copy(update={"baselines": ["seasonal_naive", "theta"]})
-        found.append({name: each.outputs / unit for name, each in SeriesTask(config).judge.baselines().items()})
+        found.append({name: each.outputs / unit for name, each in SeriesTask(config).evaluator.baselines().items()})
     assert list(found[0]) == list(found[1])
     for name in found[0]:
         torch.testing.assert_close(found[1][name], found[0][name], rtol=1e-3, atol=1e-3)

@@ -119,10 +119,10 @@ def check_saved(run: Run, method: str, results: dict[str, dict[str, float]]) -> 
     module = posterior.load_into(run.task.build_model())
     worker = LocalWorker(run.folder / "other", torch.device("cpu"), lambda payloads: None, keep=1)
     data = TrainingData(run.task.data.train, 40, rank=0, world=1, seed=0)
-    judged = training_run.Run(run.config, run.task, worker, module, data)
+    loaded = training_run.Run(run.config, run.task, worker, module, data)
     for name in plain:
         draws = 4 if name == "posterior" else 0
-        metrics, _ = evaluate(judged, "test", draws, posterior)
+        metrics, _ = evaluate(loaded, "test", draws, posterior)
         assert metrics == pytest.approx(results[name], rel=1e-5, abs=1e-6)
         if method in TEMPERED:
             warm = results[f"{name}_tempered"]

@@ -26,7 +26,7 @@ def test_network_likelihood_and_metrics_fit_the_data() -> None:
     expected = log_loss(labels.numpy(), probabilities)
     assert abs(nll - expected) < 1e-5
     predictive = CategoricalPredictive(log_probabilities, -(log_probabilities.exp() * log_probabilities).sum(1), labels)
-    computed, figures = task.judge.evaluate(predictive, 15, torch.device("cpu"), "untrained")
+    computed, figures = task.evaluator.evaluate(predictive, 15, torch.device("cpu"), "untrained")
     assert list(figures()) == ["reliability"]
     assert abs(computed["nll"] - expected) < 1e-5
     assert abs(computed["accuracy"] - accuracy_score(labels.numpy(), probabilities.argmax(1))) < 1e-6

@@ -38,7 +38,7 @@ class TrainingConfig(Section):
     meta_init: bool = False  # initial weights are made shard by shard: no worker ever holds the whole model
     loader_processes: int = Field(0, ge=0, le=1000)
     validate_every: float = Field(1, gt=0)  # epochs
-    # Judge and keep the state whose validation NLL was the lowest, which has a checkpoint, in place of the last one.
+    # Evaluate and keep the state whose validation NLL was the lowest, which has a checkpoint, in place of the last one.
     early_stopping: bool = False
     checkpoint_every: float = Field(1, gt=0)  # epochs
     keep_checkpoints: int = Field(2, ge=1, le=MAX_EPOCHS)  # the best by validation NLL; beside them, always the newest
@@ -63,14 +63,14 @@ class TrainingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """How predictions are judged. The same fixed draws serve the whole data set."""
+    """How predictions are evaluated. The same fixed draws serve the whole data set."""
 
     draws: int = Field(16, ge=1, le=MAX_DRAWS)
     validation_draws: int = Field(4, ge=1, le=MAX_DRAWS)  # during training
     batch_size: int = Field(500, gt=0, le=MAX_ROWS)
     seed: int = Field(0, ge=0, le=MAX_SEED)
     bins: int = Field(15, ge=2, le=10_000)
-    # Also judge the test images turned by 30 degrees and with noise, and photographs in their place; see vision.shifts.
+    # Also evaluate the test images turned by 30 degrees and with noise, and photographs in their place; see vision.shifts.
     shifts: list[Literal["rotated", "noisy", "photographs"]] = Field([])
     temperature_scaling: bool = False  # also report the test metrics at the temperature that validation data prefer
     # Training batches that set BatchNorm statistics of each draw; 0: as trained.

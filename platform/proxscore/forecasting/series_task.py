@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from proxscore.config import Config, ConfigError
 from proxscore.forecasting.distributions import LIKELIHOODS
-from proxscore.forecasting.judge import ForecastJudge
+from proxscore.forecasting.evaluator import ForecastEvaluator
 from proxscore.forecasting.networks import Features, plan
 from proxscore.forecasting.predictive import predict
 from proxscore.forecasting.series import SeriesData
@@ -94,7 +94,7 @@ class SeriesTask(Task):
         own_floor = scale_floor(self.series, self.splits, config.model.scale_floor)
         self.scale_floor = float((trained or {}).get("scale_floor", own_floor))
         self.unit = unit(self.series, self.splits) if trained is None else trained_unit(trained)
-        self.judge = ForecastJudge(self)
+        self.evaluator = ForecastEvaluator(self)
 
     @property
     def summary(self) -> str:

@@ -1,4 +1,4 @@
-"""The judge of classification, whatever is classified."""
+"""The evaluation of classification, whatever is classified."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from proxscore.calibration import ClassificationMetrics
 from proxscore.calibration.comparison import Curve, classification_curves
 from proxscore.calibration.risk_coverage import area_under_risk_coverage
 from proxscore.posterior import CategoricalPredictive
-from proxscore.tasks.judge import Figures, Judge
+from proxscore.tasks.evaluator import Evaluator, Figures
 
 
-class ClassificationJudge(Judge):
-    """Accuracy, NLL, calibration errors and Brier score; reliability and risk-coverage curves.
+class ClassificationEvaluator(Evaluator):
+    """Evaluates by accuracy, NLL, calibration errors and Brier score; draws reliability and risk-coverage curves.
 
     Args:
         classes: number of classes, at least 2.

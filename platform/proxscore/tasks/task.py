@@ -1,4 +1,4 @@
-"""What a task is: data and a network to train, and somebody who judges what it predicts."""
+"""What a task is: data and a network to train, and what evaluates its predictions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from proxscore.config import Config, ConfigError
 from proxscore.posterior import Posterior, predict
 from proxscore.posterior.calls import Batches
-from proxscore.tasks.judge import Judge
+from proxscore.tasks.evaluator import Evaluator
 
 
 class Task(ABC):
@@ -23,13 +23,13 @@ class Task(ABC):
             and targets (N, ...) of N rows.
         likelihood: an ``nn.Module`` whose ``nll`` gives the negative log-likelihood in nats, (N,), of the network's outputs
             (N, ...) and targets (N, ...); see :mod:`proxscore.inference.likelihoods`.
-        judge: metrics and figures of what is predicted; by default the NLL alone.
+        evaluator: metrics and figures of what is predicted; by default the NLL alone.
     """
 
     config: Any
     data: Any
     likelihood: Any
-    judge: Judge = Judge()
+    evaluator: Evaluator = Evaluator()
 
     @abstractmethod
     def build_model(self, device: torch.device | None = None) -> nn.Module:

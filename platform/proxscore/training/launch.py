@@ -196,7 +196,7 @@ def _run_method(
             final, name = trainer.local_folder(checkpoint), Path(checkpoint.path).name
         results["seconds_total"] = time.perf_counter() - started
         record_results(tracked, results, final)
-    outcome = Outcome(label, method.kind, tracked.run_id, results, final, tuple(preflight.task.judge.headline))
+    outcome = Outcome(label, method.kind, tracked.run_id, results, final, tuple(preflight.task.evaluator.headline))
     memory.finish(config, outcome, name)
     return outcome
 

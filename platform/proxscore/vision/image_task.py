@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from proxscore.config import ConfigError
 from proxscore.inference import Bernoulli, Categorical
-from proxscore.tasks import ClassificationJudge, Task
+from proxscore.tasks import ClassificationEvaluator, Task
 from proxscore.vision.data import load_images
 from proxscore.vision.models import build_model
 from proxscore.vision.preprocessing import resolved
@@ -47,7 +47,7 @@ class ImageTask(Task):
             )
         self.likelihood: Categorical | Bernoulli = Bernoulli() if binary else Categorical()
         self.outputs = 1 if binary else self.classes
-        self.judge = ClassificationJudge(self.classes)
+        self.evaluator = ClassificationEvaluator(self.classes)
 
     def build_model(self, device: torch.device | None = None) -> nn.Module:
         """The network for these images and classes; see :func:`proxscore.vision.models.build_model`.

@@ -1,6 +1,6 @@
-"""One cell of a comparison: train, predict, judge, record; in a process of its own, or on workers that share its network.
+"""One cell of a comparison: train, predict, evaluate, record; in a process of its own, or on workers that share its network.
 
-All methods are judged alike: ``evaluation.draws`` fixed draws (or the members that there are, or the one point estimate),
+All methods are evaluated alike: ``evaluation.draws`` fixed draws (or the members that there are, or the one point estimate),
 the metrics of the task, and with ``evaluation.temperature_scaling`` those at the temperature that validation data prefer.
 """
 
@@ -115,7 +115,7 @@ def _beside(cell: Cell) -> TrainingConfig:
 
 
 def measured(config: Config, task: Task, worker: Worker, settings: dict[str, Any]) -> dict[str, Any]:
-    """Train and judge a cell's method, on each of its workers.
+    """Train and evaluate a cell's method, on each of its workers.
 
     Args:
         settings: ``cell``.
@@ -150,7 +150,7 @@ def measured(config: Config, task: Task, worker: Worker, settings: dict[str, Any
     predicting = time.perf_counter() - started
     validation = predict("validation", posterior)
     metrics, figures = evaluation.evaluate_predictive(fit_run, predictive, "test", f"{cell.method}, seed {cell.seed}")
-    more, kept = task.judge.compared(_joined(predictive, worker))
+    more, kept = task.evaluator.compared(_joined(predictive, worker))
     metrics |= more
     if config.evaluation.temperature_scaling:
         temperature = fit_temperature(validation, device)

@@ -147,7 +147,7 @@ def run(plan: Plan, parent: str, show: Callable[[str], None]) -> Records:
     tuned = [contender for contender in plan.contenders if contender.trials]
     later = len(plan.seeds) - 1  # cells of a tuned method whose trials have the first seed
     progress = Progress(
-        show, len({key(cell) for cell in plan.first()}) + later * len(tuned), plan.task.judge.headline[0]
+        show, len({key(cell) for cell in plan.first()}) + later * len(tuned), plan.task.evaluator.headline[0]
     )
     pool = _Pool(plan, parent, progress)
     with pool.cancelling():

@@ -31,4 +31,4 @@ def draw(plan: Plan, table: Sequence[Row]) -> Figure | None:
         }
         folders = [plan.cell(row.contender, str(row.setting), seed).folder for seed in row.records]
         curves.append(Curve([records.predictions(folder) for folder in folders], style))
-    return plan.task.judge.comparison_figure(curves, plan.config.evaluation.bins)
+    return plan.task.evaluator.comparison_figure(curves, plan.config.evaluation.bins)

@@ -87,16 +87,18 @@ def rows(plan: Plan, found: Records) -> list[Row]:
 
 def baselines(plan: Plan) -> dict[str, dict[str, float]]:
     """Metrics on the test split of what the task says any method must beat."""
-    judged = {}
-    for name, predictive in plan.task.judge.baselines().items():
-        metrics, _ = plan.task.judge.evaluate(predictive, plan.config.evaluation.bins, torch.device("cpu"), name)
-        judged[name] = metrics | plan.task.judge.compared(predictive)[0]
-    return judged
+    evaluated = {}
+    for name, predictive in plan.task.evaluator.baselines().items():
+        metrics, _ = plan.task.evaluator.evaluate(predictive, plan.config.evaluation.bins, torch.device("cpu"), name)
+        evaluated[name] = metrics | plan.task.evaluator.compared(predictive)[0]
+    return evaluated
 
 
 def markdown(plan: Plan, table: Sequence[Row], below: Mapping[str, dict[str, float]]) -> str:
     """The table, and below it what is missing and what was tuned."""
-    columns = [column for column in (*plan.task.judge.columns, *COSTS) if any(row.numbers(column[1]) for row in table)]
+    columns = [
+        column for column in (*plan.task.evaluator.columns, *COSTS) if any(row.numbers(column[1]) for row in table)
+    ]
     judged = any(row.verdicts for row in table)
     lines = [
         f"# {plan.name}",

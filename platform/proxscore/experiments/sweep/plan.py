@@ -113,15 +113,15 @@ def plan(config: Config, tune: TuneConfig) -> Plan:
 
 
 def _objectives(tune: TuneConfig, task: Task) -> dict[str, bool]:
-    names = tune.objectives or [next(iter(task.judge.objectives))]
+    names = tune.objectives or [next(iter(task.evaluator.objectives))]
     for name in names:
-        if name not in task.judge.objectives:
+        if name not in task.evaluator.objectives:
             raise ConfigError(
-                f"tune.objectives: no trial reports {name!r}; one of {', '.join(task.judge.objectives)} (on validation data)"
+                f"tune.objectives: no trial reports {name!r}; one of {', '.join(task.evaluator.objectives)} (on validation data)"
             )
     if len(names) > 2 or len(set(names)) < len(names):
         raise ConfigError(f"tune.objectives is {names}: give one, or two different ones")
-    return {name: task.judge.objectives[name] for name in names}
+    return {name: task.evaluator.objectives[name] for name in names}
 
 
 def _scheduler(tune: TuneConfig, config: Config, objectives: dict[str, bool]) -> Literal["asha", "none"]:

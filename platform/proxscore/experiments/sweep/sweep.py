@@ -79,7 +79,7 @@ class Sweep(Choice):
                 stage,
                 queue,
                 scheduler,
-                Keeper(self.ledger, self.recording, self.live, queue, stage, self.plan.task.judge.objectives),
+                Keeper(self.ledger, self.recording, self.live, queue, stage, self.plan.task.evaluator.objectives),
             )
         finally:
             self.ledger.write()

@@ -1,4 +1,4 @@
-"""One trial: a Ray Train run, sharded and checkpointed as any other, that is judged on validation data alone."""
+"""One trial: a Ray Train run, sharded and checkpointed as any other, that is evaluated on validation data alone."""
 
 # Ray exports the types of Train V1 and the classes of V2.
 # mypy: disable-error-code="misc,attr-defined"
@@ -60,7 +60,7 @@ def name_of(number: int) -> str:
 
 
 def validated(config: Config, task: Task, worker: Worker, settings: dict[str, Any]) -> dict[str, Any]:
-    """Train a trial's method, and judge it on validation data.
+    """Train a trial's method, and evaluate it on validation data.
 
     Args:
         settings: ``until`` and ``start``, as of :func:`run`.

@@ -29,7 +29,7 @@ def evaluated(
         DivergedError: it does.
     """
     try:
-        values, figures = task.judge.evaluate(predictive, bins, device, title)
+        values, figures = task.evaluator.evaluate(predictive, bins, device, title)
     except ValueError as error:
         if _holds_nan(predictive):
             raise DivergedError(f"{title}: {NANS}") from error

@@ -1,4 +1,4 @@
-"""Who judges what a task predicts: its metrics, the columns of its tables, its figures, and what it has to beat."""
+"""What evaluates the predictions of a task: its metrics, the columns of its tables, its figures, and what it has to beat."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Predictive(Protocol):
 Figures = Callable[[], dict[str, Figure]]
 
 
-class Judge:
+class Evaluator:
     """Evaluates predictive distributions by metrics and figures. This one knows the NLL; a subclass adds its field's metrics.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""The judge of probabilistic forecasts: metrics, fan charts, PIT, coverage, and the customary methods that they must beat."""
+"""The evaluation of probabilistic forecasts: metrics, fan charts, PIT, coverage, and the simple methods that they must beat."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from proxscore.calibration.forecast_figures import (
 from proxscore.calibration.forecasting import ForecastMetrics
 from proxscore.forecasting.predictive import ForecastPredictive
 from proxscore.forecasting.splits import season_errors
-from proxscore.tasks import Judge
-from proxscore.tasks.judge import Figures
+from proxscore.tasks import Evaluator
+from proxscore.tasks.evaluator import Figures
 
 if TYPE_CHECKING:
     from proxscore.forecasting.series_task import SeriesTask
@@ -34,7 +34,7 @@ FANS = 4  # series in the fan chart
 FAN = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 
 
-class ForecastJudge(Judge):
+class ForecastEvaluator(Evaluator):
     """Metrics and figures of forecasts.
 
     Args:
