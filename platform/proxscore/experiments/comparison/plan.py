@@ -12,7 +12,7 @@ from typing import Any
 
 from proxscore import config as configuration
 from proxscore.config import MAX_EPOCHS, MAX_SEED, Config, ConfigError
-from proxscore.experiments.comparison.budget import Budget, share
+from proxscore.experiments.budget import Budget, share
 from proxscore.experiments.comparison.settings import ComparisonConfig, method_config
 from proxscore.methods import Setup, build_method, check_running_statistics
 from proxscore.tasks import Task

@@ -139,7 +139,7 @@ def _scheduler(tune: TuneConfig, config: Config, objectives: dict[str, bool]) ->
 
 
 def _check_population(tune: TuneConfig, config: Config, steps: int) -> None:
-    if not hasattr(config.method, "penalty"):
+    if not config.method.proximal:
         raise ConfigError(
             f"tune.search=population learns the schedules of method.kind=proximal_score, not of {config.method.kind}"
         )

@@ -23,7 +23,7 @@ def schedules(entries: Sequence[tuple[str, Config]], horizon: RunLength) -> Figu
     penalties = [
         (name, config.method.penalty.build(horizon.total_steps, horizon.steps_per_epoch))
         for name, config in entries
-        if hasattr(config.method, "penalty")
+        if config.method.proximal
     ]
     if not penalties:
         return words("No configuration trains by proximal score matching: there are no proximal weights to draw.")
