@@ -42,8 +42,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from proxscore.config import ConfigError
-from proxscore.inference import ForwardKL, FullCovariance, MeanField, Prior, ProximalScore, Schedule
-from proxscore.inference.families.mean_field import Bucket
+from proxscore.inference import ForwardKL, FullCovariance, Prior, ProximalScore, Schedule, foreach_step
+from proxscore.inference.bucket import Bucket
 from proxscore.inference.penalties import Tensors
 from proxscore.inference.step import ProximalStep
 from proxscore.methods.references import bam, gsm
@@ -178,7 +178,7 @@ def ours(anchor: Anchor, thetas: Tensor, scores: Tensor, paired: bool) -> dict[s
 
     The curvature statistics of a step's pairs (or draws) are averaged before the step, as the optimizer does.
     """
-    family, replicates, dimension = MeanField(), len(thetas), thetas.shape[-1]
+    replicates, dimension = len(thetas), thetas.shape[-1]
     gradients = -(scores + thetas)  # of the negative log-likelihood: the prior's part of the score is -theta
     curvatures = []
     for index in range(0, thetas.shape[1], 2 if paired else 1):
@@ -186,11 +186,11 @@ def ours(anchor: Anchor, thetas: Tensor, scores: Tensor, paired: bool) -> dict[s
         if paired:
             gradient, theta = gradients[:, index + 1] - gradient, thetas[:, index + 1]
         bucket = _bucket(anchor, theta, gradient.clone(), gradient)
-        family.curvature_(bucket, 0.5 if paired else 1.0, paired)
+        foreach_step.curvature_(bucket, 0.5 if paired else 1.0, paired)
         curvatures.append(bucket.statistic[0])
     bucket = _bucket(anchor, thetas[:, 0], torch.stack(curvatures).mean(0), gradients.mean(1))
     recorder: Any = Recorder(WEIGHT)
-    (ratio,) = family.update_(
+    (ratio,) = foreach_step.update_(
         bucket,
         ProximalStep(recorder, (WEIGHT, 2.0), score_scale=-1.0),
     )
