@@ -60,7 +60,7 @@ def run(
 
 
 def _worker(payload: dict[str, Any]) -> dict[str, Any]:
-    """What each worker runs."""
+    """Call the trial's function on a worker of Ray Train."""
     config, task, context = cluster.place(payload)
     if not config.method.shards:
         context.meshes = None  # the one worker's module stays whole

@@ -181,7 +181,7 @@ def measured(config: Config, task: Task, context: Context, settings: dict[str, A
 
 
 def _of_all(value: Any, context: Context) -> list[Any]:
-    """What every worker has."""
+    """Return the value of every worker, in the order of their ranks."""
     if context.world == 1:
         return [value]
     found: list[Any] = [None] * context.world
@@ -190,7 +190,7 @@ def _of_all(value: Any, context: Context) -> list[Any]:
 
 
 def _joined(predictive: Any, context: Context) -> Any:
-    """The predictive for all workers' rows."""
+    """Join the predictives of all workers, each of its own rows, into one for all rows."""
     return predictive if context.world == 1 else type(predictive).joined(_of_all(predictive, context))
 
 

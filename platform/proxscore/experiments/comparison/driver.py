@@ -119,7 +119,7 @@ def connected(plan: Plan) -> Iterator[None]:
 
 
 def _gpus(config: Config) -> int:
-    """Of each cell."""
+    """How many GPUs a cell takes."""
     return int(config.training.device != "cpu" and cluster.capacity().get("GPU", 0) >= 1)
 
 

@@ -47,7 +47,7 @@ class Cell:
         return self.config.seed
 
     def settings(self) -> dict[str, Any]:
-        """What its results depend on."""
+        """The settings that the cell's results depend on, by dotted key."""
         flat = configuration.flatten(self.config).items()
         return {key: value for key, value in flat if key.startswith(MATTERS)} | {"evaluations": self.budget.evaluations}
 

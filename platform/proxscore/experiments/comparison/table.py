@@ -133,7 +133,7 @@ def markdown(plan: Plan, table: Sequence[Row], below: Mapping[str, dict[str, flo
 
 
 def converged(row: Row) -> str:
-    """How many of a row's runs are sound, of those that were judged."""
+    """Tell how many of a row's runs are sound, of those that have a verdict."""
     return f"{sum(found.sound for found in row.verdicts.values())} of {len(row.verdicts)}" if row.verdicts else NONE
 
 
@@ -181,5 +181,5 @@ def write(plan: Plan, found: Records, folder: Path) -> tuple[list[Row], str]:
 
 
 def numbers(record: dict[str, Any]) -> dict[str, float]:
-    """What of a record is a number."""
+    """Select the entries of a record that are numbers."""
     return {k: v for k, v in record.items() if isinstance(v, int | float) and k not in ("seed",)}

@@ -96,7 +96,7 @@ def drawn(plan: Plan, ledger: Ledger, best: Sequence[Trial]) -> dict[str, Figure
 
 
 def _flat(plan: Plan, trials: Sequence[Trial]) -> list[Trial]:
-    """With a population's multipliers by round, as values of their own."""
+    """Trials with the multipliers of each round as values of their own."""
     if plan.space:
         return list(trials)
     last = plan.tune.population.rounds - 1
