@@ -40,15 +40,15 @@ def test_a_study_is_a_command(
             raise ConfigError("--limit is 0")
         record.table("limits", ["limit", "seeds"], [[rows.row("limit", lambda: options.limit), options.seeds]])
 
-    limit = {"type": int, "default": 5}
+    limit = {"limit": {"type": int, "default": 5}}
     arguments = ["--output", str(output), "--quick"]
-    assert command("limits", None, measure, arguments, limit=limit, seeds={"default": 7}) == 0
+    assert command("limits", None, measure, limit | {"seeds": {"default": 7}}, arguments) == 0
     assert "| 5 | 7 |" in capsys.readouterr().out
     assert sorted(file.name for file in output.iterdir()) == ["limits.csv", "limits.md", "rows-quick.jsonl"]
-    assert command("limits", None, measure, [*arguments, "--limit", "0"], limit=limit) == 2
+    assert command("limits", None, measure, limit, [*arguments, "--limit", "0"]) == 2
     assert capsys.readouterr().err == "error: --limit is 0\n"
     with pytest.raises(SystemExit):
-        command("limits", None, measure, ["--seeds", "0"])
+        command("limits", None, measure, None, ["--seeds", "0"])
 
 
 def test_spreads_are_as_pages_show_them() -> None:
