@@ -1,6 +1,6 @@
 """Posteriors of three small statistical models beside the truth: what one call of ``proxscore.density.fit`` finds.
 
-    python jobs/studies/densities/run.py [--steps 1000] [--seeds 0 1 2] [--only "eight schools"]
+    python jobs/studies/densities/run.py [--steps 1000] [--seeds 1] [--only "eight schools"] [--quick]
 
     eight schools   Rubin (1981), not centred: mu ~ N(0, 5^2), log tau ~ N(log 5, 1), eta_j ~ N(0, 1), y_j ~ N(mu + tau eta_j,
                     sigma_j^2). Beside NUTS: the stored run of tests/references, four chains of 20,000.
@@ -18,10 +18,11 @@ least KL(q || p) is no moment match: what differs by that stays.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
+import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,9 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from proxscore.density import fit
+from proxscore.experiments.study import Rows, command
 from proxscore.posterior import Posterior
+from proxscore.tracking import Study
 
 Tensors = dict[str, Tensor]
 DOUBLE: dict[str, Any] = dict(dtype=torch.float64)
@@ -159,7 +162,8 @@ def moments(model: Model, posterior: Posterior) -> tuple[Tensors, Tensors]:
     return {n: v.mean(0) for n, v in stacked.items()}, {n: v.std(0) for n, v in stacked.items()}
 
 
-def line(model: Model, method: str, steps: int, seed: int) -> str:
+def row(model: Model, method: str, steps: int, seed: int) -> list[str]:
+    """A line of the table: what was found for the truth, and what it cost."""
     count = 0
 
     def counted(*arguments: Any) -> Tensor:
@@ -180,26 +184,24 @@ def line(model: Model, method: str, steps: int, seed: int) -> str:
         else:
             found = f"{mean[name]:.3f} ± {sd[name]:.3f} for {truth:.3f} ± {model.sd[name]:.3f}"
             cells.append(f"{name}: {found}")
-    return f"| {model.name} | {method}, seed {seed} | {'; '.join(cells)} | {count:,} | {seconds:.0f} |"
+    return [model.name, f"{method}, seed {seed}", "; ".join(cells), f"{count:,}", f"{seconds:.0f}"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--only")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    print("| model | method | found, for the truth | gradients | CPU seconds |\n|---|---|---|---|---|")
+def measure(options: Namespace, record: Study, rows: Rows) -> None:
+    steps = 20 if options.quick else options.steps
+    table = []
     for build in (eight_schools, local_level, regression):
         model = build()
-        if arguments.only not in (None, model.name):
+        if options.only not in (None, model.name):
             continue
-        for method in ("proximal_score", "bam") if not model.data else ("proximal_score",):
-            for seed in arguments.seeds:
-                steps = arguments.steps if method == "proximal_score" else max(arguments.steps // 2, 1)
-                print(line(model, method, steps, seed), flush=True)
+        lengths = {"proximal_score": steps} | ({} if model.data else {"bam": max(steps // 2, 1)})
+        for method, length in lengths.items():
+            for seed in range(options.seeds):
+                key = [model.name, method, length, seed]
+                table.append(rows.row(key, lambda k=key, m=model: row(m, *k[1:])))  # type: ignore[misc]
+    record.table("densities", ["model", "method", "found, for the truth", "gradients", "CPU seconds"], table)
 
 
 if __name__ == "__main__":
-    main()
+    more: dict[str, dict[str, Any]] = {"steps": {"type": int, "default": 1000}, "only": {"help": "one of the models"}}
+    sys.exit(command("densities", __doc__, measure, more | {"seeds": {"default": 1}}))

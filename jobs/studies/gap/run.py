@@ -1,6 +1,6 @@
 """How much wider do predictions get where there are no data? A regression with a gap, beside NUTS.
 
-    python jobs/studies/gap/run.py [--output gap] [--seeds 3] [--members 10]
+    python jobs/studies/gap/run.py [--output gap] [--seeds 3] [--members 10] [--quick]
 
 A network of 1-14-14-1 units (the problem ``network`` of tests/references: 140 rows on [-3, -1] and [0.5, 3], known noise,
 Gaussian prior), whose posterior four long chains of NUTS have sampled. Arms: one Gaussian or several of equal weight, each from a
@@ -14,21 +14,20 @@ the network's function in all:
 
 from __future__ import annotations
 
-import argparse
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from tqdm import tqdm
 
+from proxscore.experiments.study import Rows, command, spread
 from proxscore.inference import ForwardKL, ProximalScore, Schedule, presets
 from proxscore.inference.families import FullCovariance, MeanField
-from proxscore.tracking.study import study
+from proxscore.tracking import Study
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "tests" / "references"))
 from reference_data import stored  # type: ignore[import-not-found]
@@ -152,40 +151,35 @@ def drawing(target: Target, arms: dict[str, Tensor]) -> Figure:
     return figure
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("gap"), help="folder of the table and the figure")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--members", type=int, default=10, help="of the arms called several")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    target = load("network")
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in ARMS}
+def measure(options: Namespace, record: Study, rows: Rows) -> None:
+    target, kept = load("network"), dict[tuple[Fit, int], Gaussian]()
     shown: dict[str, Tensor] = {}
-    with study("gap", {"seeds": options.seeds, "members": options.members}, options.output) as record:
-        kept: dict[tuple[Fit, int], Gaussian] = {}
-        for seed, (name, (fit, several)) in (
-            progress := tqdm([(s, a) for s in range(options.seeds) for a in ARMS.items()])
-        ):
-            progress.set_postfix_str(f"{name}, seed {seed}")
-            first, count = seed * options.members, options.members if several else 1
-            for start in range(first, first + count):
-                if (fit, start) not in kept:
-                    kept[fit, start] = fit(target, start)
-            values = functions(target, [kept[fit, start] for start in range(first, first + count)], seed)
-            runs[name].append(measured(values, target))
-            shown.setdefault(name, values)
-        columns = ("mean", "sd, data", "sd, gap", "sd, outside", "gap / data")
-        rows = [[name, *(spread([run[column] for run in found]) for column in columns)] for name, found in runs.items()]
-        rows.append(["NUTS", "0", "1", "1", "1", f"{runs['defaults'][0]['NUTS']:.1f}"])
-        record.table("gap", ["arm", *columns], rows)
+
+    def run(key: tuple[str, int, int]) -> dict[str, float]:
+        name, seed, _ = key
+        fit, several = ARMS[name]
+        first, count = seed * options.members, options.members if several else 1
+        starts = range(first, first + count)
+        for start in starts:
+            if (fit, start) not in kept:
+                kept[fit, start] = fit(target, start)
+        shown[name] = functions(target, [kept[fit, start] for start in starts], seed)
+        return measured(shown[name], target)
+
+    arms = ["maxima, several (deep ensemble)"] if options.quick else ARMS
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
+    for (name, _, _), row in rows.each(
+        [(n, s, options.members) for s in reversed(range(options.seeds)) for n in arms], run
+    ):
+        found[name].append(row)
+    columns = ("mean", "sd, data", "sd, gap", "sd, outside", "gap / data")
+    table = [[name, *(spread([run[column] for run in runs], 2) for column in columns)] for name, runs in found.items()]
+    table.append(["NUTS", "0", "1", "1", "1", f"{next(iter(found.values()))[0]['NUTS']:.1f}"])
+    record.table("gap", ["arm", *columns], table)
+    if len(shown) == len(arms):  # seed 0 of them all was run now
         record.figure("gap", drawing(target, shown))
-    return 0
-
-
-def spread(values: list[float]) -> str:
-    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    members = {"type": int, "default": 10, "help": "of the arms called several"}
+    sys.exit(command("gap", __doc__, measure, {"members": members}))

@@ -5,7 +5,7 @@ def measure(options: Namespace, record: Study, rows: Rows) -> None:
         ...
     record.table("nll", ["method", "NLL"], ...)
 
-sys.exit(command("my study", __doc__, measure, path={"type": Path, "required": True}))
+sys.exit(command("my study", __doc__, measure, {"path": {"type": Path, "required": True}}))
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def command(
     name: str,
     doc: str | None,
     measure: Callable[[Namespace, Study, Rows], None],
+    options: Mapping[str, dict[str, Any]] | None = None,
     arguments: Sequence[str] | None = None,
-    **options: dict[str, Any],
 ) -> int:
     """Run a study from its command line: ``--output``, ``--seeds``, ``--quick`` and what else it asks for.
 
@@ -79,8 +79,8 @@ def command(
         name: of its run in MLflow, and of its folder.
         doc: the script's docstring.
         measure: called with the options, the record and the rows; torch computes in one thread until it says otherwise.
-        arguments: those of the process, if none.
         options: further ones, or other defaults of the three; by name, what ``ArgumentParser.add_argument`` takes.
+        arguments: those of the process, if none.
 
     Returns:
         Exit status: 2 where it was refused, in a line.
@@ -91,8 +91,9 @@ def command(
         "seeds": {"type": int, "default": 3, "help": "runs of everything that is random (default: %(default)s)"},
         "quick": {"action": "store_true", "help": "seconds instead of minutes: does it run?"},
     }
-    for option, settings in {key: common.get(key, {}) | options.get(key, {}) for key in {**common, **options}}.items():
-        parser.add_argument(f"--{option.replace('_', '-')}", **settings)
+    own = options or {}
+    for option in {**common, **own}:
+        parser.add_argument(f"--{option.replace('_', '-')}", **common.get(option, {}) | own.get(option, {}))
     chosen = parser.parse_args(arguments)
     if chosen.seeds < 1:
         parser.error(f"--seeds is {chosen.seeds}; it must be at least 1")
