@@ -92,6 +92,7 @@ def run(key: tuple[int, str, int], options: Namespace) -> dict[str, Any]:
                 },
             },
             "method": METHODS[label],
+            "evaluation": {"draws": 2, "validation_draws": 2, "norm_batches": 2} if options.quick else {},
             "training": {
                 "epochs": epochs,
                 "batch_size": batch,
