@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from proxscore.inference import Categorical, ForwardKL, MeanField, Prior, ProximalScore
-from proxscore.inference.families.mean_field import Bucket
+from proxscore.inference import Categorical, ForwardKL, Prior, ProximalScore, foreach_step
+from proxscore.inference.bucket import Bucket
 from proxscore.inference.step import ProximalStep
 
 N, BATCH = 120, 10
@@ -142,7 +142,7 @@ def test_the_steps_are_deterministic_functions_of_the_statistics() -> None:
         bucket = Bucket(
             [weights], [mean], [precision], [nothing], [score], [k.clone()], [None], [None], [None], [0.0], [0.0]
         )
-        MeanField().update_(bucket, ProximalStep(ForwardKL(), (7.0, 3.0), score_scale=-5.0))
+        foreach_step.update_(bucket, ProximalStep(ForwardKL(), (7.0, 3.0), score_scale=-5.0))
         return mean, precision
 
     generator = torch.Generator().manual_seed(0)

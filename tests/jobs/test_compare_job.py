@@ -25,9 +25,9 @@ from mlflow import MlflowClient
 
 from proxscore.calibration import expected_calibration_error
 from proxscore.config import ConfigError
+from proxscore.experiments.budget import share
 from proxscore.experiments.comparison import cell as cells
 from proxscore.experiments.comparison import driver, records, study, table
-from proxscore.experiments.comparison.budget import share
 from proxscore.experiments.comparison.plan import Plan, plan
 from proxscore.experiments.comparison.settings import load
 from proxscore.methods.ensemble import EnsembleConfig

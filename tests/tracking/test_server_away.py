@@ -146,9 +146,26 @@ def test_an_unreachable_server_is_refused_within_seconds() -> None:
     assert time.monotonic() - started < 90  # MLflow's own retries take four minutes
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("moment", ["training", "waiting"])
+@pytest.mark.parametrize(
+    ("moment", "workers", "number"),
+    [
+        pytest.param("training", 0, signal.SIGTERM, id="training, SIGTERM"),
+        pytest.param("waiting", 0, signal.SIGINT, id="waiting, Ctrl-C"),
+        *(
+            pytest.param(
+                moment, workers, number, id=f"{moment}, {workers} workers, {number.name}", marks=pytest.mark.slow
+            )
+            for moment, workers, number in [
+                ("training", 0, signal.SIGINT),
+                ("waiting", 0, signal.SIGTERM),
+                ("training", 1, signal.SIGINT),
+                ("training", 1, signal.SIGTERM),
+                ("waiting", 1, signal.SIGINT),
+                ("waiting", 1, signal.SIGTERM),
+            ]
+        ),
+    ],
+)
 def test_a_job_that_is_interrupted_while_the_server_is_away_ends_soon_and_loses_no_point(
     moment: str, workers: int, number: signal.Signals, repository: Path, server: Server, tmp_path: Path
 ) -> None:

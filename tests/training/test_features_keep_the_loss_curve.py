@@ -33,9 +33,8 @@ FEATURES: dict[str, tuple[dict[str, Any], float]] = {
     "draw groups of shards": ({"draw_groups": 2}, EXACT),
     "accumulation": ({"accumulate": 3}, EXACT),
     "activation checkpointing": ({"activation_checkpointing": True}, EXACT),
-    "compilation": ({"compile": True}, EXACT),
+    "compilation and prefetching": ({"compile": True, "loader_processes": 1}, EXACT),
     "initial weights shard by shard": ({"meta_init": True}, EXACT),
-    "prefetching": ({"loader_processes": 1}, EXACT),
     "bfloat16": ({"precision": "bf16"}, ROUNDED),
     "everything": (
         {

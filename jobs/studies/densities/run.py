@@ -1,6 +1,6 @@
 """Posteriors of three small statistical models beside the truth: what one call of ``proxscore.density.fit`` finds.
 
-    python jobs/studies/densities/run.py [--steps 1000] [--seeds 0 1 2] [--only "eight schools"]
+    python jobs/studies/densities/run.py [--steps 1000] [--seeds 1] [--only "eight schools"] [--quick]
 
     eight schools   Rubin (1981), not centred: mu ~ N(0, 5^2), log tau ~ N(log 5, 1), eta_j ~ N(0, 1), y_j ~ N(mu + tau eta_j,
                     sigma_j^2). Beside NUTS: the stored run of tests/references, four chains of 20,000.
@@ -18,135 +18,19 @@ least KL(q || p) is no moment match: what differs by that stays.
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from argparse import Namespace
 from typing import Any
 
 import torch
-from statsmodels.datasets import nile
+from models import Model, Tensors, eight_schools, local_level, regression  # type: ignore[import-not-found]  # beside this file
 from torch import Tensor
-from torch.distributions import Normal
 
 from proxscore.density import fit
+from proxscore.experiments.study import Rows, command
 from proxscore.posterior import Posterior
-
-Tensors = dict[str, Tensor]
-DOUBLE: dict[str, Any] = dict(dtype=torch.float64)
-STORED = Path(__file__).parents[3] / "tests" / "references" / "eight_schools.json"
-
-
-@dataclass
-class Model:
-    """A density, and what is known of its posterior.
-
-    Args:
-        log_density, start: as of :func:`proxscore.density.fit`.
-        mean, sd: the truth, by name.
-        functions: what is compared, from named tensors (a draw); none: the tensors themselves.
-        data: what the density takes besides: data, batch_size, log_prior.
-    """
-
-    name: str
-    log_density: Callable[..., Tensor]
-    start: Tensors
-    mean: Tensors
-    sd: Tensors
-    functions: Callable[[Tensors], Tensors] | None = None
-    data: dict[str, Any] = field(default_factory=dict)
-
-
-def eight_schools() -> Model:
-    y = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12], **DOUBLE)
-    sigma = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18], **DOUBLE)
-    unit = Normal(torch.zeros((), **DOUBLE), 1.0)
-
-    def log_density(t: Tensors) -> Tensor:
-        prior = unit.log_prob(t["mu"] / 5) + unit.log_prob(t["log_tau"] - math.log(5)) + unit.log_prob(t["eta"]).sum()
-        return prior + Normal(t["mu"] + t["log_tau"].exp() * t["eta"], sigma).log_prob(y).sum()
-
-    known = json.loads(STORED.read_text())["parameters"]
-    mean, sd = (
-        {"mu": v[0], "log_tau": v[1], "eta": v[2:]} for v in (torch.tensor(known[k], **DOUBLE) for k in ("mean", "sd"))
-    )
-    start = {"mu": torch.zeros((), **DOUBLE), "log_tau": torch.zeros((), **DOUBLE), "eta": torch.zeros(8, **DOUBLE)}
-    return Model("eight schools", log_density, start, mean, sd)
-
-
-def smoothed(y: Tensor, noise: float, drift: float) -> tuple[float, Tensor, Tensor]:
-    """log p(y), and means and variances of the levels, of a local level model: filter forwards, smooth backwards."""
-    level, variance, evidence = 10.0, 25.0, 0.0
-    filtered: list[tuple[float, float, float]] = []
-    for value in y.tolist():
-        total, error = variance + noise**2, value - level
-        evidence -= 0.5 * (math.log(2 * math.pi * total) + error**2 / total)
-        gain = variance / total
-        level, variance = level + gain * error, variance * (1 - gain)
-        filtered.append((level, variance, variance + drift**2))
-        variance += drift**2
-    means, variances = [filtered[-1][0]], [filtered[-1][1]]
-    for mean, spread, ahead in reversed(filtered[:-1]):
-        back = spread / ahead
-        means.append(mean + back * (means[-1] - mean))
-        variances.append(spread + back**2 * (variances[-1] - ahead))
-    return evidence, torch.tensor(means[::-1], **DOUBLE), torch.tensor(variances[::-1], **DOUBLE)
-
-
-def local_level() -> Model:
-    y = torch.tensor(nile.load().data["volume"].to_numpy(), **DOUBLE) / 100
-    unit = Normal(torch.zeros((), **DOUBLE), 1.0)
-
-    def levels(t: Tensors) -> Tensor:
-        first = 10 + 5 * t["first"]
-        return torch.cat([first[None], first + t["log_tau"].exp() * t["z"].cumsum(0)])
-
-    def log_density(t: Tensors) -> Tensor:
-        prior = sum((unit.log_prob(value).sum() for value in t.values()), torch.zeros((), **DOUBLE))
-        return prior + Normal(levels(t), t["log_sigma"].exp()).log_prob(y).sum()
-
-    weights, rows = [], []
-    for log_sigma in torch.linspace(-0.6, 1.2, 46, **DOUBLE).tolist():
-        for log_tau in torch.linspace(-4.0, 2.0, 61, **DOUBLE).tolist():
-            evidence, mean, variance = smoothed(y, math.exp(log_sigma), math.exp(log_tau))
-            weights.append(evidence - 0.5 * (log_sigma**2 + log_tau**2))
-            scales = torch.tensor([log_sigma, log_tau], **DOUBLE)
-            rows.append((torch.cat([scales, mean]), torch.cat([torch.zeros(2, **DOUBLE), variance])))
-    share = torch.tensor(weights, **DOUBLE).softmax(0)
-    means, variances = (torch.stack(column) for column in zip(*rows, strict=True))
-    mean = share @ means
-    sd = (share @ (variances + (means - mean).square())).sqrt()
-
-    def named(v: Tensor) -> Tensors:
-        return {"log_sigma": v[0], "log_tau": v[1], "level": v[2:]}
-
-    start = {name: torch.zeros((), **DOUBLE) for name in ("log_sigma", "log_tau", "first")}
-    start["z"] = torch.zeros(len(y) - 1, **DOUBLE)
-
-    def functions(t: Tensors) -> Tensors:
-        return {"log_sigma": t["log_sigma"], "log_tau": t["log_tau"], "level": levels(t)}
-
-    return Model("local level", log_density, start, named(mean), named(sd), functions)
-
-
-def regression() -> Model:
-    generator = torch.Generator().manual_seed(0)
-    mixing = torch.linalg.cholesky(0.8 * torch.ones(12, 12, **DOUBLE) + 0.2 * torch.eye(12, **DOUBLE))
-    x = torch.randn(1000, 12, generator=generator, **DOUBLE) @ mixing.mT
-    y = x @ torch.randn(12, generator=generator, **DOUBLE) + torch.randn(1000, generator=generator, **DOUBLE)
-    precision = x.mT @ x + torch.eye(12, **DOUBLE) / 100
-    data = dict(data=(x, y), batch_size=100, log_prior=lambda t: -0.5 * (t["w"] / 10).square().sum())
-    return Model(
-        "regression",
-        lambda t, x, y: -0.5 * (y - x @ t["w"]).square(),
-        {"w": torch.zeros(12, **DOUBLE)},
-        {"w": torch.linalg.solve(precision, x.mT @ y)},
-        {"w": torch.linalg.inv(precision).diagonal().sqrt()},
-        data=data,
-    )
+from proxscore.tracking import Study
 
 
 def moments(model: Model, posterior: Posterior) -> tuple[Tensors, Tensors]:
@@ -159,7 +43,8 @@ def moments(model: Model, posterior: Posterior) -> tuple[Tensors, Tensors]:
     return {n: v.mean(0) for n, v in stacked.items()}, {n: v.std(0) for n, v in stacked.items()}
 
 
-def line(model: Model, method: str, steps: int, seed: int) -> str:
+def row(model: Model, method: str, steps: int, seed: int) -> list[str]:
+    """A line of the table: what was found for the truth, and what it cost."""
     count = 0
 
     def counted(*arguments: Any) -> Tensor:
@@ -180,26 +65,24 @@ def line(model: Model, method: str, steps: int, seed: int) -> str:
         else:
             found = f"{mean[name]:.3f} ± {sd[name]:.3f} for {truth:.3f} ± {model.sd[name]:.3f}"
             cells.append(f"{name}: {found}")
-    return f"| {model.name} | {method}, seed {seed} | {'; '.join(cells)} | {count:,} | {seconds:.0f} |"
+    return [model.name, f"{method}, seed {seed}", "; ".join(cells), f"{count:,}", f"{seconds:.0f}"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--only")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    print("| model | method | found, for the truth | gradients | CPU seconds |\n|---|---|---|---|---|")
+def measure(options: Namespace, record: Study, rows: Rows) -> None:
+    steps = 20 if options.quick else options.steps
+    table = []
     for build in (eight_schools, local_level, regression):
         model = build()
-        if arguments.only not in (None, model.name):
+        if options.only not in (None, model.name):
             continue
-        for method in ("proximal_score", "bam") if not model.data else ("proximal_score",):
-            for seed in arguments.seeds:
-                steps = arguments.steps if method == "proximal_score" else max(arguments.steps // 2, 1)
-                print(line(model, method, steps, seed), flush=True)
+        lengths = {"proximal_score": steps} | ({} if model.data else {"bam": max(steps // 2, 1)})
+        for method, length in lengths.items():
+            for seed in range(options.seeds):
+                key = [model.name, method, length, seed]
+                table.append(rows.row(key, lambda k=key, m=model: row(m, *k[1:])))  # type: ignore[misc]
+    record.table("densities", ["model", "method", "found, for the truth", "gradients", "CPU seconds"], table)
 
 
 if __name__ == "__main__":
-    main()
+    more: dict[str, dict[str, Any]] = {"steps": {"type": int, "default": 1000}, "only": {"help": "one of the models"}}
+    sys.exit(command("densities", __doc__, measure, more | {"seeds": {"default": 1}}))

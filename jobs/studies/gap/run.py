@@ -1,6 +1,6 @@
 """How much wider do predictions get where there are no data? A regression with a gap, beside NUTS.
 
-    python jobs/studies/gap/run.py [--output gap] [--seeds 3] [--members 10]
+    python jobs/studies/gap/run.py [--output gap] [--seeds 3] [--members 10] [--quick]
 
 A network of 1-14-14-1 units (the problem ``network`` of tests/references: 140 rows on [-3, -1] and [0.5, 3], known noise,
 Gaussian prior), whose posterior four long chains of NUTS have sampled. Arms: one Gaussian or several of equal weight, each from a
@@ -14,99 +14,20 @@ the network's function in all:
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
+from argparse import Namespace
 
 import torch
+from arms import ARMS, Fit, Gaussian  # type: ignore[import-not-found]  # beside this file; makes tests/references importable
 from matplotlib.figure import Figure
-from torch import Tensor
-from tqdm import tqdm
-
-from proxscore.inference import ForwardKL, ProximalScore, Schedule, presets
-from proxscore.inference.families import FullCovariance, MeanField
-from proxscore.tracking.study import study
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "tests" / "references"))
 from reference_data import stored  # type: ignore[import-not-found]
 from reference_targets import Target, load  # type: ignore[import-not-found]
+from torch import Tensor
+
+from proxscore.experiments.study import Rows, command, spread
+from proxscore.tracking import Study
 
 DRAWS = 1000
-#: A Gaussian over theta: mean (D,) and a square root of its covariance (D, D); zero of a point.
-Gaussian = tuple[Tensor, Tensor]
-Fit = Callable[[Target, int], Gaussian]
-
-
-def maximum(target: Target, seed: int) -> Tensor:
-    """A maximum of the log joint, from a draw of the prior."""
-    generator = torch.Generator().manual_seed(seed)
-    start = torch.randn(target.dimension, generator=generator, dtype=torch.float64)
-    theta = (target.prior_mean + target.prior_scale * start).requires_grad_()
-    optimizer = torch.optim.Adam([theta], lr=0.02)
-    for step in range(2000):
-        optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / 2000)
-        optimizer.zero_grad()
-        (-target.log_joint(theta)).backward()
-        optimizer.step()
-    return theta.detach()
-
-
-def trained(target: Target, start: Tensor, seed: int, steps: int, batch: int, **settings: Any) -> Gaussian:
-    """A posterior after so many steps of mini-batches."""
-    model = target.module(start)
-    optimizer = ProximalScore(model.named_parameters(), target.rows, prior=target.prior(), seed=seed, **settings)
-    generator = torch.Generator().manual_seed(seed)
-    done = 0
-    while done < steps:
-        for rows in torch.randperm(target.rows, generator=generator).split(batch)[: target.rows // batch]:
-            for _ in optimizer.draws():
-                target.row_nll(model(target.inputs[rows]), rows).mean().backward()
-            optimizer.step()
-            done += 1
-    found = target.join((name, parameter.detach()) for name, parameter in model.named_parameters())
-    for block in optimizer.blocks():
-        return found, block.state["factor"]
-    return found, target.join((name, state["precision"]) for name, _, state in optimizer.sampled()).rsqrt().diag()
-
-
-def point(target: Target, seed: int) -> Gaussian:
-    theta = maximum(target, seed)
-    return theta, torch.zeros(len(theta), len(theta), dtype=theta.dtype)
-
-
-def full(target: Target, seed: int) -> Gaussian:
-    cosine = Schedule("cosine", length=1000)
-    settings: dict[str, Any] = dict(family=FullCovariance(), penalty=ForwardKL(1000.0, 2.0, cosine, cosine))
-    settings |= dict(metric="posterior", initial_precision=10.0, paired=True)
-    return trained(target, maximum(target, seed), seed, 1000, 70, **settings)
-
-
-def diagonal(target: Target, seed: int) -> Gaussian:
-    cosine = Schedule("cosine", length=2000)
-    settings: dict[str, Any] = dict(family=MeanField(), penalty=ForwardKL(100.0, 2.0, cosine, cosine))
-    settings |= dict(metric="posterior", initial_precision=10.0, paired=True)
-    return trained(target, maximum(target, seed), seed, 2000, 35, **settings)
-
-
-def defaults(target: Target, seed: int) -> Gaussian:
-    """As the method is given, from a draw of the prior, for as many evaluations as the maxima's search takes."""
-    generator = torch.Generator().manual_seed(seed)
-    start = target.prior_scale * torch.randn(target.dimension, generator=generator, dtype=torch.float64)
-    return trained(target, target.prior_mean + start, seed, 4000, 70, **presets.network(4000))
-
-
-ARMS: dict[str, tuple[Fit, bool]] = {
-    "defaults": (defaults, False),
-    "defaults, several": (defaults, True),
-    "mean field, converged": (diagonal, False),
-    "mean field, converged, several": (diagonal, True),
-    "full covariance": (full, False),
-    "full covariance, several": (full, True),
-    "maxima, several (deep ensemble)": (point, True),
-}
 
 
 def functions(target: Target, found: list[Gaussian], seed: int) -> Tensor:
@@ -152,40 +73,35 @@ def drawing(target: Target, arms: dict[str, Tensor]) -> Figure:
     return figure
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("gap"), help="folder of the table and the figure")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--members", type=int, default=10, help="of the arms called several")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    target = load("network")
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in ARMS}
+def measure(options: Namespace, record: Study, rows: Rows) -> None:
+    target, kept = load("network"), dict[tuple[Fit, int], Gaussian]()
     shown: dict[str, Tensor] = {}
-    with study("gap", {"seeds": options.seeds, "members": options.members}, options.output) as record:
-        kept: dict[tuple[Fit, int], Gaussian] = {}
-        for seed, (name, (fit, several)) in (
-            progress := tqdm([(s, a) for s in range(options.seeds) for a in ARMS.items()])
-        ):
-            progress.set_postfix_str(f"{name}, seed {seed}")
-            first, count = seed * options.members, options.members if several else 1
-            for start in range(first, first + count):
-                if (fit, start) not in kept:
-                    kept[fit, start] = fit(target, start)
-            values = functions(target, [kept[fit, start] for start in range(first, first + count)], seed)
-            runs[name].append(measured(values, target))
-            shown.setdefault(name, values)
-        columns = ("mean", "sd, data", "sd, gap", "sd, outside", "gap / data")
-        rows = [[name, *(spread([run[column] for run in found]) for column in columns)] for name, found in runs.items()]
-        rows.append(["NUTS", "0", "1", "1", "1", f"{runs['defaults'][0]['NUTS']:.1f}"])
-        record.table("gap", ["arm", *columns], rows)
+
+    def run(key: tuple[str, int, int]) -> dict[str, float]:
+        name, seed, _ = key
+        fit, several = ARMS[name]
+        first, count = seed * options.members, options.members if several else 1
+        starts = range(first, first + count)
+        for start in starts:
+            if (fit, start) not in kept:
+                kept[fit, start] = fit(target, start)
+        shown[name] = functions(target, [kept[fit, start] for start in starts], seed)
+        return measured(shown[name], target)
+
+    arms = ["maxima, several (deep ensemble)"] if options.quick else ARMS
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
+    for (name, _, _), row in rows.each(
+        [(n, s, options.members) for s in reversed(range(options.seeds)) for n in arms], run
+    ):
+        found[name].append(row)
+    columns = ("mean", "sd, data", "sd, gap", "sd, outside", "gap / data")
+    table = [[name, *(spread([run[column] for run in runs], 2) for column in columns)] for name, runs in found.items()]
+    table.append(["NUTS", "0", "1", "1", "1", f"{next(iter(found.values()))[0]['NUTS']:.1f}"])
+    record.table("gap", ["arm", *columns], table)
+    if len(shown) == len(arms):  # seed 0 of them all was run now
         record.figure("gap", drawing(target, shown))
-    return 0
-
-
-def spread(values: list[float]) -> str:
-    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    members = {"type": int, "default": 10, "help": "of the arms called several"}
+    sys.exit(command("gap", __doc__, measure, {"members": members}))

@@ -44,7 +44,7 @@ def ratios(names: Sequence[str], sums: Tensor) -> dict[str, Tensor]:
 
 @dataclass
 class ForecastSums:
-    """What is kept of all windows.
+    """The sums over all windows from which the metrics follow.
 
     Attributes:
         by_horizon: (names, H), each named term summed over windows.

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from proxscore.config.registry import Component, Registry
 
@@ -24,11 +24,17 @@ class MethodSection(Component):
         shards: it trains on several workers, which share its state.
         fixed_weights: all its predictions have the weights that training left.
         draw_groups: groups of workers may score different draws of a step (``training.draw_groups``).
+        proximal: it has a section ``penalty`` with proximal weights, whose schedules can be drawn, and learned by a population.
     """
 
     shards: ClassVar[bool] = True
     fixed_weights: ClassVar[bool] = False
     draw_groups: ClassVar[bool] = False
+    proximal: ClassVar[bool] = False
+
+    # Of a proximal method, :class:`proxscore.inference.penalties.PenaltySection`.
+    if TYPE_CHECKING:
+        penalty: Any
 
     @abstractmethod
     def build(self, setup: Any) -> Any:

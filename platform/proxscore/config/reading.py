@@ -157,7 +157,7 @@ _PLAIN = re.compile(r"(constrained-)?(str|int|float|bool)|(list|literal)\[.*\]")
 
 
 def _alternative(location: list[str]) -> int | None:
-    """Where a location names one of several types of a setting, if it does."""
+    """The position in a location at which one of several types of a setting is named; none if there is none."""
     return next((index for index, part in enumerate(location) if index and _PLAIN.fullmatch(part)), None)
 
 

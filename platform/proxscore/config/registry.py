@@ -67,7 +67,7 @@ class Registry:
         return self._kinds()
 
     def component(self, kind: str) -> Any:
-        """What the registry holds by a kind: a section, or a class.
+        """The component that is registered by a kind: a section, or a class.
 
         Raises:
             ConfigError: there is none, or it cannot be imported.

@@ -1,4 +1,4 @@
-"""What every part of the configuration is, and the errors of settings."""
+"""The base class of every part of the configuration, and the errors of settings."""
 
 from __future__ import annotations
 

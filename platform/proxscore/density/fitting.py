@@ -178,7 +178,7 @@ def _proximal(
 
 
 def _told(line: str, names: Mapping[str, str]) -> str:
-    """With the density's names in place of the optimizer's."""
+    """Return the verdict with the density's names in place of the optimizer's."""
     return re.sub(r"\btensor\d+\b", lambda found: names.get(found[0], found[0]), line)
 
 

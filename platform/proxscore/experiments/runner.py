@@ -61,7 +61,7 @@ def run(
 
 
 def _worker(payload: dict[str, Any]) -> dict[str, Any]:
-    """What each worker runs."""
+    """Call the trial's function on a worker of Ray Train."""
     config, task, worker = trainer.set_up_worker(payload)
     if not config.method.shards:
         worker.meshes = None  # the one worker's module stays whole

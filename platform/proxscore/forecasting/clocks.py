@@ -79,7 +79,7 @@ def known(zone: str) -> bool:
 
 
 def convert(instants: Times, zone: str) -> Times:
-    """What a zone's clock shows."""
+    """Convert instants to the times that a zone's clock shows."""
     return pd.DatetimeIndex(instants, tz=UTC).tz_convert(zone).tz_localize(None).to_numpy().astype("datetime64[ns]")
 
 

@@ -53,7 +53,7 @@ class Columns:
         return list(self._tables[0].column_names)
 
     def where(self, row: int) -> str:
-        """How errors name a row: its file, and its number there."""
+        """Name a row for an error: its file, and its number there."""
         file = int(np.searchsorted(self._starts, row, side="right")) - 1
         return f"{self.files[file]}, row {row - self._starts[file]}"
 

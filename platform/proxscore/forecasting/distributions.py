@@ -38,7 +38,7 @@ class StepDistribution(nn.Module, ABC):
 
     @abstractmethod
     def distribution(self, outputs: Tensor) -> distributions.Distribution:
-        """Of torch, with batch shape (..., H)."""
+        """The distribution of torch with batch shape (..., H)."""
 
     @abstractmethod
     def cdf(self, outputs: Tensor, values: Tensor) -> Tensor:

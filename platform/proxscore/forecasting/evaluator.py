@@ -105,7 +105,7 @@ class ForecastEvaluator(Evaluator):
         }
 
     def baselines(self) -> dict[str, ForecastPredictive]:
-        """What ``task.baselines`` names, for the test windows."""
+        """Forecast the test windows by the methods that ``task.baselines`` names."""
         from proxscore.forecasting.baselines import baselines, seasons
 
         data = self.task.series

@@ -30,7 +30,7 @@ _RIDGE = 1e-5  # of the trace; see least_squares_operator
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Without autocast, which the meta device does not know."""
+    """Compute without autocast, which the meta device does not know."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 

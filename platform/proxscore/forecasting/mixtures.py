@@ -24,7 +24,7 @@ ITERATIONS = 100  # bisection alone reaches the tolerance in fewer
 
 @dataclass(frozen=True)
 class StepMixture:
-    """Of the steps of some windows.
+    """The mixture over draws of the distributions of each step of some windows.
 
     Attributes:
         likelihood: family of the parameters.

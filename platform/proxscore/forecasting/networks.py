@@ -208,7 +208,7 @@ def plan(
     features: Features,
     likelihood: str = "student_t",
 ) -> Blueprint:
-    """How a network fits data and task.
+    """Plan how a network fits data and task.
 
     It is built once, and two empty windows are sent through it, so that what cannot work is refused here.
 

@@ -45,7 +45,7 @@ _RULES: dict[str, Callable[[Days, Days, int], Days]] = {
 
 @dataclass(frozen=True)
 class Place:
-    """Of stamps within months, quarters or years.
+    """The place of stamps within their months, quarters or years.
 
     Attributes:
         month: of the unit, from 0.

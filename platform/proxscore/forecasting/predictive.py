@@ -56,7 +56,7 @@ class ForecastChunk:
 
 @dataclass
 class ForecastPredictive:
-    """Of the windows of a data set, on the CPU.
+    """The predictive distribution of the windows of a data set, on the CPU.
 
     Attributes:
         likelihood: family of the parameters.

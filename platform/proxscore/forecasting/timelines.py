@@ -134,7 +134,7 @@ def _if_possible(on: Callable[[bool], Timelines], wall: bool) -> Timelines | Non
 
 
 def _times(stamps: Stamps, rows: Rows, wall: bool) -> Times:
-    """Of a series, on a clock."""
+    """The times of a series' rows on a clock."""
     if not stamps.zones or not wall:
         return stamps.instants[rows]
     zone = stamps.zone(rows)

@@ -1,6 +1,6 @@
 """The mean-field step in plain form: the formula to read, and the reference that the fast step is tested against.
 
-The step that training runs is :meth:`proxscore.inference.families.mean_field.MeanField.update_`, in place and over many
+The step that training runs is :func:`proxscore.inference.foreach_step.update_`, in place and over many
 tensors at once; it equals this one to rounding (``tests/inference/test_mean_field_step.py``).
 """
 

@@ -37,7 +37,7 @@ class EnsembleConfig(MethodSection):
         return epochs if self.budget == "each" else epochs / self.members
 
     def evaluations_per_step(self) -> int:
-        """Of a step of every member, if each has the whole budget."""
+        """The gradient evaluations of a step of every member, if each has the whole budget; else of one member."""
         return self.of.evaluations_per_step() * (self.members if self.budget == "each" else 1)
 
     def about_initial_weights(self) -> MethodSection:

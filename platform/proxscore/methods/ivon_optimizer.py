@@ -78,7 +78,7 @@ class IVON(Steps, ivon.IVON):
         ivon.IVON.step(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch: ``momentum`` and ``hess`` per parameter."""
+        """Return the state as torch has it: ``momentum`` and ``hess`` per parameter."""
         packed, state, index = super().state_dict(), {}, 0
         for group, held in zip(packed["param_groups"], self.param_groups, strict=True):
             flat = {name: group.pop(name) for name in ("momentum", "hess")}
@@ -90,7 +90,7 @@ class IVON(Steps, ivon.IVON):
         return packed | {"state": state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch."""
+        """Load a state that :meth:`state_dict` returned."""
         groups = []
         for packed in state_dict["param_groups"]:
             rows = [state_dict["state"][index] for index in packed["params"]]

@@ -94,7 +94,7 @@ class LaplaceConfig(MethodSection):
 
 @dataclass
 class Curvature:
-    """What training's end adds to a point estimate.
+    """The curvature at the end of training, which makes a Gaussian of a point estimate.
 
     Attributes:
         config: of the method.
@@ -158,7 +158,7 @@ class Curvature:
 
 @dataclass
 class _Loader:
-    """What the package asks of a data loader."""
+    """The data loader that the package asks for."""
 
     dataset: range
     batches: Batches

@@ -18,7 +18,7 @@ from proxscore.posterior.diagnostics import Losses
 
 @dataclass(frozen=True)
 class RunLength:
-    """How long a run is, which schedules refer to.
+    """The length of a run, which schedules refer to.
 
     Attributes:
         total_steps: of the run.
@@ -42,7 +42,7 @@ def no_losses() -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a method's optimizer is built from, beside its settings.
+    """Everything that a method's optimizer is built from, beside its settings.
 
     Attributes:
         module: the network; its parameters may be sharded.

@@ -37,7 +37,7 @@ def prior_of(config: PriorConfig, module: nn.Module) -> Prior:
 
 
 def assigned(prior: Prior, module: nn.Module) -> dict[str, Assignment]:
-    """What the prior says of each trained parameter, by canonical name.
+    """The prior's assignment of each trained parameter, by canonical name.
 
     Raises:
         ConfigError: a pattern of the prior matches no parameter.

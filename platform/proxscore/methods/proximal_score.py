@@ -70,6 +70,7 @@ class ProximalScoreConfig(MethodSection):
         return self
 
     draw_groups: ClassVar[bool] = True
+    proximal: ClassVar[bool] = True
 
     def evaluations_per_step(self) -> int:
         return self.draws * (2 if self.paired else 1)

@@ -97,12 +97,12 @@ class Cycles:
     burn_in: int
 
     def progress(self, step: int) -> float:
-        """Of the cycle, in [0, 1)."""
+        """The progress of the cycle at a step, in [0, 1)."""
         length = math.ceil(self.steps / max(self.count, 1))
         return (step % length) / length
 
     def factor(self, step: int) -> float:
-        """On the step size."""
+        """The factor on the step size at a step."""
         return (1 + math.cos(math.pi * self.progress(step))) / 2 if self.count else 1.0
 
     def noisy(self, step: int) -> bool:

@@ -46,7 +46,7 @@ class Verdict:
 
     @property
     def scale(self) -> str:
-        """What stands beside every standard deviation."""
+        """The temperature and data size that stand beside every standard deviation."""
         if self.rows is None and self.data_size == 1:  # of a density
             return f"temperature {self.temperature:g}, the density as it is given"
         rows = "" if self.rows is None else f" ({self.rows:,} rows)"
@@ -86,7 +86,7 @@ class Verdict:
 
     @classmethod
     def of_json(cls, value: Any) -> Verdict | None:
-        """What :meth:`as_json` gave; none of anything else."""
+        """Read what :meth:`as_json` gave; none where it is anything else."""
         if not isinstance(value, Mapping) or value.get("answer") not in get_args(Answer):
             return None
         known = {key: value[key] for key in cls.__dataclass_fields__ if key in value}

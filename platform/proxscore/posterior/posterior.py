@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from proxscore.config import FAMILIES, ConfigError
-from proxscore.inference import MeanField, ProximalScore, noise
+from proxscore.inference import ProximalScore, foreach_step, noise
 from proxscore.inference.families import State
 from proxscore.inference.gathered import reshard
 from proxscore.inference.layout import Layout
@@ -242,7 +242,7 @@ class Posterior:
         stream = noise.NormalStream(weights.device, weights.dtype)
         key, start = noise.key(seed, "posterior", index, name), noise.shard_offset(target, name)
         for piece, values in stream.pieces(key, start, len(weights), target.numel()):
-            MeanField().sample_(weights[piece], mean[piece], precision[piece].to(weights.device), values)
+            foreach_step.sample_(weights[piece], mean[piece], precision[piece].to(weights.device), values)
 
     @contextmanager
     def use(self, module: nn.Module, index: int | None = None, seed: int = 0) -> Iterator[nn.Module]:

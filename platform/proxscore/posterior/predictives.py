@@ -190,7 +190,7 @@ def running(likelihood: nn.Module) -> Running:
 
 
 def _precise(outputs: Tensor) -> Tensor:
-    """In single precision at least."""
+    """Return outputs in single precision at least."""
     return outputs if outputs.dtype == torch.float64 else outputs.float()
 
 

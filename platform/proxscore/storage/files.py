@@ -82,7 +82,7 @@ def put(files: FileSystem, path: str, content: str | bytes) -> None:
 
 
 def read(files: FileSystem, path: str) -> bytes | None:
-    """What a file holds; none: there is none."""
+    """Read a file; none where there is none."""
     if not exists(files, path):
         return None
     try:

@@ -44,7 +44,7 @@ class LostError(RuntimeError):
 
 @dataclass(frozen=True)
 class Claim:
-    """What a claim's file holds.
+    """The content of a claim's file.
 
     Attributes:
         owner: user and host, for people.

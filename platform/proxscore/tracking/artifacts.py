@@ -1,4 +1,4 @@
-"""What earlier runs left in MLflow."""
+"""Artifacts that earlier runs left in MLflow."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class Recorder:
         )
 
     def _away(self) -> str:
-        """What the line of progress says of a server that is away."""
+        """Tell of a server that is away, for the line of progress."""
         assert self._delivery is not None
         away = self._delivery.away
         return (
@@ -158,7 +158,7 @@ def resources(payloads: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def _costs(own: dict[str, Any]) -> str:
-    """What a step's time goes into, and memory, for the line of progress."""
+    """Tell where a step's time goes, and how much memory is held, for the line of progress."""
     parts = {key.removeprefix("seconds_"): value for key, value in own.items() if key.startswith("seconds_")}
     total = sum(parts.values())
     if not total:

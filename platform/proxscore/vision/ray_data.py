@@ -36,7 +36,7 @@ Chunk = dict[str, Any]
 
 @dataclass(frozen=True)
 class Share:
-    """What of a cluster one read of one process may take.
+    """The share of a cluster that one read of one process may take.
 
     Processes wait for one another in every step. So each must always be able to run a task, whatever those of the others
     hold: otherwise, tasks that have read ahead as far as they may keep the CPUs that the slowest process waits for.
@@ -56,7 +56,7 @@ class Share:
 
     @property
     def cpus_per_task(self) -> float:
-        """What a task is counted as; with little to share, less than it uses."""
+        """The CPUs that a task is counted as; with little to share, fewer than it uses."""
         return min(_TASK_CPUS, math.floor(100 * self.cpus) / 100)
 
 

@@ -182,7 +182,7 @@ def measured(config: Config, task: Task, worker: Worker, settings: dict[str, Any
 
 
 def _of_all(value: Any, worker: Worker) -> list[Any]:
-    """What every worker has."""
+    """Return the value of every worker, in the order of their ranks."""
     if worker.world == 1:
         return [value]
     found: list[Any] = [None] * worker.world
@@ -191,7 +191,7 @@ def _of_all(value: Any, worker: Worker) -> list[Any]:
 
 
 def _joined(predictive: Any, worker: Worker) -> Any:
-    """The predictive for all workers' rows."""
+    """Join the predictives of all workers, each of its own rows, into one for all rows."""
     return predictive if worker.world == 1 else type(predictive).joined(_of_all(predictive, worker))
 
 

@@ -20,6 +20,7 @@ from proxscore.experiments.comparison import records
 from proxscore.experiments.comparison.cell import failed
 from proxscore.experiments.comparison.cell import run as run_cell
 from proxscore.experiments.comparison.plan import Cell, Contender, Plan
+from proxscore.experiments.progress import pace
 from proxscore.training.ray import checks as cluster_checks
 from proxscore.training.ray import cluster, connection
 
@@ -61,25 +62,14 @@ class Progress:
 
     def line(self, what: str) -> None:
         """Cells done, rate, time left, and what just happened."""
-        hours = (time.monotonic() - self.started) / 3600
         text = f"cells {self.kept + self.done}/{self.total}" + (f" ({self.failed} failed)" if self.failed else "")
-        if self.done:
-            left = (self.total - self.kept - self.done) * hours / self.done
-            rate = self.done / max(hours, 1e-9)
-            text += f" · {rate:{'.1f' if rate < 100 else ',.0f'}} per hour · {duration(3600 * left)} left"
-        self.show(f"{text} · {what}")
+        left = self.total - self.kept - self.done
+        self.show(f"{text}{pace(self.done, left, time.monotonic() - self.started)} · {what}")
 
 
 def key(cell: Cell) -> Key:
     """Method, setting and seed: what a cell is known by."""
     return cell.method, cell.setting, cell.seed
-
-
-def duration(seconds: float) -> str:
-    """As people say it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def kept(plan: Plan) -> Records | None:
@@ -130,7 +120,7 @@ def connected(plan: Plan) -> Iterator[None]:
 
 
 def _gpus(config: Config) -> int:
-    """Of each cell."""
+    """How many GPUs a cell takes."""
     return int(config.training.device != "cpu" and cluster.capacity().get("GPU", 0) >= 1)
 
 

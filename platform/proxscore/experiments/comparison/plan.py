@@ -12,7 +12,7 @@ from typing import Any
 
 from proxscore import config as configuration
 from proxscore.config import MAX_EPOCHS, MAX_SEED, Config, ConfigError
-from proxscore.experiments.comparison.budget import Budget, equal_budget
+from proxscore.experiments.budget import Budget, equal_budget
 from proxscore.experiments.comparison.settings import ComparisonConfig, method_config
 from proxscore.methods import Setup, build_method, check_running_statistics
 from proxscore.tasks import Task
@@ -48,7 +48,7 @@ class Cell:
         return self.config.seed
 
     def settings(self) -> dict[str, Any]:
-        """What its results depend on."""
+        """The settings that the cell's results depend on, by dotted key."""
         flat = configuration.flatten(self.config).items()
         return {key: value for key, value in flat if key.startswith(MATTERS)} | {"evaluations": self.budget.evaluations}
 

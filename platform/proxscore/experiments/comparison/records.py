@@ -62,7 +62,7 @@ def keep_predictions(folder: Path, predictions: Mapping[str, Tensor]) -> None:
 
 
 def predictions(folder: Path) -> dict[str, Tensor]:
-    """What :func:`keep_predictions` wrote."""
+    """Read the predictions that :func:`keep_predictions` wrote."""
     with np.load(folder / PREDICTIONS) as held:
         return {name: torch.from_numpy(held[name]) for name in held.files}
 

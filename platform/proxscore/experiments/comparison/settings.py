@@ -78,7 +78,7 @@ def load(path: Path, overrides: Sequence[str]) -> tuple[ComparisonConfig, str]:
 
 
 def of(tree: dict[str, Any], source: str) -> tuple[ComparisonConfig, str]:
-    """As :func:`load`, of a plain tree.
+    """Validate a comparison that is given as a plain tree; see :func:`load`.
 
     Args:
         source: what to call the tree in messages.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,12 @@ import torch
 
 from proxscore.experiments.comparison.driver import Records, best
 from proxscore.experiments.comparison.plan import AS_GIVEN, Contender, Plan
+from proxscore.experiments.tables import NONE, average
+from proxscore.experiments.tables import markdown as tabular
 from proxscore.posterior.convergence import COLD, KEY, Verdict
 from proxscore.storage import replacing
 from proxscore.storage import write as write_file
 
-NONE = "–"
 #: Heading, key of a cell's numbers, and digits, of what is averaged beside the task's metrics.
 COSTS = [
     ("forward passes", "forward_passes", 0),
@@ -106,20 +106,17 @@ def markdown(plan: Plan, table: Sequence[Row], below: Mapping[str, dict[str, flo
         f"Test split, mean ± standard error over {len(plan.seeds)} seed(s); {plan.evaluations} gradient evaluations of "
         f"{plan.config.training.batch_size} rows for every method.",
         "",
-        "| method | setting | "
-        + " | ".join(heading for heading, _, _ in columns)
-        + (" | converged |" if judged else " |"),
-        "|---|---|" + "---:|" * (len(columns) + judged),
     ]
+    header = ["method", "setting", *(heading for heading, _, _ in columns), *(["converged"] if judged else [])]
+    body = []
     for row in table:
         label = row.label if not row.missing else f"{row.label}, {len(row.records)} of {len(plan.seeds)} seeds"
         cells = [average(row.numbers(key), digits) for _, key, digits in columns]
-        cells += [converged(row)] if judged else []
-        lines.append(f"| {label} | {setting(row)} | " + " | ".join(cells) + " |")
+        body.append([label, setting(row), *cells, *([converged(row)] if judged else [])])
     for name, metrics in below.items():
         cells = [average([metrics[key]] if key in metrics else [], digits) for _, key, digits in columns]
-        cells += [NONE] if judged else []
-        lines.append(f"| {name} | {NONE} | " + " | ".join(cells) + " |")
+        body.append([name, NONE, *cells, *([NONE] if judged else [])])
+    lines.append(tabular(header, body, texts=2))
     notes = [f"* {row.label}, seed {seed}: missing: {why}" for row in table for seed, why in row.missing.items()]
     for row in table:
         notes += [
@@ -138,7 +135,7 @@ def markdown(plan: Plan, table: Sequence[Row], below: Mapping[str, dict[str, flo
 
 
 def converged(row: Row) -> str:
-    """How many of a row's runs are sound, of those that were judged."""
+    """Tell how many of a row's runs are sound, of those that have a verdict."""
     return f"{sum(found.sound for found in row.verdicts.values())} of {len(row.verdicts)}" if row.verdicts else NONE
 
 
@@ -150,16 +147,6 @@ def setting(row: Row) -> str:
         return row.setting
     given = [value for value, name in row.contender.trials.items() if name == AS_GIVEN]
     return f"{AS_GIVEN}, {row.contender.key}={given[0]:g}" if given else AS_GIVEN
-
-
-def average(values: Sequence[float], digits: int) -> str:
-    """``mean ± standard error`` (of the mean, with n - 1); the mean alone where the values are equal, one, or not finite."""
-    if not values:
-        return NONE
-    mean = f"{statistics.mean(values):.{digits}f}"
-    if len(set(values)) == 1 or not all(map(math.isfinite, values)):
-        return mean
-    return f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.{digits}f}"
 
 
 def write(plan: Plan, found: Records, folder: Path) -> tuple[list[Row], str]:
@@ -196,5 +183,5 @@ def write(plan: Plan, found: Records, folder: Path) -> tuple[list[Row], str]:
 
 
 def numbers(record: dict[str, Any]) -> dict[str, float]:
-    """What of a record is a number."""
+    """Select the entries of a record that are numbers."""
     return {k: v for k, v in record.items() if isinstance(v, int | float) and k not in ("seed",)}

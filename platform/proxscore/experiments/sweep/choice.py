@@ -34,7 +34,7 @@ class Candidate:
         return [trial.value(metric) for trial in self.trials]
 
     def mean(self, metric: str) -> float:
-        """Over seeds."""
+        """The mean of a metric over the seeds; infinite where no run finished."""
         return statistics.fmean(self.values(metric)) if self.trials else math.inf
 
 
@@ -61,7 +61,7 @@ class Choice:
         return Listed(self.ledger, missing, self.config.training.epochs)
 
     def candidates(self) -> list[Candidate]:
-        """What was repeated, the best first."""
+        """The settings that were repeated from several seeds, the best first."""
         found = [Candidate(label, params, self._runs(params, self.tune.seeds)) for label, params in self._chosen()]
         return sorted(found, key=lambda candidate: (-len(candidate.trials), self.cost(candidate.mean(self.objective))))
 
@@ -132,5 +132,5 @@ class Choice:
         return self.tune.gpu_hours is not None and self.gpu_hours() > self.tune.gpu_hours
 
     def gpu_hours(self) -> float:
-        """Of the search so far."""
+        """The GPU hours that the search has taken so far."""
         return sum(trial.seconds for trial in self.ledger.of("search")) * self.config.training.workers / 3600

@@ -29,7 +29,7 @@ def default_space(config: Config, total_steps: int) -> dict[str, Domain]:
 
 
 def _domain(domain: dict[str, Any]) -> Domain:
-    """With the keys of its condition in full."""
+    """A domain of the space, whose condition names its keys in full."""
     when = {f"method.{key}": values for key, values in domain.get("when", {}).items()}
     return Domain(**domain | ({"when": when} if when else {}))
 

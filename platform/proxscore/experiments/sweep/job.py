@@ -25,7 +25,7 @@ from proxscore.training.ray import cluster, connection
 
 @dataclass
 class Found:
-    """What a sweep came to.
+    """The outcome of a sweep.
 
     Attributes:
         candidates: repeated settings, the best first.
@@ -90,7 +90,7 @@ def run(plan: Plan, show: Callable[[str], None]) -> Found:
 
 
 def finished(plan: Plan) -> Found | None:
-    """What a sweep came to that is finished, and has nothing left to do."""
+    """The outcome of a sweep that is finished; none where it has something left to do."""
     ledger = Ledger(plan.folder, plan.settings())
     if ledger.found is None or ledger.run_id is None:
         return None

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live as RichLive
 from rich.table import Table
 
-from proxscore.experiments.comparison.driver import duration
+from proxscore.experiments.progress import pace
 from proxscore.experiments.sweep.ledger import Ledger, Trial
 from proxscore.experiments.sweep.plan import Plan
 from proxscore.experiments.sweep.space import Params
@@ -123,14 +123,13 @@ class Live:
         done, total = self._done(), self.total
         failed = sum(trial.status == "failed" for trial in done)
         text = f"{self.current} {len(done)}/{total}" + (f" ({failed} failed)" if failed else "")
-        finished, seconds = len(done) - self.done_before, time.monotonic() - self.started
-        if finished:
-            left = (total - len(done)) * seconds / finished
-            limit = self.plan.tune.time_limit
-            if self.current == "search" and limit is not None:
-                left = min(left, max(limit - self.ledger.search_seconds, 0))
-            text += f" · {3600 * finished / seconds:.0f} per hour · {duration(left)} left"
-        return text
+        limit = self.plan.tune.time_limit if self.current == "search" else None
+        return text + pace(
+            len(done) - self.done_before,
+            total - len(done),
+            time.monotonic() - self.started,
+            None if limit is None else limit - self.ledger.search_seconds,
+        )
 
 
 def short(params: Params) -> str:

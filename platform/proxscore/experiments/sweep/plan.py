@@ -59,7 +59,7 @@ class Plan:
         return f"{self.folder}/trials"
 
     def settings(self) -> dict[str, Any]:
-        """What the trials depend on: a sweep goes on with the same."""
+        """The settings that the trials depend on; a sweep goes on with the same alone."""
         flat = {key: value for key, value in configuration.flatten(self.config).items() if key.startswith(MATTERS)}
         space = {f"tune.space.{key}": domain.model_dump() for key, domain in self.space.items()}
         same: dict[str, Any] = {"tune.search": self.tune.search, "tune.objectives": list(self.objectives)}
@@ -125,7 +125,7 @@ def _objectives(tune: TuneConfig, task: Task) -> dict[str, bool]:
 
 
 def _scheduler(tune: TuneConfig, config: Config, objectives: dict[str, bool]) -> Literal["asha", "none"]:
-    """Where none is asked for, the one that can work.
+    """Choose the scheduler that can work, where none is asked for.
 
     Raises:
         ConfigError: the one that is asked for cannot.
@@ -148,7 +148,7 @@ def _scheduler(tune: TuneConfig, config: Config, objectives: dict[str, bool]) ->
 
 
 def _check_population(tune: TuneConfig, config: Config, steps: int) -> None:
-    if not hasattr(config.method, "penalty"):
+    if not config.method.proximal:
         raise ConfigError(
             f"tune.search=population learns the schedules of method.kind=proximal_score, not of {config.method.kind}"
         )

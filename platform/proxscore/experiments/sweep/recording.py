@@ -40,7 +40,7 @@ class Recording:
         return TrackedRun(tracking.uri, tracking.experiment, self.label(trial), trial.run_id or None)
 
     def label(self, trial: Trial) -> str:
-        """What a trial's run is called, below its sweep."""
+        """The name of a trial's run below its sweep."""
         if trial.stage == "repeat":
             return f"trial {trial.number}, seed {trial.seed}"
         member = "" if trial.member is None else f", member {trial.member}, round {trial.round}"

@@ -20,6 +20,8 @@ from proxscore.experiments.sweep.live import short
 from proxscore.experiments.sweep.plan import Plan
 from proxscore.experiments.sweep.population import MULTIPLIERS
 from proxscore.experiments.sweep.space import Domain, Space, applied
+from proxscore.experiments.tables import NONE
+from proxscore.experiments.tables import markdown as tabular
 from proxscore.methods import RunLength
 
 
@@ -37,7 +39,7 @@ def spread(values: Sequence[float]) -> str:
     """Mean and standard deviation over seeds, of which the metric may be undefined."""
     values = [value for value in values if math.isfinite(value)]
     if not values:
-        return "–"
+        return NONE
     mean = statistics.fmean(values)
     return f"{mean:.4f}" if len(values) < 2 else f"{mean:.4f} ± {statistics.stdev(values):.4f}"
 
@@ -46,8 +48,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A leaderboard in Markdown; the values of the settings stand below the table, which pages show at little height."""
     values = [f"* {row[0]}: {row[-1]}" for row in rows]
     header, rows = header[:-1], [row[:-1] for row in rows]
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows), "", *values]) + "\n"
+    return "\n".join([tabular(header, rows, texts=len(header)), "", *values]) + "\n"
 
 
 def trials_table(plan: Plan, ledger: Ledger) -> str:
@@ -86,7 +87,7 @@ def drawn(plan: Plan, ledger: Ledger, best: Sequence[Trial]) -> dict[str, Figure
     found = figures.drawn(figures.study_of(_flat(plan, trials), _space(plan), objective, more), objective)
     entries: list[tuple[str, Config]] = [("as given", plan.config)]
     entries += [(f"trial {trial.number}", applied(plan.config, trial.params)) for trial in best if trial.params]
-    if hasattr(plan.config.method, "penalty"):
+    if plan.config.method.proximal:
         per_epoch = max(round(plan.steps / plan.config.training.epochs), 1)
         found["schedules"] = figures.schedules(entries, RunLength(plan.steps, per_epoch, len(plan.task.data.train)))
     if others and not more and not others[0][1]:  # the front is drawn of two that are to be small
@@ -95,7 +96,7 @@ def drawn(plan: Plan, ledger: Ledger, best: Sequence[Trial]) -> dict[str, Figure
 
 
 def _flat(plan: Plan, trials: Sequence[Trial]) -> list[Trial]:
-    """With a population's multipliers by round, as values of their own."""
+    """Trials with the multipliers of each round as values of their own."""
     if plan.space:
         return list(trials)
     last = plan.tune.population.rounds - 1

@@ -75,7 +75,7 @@ def load(path: Path | None, overrides: Sequence[str]) -> tuple[Config, TuneConfi
 
 
 def of(tree: dict[str, Any], source: str) -> tuple[Config, TuneConfig]:
-    """As :func:`load`, of a plain tree.
+    """Validate a sweep that is given as a plain tree; see :func:`load`.
 
     Args:
         source: what to call the tree in messages.

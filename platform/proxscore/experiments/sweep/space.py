@@ -53,7 +53,7 @@ class Domain(Section):
         return found
 
     def written(self) -> dict[str, Any]:
-        """As people write it."""
+        """The domain as people write it in a configuration."""
         return {self.kind: self.values} | ({"when": self.when} if self.when else {})
 
 

@@ -86,7 +86,7 @@ class Sweep(Choice):
             self.live.refresh(force=True)
 
     def _begin(self, trial: Trial) -> dict[str, Any]:
-        """What a trial's driver is given; its MLflow run is there then."""
+        """Make a trial's MLflow run, and return the settings that its driver is given."""
         changed = self.trial_config(trial)
         cost = relative_cost(changed, self.config)
         label = self.recording.begin(trial, changed)

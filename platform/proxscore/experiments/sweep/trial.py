@@ -30,7 +30,7 @@ SCORE = "validation/"  # what names of validation metrics begin with
 
 
 def run(settings: dict[str, Any]) -> None:
-    """What Ray Tune runs, in a process of its own: the run's driver.
+    """Drive a trial's run; Ray Tune calls this in a process of its own.
 
     Args:
         settings: ``config`` (whole), ``number``, ``until`` as of :func:`proxscore.training.loop.fit.fit`, ``start`` (folder

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from proxscore.inference import noise
-from proxscore.inference.families.mean_field import Bucket, split
+from proxscore.inference.bucket import Bucket, split
 from proxscore.inference.members import Member
 
 # Elements that one pass of in-place operations covers; three temporaries of that size live at once. On the CPU large

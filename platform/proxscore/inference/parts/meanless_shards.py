@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from proxscore.inference import noise
-from proxscore.inference.families.mean_field import Bucket
+from proxscore.inference.bucket import Bucket
 from proxscore.inference.interrupts import deferred_interrupts
 from proxscore.inference.members import Member
 from proxscore.inference.parts.buckets import ShardViews, buckets

@@ -2,7 +2,7 @@
 
 Nothing is flattened or gathered: every pass is elementwise over *buckets* of local shards, so that sharding needs no
 communication, and the state is the optimizer's, with the parameters' own placements. The arithmetic is that of
-:mod:`proxscore.inference.families.mean_field`.
+:mod:`proxscore.inference.foreach_step`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from proxscore.inference import noise
+from proxscore.inference import foreach_step, noise
+from proxscore.inference.bucket import Bucket
 from proxscore.inference.convergence.shard_probes import ShardProbes
-from proxscore.inference.families.mean_field import Bucket, MeanField
 from proxscore.inference.members import Member, still_trained
 from proxscore.inference.monitor import Monitor
 from proxscore.inference.parts.buckets import ShardViews, buckets, views
@@ -37,7 +37,7 @@ class Shards(Part):
 
     def __init__(self, members: list[Member], state: States, draws: int, adaptive: bool) -> None:
         self.all_members, self.members, self._draws = members, members, draws
-        self._family, self._shards = MeanField(), list[ShardViews]()
+        self._shards = list[ShardViews]()
         self._prior_weight = 1.0  # of this step
         self._streams = noise.Streams()
         for member in members:
@@ -75,13 +75,13 @@ class Shards(Part):
             )
             for piece, values in self._streams.pieces(weights, seed, start, total):
                 if len(values) == len(weights):
-                    self._family.sample_(weights, mean, precision, values)
+                    foreach_step.sample_(weights, mean, precision, values)
                 else:
-                    self._family.sample_(weights[piece], mean[piece], precision[piece], values)
+                    foreach_step.sample_(weights[piece], mean[piece], precision[piece], values)
 
     def _reflect(self, draw: Draw) -> None:
         for bucket in self._buckets():
-            self._family.reflect_(bucket)
+            foreach_step.reflect_(bucket)
 
     def take(self, draw: Draw, gradients: list[Tensor]) -> None:
         """Add the gradient to the step's; after a draw or pair, turn it into the curvature statistic.
@@ -100,7 +100,7 @@ class Shards(Part):
             else:
                 torch._foreach_add_(bucket.total, bucket.statistic, alpha=(0.5 if second else 1.0) / draw.draws)
             if draw.last:
-                self._family.curvature_(bucket, draw.scale / 2 if draw.paired else draw.scale, draw.paired)
+                foreach_step.curvature_(bucket, draw.scale / 2 if draw.paired else draw.scale, draw.paired)
             else:
                 torch._foreach_neg_(bucket.statistic)
         if draw.last and self._draws > 1:
@@ -122,7 +122,7 @@ class Shards(Part):
         statistic = "curvature" if self._draws > 1 else "gradient"
         before = self.probes.before(step, self._shards, statistic)
         for bucket in self._buckets(statistic):
-            ratio = self._family.update_(bucket, step)
+            ratio = foreach_step.update_(bucket, step)
             if monitor is not None:
                 monitor.add(bucket.precision, ratio)
         if step.metric is not None:

@@ -101,7 +101,7 @@ class Gaps:
         return self.full_data and len(self.log_ratios) >= FEWEST_DRAWS
 
     def lines(self) -> list[str]:
-        """What to tell a user, one line for each distance."""
+        """The lines that tell a user of each distance."""
         noise = "" if self.full_data else "; it holds the noise of mini-batch scores"
         flat = f"; without the flat prior of {_some(self.flat)}" if self.flat else ""
         lines = [

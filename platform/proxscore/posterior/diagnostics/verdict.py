@@ -393,7 +393,7 @@ def _notes(optimizer: ProximalScore, rows: int | None) -> tuple[str, ...]:
 
 
 def _metrics(judged: list[_Judged]) -> dict[str, float]:
-    """Of all tensors: averages over the numbers, and the worst."""
+    """The metrics of all tensors: averages over their numbers, and the worst."""
     weights = [float(each.probed.numbers) for each in judged]
 
     def average(column: str) -> float:

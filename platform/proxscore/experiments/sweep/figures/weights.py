@@ -23,7 +23,7 @@ def schedules(entries: Sequence[tuple[str, Config]], length: RunLength) -> Figur
     penalties = [
         (name, config.method.penalty.build(length.total_steps, length.steps_per_epoch))
         for name, config in entries
-        if hasattr(config.method, "penalty")
+        if config.method.proximal
     ]
     if not penalties:
         return words("No configuration trains by proximal score matching: there are no proximal weights to draw.")

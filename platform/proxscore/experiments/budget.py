@@ -15,7 +15,7 @@ from proxscore.methods.ensemble import EnsembleConfig
 
 @dataclass(frozen=True)
 class Budget:
-    """What a method makes of its gradient evaluations.
+    """The steps and passes that a method makes of its gradient evaluations.
 
     Attributes:
         steps: of all members together.
@@ -33,12 +33,12 @@ class Budget:
 
     @property
     def evaluations(self) -> int:
-        """All together."""
+        """The gradient evaluations of steps and of passes beside them."""
         return self.steps * self.per_step + self.beside
 
     @property
     def epochs(self) -> float:
-        """What the loop is called with: passes over the data by all members' steps."""
+        """The epochs that the loop is called with: passes over the data by the steps of all members."""
         return self.steps / self.steps_per_epoch
 
 

@@ -1,0 +1,169 @@
+"""Networks with their optimizers: the time of a step and of its update alone, and the memory that both take."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from proxscore.inference import ProximalScore
+
+# Steps so small that the networks stay where they are over the rounds: only the cost counts here.
+OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+    "AdamW": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-6),
+    "AdamW, fused": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True),
+    "unpaired": lambda model: ProximalScore(model.named_parameters(), data_size=50_000),
+    "paired": lambda model: ProximalScore(model.named_parameters(), data_size=50_000, paired=True),
+    "unpaired, posterior's metric": lambda model: ProximalScore(
+        model.named_parameters(), data_size=50_000, metric="posterior", paired=False
+    ),
+}
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a contestant computes its gradients on, and the clock that runs."""
+
+    images: Tensor
+    labels: Tensor
+    autocast: bool
+    clock: Callable[[], float]
+
+
+class Contestant:
+    """A network with its optimizer, and given gradients for the update alone."""
+
+    def __init__(self, template: nn.Module, method: str, workload: Workload) -> None:
+        self.model = copy.deepcopy(template)
+        self.optimizer = OPTIMIZERS[method](self.model)
+        self.workload = workload
+        self.gradients: list[Tensor] = []
+
+    def evaluate(self) -> None:
+        """Forward and backward."""
+        work = self.workload
+        with torch.autocast(work.images.device.type, torch.bfloat16, enabled=work.autocast):
+            loss = nn.functional.cross_entropy(self.model(work.images), work.labels)
+        loss.backward()
+
+    def give_gradients(self) -> None:
+        """What a backward leaves, without its cost: new gradients where there are none, else their sum."""
+        for parameter, gradient in zip(self.model.parameters(), self.gradients, strict=True):
+            if parameter.grad is None:
+                parameter.grad = gradient.clone()
+            else:
+                parameter.grad.add_(gradient)
+
+    def draws(self) -> Iterator[int]:
+        """As many iterations as the step takes gradient evaluations."""
+        if isinstance(self.optimizer, ProximalScore):
+            yield from self.optimizer.draws()
+        else:
+            self.optimizer.zero_grad()
+            yield 0
+
+    def step(self) -> None:
+        for _ in self.draws():
+            self.evaluate()
+        self.optimizer.step()
+
+    def update(self) -> float:
+        """Seconds of a step outside of the loop's body, which only provides gradients."""
+        provided = 0.0
+        start = self.now()
+        for _ in self.draws():
+            begin = self.now()
+            self.give_gradients()
+            provided += self.now() - begin
+        self.optimizer.step()
+        return self.now() - start - provided
+
+    def timed_step(self) -> float:
+        start = self.now()
+        self.step()
+        return self.now() - start
+
+    def now(self) -> float:
+        if self.workload.images.is_cuda:
+            torch.cuda.synchronize()
+        return self.workload.clock()
+
+    def remember_gradients(self) -> None:
+        self.optimizer.zero_grad()
+        self.evaluate()
+        self.gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.model.parameters()]
+        self.optimizer.zero_grad()
+
+    def held(self) -> int:
+        """Numbers in weights, gradients and optimizer state."""
+        state = [value for entry in self.optimizer.state.values() for value in entry.values()]
+        return sum(tensor.numel() for tensor in state if isinstance(tensor, Tensor)) + 2 * size(self.model)
+
+
+def size(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def peak_memory(run: Callable[[], object], device: torch.device) -> int:
+    """Most bytes that tensors held at once while ``run`` ran, beyond those that were held before."""
+    gc.collect()  # what is released within ``run`` must have been allocated within it
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        run()
+    assert recorded.profiler is not None
+    assert recorded.profiler.kineto_results is not None
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def times(contestants: list[Contestant], repeats: int) -> tuple[list[list[float]], list[list[float]]]:
+    """Seconds of the steps and of the updates alone, per contestant and round."""
+    steps: list[list[float]] = [[] for _ in contestants]
+    updates: list[list[float]] = [[] for _ in contestants]
+    for contestant in contestants:
+        contestant.remember_gradients()
+    for round_ in range(-1, repeats):  # the first round warms up
+        print(f"\rround {round_ + 1} of {repeats}", end="", file=sys.stderr, flush=True)
+        for index, contestant in enumerate(contestants):
+            step, update = contestant.timed_step(), contestant.update()
+            if round_ >= 0:
+                steps[index].append(step)
+                updates[index].append(update)
+    print(file=sys.stderr)
+    return steps, updates
+
+
+def memory(build: Callable[[], Contestant], device: torch.device) -> tuple[int, int, Contestant]:
+    """Peak bytes of a step, and of an update alone, each from the building on; and a contestant after a step."""
+    built: list[Contestant] = []
+
+    def steps() -> None:
+        built.append(build())
+        built[0].step()
+        built[0].step()
+
+    def updates() -> None:
+        other = build()
+        other.gradients = [torch.zeros_like(parameter) for parameter in other.model.parameters()]
+        other.update()
+        other.update()
+
+    step_peak = peak_memory(steps, device)
+    given = sum(parameter.numel() * parameter.element_size() for parameter in built[0].model.parameters())
+    return step_peak, peak_memory(updates, device) - given, built[0]
