@@ -25,7 +25,7 @@ from mlflow import MlflowClient
 
 from proxscore.calibration import expected_calibration_error
 from proxscore.config import ConfigError
-from proxscore.experiments.budget import share
+from proxscore.experiments.budget import equal_budget
 from proxscore.experiments.comparison import cell as cells
 from proxscore.experiments.comparison import driver, records, study, table
 from proxscore.experiments.comparison.plan import Plan, plan
@@ -309,17 +309,17 @@ def test_every_method_takes_the_same_number_of_gradient_evaluations() -> None:
         (LaplaceConfig(), 900),  # a pass over the data after
         (ensemble, 500),
     ]:
-        found = share("a", method, steps_per_epoch=100, total=1000)
+        found = equal_budget("a", method, steps_per_epoch=100, total=1000)
         assert (found.steps, found.evaluations) == (steps, 1000)
     assert (
-        share("a", ProximalScoreConfig(initial_precision=0.1, draws=2), 100, 1001).evaluations == 1000
+        equal_budget("a", ProximalScoreConfig(initial_precision=0.1, draws=2), 100, 1001).evaluations == 1000
     )  # within one step
     with pytest.raises(ConfigError, match="would not be equal: use a budget of whole multiples of 10"):
-        share("a", ensemble, 100, 1004)
+        equal_budget("a", ensemble, 100, 1004)
     with pytest.raises(
         ConfigError, match="needs 10 gradient evaluations for one step of each of 5 members; the budget is 4"
     ):
-        share("a", ensemble, 4, 4)
+        equal_budget("a", ensemble, 4, 4)
 
 
 def leave(made: Plan, scores: dict[tuple[str, str, int], float]) -> None:
