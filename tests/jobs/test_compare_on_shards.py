@@ -20,6 +20,7 @@ METHODS: dict[str, Any] = {
     "AdamW": {"method": {"kind": "adamw"}},
     "ours": {"method": {"kind": "proximal_score"}},
     "Laplace": {"method": {"kind": "laplace"}},  # cannot share its state: one process here, too
+    "two": {"method": {"kind": "ensemble", "members": 2, "budget": "shared"}},
 }
 
 
@@ -58,6 +59,7 @@ def test_a_vision_transformer_on_two_workers_per_cell(
         "adamw": 2,
         "ours": 2,
         "laplace": 1,
+        "two": 2,
     }
     for method, one in found["alone"].items():
         two = found["shared"][method]
@@ -71,6 +73,6 @@ def test_a_vision_transformer_on_two_workers_per_cell(
         assert sorted(kept[0]["targets"]) == sorted(kept[1]["targets"])  # every row of the test split, once
         assert not list((tmp_path / "runs" / "shared" / method / "default" / "0").glob("checkpoint*"))
     rows = list(csv.DictReader((tmp_path / "runs" / "shared" / "report" / "comparison.csv").open()))
-    assert [row["status"] for row in rows] == ["finished"] * 3
+    assert [row["status"] for row in rows] == ["finished"] * 4
     assert (tmp_path / "runs" / "shared" / "report" / "comparison.png").exists()
     assert compare(comparison(tmp_path, "shared", workers=2)) == 0  # it is finished: nothing is trained again

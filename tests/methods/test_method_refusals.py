@@ -94,7 +94,7 @@ def test_draws_below_batch_norm_need_batches_for_its_statistics(
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("kind", ["ivon", "laplace", "ensemble"])
+@pytest.mark.parametrize("kind", ["ivon", "laplace"])
 def test_a_method_that_cannot_shard_says_so(kind: str) -> None:
     for workers in (0, 1):
         config = tree({"kind": kind}, workers=workers)
@@ -104,6 +104,20 @@ def test_a_method_that_cannot_shard_says_so(kind: str) -> None:
         ConfigError, match=rf"^training\.workers=2: {kind} works on one worker; use training\.workers=0 or 1$"
     ):
         meshes.arrangement(config, config.method)
+
+
+@pytest.mark.parametrize(
+    ("of", "shards"),
+    [
+        ({"kind": "adamw"}, True),
+        ({"kind": "proximal_score"}, True),
+        ({"kind": "laplace"}, False),
+        ({"kind": "proximal_score", "family": {"kind": "low_rank"}}, False),
+        ({"kind": "proximal_score", "families": {"head.*": {"kind": "full_covariance"}}}, False),
+    ],
+)
+def test_an_ensemble_shards_where_its_members_posteriors_do(of: dict[str, Any], shards: bool) -> None:
+    assert section(kind="ensemble", of=of).shards is shards
 
 
 def test_laplace_needs_a_linear_last_layer_and_a_covariance_that_fits() -> None:

@@ -6,6 +6,7 @@ Not Monte Carlo dropout: every rank draws masks for its own rows.
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "sgld": {"kind": "sgld", "samples": 3, "cycles": 2, "exploration": 0.3},
     "sghmc": {"kind": "sghmc", "samples": 3, "cycles": 2, "exploration": 0.3},
     "swag": {"kind": "swag", "collect_every": 0.25, "start": 0.3, "rank": 3},
+    "ensemble": {"kind": "ensemble", "members": 2, "of": {"kind": "proximal_score", "initial_noise": 0.02}},
+    "ensemble of swag": {
+        **{"kind": "ensemble", "members": 2, "budget": "shared"},
+        "of": {"kind": "swag", "collect_every": 0.25, "start": 0.0, "rank": 2},
+    },
 }
 
 
@@ -49,7 +55,14 @@ def tree(method: str, workers: int) -> Config:
                 "data": {"kind": "digits", "limit": 121},  # the last batch has one row: one rank has none
             },
             "method": METHODS[method],
-            "training": {"epochs": 3, "batch_size": 40, "workers": workers, "device": "cpu", "validate_every": 3},
+            "training": {
+                "epochs": 3,
+                "batch_size": 40,
+                "workers": workers,
+                "device": "cpu",
+                "validate_every": 3,
+                "checkpoint_every": 1,
+            },
             "evaluation": {"draws": 2, "validation_draws": 1},
             "tracking": {"interval": 0},
         }
@@ -65,7 +78,7 @@ def run(method: str, folder: Path, workers: int) -> dict[str, Any]:
         folder,
         torch.device("cpu"),
         lambda payloads: losses.extend(record["train/nll"] for record in payloads[0]["records"]),
-        1,
+        20,
         arrangement,
     )
     results = train(config, config.method, config.training.epochs, ImageTask(config.task), worker)
@@ -82,6 +95,11 @@ def worker(rank: int, folder: str) -> None:
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS, timeout=timedelta(seconds=300)
     )
     found = {method: run(method, Path(folder) / method, RANKS) for method in METHODS}
+    if rank == 0:  # as if the run had died in its second member
+        for last in sorted((Path(folder) / "ensemble" / "checkpoints").iterdir())[-2:]:
+            shutil.rmtree(last)
+    dist.barrier()
+    found["resumed"] = run("ensemble", Path(folder) / "ensemble", RANKS)
     if rank == 0:
         torch.save(found, f"{folder}/found.pt")
     dist.barrier()
@@ -106,7 +124,7 @@ def test_a_method_on_shards_is_the_method_in_one_process(
     method: str, sharded: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
     found, expected = sharded[method], run(method, tmp_path, 0)
-    assert len(expected["losses"]) == 12
+    assert len(expected["losses"]) == (24 if method == "ensemble" else 12)
     assert found["losses"] == pytest.approx(expected["losses"], abs=TOLERANCE)
     for variant, metrics in expected["test"].items():
         assert found["test"][variant]["nll"] == pytest.approx(metrics["nll"], abs=TOLERANCE)
@@ -115,3 +133,13 @@ def test_a_method_on_shards_is_the_method_in_one_process(
         torch.testing.assert_close(
             found["posterior"][name], tensor, atol=TOLERANCE, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+def test_an_ensemble_on_shards_that_died_in_its_second_member_is_the_one_that_did_not(
+    sharded: dict[str, dict[str, Any]],
+) -> None:
+    whole, resumed = sharded["ensemble"], sharded["resumed"]
+    assert 0 < len(resumed["losses"]) < 12  # of the second member alone
+    assert resumed["losses"] == whole["losses"][-len(resumed["losses"]) :]
+    assert resumed["test"] == whole["test"]
+    assert all(torch.equal(tensor, resumed["posterior"][name]) for name, tensor in whole["posterior"].items())

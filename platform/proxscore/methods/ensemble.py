@@ -5,7 +5,7 @@ Lakshminarayanan et al., Simple and scalable predictive uncertainty estimation u
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -16,14 +16,19 @@ MEMBER_METHODS = METHODS.default("adamw", without="ensemble")
 
 
 class EnsembleConfig(MethodSection):
-    """Members trained one after another from different seeds. One worker."""
+    """Members trained one after another from different seeds."""
 
     kind: Literal["ensemble"] = "ensemble"
     members: int = Field(5, ge=2, le=1000)
     of: Annotated[MethodSection, MEMBER_METHODS] = Field(default_factory=MEMBER_METHODS.make)
     budget: Literal["each", "shared"] = "each"  # each member takes training.epochs, or they share them
 
-    shards: ClassVar[bool] = False  # the members that are finished wait in one process
+    @property
+    def shards(self) -> bool:  # type: ignore[override]
+        """Whether its members do; those that are finished wait in shards, which families of joint parameters have none of."""
+        family = getattr(self.of, "family", None)
+        joint = bool(getattr(self.of, "families", None)) or (family is not None and family.kind != "mean_field")
+        return self.of.shards and not joint
 
     @property
     def member(self) -> MethodSection:

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from proxscore.config import FAMILIES, ConfigError
 from proxscore.inference import ProximalScore, foreach_step, noise
@@ -332,12 +333,51 @@ class Posterior:
         states = [
             whole({name: joint.layout.gather(value) for name, value in joint.state.items()}) for joint in self.joint
         ]
-        mean = whole(self.mean)
+        gathered = self._with_tensors(whole)
         joint = [
-            Joint(Layout(old.layout.family, [(name, mean[name], 0) for name in old.names]), state)
+            Joint(Layout(old.layout.family, [(name, gathered.mean[name], 0) for name in old.names]), state)
             for old, state in zip(self.joint, states, strict=True)
         ]
-        return replace(self, mean=mean, precision=whole(self.precision), buffers=whole(self.buffers), joint=joint)
+        return replace(gathered, joint=joint)
+
+    def detached(self) -> Posterior:
+        """A copy with tensors of its own, sharded as these are: it stays as it is when a module in training goes on.
+
+        Raises:
+            ConfigError: parameters that a family describes together.
+        """
+        return self._independent()._with_tensors(
+            lambda tensors: {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        )
+
+    def sharded_as(self, module: nn.Module) -> Posterior:
+        """A copy whose tensors, which are whole on every rank, are sharded as the module's parameters; all ranks call it.
+
+        Raises:
+            ConfigError: parameters that a family describes together.
+        """
+        parameters = named_parameters(module)
+
+        def sharded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            found = {}
+            for name, tensor in tensors.items():
+                like = parameters.get(name)
+                if isinstance(like, DTensor):
+                    tensor = distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+                found[name] = tensor
+            return found
+
+        return self._independent()._with_tensors(sharded)
+
+    def _independent(self) -> Posterior:
+        if self.joint:
+            kinds = ", ".join(sorted({joint.layout.family.kind for joint in self.joint}))
+            raise ConfigError(f"a posterior of family {kinds} cannot be kept in shards beside others: use mean_field")
+        return self
+
+    def _with_tensors(self, change: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]) -> Posterior:
+        """The same posterior with other tensors, but for those of ``joint``."""
+        return replace(self, mean=change(self.mean), precision=change(self.precision), buffers=change(self.buffers))
 
     def save(self, folder: str | Path) -> Path:
         """Write ``posterior.safetensors`` and ``posterior.json`` (readable, no pickle) into a folder; returns it.

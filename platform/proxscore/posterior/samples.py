@@ -100,6 +100,12 @@ class Samples(Posterior):
     def gather(self) -> Posterior:
         return Samples([member.gather() for member in self.members], self.description)
 
+    def detached(self) -> Posterior:
+        return Samples([member.detached() for member in self.members], self.description)
+
+    def sharded_as(self, module: nn.Module) -> Posterior:
+        return Samples([member.sharded_as(module) for member in self.members], self.description)
+
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         packed = [member.pack() for member in self.members]
         header: dict[str, Any] = {"format": 1, "family": self.family, "kind": self.kind}

@@ -9,7 +9,7 @@ deep learning, arXiv 1902.02476, equation (1).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from torch import Tensor
 from proxscore.config import ConfigError
 from proxscore.inference import noise
 from proxscore.posterior.posterior import WEIGHTS_FILE, Joint, Posterior
-from proxscore.posterior.tensors import whole
 
 
 @dataclass
@@ -66,10 +65,10 @@ class SWAGPosterior(Posterior):
                     columns[place, index] = deviation[name].reshape(-1).to(result)
         return result + columns @ columns.mT / (2 * (len(self.deviations) - 1))
 
-    def gather(self) -> Posterior:
-        gathered = super().gather()
-        assert isinstance(gathered, SWAGPosterior)
-        return replace(gathered, deviations=[whole(deviation) for deviation in self.deviations])
+    def _with_tensors(self, change: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]) -> Posterior:
+        changed = super()._with_tensors(change)
+        assert isinstance(changed, SWAGPosterior)
+        return replace(changed, deviations=[change(deviation) for deviation in self.deviations])
 
     def groups(self) -> dict[str, dict[str, Tensor]]:
         return super().groups() | {f"deviation-{k}": deviation for k, deviation in enumerate(self.deviations)}

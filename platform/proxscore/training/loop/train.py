@@ -83,11 +83,13 @@ def fit_all(
     members, count = ensemble.finished_members(worker), settings.member_count()
     while True:
         each = ensemble.member_config(config, len(members))
-        own = ensemble.MemberWorker(worker, members, count)
+        own = ensemble.MemberWorker(worker, [member.saved for member in members], count)
         fitted = fit(each, settings.member, settings.member_epochs(epochs), task, own)
-        members.append(ensemble.kept_posterior(fitted.posterior(), fitted.seconds))
+        sharded = worker.mesh is not None
+        members.append(ensemble.Member.of(fitted.posterior(), fitted.seconds, sharded))
         if len(members) == count:
-            samples = Samples(members, ensemble.joint_verdict(members))
+            posteriors = [member.posterior(fitted.run.module, sharded) for member in members]
+            samples = Samples(posteriors, ensemble.joint_verdict(posteriors))
             return Trained(settings, fitted, samples, count, own.seconds + fitted.seconds)
 
 
