@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -98,7 +98,7 @@ def evaluate(source: str, overrides: list[str], split: str, draws: int, output: 
     if posterior.verdict is not None:
         record["verdict"] = posterior.verdict.as_json()
     write(output / f"{stem}.json", json.dumps(record, indent=2) + "\n")
-    for line in posterior.told():
+    for line in [*posterior.told(), *_seen(posterior.description, config, task.describe(), split)]:
         print(line)
     table = Table(
         "metric", "value", title=f"{config.task.data.kind}, {split} split, {draws} draws", title_justify="left"
@@ -112,6 +112,23 @@ def evaluate(source: str, overrides: list[str], split: str, draws: int, output: 
     for name in drawn:
         print(f"figure   {output / stem}_{name}.png")
     return 0
+
+
+def _seen(trained: dict[str, Any], config: Config, described: dict[str, Any], split: str) -> list[str]:
+    """Say of a split that is another one of the same data that the posterior may have been trained on some of its rows.
+
+    Args:
+        trained: the posterior's description.
+        described: what the task says of its data now.
+    """
+    before, now = (((data or {}).get("splits") or {}).get("sha256") for data in (trained.get("data"), described))
+    old, new = (trained.get("task") or {}).get("data") or {}, config.task.data.model_dump(mode="json")
+    same = all(old.get(key) == new.get(key) for key in ("kind", "path"))
+    if not (same and isinstance(before, dict) and isinstance(now, dict)) or before.get(split) == now.get(split):
+        return []
+    return [
+        f"warning    this {split} split is not that of training: it may hold rows that the posterior was trained on"
+    ]
 
 
 def diagnosis(

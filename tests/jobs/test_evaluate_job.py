@@ -63,6 +63,18 @@ def test_another_number_of_draws_gives_other_metrics(score, trained: Trained) ->
     assert record["metrics"]["nll"] != reported(trained, "proximal_score", "posterior")["nll"]
 
 
+def test_rows_that_may_have_been_trained_on_are_warned_of(
+    score,  # type: ignore[no-untyped-def]
+    trained: Trained,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    posterior = folder(trained, "adamw")
+    score(posterior)
+    assert "is not that of training" not in capsys.readouterr().out
+    score(posterior, "task.data.split_seed=1")
+    assert "warning    this test split is not that of training" in capsys.readouterr().out
+
+
 def test_a_run_in_mlflow_is_scored_as_its_folder(score, trained: Trained) -> None:  # type: ignore[no-untyped-def]
     (run,) = (run for run in trained.result["runs"] if run["method"] == "proximal_score")
     uri = f"tracking.uri=sqlite:///{trained.folder / 'mlflow.db'}"

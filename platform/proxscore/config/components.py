@@ -134,6 +134,11 @@ class TaskSection(Component):
     model: Any
     data: Any
 
+    @property
+    def network(self) -> str:
+        """What the network is called in messages: its name, or, where it has none, the kind of the task."""
+        return str(getattr(self.model, "name", self.kind))
+
     @abstractmethod
     def build(self, *, verify: bool = True, trained: Mapping[str, Any] | None = None) -> Any:
         """The task: see :class:`proxscore.tasks.Task`.
@@ -209,6 +214,7 @@ FAMILIES = Registry(
         "kronecker": "proxscore.inference.families.kronecker:Kronecker",
         "mixture": "proxscore.inference.families.mixture:Mixture",
     },
+    classes="proxscore.inference.families.base:Family",
 )
 
 PENALTIES = Registry(

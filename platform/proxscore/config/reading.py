@@ -124,6 +124,8 @@ def _override(tree: dict[str, Any], override: str) -> None:
 def _one_line(error: ValidationError, source: str, root: type[Section], tree: Any) -> str:
     errors = error.errors(include_url=False)
     first = errors[0]
+    if first["type"] == "missing":  # a misspelt key explains it
+        first = next((error for error in errors if error["type"] == "extra_forbidden"), first)
     location = path = [str(part) for part in first["loc"]]
     dotted = ".".join(path) or "top level"
     if first["type"] == "extra_forbidden":
@@ -133,12 +135,13 @@ def _one_line(error: ValidationError, source: str, root: type[Section], tree: An
         return f"{source}: unknown key {dotted!r}; {hint}"
     if first["type"] == "union_tag_invalid":
         tags = first["ctx"]["expected_tags"]
-        return f"{source}: {dotted}.kind is {_short(first['ctx']['tag'])}; it must be one of {tags}"
+        close = f"did you mean {first['ctx']['near']!r}? " if first["ctx"].get("near") else ""
+        return f"{source}: {dotted}.kind is {_short(first['ctx']['tag'])}; {close}it must be one of {tags}"
     if first["type"] == "component":
         return f"{source}: {dotted}: {first['msg']}"
     if first["type"] == "missing":
         return f"{source}: {dotted} is missing; it has no default"
-    others = errors[1:]
+    others = [error for error in errors if error is not first]
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "string_type" and isinstance(first["input"], (int, float)):
         message += ": a text that looks like a number goes into quotes"

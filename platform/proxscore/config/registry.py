@@ -12,6 +12,7 @@ which is validated by the section that its ``kind`` names. Nothing is imported b
 from __future__ import annotations
 
 import copy
+import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -44,10 +45,11 @@ class Registry:
         title: what one of them is called in messages, as ``method``.
         group: of the entry points by which other packages add theirs.
         built_in: kind -> ``module:attribute``.
+        classes: ``module:attribute`` of the base class of components that are no sections, where these may be registered.
     """
 
-    def __init__(self, title: str, group: str, built_in: Mapping[str, str]) -> None:
-        self.title, self.group, self.built_in = title, group, dict(built_in)
+    def __init__(self, title: str, group: str, built_in: Mapping[str, str], classes: str | None = None) -> None:
+        self.title, self.group, self.built_in, self.classes = title, group, dict(built_in), classes
         self._kinds: Callable[[], list[str]] = lambda: list(dict.fromkeys([*self.built_in, *_installed(self.group)]))
 
     def only(self, *kinds: str) -> Registry:
@@ -70,25 +72,55 @@ class Registry:
         """The component that is registered by a kind: a section, or a class.
 
         Raises:
-            ConfigError: there is none, or it cannot be imported.
+            ConfigError: there is none, it cannot be imported, or it is no such component; names it.
         """
         if kind not in self.kinds():
             raise ConfigError(f"{self.title} {kind!r} is not known; it must be one of {', '.join(self.kinds())}")
         where = self.built_in.get(kind) or _installed(self.group)[kind]
         module, _, attribute = where.partition(":")
+        if not attribute:
+            raise ConfigError(f"{self.title} {kind}: its entry point is {where}; write module:attribute")
         try:
-            return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(f"{self.title} {kind}: {where} cannot be imported: {error}") from error
+            found = getattr(importlib.import_module(module), attribute)
+        except Exception as error:  # whatever a foreign module does when it is imported
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ConfigError(f"{self.title} {kind}: {where} cannot be imported: {why}") from error
+        if not isinstance(found, type):
+            raise ConfigError(f"{self.title} {kind}: {where} is a {type(found).__name__}, and no class")
+        if missing := getattr(found, "__abstractmethods__", None):
+            raise ConfigError(f"{self.title} {kind}: {where} lacks {', '.join(sorted(missing))}")
+        return found
 
     def section(self, kind: str) -> type[Component]:
         """The section of a kind.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: there is none; or its own kind is another, or it is none of this sort.
         """
         found = self.component(kind)
-        return found if issubclass(found, Component) else section_of(found, kind)
+        where = f"{self.title} {kind}: {found.__module__}:{found.__qualname__}"
+        if issubclass(found, Component):
+            own, section = found.model_fields["kind"].default, found
+        elif self.classes is not None and issubclass(found, self._class()):
+            own = getattr(found, "kind", None)
+            try:
+                section = section_of(found, kind)
+            except Exception as error:  # an annotation that pydantic does not understand
+                why = " ".join(str(error).split())[:200]
+                raise ConfigError(f"{where} has arguments that are no settings: {why}") from error
+        else:
+            raise ConfigError(
+                f"{where} is no {self.classes.partition(':')[2] if self.classes else 'section of a component'}"
+            )
+        if own != kind:
+            raise ConfigError(f"{where} has kind {own!r}, and is registered as {kind!r}: they must be equal")
+        return section
+
+    def _class(self) -> type[Any]:
+        assert self.classes is not None
+        module, _, attribute = self.classes.partition(":")
+        found: type[Any] = getattr(importlib.import_module(module), attribute)
+        return found
 
     def make(self) -> Any:
         """The section of the default kind, with the defaults of its settings."""
@@ -102,13 +134,16 @@ class Registry:
         """
         if isinstance(value, sort):
             if value.kind not in self.kinds():
-                raise self._unknown(value.kind)
+                raise self._unknown(value.kind, sort)
             return value
         if not isinstance(value, dict):
-            raise PydanticCustomError("model_type", "Input should be a section with keys and values")
+            hint = f": write kind={value}" if value in self.kinds() else ""
+            raise PydanticCustomError(
+                "model_type", "Input should be a section with keys and values{hint}", {"hint": hint}
+            )
         kind = value.get("kind", self.kinds()[0])
         if kind not in self.kinds():
-            raise self._unknown(kind)
+            raise self._unknown(kind, sort)
         try:
             section = self.section(kind)
         except ConfigError as error:
@@ -118,9 +153,18 @@ class Registry:
             raise PydanticCustomError("component", "{reason}", {"reason": reason})
         return section.model_validate(value)
 
-    def _unknown(self, kind: Any) -> PydanticCustomError:
-        expected = ", ".join(map(repr, self.kinds()))
-        return PydanticCustomError("union_tag_invalid", "Unknown kind", {"tag": kind, "expected_tags": expected})
+    def _unknown(self, kind: Any, sort: type[Component]) -> PydanticCustomError:
+        expected = ", ".join(repr(known) for known in self.kinds() if known in self.built_in or self._is(known, sort))
+        near = difflib.get_close_matches(str(kind), self.kinds(), n=1, cutoff=0.6)
+        context = {"tag": kind, "expected_tags": expected, "near": near[0] if near else ""}
+        return PydanticCustomError("union_tag_invalid", "Unknown kind", context)
+
+    def _is(self, kind: str, sort: type[Component]) -> bool:
+        """Whether a component of another package is of this sort; one that cannot be imported may be."""
+        try:
+            return issubclass(self.section(kind), sort)
+        except ConfigError:
+            return True
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(
@@ -145,9 +189,16 @@ class Built(Component):
         """The component.
 
         Raises:
-            ValueError: settings that it refuses.
+            ValueError: settings that it refuses, or that a saved posterior would not know.
         """
-        return self.builds(**{name: getattr(self, name) for name in type(self).model_fields if name != "kind"})
+        given = {name: getattr(self, name) for name in type(self).model_fields if name != "kind"}
+        found = self.builds(**given)
+        if forgotten := given.keys() - found.settings().keys():
+            raise ValueError(
+                f"{self.kind}: {self.builds.__qualname__}.settings() lacks {', '.join(sorted(forgotten))}, which a saved "
+                "posterior must know to build it again"
+            )
+        return found
 
 
 @cache
@@ -159,6 +210,8 @@ def section_of(component: Any, kind: str) -> type[Built]:
     hints = get_type_hints(component.__init__, include_extras=True)
     fields: dict[str, Any] = {"kind": (Literal[kind], kind)}
     for name, parameter in list(inspect.signature(component.__init__).parameters.items())[1:]:
+        if hasattr(Built, name):
+            raise TypeError(f"an argument may not be called {name}")
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         needed = parameter.default is parameter.empty

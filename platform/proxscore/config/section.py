@@ -12,6 +12,7 @@ from pydantic import (
     ConfigDict,
     SerializationInfo,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
@@ -42,7 +43,7 @@ class Section(BaseModel):
     list of one. What a section is dumped to, or printed as, keeps no credentials of URIs.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -52,6 +53,13 @@ class Section(BaseModel):
         alone = {name for name, value in values.items() if isinstance(value, str)}
         texts = {name for name, field in cls.model_fields.items() if name in alone and _lists_texts(field.annotation)}
         return {name: [value] if name in texts else value for name, value in values.items()}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and _is_number(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError(f"{str(value).lower()} is no number")
+        return value
 
     @field_validator("*", mode="after")
     @classmethod
@@ -69,6 +77,16 @@ class Section(BaseModel):
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
             yield name, masked_tree(value)
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether a setting is a number, or null, and is never true or false."""
+    if annotation in (int, float):
+        return True
+    if get_origin(annotation) in (Union, UnionType):
+        options = [option for option in get_args(annotation) if option is not type(None)]
+        return bool(options) and all(map(_is_number, options))
+    return hasattr(annotation, "__metadata__") and _is_number(get_args(annotation)[0])
 
 
 def _lists_texts(annotation: Any) -> bool:

@@ -29,6 +29,11 @@ def build_method(config: MethodSection, setup: Setup) -> Method:
         raise MethodError(str(error)) from error
     except (ValueError, OverflowError) as error:  # of a part that knows no settings, such as a prior
         raise MethodError(f"method: {' '.join(str(error).split())}") from error
+    if not isinstance(method, Method):
+        raise MethodError(
+            f"method.kind={config.kind}: {type(config).__qualname__}.build gave a {type(method).__name__}; it must give a "
+            "proxscore.methods.Method"
+        )
     return method
 
 

@@ -36,6 +36,8 @@ class Steps(Method):
         Raises:
             FloatingPointError: too many steps in a row had gradients that are not finite.
         """
+        if "peak_lr" not in self.param_groups[0]:
+            raise RuntimeError(f"{type(self).__name__} was not prepared: call prepare(factor) when it is built")
         bad, self.found_inf = bool(self.nonfinite if self.found_inf is None else self.found_inf), None
         for group in self.param_groups:
             group["lr"] = group["peak_lr"] * self.factor(group["iteration"])

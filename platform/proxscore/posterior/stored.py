@@ -44,6 +44,10 @@ def unpack(folder: Path, header: Any, tensors: Mapping[str, Tensor]) -> Posterio
     return found
 
 
+class _UnknownFamilyError(ConfigError):
+    """A family that another package has."""
+
+
 def blocks(folder: Path, described: Any, parts: Mapping[str, dict[str, Tensor]]) -> list[Joint]:
     """The blocks of a saved posterior.
 
@@ -62,6 +66,10 @@ def blocks(folder: Path, described: Any, parts: Mapping[str, dict[str, Tensor]])
                     raise ValueError(f"{name} is {value}, and the block has {numbers} numbers")
             if len(set(settings["parameters"])) < len(settings["parameters"]):
                 raise ValueError("a parameter is listed twice")
+            if isinstance(kind := settings.get("kind"), str) and kind not in FAMILIES.kinds():
+                raise _UnknownFamilyError(
+                    f"{folder}: the posterior's family {kind!r} is not known here: install the package that has it"
+                )
             family = FAMILIES.component(settings["kind"])(**arguments)
             first = parts["mean"][settings["parameters"][0]]
             family.check(
@@ -77,6 +85,8 @@ def blocks(folder: Path, described: Any, parts: Mapping[str, dict[str, Tensor]])
             joint.append(Joint(layout, state))
         if left:
             raise ValueError(f"the tensor joint.{next(iter(left))} belongs to no block")
+    except _UnknownFamilyError:
+        raise
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{folder}: damaged posterior: block {number}: {type(error).__name__}: {' '.join(str(error).split())}"

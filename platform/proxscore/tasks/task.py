@@ -31,6 +31,28 @@ class Task(ABC):
     likelihood: Any
     evaluator: Evaluator = Evaluator()
 
+    def check_members(self) -> None:
+        """Refuse a task that lacks what training needs of it.
+
+        Raises:
+            ConfigError: names the task, and what it lacks.
+        """
+        who = type(self).__qualname__
+        for name in ("config", "data", "likelihood"):
+            if not hasattr(self, name):
+                raise ConfigError(f"task {who} has no {name}: set self.{name} when it is built")
+        if not hasattr(self.likelihood, "nll"):
+            raise ConfigError(
+                f"task {who}: its likelihood {type(self.likelihood).__name__} has no method nll(outputs, targets)"
+            )
+        for part in ("train", "validation", "test"):
+            rows = getattr(self.data, part, None)
+            if rows is None:
+                raise ConfigError(f"task {who}: its data have no part {part!r}")
+            for name in ("__len__", "__getitems__"):
+                if not hasattr(rows, name):
+                    raise ConfigError(f"task {who}: its {part} data, {type(rows).__name__}, have no method {name}")
+
     @abstractmethod
     def build_model(self, device: torch.device | None = None) -> nn.Module:
         """Build the network on a device (by default the CPU); on the meta device it has shapes and no numbers."""
@@ -54,6 +76,7 @@ class Task(ABC):
         Raises:
             ConfigError: names the setting.
         """
+        self.check_members()
         if config.evaluation.shifts:
             self.shifted(config.evaluation.shifts[0])
 

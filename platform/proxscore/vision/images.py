@@ -76,6 +76,11 @@ class MemoryReader(Reader):
     """Images held in memory as bytes (a quarter of float32), normalised as they are read."""
 
     def __init__(self, pixels: Tensor, labels: Rows, normalise: Normalisation, peak: int = 255) -> None:
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4:
+            raise ConfigError(
+                f"images in memory are {pixels.dtype} of shape {tuple(pixels.shape)}; give torch.uint8 (rows, channels, height, "
+                f"width), from 0 to {peak}"
+            )
         self.pixels, self.labels, self.normalise, self.peak = pixels, labels, normalise, peak
 
     def read(self, rows: Rows) -> tuple[Tensor, Rows]:

@@ -7,6 +7,7 @@ constructor's arguments are its settings, and a line in :mod:`proxscore.config.c
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -105,8 +106,12 @@ class Family(ABC):
         return None
 
     def settings(self) -> dict[str, Any]:
-        """The constructor's arguments, as JSON values: what it takes to build the family again."""
-        return {}
+        """The constructor's arguments, as JSON values: what it takes to build the family again.
+
+        By default the attributes of the same names.
+        """
+        names = list(inspect.signature(type(self).__init__).parameters)[1:]
+        return {name: getattr(self, name) for name in names if name not in ("args", "kwargs")}
 
 
 class ClosedForm(ABC):

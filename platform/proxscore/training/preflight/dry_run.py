@@ -96,7 +96,7 @@ def _step(preflight: Preflight, length: RunLength) -> tuple[float, float]:
 def _work(config: Config, task: Task, length: RunLength, counted: Memory) -> list[str]:
     evaluations = length.total_steps * config.method.evaluations_per_step()
     return [
-        f"model            {config.task.model.name}: {counted.parameters:,} parameters, {counted.trained:,} trained",
+        f"model            {config.task.network}: {counted.parameters:,} parameters, {counted.trained:,} trained",
         f"data             {config.task.data.kind}: {task.summary}",
         f"work             {length.total_steps} steps, {evaluations} gradient evaluations of {config.training.batch_size} rows",
     ]

@@ -89,7 +89,7 @@ def count_memory(
         meshes.arrangement(config, settings)
         task.build_model()  # what is wrong with the network itself is said here
         reason = " ".join(str(error).split())[:200]
-        raise UncountableError(f"{config.task.model.name} cannot be counted without its numbers ({reason})") from error
+        raise UncountableError(f"{config.task.network} cannot be counted without its numbers ({reason})") from error
 
 
 def _memory(config: Config, settings: MethodSection, task: Task, meta_network: Callable[[], nn.Module]) -> Memory:
