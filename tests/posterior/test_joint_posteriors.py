@@ -238,7 +238,7 @@ def damaged(folder: Path, kind: str, change: Callable[[dict[str, Any], dict[str,
 
 def assert_refused(folder: Path) -> None:
     with pytest.raises(
-        ConfigError, match="damaged posterior: block 0|family 'normalizing_flow' is not known here: install"
+        ConfigError, match=r"damaged posterior: block 0|'normalizing_flow' is not known here: install"
     ) as error:
         Posterior.load(folder)
     assert str(folder) in str(error.value)
