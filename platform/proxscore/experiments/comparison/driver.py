@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from proxscore.config import Config, ConfigError
-from proxscore.experiments import runner
+from proxscore.experiments import runner, selection
 from proxscore.experiments.comparison import records
 from proxscore.experiments.comparison.cell import failed
 from proxscore.experiments.comparison.cell import run as run_cell
@@ -156,13 +156,11 @@ def run(plan: Plan, parent: str, show: Callable[[str], None]) -> Records:
 
 def best(plan: Plan, contender: Contender, found: Records) -> str | None:
     """The setting of the trial with the lowest validation NLL; none if all failed."""
-    scores = {}
-    for setting in contender.trials.values():
-        record = found.get((contender.name, setting, plan.seeds[0]), {})
-        score = record.get("validation_nll", math.inf)
-        if math.isfinite(score):
-            scores[setting] = score
-    return min(scores, key=lambda setting: scores[setting], default=None)
+    found_by = {
+        setting: found.get((contender.name, setting, plan.seeds[0]), {}).get("validation_nll", math.inf)
+        for setting in contender.trials.values()
+    }
+    return selection.best(found_by)
 
 
 def _why(error: RayError) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from proxscore import config as configuration
+from proxscore.experiments.selection import cost
 from proxscore.experiments.sweep.figures import pareto
 from proxscore.experiments.sweep.ledger import Ledger, Trial
 from proxscore.experiments.sweep.plan import Plan
@@ -67,9 +68,7 @@ class Choice:
 
     def cost(self, value: float) -> float:
         """The objective as something to be small; what is not finite comes last."""
-        if not math.isfinite(value):
-            return math.inf
-        return -value if self.maximise else value
+        return cost(value, self.maximise)
 
     def _chosen(self) -> list[tuple[str, Params]]:
         """Settings that are worth repeating: the best of the search, and those that were given."""

@@ -12,6 +12,7 @@ from rich.live import Live as RichLive
 from rich.table import Table
 
 from proxscore.experiments.progress import pace
+from proxscore.experiments.selection import cost
 from proxscore.experiments.sweep.ledger import Ledger, Trial
 from proxscore.experiments.sweep.plan import Plan
 from proxscore.experiments.sweep.space import Params
@@ -90,9 +91,7 @@ class Live:
         """Finished trials of the search, the best first."""
         (objective, more), *_ = self.plan.objectives.items()
         usable = [t for t in self.ledger.of("search", "finished") if math.isfinite(t.value(objective))]
-        return sorted(
-            usable, key=lambda trial: (-trial.epochs, -trial.value(objective) if more else trial.value(objective))
-        )
+        return sorted(usable, key=lambda trial: (-trial.epochs, cost(trial.value(objective), more)))
 
     def table(self) -> Table:
         """Trials that run, and the best."""
