@@ -31,13 +31,8 @@ NUMBER = re.compile(r"(-?\d*\.?\d+(?:e-?\d+)?)(?: ± (\d*\.?\d+))?(?: \((\d*\.?\
 POWERS = {f"10{sign}": f"1e{power}" for power, sign in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
 
 
-class Point(NamedTuple):
-    """A cell: its row's name, its place, the number (not finite where the cell has none) and what stands behind ±."""
-
-    name: str
-    x: float
-    y: float
-    error: float
+#: A cell: its row's name, its place, its number (none: not finite), and what stands behind ±.
+Point = tuple[str, float, float, float]
 
 
 class Panel(NamedTuple):
@@ -50,35 +45,26 @@ class Panel(NamedTuple):
     name: int = 0  # column that names the rows
     x: int | None = None  # column of lines' x; none: it stands in the header
     bracket: bool = False  # what is shown stands in brackets
-    limits: tuple[float, float] | None = None
 
 
-DIGITS = dict.fromkeys(range(1, 5), "")
+BATCHES = dict.fromkeys(range(1, 5), "")
+BUDGETS = Panel(0, {5: "lowest", 6: "at the end"}, "validation NLL: lowest, end (hollow)")
+DEFAULTS = [
+    Panel(0, {at: "AdamW", at + 1: "defaults"}, f"{split} NLL") for at, split in ((1, "validation"), (3, "test"))
+]
+KL = Panel(0, dict(enumerate(VARIANTS, 5)), "KL per dimension after 1,000 over D", x=0)
+LARGEST = Panel(0, dict(enumerate(VARIANTS, 1)), "largest error in sds after 8 over D", x=0, bracket=True)
+RATIO = "variance / exact, {} over batch"
 FIGURES = {
-    "budgets": [
-        Panel(0, {3: "NLL"}, "NLL, test split"),
-        Panel(0, {5: "lowest", 6: "at the end"}, "validation NLL: lowest, at the end (hollow)"),
-    ],
+    "budgets": [Panel(0, {3: "NLL"}, "NLL, test split"), BUDGETS],
     "compare_fashion_mnist": [Panel(0, {2: "NLL"}, "NLL"), Panel(0, {3: "ECE"}, "ECE")],
-    "compare_forecasts": [Panel(0, {1: "CRPS"}, "CRPS, Taylor", log=True), Panel(1, {1: "CRPS"}, "CRPS, births")],
-    "defaults": [
-        Panel(0, {1: "AdamW", 2: "defaults"}, "validation NLL"),
-        Panel(0, {3: "AdamW", 4: "defaults"}, "test NLL"),
-    ],
-    "finetune": [Panel(0, {4: ""}, "NLL over images", True, 1, 0), Panel(0, {5: ""}, "ECE over images", True, 1, 0)],
+    "compare_forecasts": [Panel(0, {1: "CRPS"}, "CRPS, Taylor", True), Panel(1, {1: "CRPS"}, "CRPS, births")],
+    "defaults": DEFAULTS,
+    "finetune": [Panel(0, {at: ""}, f"{what} over images", True, 1, 0) for at, what in ((4, "NLL"), (5, "ECE"))],
     "penalty_ablation": [Panel(0, {3: "NLL"}, "NLL")],
-    "shifts": [
-        Panel(0, {5: "turned"}, "sure and wrong: turned"),
-        Panel(0, {7: "photos"}, "sure and wrong: photographs"),
-    ],
-    "stability": [
-        Panel(0, dict(enumerate(VARIANTS, 5)), "KL per dimension after 1,000 over D", x=0),
-        Panel(0, dict(enumerate(VARIANTS, 1)), "largest error in sds after 8 over D", x=0, bracket=True),
-    ],
-    "unbiasedness": [
-        Panel(1, DIGITS, "variance / exact, linear over batch", True, limits=(0.01, 100)),
-        Panel(2, DIGITS, "variance / exact, logistic over batch", True, limits=(0.01, 100)),
-    ],
+    "shifts": [Panel(0, {at: to}, f"sure and wrong: {to}") for at, to in ((5, "turned"), (7, "photographs"))],
+    "stability": [KL, LARGEST],
+    "unbiasedness": [Panel(at, BATCHES, RATIO.format(of), True) for at, of in ((1, "linear"), (2, "logistic"))],
 }
 
 
@@ -95,9 +81,8 @@ def tables(study: str) -> list[list[list[str]]]:
 def number(cell: str, bracket: bool = False) -> tuple[float, float]:
     """A cell's number and what stands behind ±, or that in brackets."""
     found = NUMBER.match(POWERS.get(cell, cell.replace(",", "")))
-    if found is None or (bracket and found[3] is None):
-        return math.nan, 0.0
-    return (float(found[3]), 0.0) if bracket else (float(found[1]), float(found[2] or 0))
+    value, error, inner = found.groups() if found else (None, None, None)
+    return (float(inner or "nan"), 0.0) if bracket else (float(value or "nan"), float(error or 0))
 
 
 def series(study: str, panel: Panel) -> dict[str, list[Point]]:
@@ -109,7 +94,7 @@ def series(study: str, panel: Panel) -> dict[str, list[Point]]:
             if row[column]:
                 x = place if label else re.sub(r"\D", "", header[column])
                 x = float(x) if panel.x is None else number(row[panel.x])[0]
-                point = Point(row[panel.name], x, *number(row[column], panel.bracket))
+                point = (row[panel.name], x, *number(row[column], panel.bracket))
                 found.setdefault(label or row[panel.name], []).append(point)
     return found
 
@@ -117,59 +102,52 @@ def series(study: str, panel: Panel) -> dict[str, list[Point]]:
 def dots(axes: Axes, panel: Panel, shown: dict[str, list[Point]]) -> None:
     """Rows from top to bottom; a second column by its colour, or hollow."""
     coloured = bool(re.search(OTHERS, "".join(shown)))
-    right = max(points[0].y for points in shown.values())
+    right = max(points[0][2] for points in shown.values())
     for which, (label, points) in enumerate(shown.items()):
         for name, x, y, error in points:
             colour = OTHER if re.search(OTHERS, f"{label} {name}") else OURS
+            face = "white" if which and not coloured else colour
+            axes.errorbar(y, x, xerr=error or None, fmt="o", c=colour, mfc=face, ms=5)
             if math.isnan(y):
                 axes.text(0.02, x, "diverged", c=colour, va="center", transform=axes.get_yaxis_transform())
-            else:
-                face = "white" if which and not coloured else colour
-                axes.errorbar(y, x, xerr=error or None, fmt="o", c=colour, mfc=face, ms=5)
             if coloured and x == 0:
                 axes.text(y, -0.4, label, c=colour, ha="left" if y == right else "right")
-    axes.set_yticks([point.x for point in points], [point.name for point in points])
-    axes.set(
-        ylim=(max(point.x for point in points) + 0.6, -0.9), xlabel=panel.title, xscale="log" if panel.log else "linear"
-    )
+    axes.set_yticks([point[1] for point in points], [point[0] for point in points])
+    axes.set(ylim=(points[-1][1] + 0.6, -0.9), xlabel=panel.title, xscale="log" if panel.log else "linear")
     axes.grid(axis="y", alpha=0.3)
 
 
 def lines(axes: Axes, panel: Panel, shown: dict[str, list[Point]]) -> None:
     """Lines over a logarithmic axis, named where they start."""
     title, across = panel.title.split(" over ")
-    axes.set(xlabel=across, xscale="log")
-    axes.set_title(title, fontsize=10)
+    axes.set(title=title, xlabel=across, xscale="log", yscale="log" if panel.log else "linear")
     colours: dict[str, str] = {}
     for name, points in shown.items():
         which = sum(bool(re.search(OTHERS, one)) == bool(re.search(OTHERS, name)) for one in colours)
         colours[name] = COLOURS[which] if re.search(OTHERS, name) else OURS
         _, x, y, error = zip(*points, strict=True)
-        axes.errorbar(x, y, yerr=error, fmt=STYLES[which if colours[name] == OURS else 0], c=colours[name], ms=4)
-    ticks = sorted({point.x for points in shown.values() for point in points})
+        axes.errorbar(x, y, error, fmt=STYLES[which if colours[name] == OURS else 0], c=colours[name], ms=4)
+    ticks = sorted({point[1] for points in shown.values() for point in points})
     axes.set_xticks(ticks, [f"{x:,.0f}" if x < 1e4 else f"$10^{{{math.log10(x):.0f}}}$" for x in ticks])
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_yscale("log" if panel.log else "linear")
-    axes.set_ylim(panel.limits or axes.get_ylim())
+    axes.set_ylim(top=min(axes.get_ylim()[1], 100))
     scale, above = axes.transScale + axes.transLimits, -1.0
     starts = {name: min(float(scale.transform(points[0][1:3])[1]), 1.0) for name, points in shown.items()}
     for name in sorted(starts, key=starts.__getitem__):
         above = max(starts[name], above + 0.07)
         axes.text(-0.03, above, name, ha="right", va="center", c=colours[name], transform=axes.transAxes)
     axes.yaxis.tick_right()
-    axes.spines[["left", "right"]].set_visible(False)
 
 
 def draw(study: str) -> Figure:
     """A study's figure."""
     panels = FIGURES[study]
-    shown = [series(study, panel) for panel in panels]
     kinds = [lines if panel.x is not None or "" in panel.columns.values() else dots for panel in panels]
     height = 3.4 if lines in kinds else 0.9 + 0.2 * len(tables(study)[0])
     figure = Figure(figsize=(9, height), dpi=100, layout="constrained")
     for at, axes in enumerate(figure.subplots(1, len(panels), squeeze=False)[0]):
-        axes.spines[["top", "right"]].set_visible(False)
-        kinds[at](axes, panels[at], shown[at])
+        axes.spines[["top", "left" if kinds[at] is lines else "right"]].set_visible(False)
+        kinds[at](axes, panels[at], series(study, panels[at]))
         if panels[at].log:
             axis, subs = (axes.yaxis, (1, 2, 5)) if kinds[at] is lines else (axes.xaxis, (1, 4))
             axis.set(major_locator=LogLocator(subs=subs), major_formatter="{x:g}", minor_formatter=NullFormatter())
@@ -180,17 +158,12 @@ def draw(study: str) -> Figure:
 
 def digest(study: str) -> str:
     """Of what a figure shows; stands in the file, so that a test knows a figure that is not of its table."""
-    shown = [(panel, series(study, panel)) for panel in FIGURES[study]]
-    return hashlib.sha256(repr(shown).encode()).hexdigest()
-
-
-def main(studies: list[str]) -> None:
-    for study in studies or FIGURES:
-        draw(study).savefig(drawn := io.BytesIO(), format="png")
-        info = PngInfo()
-        info.add_text("Description", digest(study))
-        Image.open(drawn).convert("RGB").quantize(48).save(FOLDER / study / "figure.png", optimize=True, pnginfo=info)
+    return hashlib.sha256(repr([(panel, series(study, panel)) for panel in FIGURES[study]]).encode()).hexdigest()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    for name in sys.argv[1:] or FIGURES:
+        draw(name).savefig(drawn := io.BytesIO())
+        said = PngInfo()
+        said.add_text("Description", digest(name))
+        Image.open(drawn).convert("RGB").quantize(48).save(FOLDER / name / "figure.png", optimize=True, pnginfo=said)
