@@ -29,8 +29,6 @@ OTHERS = r"AdamW|MC dropout|Laplace|SWAG|ELBO|IVON|SG|BaM|GSM|theta|naive|ETS|no
 VARIANTS = ("default, pairs", "default, single", "no trust region, pairs", "no trust region, single")
 NUMBER = re.compile(r"(-?\d*\.?\d+(?:e-?\d+)?)(?: ± (\d*\.?\d+))?(?: \((\d*\.?\d+)\))?")
 POWERS = {f"10{sign}": f"1e{power}" for power, sign in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
-
-
 #: A cell: its row's name, its place, its number (none: not finite), and what stands behind ±.
 Point = tuple[str, float, float, float]
 
@@ -49,9 +47,7 @@ class Panel(NamedTuple):
 
 BATCHES = dict.fromkeys(range(1, 5), "")
 BUDGETS = Panel(0, {5: "lowest", 6: "at the end"}, "validation NLL: lowest, end (hollow)")
-DEFAULTS = [
-    Panel(0, {at: "AdamW", at + 1: "defaults"}, f"{split} NLL") for at, split in ((1, "validation"), (3, "test"))
-]
+TEST = Panel(0, {3: "AdamW", 4: "defaults"}, "test NLL")
 KL = Panel(0, dict(enumerate(VARIANTS, 5)), "KL per dimension after 1,000 over D", x=0)
 LARGEST = Panel(0, dict(enumerate(VARIANTS, 1)), "largest error in sds after 8 over D", x=0, bracket=True)
 RATIO = "variance / exact, {} over batch"
@@ -59,7 +55,7 @@ FIGURES = {
     "budgets": [Panel(0, {3: "NLL"}, "NLL, test split"), BUDGETS],
     "compare_fashion_mnist": [Panel(0, {2: "NLL"}, "NLL"), Panel(0, {3: "ECE"}, "ECE")],
     "compare_forecasts": [Panel(0, {1: "CRPS"}, "CRPS, Taylor", True), Panel(1, {1: "CRPS"}, "CRPS, births")],
-    "defaults": DEFAULTS,
+    "defaults": [Panel(0, {1: "AdamW", 2: "defaults"}, "validation NLL"), TEST],
     "finetune": [Panel(0, {at: ""}, f"{what} over images", True, 1, 0) for at, what in ((4, "NLL"), (5, "ECE"))],
     "penalty_ablation": [Panel(0, {3: "NLL"}, "NLL")],
     "shifts": [Panel(0, {at: to}, f"sure and wrong: {to}") for at, to in ((5, "turned"), (7, "photographs"))],
@@ -92,9 +88,10 @@ def series(study: str, panel: Panel) -> dict[str, list[Point]]:
     for place, row in enumerate(rows):
         for column, label in panel.columns.items():
             if row[column]:
-                x = place if label else re.sub(r"\D", "", header[column])
-                x = float(x) if panel.x is None else number(row[panel.x])[0]
-                point = (row[panel.name], x, *number(row[column], panel.bracket))
+                where = (
+                    row[panel.x] if panel.x is not None else str(place) if label else re.sub(r"\D", "", header[column])
+                )
+                point = (row[panel.name], number(where)[0], *number(row[column], panel.bracket))
                 found.setdefault(label or row[panel.name], []).append(point)
     return found
 
@@ -102,7 +99,6 @@ def series(study: str, panel: Panel) -> dict[str, list[Point]]:
 def dots(axes: Axes, panel: Panel, shown: dict[str, list[Point]]) -> None:
     """Rows from top to bottom; a second column by its colour, or hollow."""
     coloured = bool(re.search(OTHERS, "".join(shown)))
-    right = max(points[0][2] for points in shown.values())
     for which, (label, points) in enumerate(shown.items()):
         for name, x, y, error in points:
             colour = OTHER if re.search(OTHERS, f"{label} {name}") else OURS
@@ -111,7 +107,7 @@ def dots(axes: Axes, panel: Panel, shown: dict[str, list[Point]]) -> None:
             if math.isnan(y):
                 axes.text(0.02, x, "diverged", c=colour, va="center", transform=axes.get_yaxis_transform())
             if coloured and x == 0:
-                axes.text(y, -0.4, label, c=colour, ha="left" if y == right else "right")
+                axes.text(y, -0.4, label, c=colour, ha="right" if colour == OURS else "left")
     axes.set_yticks([point[1] for point in points], [point[0] for point in points])
     axes.set(ylim=(points[-1][1] + 0.6, -0.9), xlabel=panel.title, xscale="log" if panel.log else "linear")
     axes.grid(axis="y", alpha=0.3)
@@ -142,16 +138,16 @@ def lines(axes: Axes, panel: Panel, shown: dict[str, list[Point]]) -> None:
 def draw(study: str) -> Figure:
     """A study's figure."""
     panels = FIGURES[study]
-    kinds = [lines if panel.x is not None or "" in panel.columns.values() else dots for panel in panels]
-    height = 3.4 if lines in kinds else 0.9 + 0.2 * len(tables(study)[0])
+    kind = lines if panels[0].x is not None or "" in panels[0].columns.values() else dots
+    height = 3.4 if kind is lines else 0.9 + 0.2 * len(tables(study)[0])
     figure = Figure(figsize=(9, height), dpi=100, layout="constrained")
-    for at, axes in enumerate(figure.subplots(1, len(panels), squeeze=False)[0]):
-        axes.spines[["top", "left" if kinds[at] is lines else "right"]].set_visible(False)
-        kinds[at](axes, panels[at], series(study, panels[at]))
-        if panels[at].log:
-            axis, subs = (axes.yaxis, (1, 2, 5)) if kinds[at] is lines else (axes.xaxis, (1, 4))
+    for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
+        axes.spines[["top", "left" if kind is lines else "right"]].set_visible(False)
+        kind(axes, panel, series(study, panel))
+        if panel.log:
+            axis, subs = (axes.yaxis, (1, 2, 5)) if kind is lines else (axes.xaxis, (1, 4))
             axis.set(major_locator=LogLocator(subs=subs), major_formatter="{x:g}", minor_formatter=NullFormatter())
-        if at and kinds[at] is dots and panels[at].table == panels[0].table:
+        if kind is dots and panel is not panels[0] and panel.table == panels[0].table:
             axes.tick_params(labelleft=False)  # the same rows
     return figure
 
