@@ -88,10 +88,9 @@ def series(study: str, panel: Panel) -> dict[str, list[Point]]:
     for place, row in enumerate(rows):
         for column, label in panel.columns.items():
             if row[column]:
-                where = (
-                    row[panel.x] if panel.x is not None else str(place) if label else re.sub(r"\D", "", header[column])
-                )
-                point = (row[panel.name], number(where)[0], *number(row[column], panel.bracket))
+                where = str(place) if label else re.sub(r"\D", "", header[column])
+                x, _ = number(where if panel.x is None else row[panel.x])
+                point = (row[panel.name], x, *number(row[column], panel.bracket))
                 found.setdefault(label or row[panel.name], []).append(point)
     return found
 
