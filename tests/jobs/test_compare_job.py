@@ -248,7 +248,10 @@ def test_a_finished_comparison_with_other_settings_is_refused(
             {"methods": {"drop": {"method": {"kind": "mc_dropout"}}}},
             "methods.drop: method.kind=mc_dropout: the network has no",
         ),
-        ({"methods": {"IVON": {"method": {"kind": "ivno"}}}}, "methods.IVON: method.kind is 'ivno'; did you mean 'ivon'? it must be one of"),
+        (
+            {"methods": {"IVON": {"method": {"kind": "ivno"}}}},
+            "methods.IVON: method.kind is 'ivno'; did you mean 'ivon'? it must be one of",
+        ),
         (
             {"methods": {"a": {"method": {"kind": "adamw", "lrr": 1}}}},
             "methods.a: unknown key 'method.lrr'; did you mean 'lr'",
