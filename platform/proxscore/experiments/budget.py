@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from proxscore.config import ConfigError, MethodSection
-from proxscore.methods.ensemble import EnsembleConfig
 
 
 @dataclass(frozen=True)
@@ -51,14 +50,12 @@ def equal_budget(name: str, method: MethodSection, steps_per_epoch: int, total: 
     Raises:
         ConfigError: it cannot, to within one step.
     """
-    members, inner = 1, method
-    if isinstance(method, EnsembleConfig):
-        members, inner = method.members, method.of
-        if method.budget == "each":
-            raise ConfigError(
-                f"methods.{name}: method.budget=each gives each of {members} members the whole budget, {members} times the "
-                "gradient evaluations of the others: use method.budget=shared"
-            )
+    members, inner = method.member_count(), method.member
+    if members > 1 and method.member_epochs(1.0) == 1.0:
+        raise ConfigError(
+            f"methods.{name}: method.budget=each gives each of {members} members the whole budget, {members} times the "
+            "gradient evaluations of the others: use method.budget=shared"
+        )
     per_step, beside = inner.evaluations_per_step(), members * inner.evaluations_beside(steps_per_epoch)
     each = round((total - beside) / (members * per_step))
     if each < 1:

@@ -52,6 +52,10 @@ class Task(ABC):
             for name in ("__len__", "__getitems__"):
                 if not hasattr(rows, name):
                     raise ConfigError(f"task {who}: its {part} data, {type(rows).__name__}, have no method {name}")
+        if self.config.data.streamed and type(self).streamed_rows is Task.streamed_rows:
+            raise ConfigError(
+                f"task {who}: its source {self.config.data.kind} is streamed, and it has no method streamed_rows"
+            )
 
     @abstractmethod
     def build_model(self, device: torch.device | None = None) -> nn.Module:

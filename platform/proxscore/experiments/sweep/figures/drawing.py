@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from proxscore.experiments.sweep.ledger import Trial
 
-BLUE, PALE, RED, INK, GREY = "#3b6fb6", "#a9bfdc", "#d9534f", "#333333", "#999999"
+BLUE, RED, INK, GREY = "#3b6fb6", "#d9534f", "#333333", "#999999"
 MARKERS: dict[str, dict[str, Any]] = {
     "finished": {"color": BLUE},
     "stopped early": {"facecolors": "none", "edgecolors": BLUE},
@@ -100,9 +100,3 @@ def scatter(axes: Axes, trials: Sequence[Trial], points: Sequence[tuple[float, f
         if chosen:
             xs, ys = zip(*chosen, strict=True)
             axes.scatter(xs, ys, s=28, zorder=2.5, label=label, **style)
-
-
-def legend_below(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
