@@ -16,8 +16,8 @@ def prior_mean(task: dict[str, Any], method: dict[str, Any]) -> str:
 
 GIVEN = [
     {"weights": "model.safetensors"},
-    {"kwargs": {"pretrained": True}},
-    {"kwargs": {"checkpoint_path": "model.pt"}},
+    {"pretrained": True},
+    {"weights": "models:/network@champion"},
 ]
 
 

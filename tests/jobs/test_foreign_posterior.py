@@ -120,6 +120,8 @@ def test_weights_that_a_description_names_are_not_read_but_those_of_the_command_
     source = foreign(lambda it: it["task"]["model"].update(weights=file))
     watch.opened.clear()
     assert evaluate([str(source), "--draws", "0"]) == 0
+    assert evaluate([str(foreign(lambda it: it["task"]["model"].update(pretrained=True))), "--draws", "0"]) == 0
+    assert not watch.connected
     assert not [path for path in watch.opened if path.startswith(str(folder))]
     absent = saved.load(str(source), [f"task.model.weights={file}"]).config.task.model
     assert str(absent.weights) == file  # type: ignore[union-attr]

@@ -136,7 +136,7 @@ def test_a_head_of_another_class_number_keeps_its_initialisation_and_is_named(
     assert f"head of 3 classes not loaded; left at its initialisation: {head}.weight, {head}.bias" in caplog.text
 
 
-def test_weights_that_do_not_fit_are_refused_with_the_first_key(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_refused_with_what_is_wrong(tmp_path: Path) -> None:
     state = build().state_dict()
     path = tmp_path / "w.pt"
 
@@ -146,12 +146,14 @@ def test_weights_that_do_not_fit_are_refused_with_the_first_key(tmp_path: Path) 
         assert str(path) in text
         return text
 
-    assert "lacks 'conv1.bias' (1 such key)" in message({k: v for k, v in state.items() if k != "conv1.bias"})
-    assert "has 'more', unknown to the model" in message({**state, "more": torch.zeros(1)})
+    lacking = message({k: v for k, v in state.items() if k != "conv1.bias"})
+    assert "7 of the network's 8 tensors fit; 1 are missing, such as 'conv1.bias'" in lacking
+    more = message({**state, "more": torch.zeros(1)})
+    assert "8 of the network's 8 tensors fit; 1 of the file are unknown to the network, such as 'more'" in more
     wide = message({**state, "fc.weight": torch.zeros(48, 200)})
-    assert "'fc.weight' has shape (48, 200); the model's has (48, 128)" in wide
+    assert "1 have another shape, such as 'fc.weight': (48, 200), and (48, 128) here" in wide
     # a classifier that differs in more than its classes is no head of other classes
-    assert "'head.weight' has shape (3, 47)" in message({**state, "head.weight": torch.zeros(3, 47)})
+    assert "such as 'head.weight': (3, 47)" in message({**state, "head.weight": torch.zeros(3, 47)})
     assert "'epoch' is a int; save the state dict of tensors alone" in message({**state, "epoch": 3})
     assert "holds a list" in message([1, 2])
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
-from proxscore.config import MethodSection
 from proxscore.methods.method import Setup
+from proxscore.methods.rates import LayerwiseRates
 from proxscore.methods.steps import Factor, Steps, cosine
 
 
-class AdamWConfig(MethodSection):
+class AdamWConfig(LayerwiseRates):
     """Point estimate by AdamW, cosine learning rate with warm-up."""
 
     kind: Literal["adamw"] = "adamw"
@@ -28,7 +27,7 @@ class AdamWConfig(MethodSection):
     def build(self, setup: Setup) -> AdamW:
         """AdamW with warm-up and cosine decay to zero over the run."""
         factor = cosine(self.warmup, setup.run.total_steps)
-        return AdamW(setup.module.named_parameters(), self.lr, self.weight_decay, factor, self.max_skipped_steps)
+        return AdamW(self.rated(setup.module, self.lr), self.lr, self.weight_decay, factor, self.max_skipped_steps)
 
 
 class AdamW(Steps, torch.optim.AdamW):
@@ -42,7 +41,7 @@ class AdamW(Steps, torch.optim.AdamW):
 
     def __init__(
         self,
-        named: Iterable[tuple[str, Tensor]],
+        named: Iterable[Any],
         lr: float,
         weight_decay: float,
         factor: Factor,

@@ -14,7 +14,7 @@ Kucukelbir et al., ADVI, arXiv 1603.00788 (the logarithmic parametrisation of s)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -23,17 +23,18 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-from proxscore.config import MethodSection
 from proxscore.inference import Prior, noise
+from proxscore.inference.members import named_groups
 from proxscore.inference.names import named_parameters
 from proxscore.inference.priors import Assignment
 from proxscore.methods.method import Setup
 from proxscore.methods.priors import PriorConfig, assigned, prior_of
+from proxscore.methods.rates import LayerwiseRates
 from proxscore.methods.steps import Factor, Steps, cosine, standard_normal
 from proxscore.posterior import NameOf, Posterior
 
 
-class ELBOConfig(MethodSection):
+class ELBOConfig(LayerwiseRates):
     """Mean-field variational inference by reparametrized gradients (Bayes by Backprop)."""
 
     kind: Literal["elbo"] = "elbo"
@@ -52,6 +53,7 @@ class ELBOConfig(MethodSection):
         """The ELBO with warm-up and cosine decay of Adam's learning rate; N is the number of training rows."""
         return ELBO(
             setup.module,
+            self.rated(setup.module, self.lr),
             prior_of(self.prior, setup.module),
             setup.run.data_size,
             self.lr,
@@ -72,6 +74,7 @@ class ELBO(Steps, torch.optim.Optimizer):
 
     Args:
         module: whose trained parameters are described.
+        params: these, named, or groups of them with learning rates of their own.
         prior: with its selection of the sampled parameters.
         data_size: N.
         initial_scale: s at the start, in units of the weights.
@@ -83,6 +86,7 @@ class ELBO(Steps, torch.optim.Optimizer):
     def __init__(
         self,
         module: nn.Module,
+        params: Iterable[Any],
         prior: Prior,
         data_size: float,
         lr: float,
@@ -95,7 +99,7 @@ class ELBO(Steps, torch.optim.Optimizer):
         seed: int = 0,
     ) -> None:
         named = [(name, p) for name, p in named_parameters(module).items() if p.requires_grad]
-        super().__init__([p for _, p in named], {"lr": lr, "seed": seed})
+        super().__init__(named_groups(params), {"lr": lr, "seed": seed})
         self.prepare(factor, max_skipped_steps)
         self.evaluations_per_step = draws
         self.prior_weight = temperature / data_size
@@ -162,8 +166,30 @@ class ELBO(Steps, torch.optim.Optimizer):
     @torch.no_grad()
     def update(self) -> None:
         """One step of Adam on means and log-scales."""
+        for group in self.param_groups:
+            leaves = self._leaves(group["params"])
+            adam(
+                leaves["value"],
+                leaves["gradient"],
+                leaves["exp_avg"],
+                leaves["exp_avg_sq"],
+                [],
+                leaves["step"],
+                amsgrad=False,
+                beta1=0.9,
+                beta2=0.999,
+                lr=group["lr"],
+                weight_decay=0.0,
+                eps=1e-8,
+                maximize=False,
+            )
+        self._gradients = {}
+
+    def _leaves(self, parameters: Iterable[Tensor]) -> dict[str, list[Any]]:
+        """Means and log-scales of some parameters, with their gradients and moments, as Adam takes them."""
         leaves: dict[str, list[Any]] = {key: [] for key in ("value", "gradient", "exp_avg", "exp_avg_sq", "step")}
-        for p, name in self.names.items():
+        for p in parameters:
+            name = self.names[p]
             if f"mean.{name}" not in self._gradients:
                 continue
             state, prior, weights = self.state[p], self.prior[name], noise.local(p)
@@ -178,22 +204,7 @@ class ELBO(Steps, torch.optim.Optimizer):
                 for moment in ("exp_avg", "exp_avg_sq"):
                     leaves[moment].append(noise.local(state[f"{leaf}_{moment}"]))
                 leaves["step"].append(state[f"{leaf}_step"])
-        adam(
-            leaves["value"],
-            leaves["gradient"],
-            leaves["exp_avg"],
-            leaves["exp_avg_sq"],
-            [],
-            leaves["step"],
-            amsgrad=False,
-            beta1=0.9,
-            beta2=0.999,
-            lr=self.param_groups[0]["lr"],
-            weight_decay=0.0,
-            eps=1e-8,
-            maximize=False,
-        )
-        self._gradients = {}
+        return leaves
 
     def posterior_from(self, point: Posterior, name_of: NameOf) -> Posterior:
         """The mean-field Gaussian: 1 / s^2 beside the means."""

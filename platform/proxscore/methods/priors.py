@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from proxscore.config import ConfigError, Section
 from proxscore.inference import Prior
+from proxscore.inference.initial import initial_scales
 from proxscore.inference.names import named_parameters, parameter_kinds
 from proxscore.inference.priors import Assignment
 
@@ -20,20 +22,48 @@ class PriorConfig(Section):
     biases: Literal["informative", "flat", "point"] = "informative"
     norms: Literal["informative", "flat", "point"] = "informative"
     scales: dict[str, float] = Field({})  # glob pattern of parameter names -> scale
+    # With mean=initial, of each tensor but the classifier's: the scale is this fraction of the root mean square of its weights.
+    relative_scale: float | None = Field(None, gt=0)
     # initial: the loaded weights, except the classifier head; the default where task.model has weights.
     mean: Literal["zero", "initial"] = "zero"
     select: str | list[str] = "all"  # all, last_layer, or glob patterns: which parameters are sampled
 
 
 def prior_of(config: PriorConfig, module: nn.Module) -> Prior:
-    """The prior; with ``mean: initial``, its mean is the module's weights as they are."""
+    """The prior; with ``mean: initial``, its mean is the module's weights as they are, but for the classifier, whose is zero.
+
+    Raises:
+        ConfigError: ``relative_scale`` without such a mean.
+    """
     mean: dict[str, Tensor] = {}
+    scales: dict[str, float] = {}
+    trained = {name: p for name, p in named_parameters(module).items() if p.requires_grad}
     if config.mean == "initial":
-        trained = [(name, p.detach().clone()) for name, p in named_parameters(module).items() if p.requires_grad]
-        head = trained[-1][0].rpartition(".")[0]  # the classifier is new: its prior mean stays zero
-        mean = {name: value for name, value in trained if name.rpartition(".")[0] != head}
-    prior = Prior(**config.model_dump(exclude={"mean"}), mean=mean, kinds=parameter_kinds(module))
-    return prior.about_start((name, p) for name, p in named_parameters(module).items() if p.requires_grad)
+        head = classifier(module)
+        mean = {name: p.detach().clone() for name, p in trained.items() if name.rpartition(".")[0] not in head}
+    if config.relative_scale is not None:
+        if config.mean != "initial":
+            raise ConfigError(
+                f"method.prior.relative_scale={config.relative_scale:g} is relative to the weights that training starts from, "
+                "and the prior is about zero: use method.prior.scale, or method.prior.mean=initial"
+            )
+        scales = {name: config.relative_scale * rms for name, rms in initial_scales(trained).items() if name in mean}
+    settings = config.model_dump(exclude={"mean", "relative_scale", "scales"})
+    prior = Prior(**settings, scales=_by_pattern(scales) | config.scales, mean=mean, kinds=parameter_kinds(module))
+    return prior.about_start(trained.items())
+
+
+def classifier(module: nn.Module) -> tuple[str, ...]:
+    """The names of the layers that give the outputs: timm's classifier (``pretrained_cfg``), or the last trained layer."""
+    names = (getattr(module, "pretrained_cfg", None) or {}).get("classifier") or ()
+    trained = [name for name, p in named_parameters(module).items() if p.requires_grad]
+    found = (names,) if isinstance(names, str) else tuple(names)
+    return found or (trained[-1].rpartition(".")[0],)
+
+
+def _by_pattern(scales: dict[str, float]) -> dict[str, float]:
+    """Scales by patterns that match these names alone."""
+    return {glob.escape(name): scale for name, scale in scales.items()}
 
 
 def assigned(prior: Prior, module: nn.Module) -> dict[str, Assignment]:

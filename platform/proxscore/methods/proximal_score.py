@@ -14,11 +14,12 @@ from proxscore.inference.penalties import PenaltySection
 from proxscore.inference.solver import SolverConfig
 from proxscore.methods.method import FIRST_BATCHES, Method, RunLength, Setup
 from proxscore.methods.priors import PriorConfig, prior_of
+from proxscore.methods.rates import LayerwiseRates
 from proxscore.posterior.convergence import Verdict
 from proxscore.posterior.diagnostics import Losses, verdict
 
 
-class ProximalScoreConfig(MethodSection):
+class ProximalScoreConfig(LayerwiseRates):
     """Proximal score matching; see :class:`proxscore.inference.ProximalScore`."""
 
     kind: Literal["proximal_score"] = "proximal_score"
@@ -140,7 +141,7 @@ class ProximalScoreConfig(MethodSection):
             if self._measures_noise:
                 noise = bearable_noise(setup.module, setup.losses, INITIAL_NOISE, setup.seed)
             return ProximalScoreMethod(
-                setup.module.named_parameters(),
+                self.rated(setup.module, self.lr or (LR if self.metric == "adaptive" else 1.0)),
                 self.points(run.data_size),
                 prior=prior_of(self.prior, setup.module),
                 prior_schedule=self._prior_schedule(run),

@@ -13,14 +13,13 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
-from proxscore.config import MethodSection
 from proxscore.methods.method import Setup
+from proxscore.methods.rates import LayerwiseRates
 from proxscore.methods.steps import Factor, Steps, cosine
 
 
-class SGDConfig(MethodSection):
+class SGDConfig(LayerwiseRates):
     """Point estimate (maximum a posteriori) by SGD with momentum."""
 
     kind: Literal["sgd"] = "sgd"
@@ -36,7 +35,7 @@ class SGDConfig(MethodSection):
     def build(self, setup: Setup) -> SGD:
         """SGD with warm-up and cosine decay to zero over the run."""
         return SGD(
-            setup.module.named_parameters(),
+            self.rated(setup.module, self.lr),
             cosine(self.warmup, setup.run.total_steps),
             self.max_skipped_steps,
             lr=self.lr,
@@ -55,9 +54,7 @@ class SGD(Steps, torch.optim.SGD):
         settings: of ``torch.optim.SGD``.
     """
 
-    def __init__(
-        self, named: Iterable[tuple[str, Tensor]], factor: Factor, max_skipped_steps: int = 10, **settings: Any
-    ) -> None:
+    def __init__(self, named: Iterable[Any], factor: Factor, max_skipped_steps: int = 10, **settings: Any) -> None:
         super().__init__(named, **settings)
         self.prepare(factor, max_skipped_steps)
         if settings.get("momentum", 0):

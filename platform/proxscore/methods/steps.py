@@ -49,7 +49,7 @@ class Steps(Method):
                     f"{self.max_skipped_steps} steps in a row had gradients that are not finite; "
                     "look for bad inputs, or use a smaller lr"
                 )
-        self.statistics = {"learning_rate": self.param_groups[0]["lr"]}
+        self.statistics = {"learning_rate": max(group["lr"] for group in self.param_groups)}
         return not bad
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
-from proxscore.config import ConfigError, MethodSection
+from proxscore.config import ConfigError
 from proxscore.inference import noise
 from proxscore.methods.method import Setup
+from proxscore.methods.rates import LayerwiseRates
 from proxscore.methods.sgd import SGD
 from proxscore.methods.steps import Factor
 from proxscore.posterior import NameOf, Posterior, SWAGPosterior
@@ -25,7 +25,7 @@ from proxscore.posterior import NameOf, Posterior, SWAGPosterior
 SMALLEST_VARIANCE = 1e-30  # a weight that never moved
 
 
-class SWAGConfig(MethodSection):
+class SWAGConfig(LayerwiseRates):
     """SGD whose late iterates make a Gaussian, with its authors' settings."""
 
     kind: Literal["swag"] = "swag"
@@ -59,7 +59,7 @@ class SWAGConfig(MethodSection):
             return 1 - (1 - end) * min(max((progress - 0.5) / 0.4, 0.0), 1.0)
 
         return SWAG(
-            setup.module.named_parameters(),
+            self.rated(setup.module, self.lr),
             factor,
             self.max_skipped_steps,
             collect_at,
@@ -83,16 +83,15 @@ class SWAG(SGD):
 
     def __init__(
         self,
-        named: Iterable[tuple[str, Tensor]],
+        named: Iterable[Any],
         factor: Factor,
         max_skipped_steps: int,
         collect_at: list[int],
         rank: int,
         **settings: Any,
     ) -> None:
-        trained = [(name, p) for name, p in named if p.requires_grad]
-        super().__init__(trained, factor, max_skipped_steps, **settings)
-        self.trained = [p for _, p in trained]
+        super().__init__(named, factor, max_skipped_steps, **settings)
+        self.trained = self.parameters()
         self.collect_at, self.rank = collect_at, min(rank, len(collect_at))
         for p in self.trained:
             for key in ("average", "squares", *(f"deviation_{k}" for k in range(self.rank))):

@@ -25,6 +25,8 @@ from proxscore.posterior.calls import Batches, batches_of, call, to_device
 from proxscore.posterior.posterior import Posterior
 
 SNAPSHOTS = 2**30
+#: Attribute of a BatchNorm layer whose statistics stay what they are: it is frozen as a whole.
+KEEPS = "keeps_statistics"
 
 
 @dataclass
@@ -147,13 +149,14 @@ def drawn(
 def refresh_batch_norm(module: nn.Module, batches: Batches, device: torch.device) -> None:
     """Running statistics of BatchNorm layers under the weights as they are, averaged over all ranks' batches.
 
-    A running mean under other weights (those of past draws) is not that of this draw.
+    A running mean under other weights (those of past draws) is not that of this draw. Layers with an attribute ``KEEPS`` that
+    is true are left alone.
 
     Raises:
         ConfigError: there are no batches: statistics would be those of no data.
     """
     layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-    layers = [layer for layer in layers if layer.running_mean is not None]
+    layers = [layer for layer in layers if layer.running_mean is not None and not getattr(layer, KEEPS, False)]
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]

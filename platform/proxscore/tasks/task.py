@@ -57,6 +57,15 @@ class Task(ABC):
                 f"task {who}: its source {self.config.data.kind} is streamed, and it has no method streamed_rows"
             )
 
+    def saved_as(self, posterior: Posterior, module: nn.Module, seed: int) -> Posterior:
+        """Give the posterior that is saved in place of the one that training left; by default that one.
+
+        Args:
+            module: the network; sharded, every rank calls this.
+            seed: of draws, where it takes any.
+        """
+        return posterior
+
     @abstractmethod
     def build_model(self, device: torch.device | None = None) -> nn.Module:
         """Build the network on a device (by default the CPU); on the meta device it has shapes and no numbers."""

@@ -14,6 +14,7 @@ from proxscore.config import Config, ConfigError, MethodSection
 from proxscore.methods import check_running_statistics
 from proxscore.tracking import Recorder, TrackedRun, say, tracking_uri
 from proxscore.tracking.runs import check_server, git_tags
+from proxscore.tracking.weights import local_weights
 from proxscore.training.data.norm_rows import check_rows
 from proxscore.training.evaluation import package_versions
 from proxscore.training.exclusive import exclusive
@@ -142,14 +143,21 @@ def _absolute_in(section: configuration.Section) -> configuration.Section:
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """Give the configuration a name and absolute paths: workers run in other folders than the driver."""
-    sections = {"data": config.task.data, "model": config.task.model}
-    task = config.task.model_copy(update={key: _absolute_in(section) for key, section in sections.items()})
+    """Give the configuration a name and absolute paths: workers run in other folders than the driver.
+
+    Weights that MLflow has are downloaded.
+    """
     storage = config.training.storage
     if "://" not in storage:
         storage = str(Path(storage).absolute())
     training = config.training.model_copy(update={"storage": storage})
     tracking = config.tracking.model_copy(update={"uri": tracking_uri(config.tracking)})
+    assert tracking.uri is not None
+    model = config.task.model
+    if config.task.weights is not None:
+        model = model.model_copy(update={"weights": local_weights(config.task.weights, storage, tracking.uri)})
+    sections = {"data": config.task.data, "model": model}
+    task = config.task.model_copy(update={key: _absolute_in(section) for key, section in sections.items()})
     name = config.name or f"{config.task.data.kind}-{time.strftime('%Y%m%d-%H%M%S')}"
     return config.model_copy(update={"task": task, "training": training, "tracking": tracking, "name": name})
 

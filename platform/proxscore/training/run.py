@@ -63,8 +63,8 @@ def sharded_module(config: Config, task: Task, worker: Worker, built: InitialNet
         ConfigError: ``training.meta_init`` for a network that cannot be initialised shard by shard.
     """
     meta = config.training.meta_init
-    if meta and config.task.weights is not None:
-        raise ConfigError("training.meta_init makes initial weights and task.model.weights reads them: choose one")
+    if meta and config.task.starts_from_weights:
+        raise ConfigError("training.meta_init makes initial weights, and task.model reads others: choose one")
     module = None if built is None else built.take(config)
     if module is None:
         module = build_network(config, task)

@@ -32,7 +32,7 @@ def described(model: Mapping[str, Any], where: str) -> dict[str, Any]:
     Raises:
         ConfigError: a network that is not in timm's registry, or a keyword that none of its classes takes.
     """
-    section = {key: value for key, value in model.items() if key != "weights"}
+    section = {key: value for key, value in model.items() if key not in ("weights", "pretrained")}
     name, kwargs = section.get("name"), section.get("kwargs")
     if not isinstance(name, str):  # the default's, or refused with the rest of the configuration
         return section

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from proxscore.config import ConfigError
 from proxscore.inference import Bernoulli, Categorical
+from proxscore.posterior import Posterior
 from proxscore.tasks import ClassificationEvaluator, Task
 from proxscore.vision.data import load_images
+from proxscore.vision.merging import merged
 from proxscore.vision.models import build_model
 from proxscore.vision.preprocessing import resolved
 from proxscore.vision.ray_data import Share, StreamedRows
@@ -57,6 +59,13 @@ class ImageTask(Task):
         """
         with device or nullcontext():
             return build_model(self.config.model, classes=self.outputs, shape=self.data.shape)
+
+    def saved_as(self, posterior: Posterior, module: nn.Module, seed: int) -> Posterior:
+        """The posterior, or, as ``task.model.lora.merged_draws`` has it, that of the network without adapters."""
+        lora = self.config.model.lora
+        if lora is None or lora.merged_draws is None:
+            return posterior
+        return merged(posterior, module, lora.merged_draws, seed)
 
     def streamed_rows(self, workers: int, cpus_per_worker: float) -> StreamedRows:
         return StreamedRows(self.data.train, Share.of(workers, cpus_per_worker))

@@ -9,12 +9,15 @@ from typing import Any
 import psutil
 import timm
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 
 from proxscore.config import ConfigError
 from proxscore.vision import small_cnn  # noqa: F401  (registers the name with timm)
+from proxscore.vision.frozen import freeze
+from proxscore.vision.lora import all_used, with_adapters
 from proxscore.vision.task import ModelConfig
-from proxscore.vision.weights import load_weights
+from proxscore.vision.weights import head_layers, load_weights
 
 #: Keywords of timm that say where weights come from, and shape nothing.
 LOADING = frozenset(
@@ -26,14 +29,15 @@ LOADING = frozenset(
 
 
 def build_model(config: ModelConfig, *, classes: int, shape: tuple[int, int, int]) -> nn.Module:
-    """Create ``config.name`` for images of ``shape`` and ``classes`` classes, and load ``config.weights`` if given.
+    """Create ``config.name`` for images of ``shape`` and ``classes`` classes, with the weights that it starts from.
 
     ``num_classes`` and ``in_chans`` come from the data; ``config.kwargs`` may hold them too, and must then agree.
     ``img_size`` is passed to the models that take one (Vision Transformers and their kin), unless it is in the kwargs.
-    Two zero images are sent through once, in evaluation mode, so that a network that cannot take them is refused here.
+    Two zero images are sent through once, in evaluation mode, so that a network that cannot take them is refused here. On the
+    meta device no weights are loaded.
 
     Args:
-        config: name, keyword overrides for ``timm.create_model``, weights, memory format of the images.
+        config: name, keyword overrides for ``timm.create_model``, weights, what is trained, memory format of the images.
         classes: number of logits per image (one of a Bernoulli likelihood); the network returns (B, classes).
         shape: (channels, height, width) of an image.
 
@@ -47,10 +51,19 @@ def build_model(config: ModelConfig, *, classes: int, shape: tuple[int, int, int
         if kwargs.setdefault(key, value) != value:
             raise ConfigError(f"task.model.kwargs.{key} is {kwargs[key]}; the data have {value}: leave it out")
     _check_size(config.name, kwargs, shape[1:])
-    model = create(config.name, kwargs, shape[1:])
+    on_meta = torch.get_default_device().type == "meta"
+    loads = config.pretrained and not on_meta
+    model = create(config.name, kwargs | ({"pretrained": True} if loads else {}), shape[1:])
     _check_forward(model, config.name, classes, shape)
-    if config.weights is not None and not next(model.parameters()).is_meta:
-        load_weights(model, config.weights)
+    if config.weights is not None and not on_meta:
+        load_weights(model, config.weights, lambda more: create(config.name, kwargs | more, shape[1:]))
+    if config.zero_head:
+        _zero(model, head_layers(model))
+    if config.lora is not None:
+        model = with_adapters(model, config.lora, head_layers(model))
+        with all_used(model):
+            _check_forward(model, config.name, classes, shape)
+    freeze(model, config.frozen)
     if config.channels_last:
         model.register_forward_pre_hook(_channels_last)
     return model
@@ -72,12 +85,11 @@ def _check_name(name: str) -> None:
 
 def _check_size(name: str, kwargs: dict[str, Any], size: tuple[int, int]) -> None:
     """Refuse a network whose parameters do not fit into memory, from a copy on the meta device, where it can be built there."""
-    plain = {key: value for key, value in kwargs.items() if key not in ("pretrained", "checkpoint_path")}
     if ":" in name or torch.get_default_device().type == "meta":
         return
     try:
         with torch.device("meta"), torch.random.fork_rng([]):
-            parameters = sum(parameter.numel() for parameter in create(name, plain, size).parameters())
+            parameters = sum(parameter.numel() for parameter in create(name, kwargs, size).parameters())
     except ConfigError:  # some networks need numbers to be built; what else is wrong is found when it is built
         return
     free = psutil.virtual_memory().available
@@ -105,6 +117,15 @@ def create(name: str, kwargs: dict[str, Any], size: tuple[int, int] | None = Non
                 raise
         return timm.create_model(name, **kwargs)
     except Exception as error:  # each network checks its keywords in its own way: assert, KeyError, RuntimeError, ...
+        if kwargs.get("pretrained") and _is_away(error):
+            raise ConfigError(
+                f"task.model.pretrained: the weights of {name} are not in the hub's cache and cannot be fetched "
+                f"({_one_line(error):.120}): connect, or name a file of theirs by task.model.weights"
+            ) from error
+        if kwargs.get("pretrained") and "No pretrained weights exist" in str(error):
+            raise ConfigError(
+                f"task.model.pretrained: timm has no pretrained weights of {name}: leave it out"
+            ) from error
         shown = ", ".join(f"{key}={value}" for key, value in kwargs.items())
         raise ConfigError(f"task.model {name} with {shown}: {_one_line(error)}") from error
 
@@ -125,6 +146,24 @@ def _check_forward(model: nn.Module, name: str, classes: int, shape: tuple[int, 
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
         found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ConfigError(f"task.model {name} returns {found} for 2 images of {pixels}; expected (2, {classes}) logits")
+
+
+def _is_away(error: BaseException | None) -> bool:
+    """Whether a server or a file that weights come from is what is missing."""
+    while error is not None:
+        if isinstance(error, (OSError, LocalEntryNotFoundError)):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _zero(model: nn.Module, head: tuple[str, ...]) -> None:
+    if not head:
+        raise ConfigError("task.model.zero_head: timm names no classifier of this network")
+    with torch.no_grad():
+        for layer in head:
+            for parameter in model.get_submodule(layer).parameters():
+                parameter.zero_()
 
 
 def _one_line(error: Exception) -> str:

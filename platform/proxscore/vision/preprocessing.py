@@ -1,17 +1,21 @@
 """How images are prepared for a network that starts from pretrained weights: as those weights were trained.
 
 timm keeps mean, std, interpolation and centre crop of each of its weights in ``pretrained_cfg``. What a configuration leaves
-open is taken from there, and written into it, so that a saved posterior tells how its inputs were made.
+open is taken from there, and written into it, so that a saved posterior tells how its inputs were made. A network that starts
+from a saved posterior gets its images as that one did.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
 import timm
 import torch
 
+from proxscore.config import ConfigError
+from proxscore.posterior.posterior import DESCRIPTION_FILE
 from proxscore.vision.models import LOADING, create
 from proxscore.vision.task import VisionConfig
 
@@ -32,8 +36,8 @@ def resolved(config: VisionConfig) -> VisionConfig:
     if not missing:
         return config
     found: dict[str, Any] = {}
-    if pretrained(config):
-        found = _of_timm(_pretrained_cfg(config), channels=getattr(config.data, "channels", 1))
+    if config.starts_from_weights:
+        found = _of_posterior(config) or _of_timm(_pretrained_cfg(config), getattr(config.data, "channels", 1))
     values = {name: found.get(name, PLAIN[name]) for name in missing}
     if found:
         shown = ", ".join(f"{name}={value}" for name, value in values.items())
@@ -41,20 +45,26 @@ def resolved(config: VisionConfig) -> VisionConfig:
     return config.model_copy(update={"data": config.data.model_copy(update=values)})
 
 
-def pretrained(config: VisionConfig) -> bool:
-    """Whether the network starts from weights that were trained before."""
-    return config.model.weights is not None or bool(config.model.kwargs.get("pretrained"))
+def _of_posterior(config: VisionConfig) -> dict[str, Any]:
+    """The preparation that a saved posterior's description tells, where the network starts from one."""
+    file = config.model.weights and config.model.weights.expanduser() / DESCRIPTION_FILE
+    if not file or not file.is_file():
+        return {}
+    try:
+        data = json.loads(file.read_text())["task"]["data"]
+        return {name: data[name] for name in PLAIN if data.get(name) is not None}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{file}: does not tell how the network's images were prepared: {error}") from error
 
 
 def _pretrained_cfg(config: VisionConfig) -> dict[str, Any]:
     model = config.model
-    own = LOADING & model.kwargs.keys() - {"pretrained", "checkpoint_path", "cache_dir"}
+    own = LOADING & model.kwargs.keys() - {"cache_dir"}
     if timm.is_model(model.name) and not own:
         found = timm.get_pretrained_cfg(model.name)
         return {} if found is None else found.to_dict()
-    kwargs = {key: value for key, value in model.kwargs.items() if key not in ("pretrained", "checkpoint_path")}
     with torch.device("meta"):
-        return dict(getattr(create(model.name, kwargs), "pretrained_cfg", None) or {})
+        return dict(getattr(create(model.name, model.kwargs), "pretrained_cfg", None) or {})
 
 
 def _of_timm(cfg: dict[str, Any], channels: int) -> dict[str, Any]:

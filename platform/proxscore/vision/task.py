@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from proxscore.config import IMAGE_SOURCES, Section, TaskSection
+from proxscore.vision.lora import LoRAConfig
 from proxscore.vision.sources.base import ImageSource
 
 if TYPE_CHECKING:
@@ -23,10 +24,32 @@ class ModelConfig(Section):
 
     name: str = "vit_tiny_patch16_224"
     kwargs: dict[str, Any] = Field({})
-    weights: Path | None = None  # a state dict (.safetensors or .pt) to start from; also the mean of the prior
+    pretrained: bool = (
+        False  # start from timm's weights of that name, from the hub or its cache; also the mean of the prior
+    )
+    # Start from these instead: a state dict (.safetensors, .pt), a folder with one or with a posterior, or MLflow's
+    # models:/NAME/VERSION, models:/NAME@ALIAS, runs:/ID/PATH. They are fitted to classes, channels and size as timm does it.
+    weights: Path | None = None
+    zero_head: bool = False  # the classifier starts with zeros, so that all classes are equally probable
+    frozen: list[str] = Field(
+        []
+    )  # names of layers, or glob patterns of parameters, that stay; body: all but the classifier
+    lora: LoRAConfig | None = None  # train adapters and the classifier alone
     channels_last: bool = (
         False  # memory format of the images: faster for some convolutional networks, slower for others
     )
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        for key in ("pretrained", "checkpoint_path"):
+            if self.kwargs.get(key):
+                right = "pretrained=true" if key == "pretrained" else "weights=FILE"
+                raise ValueError(f"kwargs.{key} is not taken: use task.model.{right}")
+        if self.pretrained and self.weights is not None:
+            raise ValueError("pretrained and weights both say where the network starts: choose one")
+        if self.lora is not None and self.frozen:
+            raise ValueError("lora freezes everything but adapters and classifier itself: leave frozen out")
+        return self
 
 
 class VisionConfig(TaskSection):
@@ -43,8 +66,7 @@ class VisionConfig(TaskSection):
 
     @property
     def starts_from_weights(self) -> bool:
-        kwargs = self.model.kwargs
-        return self.weights is not None or bool(kwargs.get("pretrained") or kwargs.get("checkpoint_path"))
+        return self.weights is not None or self.model.pretrained
 
     @classmethod
     def described_model(cls, model: Mapping[str, Any], where: str) -> dict[str, Any]:

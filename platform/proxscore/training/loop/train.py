@@ -118,7 +118,7 @@ def finish(trained: Trained) -> dict[str, Any]:
     }
     if trained.members == 1 and fitted.lowest["epoch"] > 0:
         results["validation"] = fitted.lowest
-    gathered = posterior.gather()
+    gathered = run.task.saved_as(posterior, run.module, run.config.evaluation.seed).gather()
 
     def write(folder: Path) -> None:
         checkpoint.save(folder, snapshot)
