@@ -13,7 +13,33 @@ class Categorical(nn.Module):
 
     With trailing dimensions (segmentation: N x C x H x W) a data point is the whole image, and its negative
     log-likelihood the sum over positions.
+
+    Args:
+        smoothing: epsilon of label smoothing. The log-likelihood becomes its average over noisy labels, of which each is
+            with probability epsilon replaced by one drawn uniformly from all classes:
+            (1 - epsilon) log p(y) + epsilon / C sum_c log p(c). Szegedy et al., arXiv 1512.00567.
+        class_weights: (C,), what a data point of each class counts: its log-likelihood times so much, as if it had been
+            observed so often. Weights whose mean over the data is one leave the number of data points what it is.
+
+    Raises:
+        ValueError: a smoothing outside [0, 1), or weights that are not positive.
     """
+
+    class_weights: Tensor | None
+
+    def __init__(self, smoothing: float = 0.0, class_weights: Tensor | None = None) -> None:
+        super().__init__()
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"label smoothing is {smoothing}; it must lie in [0, 1)")
+        if class_weights is not None and not (class_weights > 0).all():
+            raise ValueError("class weights must be positive")
+        self.smoothing = smoothing
+        self.register_buffer("class_weights", class_weights)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is the log-probability of the labels, without smoothing and weights."""
+        return not self.smoothing and self.class_weights is None
 
     def nll(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Negative log-likelihood in nats.
@@ -30,7 +56,9 @@ class Categorical(nn.Module):
                 f"targets of shape {tuple(targets.shape)} do not fit logits of shape {tuple(logits.shape)}"
             )
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        nll = nn.functional.cross_entropy(logits, targets, reduction="none")
+        nll = nn.functional.cross_entropy(logits, targets, reduction="none", label_smoothing=self.smoothing)
+        if self.class_weights is not None:
+            nll = nll * self.class_weights.to(nll)[targets]
         return nll.flatten(1).sum(1) if nll.ndim > 1 else nll
 
 
@@ -98,3 +126,65 @@ class Gaussian(nn.Module):
         log_noise = self.log_noise.to(outputs.dtype)
         squared = ((targets - outputs) * torch.exp(-log_noise)) ** 2
         return (0.5 * squared + log_noise + 0.5 * math.log(2 * math.pi)).reshape(len(outputs), -1).sum(1)
+
+
+class MultiLabel(nn.Module):
+    """Independent Bernoulli likelihoods of C labels, any number of which may hold: -sum_c log sigmoid(+-logits[c])."""
+
+    def nll(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Negative log-likelihood in nats of all labels of a data point together.
+
+        Args:
+            logits: (N, C), any floating dtype; evaluated in float32 or better.
+            targets: zeros and ones, (N, C).
+
+        Returns:
+            (N,) tensor.
+        """
+        if logits.shape != targets.shape or logits.ndim != 2:
+            raise ValueError(
+                f"targets of shape {tuple(targets.shape)} and logits of shape {tuple(logits.shape)}; both must be (N, C)"
+            )
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return nn.functional.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none").sum(1)
+
+
+class HeteroscedasticGaussian(nn.Module):
+    """Gaussian likelihood whose mean and noise both are the network's, in units of the data's spread.
+
+        y ~ N(location + scale f, (scale exp(g))^2),      (f, g) the two halves of the outputs
+
+    Nix and Weigend, Estimating the mean and variance of the target probability distribution (ICNN, 1994).
+
+    Args:
+        location, scale: (D,) mean and standard deviation of the training targets, in units of the target.
+
+    Raises:
+        ValueError: a scale that is not positive.
+    """
+
+    location: Tensor
+    scale: Tensor
+
+    def __init__(self, location: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        if not (scale > 0).all():
+            raise ValueError("the scale of a likelihood must be positive")
+        self.register_buffer("location", location)
+        self.register_buffer("scale", scale)
+
+    def moments(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the targets, (N, D) each, in units of the target, from outputs (N, 2 D)."""
+        if outputs.ndim != 2 or outputs.shape[1] != 2 * len(self.location):
+            raise ValueError(f"outputs of shape {tuple(outputs.shape)}; needed are (N, {2 * len(self.location)})")
+        outputs = outputs if outputs.dtype == torch.float64 else outputs.float()
+        mean, log_noise = outputs.chunk(2, dim=1)
+        scale = self.scale.to(mean)
+        return self.location.to(mean) + scale * mean, scale * log_noise.exp()
+
+    def nll(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Negative log-density in nats: outputs (N, 2 D) and targets (N, D) to an (N,) tensor."""
+        mean, noise = self.moments(outputs)
+        if targets.shape != mean.shape:
+            raise ValueError(f"targets of shape {tuple(targets.shape)} do not fit {tuple(mean.shape)}")
+        return (0.5 * ((targets - mean) / noise) ** 2 + noise.log() + 0.5 * math.log(2 * math.pi)).sum(1)

@@ -55,6 +55,11 @@ class LaplaceConfig(MethodSection):
                 f"method.kind=laplace: laplace-torch has a curvature for categorical and Gaussian likelihoods, and none for "
                 f"{type(likelihood).__name__}: use another method"
             )
+        if isinstance(likelihood, Categorical) and not likelihood.plain:
+            raise MethodError(
+                "method.kind=laplace: laplace-torch's curvature is that of the plain log-likelihood: leave "
+                "task.label_smoothing and task.class_weights out, or use another method"
+            )
 
     def remedy(self, section: str) -> str:
         return self.of.remedy(f"{section}.of")

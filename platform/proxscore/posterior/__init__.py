@@ -3,7 +3,7 @@
 from proxscore.posterior.dropout import DropoutPosterior
 from proxscore.posterior.posterior import NameOf, Posterior
 from proxscore.posterior.prediction import predict
-from proxscore.posterior.predictives import CategoricalPredictive, GaussianPredictive
+from proxscore.posterior.predictives import CategoricalPredictive, GaussianPredictive, MultiLabelPredictive
 from proxscore.posterior.samples import Samples
 from proxscore.posterior.swag import SWAGPosterior
 
@@ -11,6 +11,7 @@ __all__ = [
     "CategoricalPredictive",
     "DropoutPosterior",
     "GaussianPredictive",
+    "MultiLabelPredictive",
     "NameOf",
     "Posterior",
     "SWAGPosterior",

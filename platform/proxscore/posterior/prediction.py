@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from proxscore.config import ConfigError
-from proxscore.inference.likelihoods import Bernoulli, Categorical, Gaussian
+from proxscore.inference.likelihoods import Bernoulli, Categorical, Gaussian, HeteroscedasticGaussian, MultiLabel
 from proxscore.posterior.calls import Batches, batches_of, outputs_of, to_device
 from proxscore.posterior.drawn import drawn
 from proxscore.posterior.posterior import Posterior
-from proxscore.posterior.predictives import CategoricalPredictive, GaussianPredictive, running
+from proxscore.posterior.predictives import CategoricalPredictive, GaussianPredictive, MultiLabelPredictive, running
 
 
 @overload
@@ -35,12 +35,26 @@ def predict(
     batches: Batches,
     posterior: Posterior | None = None,
     *,
-    likelihood: Gaussian,
+    likelihood: Gaussian | HeteroscedasticGaussian,
     draws: int = 16,
     seed: int = 0,
     refresh: Batches | None = None,
     autocast: torch.dtype | None = None,
 ) -> GaussianPredictive: ...
+
+
+@overload
+def predict(
+    module: nn.Module,
+    batches: Batches,
+    posterior: Posterior | None = None,
+    *,
+    likelihood: MultiLabel,
+    draws: int = 16,
+    seed: int = 0,
+    refresh: Batches | None = None,
+    autocast: torch.dtype | None = None,
+) -> MultiLabelPredictive: ...
 
 
 @torch.no_grad()
@@ -54,7 +68,7 @@ def predict(
     seed: int = 0,
     refresh: Batches | None = None,
     autocast: torch.dtype | None = None,
-) -> CategoricalPredictive | GaussianPredictive:
+) -> CategoricalPredictive | GaussianPredictive | MultiLabelPredictive:
     """The predictive distribution for all rows of a data set.
 
     Each batch is read once and goes through the network under each of S fixed draws, the same for all batches: a shuffled
@@ -69,7 +83,7 @@ def predict(
             of a sharded module run equally many forwards).
         posterior: where the draws come from.
         likelihood: categorical by default, over at least two logits; a ``Bernoulli`` over one; a ``Gaussian`` gives a
-            :class:`GaussianPredictive`.
+            :class:`GaussianPredictive`, ``MultiLabel`` a :class:`MultiLabelPredictive`.
         draws: S; a set of samples gives at most those that it holds, evenly spaced.
         seed: of the draws: equal seeds give equal draws.
         refresh: batches to estimate the running statistics of BatchNorm layers from, anew for every draw (so a function

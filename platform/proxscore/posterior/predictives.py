@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from proxscore.config import ConfigError
-from proxscore.inference.likelihoods import Bernoulli, Categorical, Gaussian
+from proxscore.inference.likelihoods import Bernoulli, Categorical, Gaussian, HeteroscedasticGaussian, MultiLabel
 
 
 class Running(ABC):
@@ -71,9 +71,11 @@ class CategoricalPredictive:
 class GaussianPredictive:
     """p(y | x) = 1/S sum_s N(y; f(x; theta_s), s^2): a mixture of Gaussians for each output of each row, on the CPU.
 
+    The noise s is one number, or a function of inputs and weights.
+
     Attributes:
         mean: (N, ...), shaped as the outputs, in units of the target, as all that follows (variances squared).
-        aleatoric: (N, ...), the noise's variance s^2.
+        aleatoric: (N, ...), the noise's variance s^2, averaged over draws.
         epistemic: (N, ...), the variance over draws of f.
         log_density: (N,), log 1/S sum_s p(y | f_s), all outputs of a row together, in nats; NaN where there is no target.
         targets: (N, ...), as the data gave them.
@@ -94,6 +96,34 @@ class GaussianPredictive:
     def joined(cls, parts: Sequence[Self]) -> Self:
         """The rows of all parts, one after another."""
         columns = ("mean", "aleatoric", "epistemic", "log_density", "targets")
+        return cls(*(torch.cat([getattr(part, column) for part in parts]) for column in columns))
+
+
+@dataclass
+class MultiLabelPredictive:
+    """p(y_c = 1 | x) = 1/S sum_s sigmoid(f_c(x; theta_s)) of C labels for the rows of a data set, on the CPU.
+
+    Attributes:
+        probabilities: (N, C), of each label by itself.
+        expected_entropy: (N,), mean over draws of the entropy of all labels together, in nats.
+        log_density: (N,), log 1/S sum_s prod_c p(y_c | x, theta_s) of all labels of a row together, in nats.
+        targets: (N, C), zeros and ones.
+    """
+
+    probabilities: Tensor
+    expected_entropy: Tensor
+    log_density: Tensor
+    targets: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """The probabilities."""
+        return self.probabilities
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """The rows of all parts, one after another."""
+        columns = ("probabilities", "expected_entropy", "log_density", "targets")
         return cls(*(torch.cat([getattr(part, column) for part in parts]) for column in columns))
 
 
@@ -141,36 +171,60 @@ class RunningCategorical(Running):
         return CategoricalPredictive(self._log_sum - math.log(self._count), self._entropy_sum / self._count, targets)
 
 
-class RunningGaussian(Running):
+class _EveryDraw(Running):
     """The outputs of all draws for one batch: S x B numbers per output."""
 
-    def __init__(self, likelihood: nn.Module) -> None:
-        assert isinstance(likelihood, Gaussian)
+    def __init__(self, likelihood: Any) -> None:
         self._likelihood = likelihood
         self._outputs: list[Tensor] = []
 
     def add(self, outputs: Tensor) -> None:
         self._outputs.append(_precise(outputs))
 
-    def predictive(self, targets: Tensor) -> GaussianPredictive:
+    def _density(self, targets: Tensor) -> Tensor:
+        """Log of the average over draws of the density of each row's targets, (N,)."""
+        each = torch.stack([-self._likelihood.nll(draw, targets) for draw in self._outputs])
+        return each.double().logsumexp(0).to(self._outputs[0]) - math.log(len(each))
+
+
+class RunningMultiLabel(_EveryDraw):
+    """Probabilities of labels, and the density of all labels of a row together."""
+
+    def predictive(self, targets: Tensor) -> MultiLabelPredictive:
         outputs = torch.stack(self._outputs)
         targets = targets.to(outputs.device)
-        if targets.shape != outputs.shape[1:]:
-            raise ConfigError(
-                f"targets of shape {tuple(targets.shape)} do not fit outputs of shape {tuple(outputs.shape[1:])}"
-            )
-        each = torch.stack([-self._likelihood.nll(draw, targets) for draw in self._outputs])
-        mean = outputs.mean(0)
-        noise = (2 * self._likelihood.log_noise).exp().to(mean).expand_as(mean)
-        density = each.double().logsumexp(0).to(outputs) - math.log(len(each))
-        epistemic = outputs.var(0, correction=0)
-        return GaussianPredictive(mean.cpu(), noise.cpu().clone(), epistemic.cpu(), density.cpu(), targets.cpu())
+        _check_targets(targets, outputs.shape[1:])
+        p = outputs.sigmoid()
+        entropy = nn.functional.binary_cross_entropy_with_logits(outputs, p, reduction="none").sum(2).mean(0)
+        return MultiLabelPredictive(p.mean(0).cpu(), entropy.cpu(), self._density(targets).cpu(), targets.cpu())
+
+
+class RunningGaussian(_EveryDraw):
+    """Means, and the variances of noise and draws."""
+
+    def predictive(self, targets: Tensor) -> GaussianPredictive:
+        moments = [self._moments(draw) for draw in self._outputs]
+        means = torch.stack([mean for mean, _ in moments])
+        noise = torch.stack([variance for _, variance in moments]).mean(0)
+        targets = targets.to(means.device)
+        _check_targets(targets, means.shape[1:])
+        columns = (means.mean(0), noise, means.var(0, correction=0), self._density(targets), targets)
+        return GaussianPredictive(*(column.cpu() for column in columns))
+
+    def _moments(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the targets under one draw."""
+        if isinstance(self._likelihood, HeteroscedasticGaussian):
+            mean, noise = self._likelihood.moments(outputs)
+            return mean, noise.square()
+        return outputs, (2 * self._likelihood.log_noise).exp().to(outputs).expand_as(outputs).clone()
 
 
 RUNNING: dict[type[nn.Module], type[Running]] = {
     Categorical: RunningCategorical,
     Bernoulli: RunningCategorical,
+    MultiLabel: RunningMultiLabel,
     Gaussian: RunningGaussian,
+    HeteroscedasticGaussian: RunningGaussian,
 }
 
 
@@ -187,6 +241,11 @@ def running(likelihood: nn.Module) -> Running:
     raise ConfigError(
         f"likelihood {type(likelihood).__name__} has no predictive distribution here; those that have: {names}"
     )
+
+
+def _check_targets(targets: Tensor, shape: torch.Size) -> None:
+    if targets.shape != shape:
+        raise ConfigError(f"targets of shape {tuple(targets.shape)} do not fit outputs of shape {tuple(shape)}")
 
 
 def _precise(outputs: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from proxscore.tasks.classification import ClassificationEvaluator
 from proxscore.tasks.evaluator import Evaluator, Predictive
+from proxscore.tasks.multi_label import MultiLabelEvaluator
+from proxscore.tasks.regression import RegressionEvaluator
 from proxscore.tasks.task import Task
 
-__all__ = ["ClassificationEvaluator", "Evaluator", "Predictive", "Task"]
+__all__ = ["ClassificationEvaluator", "Evaluator", "MultiLabelEvaluator", "Predictive", "RegressionEvaluator", "Task"]

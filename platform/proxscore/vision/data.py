@@ -42,13 +42,13 @@ def load_images(config: ImageSource, *, verify: bool = True) -> ImageData:
     }
     splits: dict[str, Any] = {
         "seed": config.split_seed,
-        "stratified": True,
+        "stratified": source.targets == "classes",
         "fractions": drawn,
         "limit": config.limit,
         "counts": {part: len(dataset) for part, dataset in datasets.items()},
         "sha256": {part: fingerprint(rows[part]) for part in datasets},
     }
-    return ImageData(**datasets, classes=source.classes, shape=source.shape, splits=splits)
+    return ImageData(**datasets, classes=source.classes, shape=source.shape, splits=splits, targets=source.targets)
 
 
 def _split(source: Source, config: ImageSource) -> tuple[dict[str, Rows], dict[str, float]]:
@@ -56,6 +56,8 @@ def _split(source: Source, config: ImageSource) -> tuple[dict[str, Rows], dict[s
     fractions = {"validation": config.validation_fraction, "test": config.test_fraction}
     drawn = {part: fraction for part, fraction in fractions.items() if part not in source.pools}
     labels = source.pools["train"].labels
+    if source.targets != "classes":  # there are no classes to spread evenly
+        labels = np.zeros(len(labels), dtype=np.int64)
     rows = split_rows(labels, drawn, seed=config.split_seed)
     for part in fractions.keys() - drawn.keys():
         rows[part] = np.arange(len(source.pools[part].labels), dtype=np.int64)

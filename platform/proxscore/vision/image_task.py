@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from proxscore.config import ConfigError
-from proxscore.inference import Bernoulli, Categorical
+from proxscore.config import Config, ConfigError
+from proxscore.inference import HeteroscedasticGaussian
 from proxscore.posterior import Posterior
-from proxscore.tasks import ClassificationEvaluator, Task
+from proxscore.tasks import Task
 from proxscore.vision.data import load_images
 from proxscore.vision.merging import merged
 from proxscore.vision.models import build_model
+from proxscore.vision.outcomes import outcome
 from proxscore.vision.preprocessing import resolved
 from proxscore.vision.ray_data import Share, StreamedRows
 from proxscore.vision.shifts import SHIFTS, ShiftedImages
@@ -27,29 +29,25 @@ class ImageTask(Task):
     Args:
         config: the task's section of the configuration.
         verify: open every image file once; see :func:`proxscore.vision.data.load_images`.
+        trained: what a trained network's description says of its data: the units of numbers are theirs.
 
     Attributes:
         config: with the preparation of images filled in; see :mod:`proxscore.vision.preprocessing`.
         data: train, validation and test datasets, classes, shape, record of the split.
-        likelihood: categorical over the logits (B, classes), or Bernoulli of one logit per image (B, 1).
+        likelihood: of the network's outputs; see :mod:`proxscore.vision.outcomes`.
         classes: number of classes.
 
     Raises:
         ConfigError: what is at fault in the data, in one line.
     """
 
-    def __init__(self, config: VisionConfig, *, verify: bool = True) -> None:
+    def __init__(self, config: VisionConfig, *, verify: bool = True, trained: Mapping[str, Any] | None = None) -> None:
         self.config = resolved(config)
         self.data = load_images(self.config.data, verify=verify)
         self.classes = len(self.data.classes)
-        binary = config.likelihood == "bernoulli"
-        if binary and self.classes != 2:
-            raise ConfigError(
-                f"task.likelihood=bernoulli is one of two classes; the data have {self.classes}: use categorical"
-            )
-        self.likelihood: Categorical | Bernoulli = Bernoulli() if binary else Categorical()
-        self.outputs = 1 if binary else self.classes
-        self.evaluator = ClassificationEvaluator(self.classes)
+        self._outcome = outcome(config, self.data, trained or {})
+        self.likelihood, self.evaluator = self._outcome.likelihood, self._outcome.evaluator
+        self.outputs = self._outcome.outputs
 
     def build_model(self, device: torch.device | None = None) -> nn.Module:
         """The network for these images and classes; see :func:`proxscore.vision.models.build_model`.
@@ -67,12 +65,20 @@ class ImageTask(Task):
             return posterior
         return merged(posterior, module, lora.merged_draws, seed)
 
+    def check(self, config: Config) -> None:
+        super().check(config)
+        if config.evaluation.temperature_scaling and self.data.targets != "classes":
+            raise ConfigError(
+                f"evaluation.temperature_scaling is of classes, and task.likelihood is {self.config.likelihood}: leave it out"
+            )
+
     def streamed_rows(self, workers: int, cpus_per_worker: float) -> StreamedRows:
         return StreamedRows(self.data.train, Share.of(workers, cpus_per_worker))
 
     def example(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a batch's shape and type, all zero."""
-        return torch.zeros(rows, *self.data.shape, device=device), torch.zeros(rows, dtype=torch.long, device=device)
+        target = self._outcome.target.to(device)
+        return torch.zeros(rows, *self.data.shape, device=device), target.expand(rows, *target.shape[1:]).clone()
 
     def shifted(self, name: str) -> tuple[ShiftedImages, bool]:
         """The test images under a shift, and whether their labels still hold."""
@@ -86,9 +92,18 @@ class ImageTask(Task):
 
     def describe(self) -> dict[str, Any]:
         """What to record of the data: kind, number of classes, shape (C, H, W), and how they were split."""
-        return {
+        described: dict[str, Any] = {
             "kind": self.config.data.kind,
             "classes": self.classes,
             "shape": list(self.data.shape),
             "splits": self.data.splits,
         }
+        if self.data.targets == "classes":
+            labels = self.data.train.labels
+            described["rows_per_class"] = torch.bincount(labels, minlength=self.classes).tolist()
+        if self._outcome.class_weights is not None:
+            described["class_weights"] = self._outcome.class_weights.tolist()
+        if isinstance(self.likelihood, HeteroscedasticGaussian):
+            described["target_mean"] = self.likelihood.location.tolist()
+            described["target_sd"] = self.likelihood.scale.tolist()
+        return described

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from proxscore.config import ConfigError
 from proxscore.vision.splits import Rows
 
 Batch = tuple[Tensor, Tensor]
+Targets = Literal["classes", "labels", "values"]
 SMALLEST_STD = 1e-6  # of pixels in [0, 1]
 
 
@@ -54,7 +55,7 @@ class Normalisation:
 class Reader(ABC):
     """The rows of one place (a pair of files, a folder): their labels, and their images on demand."""
 
-    labels: Rows  # (N,), every one in 0..classes-1
+    labels: Any  # (N,) int64, every one in 0..classes-1; float32 (N, C) or (N, D) of other targets; see Source
     decodes: bool = False  # whether reading takes so long that other processes had better do it
 
     @abstractmethod
@@ -90,11 +91,16 @@ class MemoryReader(Reader):
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as it lies there: ``pools`` has ``train``, and ``validation`` and ``test`` where it brings them."""
+    """A data set as it lies there: ``pools`` has ``train``, and ``validation`` and ``test`` where it brings them.
+
+    ``targets`` says what a reader's ``labels`` are: ``classes``, integers (N,); ``labels``, zeros and ones (N, C) for each of
+    ``classes``; ``values``, numbers (N, D), of what ``classes`` names.
+    """
 
     pools: dict[str, Reader]
     classes: tuple[str, ...]
     shape: tuple[int, int, int]  # channels, height, width
+    targets: Targets = "classes"
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
@@ -110,7 +116,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
     @property
     def labels(self) -> Tensor:
-        """(N,) int64, without reading an image."""
+        """(N,) int64, or what else the targets are, without reading an image."""
         return torch.from_numpy(self.reader.labels[self.rows])
 
     @property
@@ -147,6 +153,7 @@ class ImageData:
     classes: tuple[str, ...]
     shape: tuple[int, int, int]  # channels, height, width
     splits: dict[str, Any]
+    targets: Targets = "classes"
 
 
 def collate(batch: Batch) -> Batch:

@@ -58,7 +58,29 @@ class VisionConfig(TaskSection):
     kind: Literal["vision"] = "vision"
     model: ModelConfig = ModelConfig()
     data: Annotated[ImageSource, IMAGE_SOURCES] = Field(default_factory=IMAGE_SOURCES.make)
-    likelihood: Literal["categorical", "bernoulli"] = "categorical"  # bernoulli: two classes from one logit
+    # bernoulli: two classes from one logit; multi_label: any of several labels; gaussian: numbers, with a noise of their own.
+    likelihood: Literal["categorical", "bernoulli", "multi_label", "gaussian"] = "categorical"
+    # Each label counts as one drawn from all classes with this probability; predictions are evaluated on the labels as they are.
+    label_smoothing: float = Field(0, ge=0, lt=1)
+    # What a training row of each class counts, as if it were so many rows; balanced: classes count the same together.
+    class_weights: Literal["none", "balanced"] | list[Annotated[float, Field(gt=0)]] = "none"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_mixed_rows(cls, values: Any) -> Any:
+        for key in ("mixup", "cutmix"):
+            if isinstance(values, dict) and key in values:
+                raise ValueError(
+                    f"{key} is not taken: mixed images depend on each other and are no rows that were observed, so that their "
+                    "number, and with it the width of the posterior, would be arbitrary: use task.augmentation or label_smoothing"
+                )
+        return values
+
+    @model_validator(mode="after")
+    def _of_the_likelihood(self) -> Self:
+        if self.likelihood != "categorical" and (self.label_smoothing or self.class_weights != "none"):
+            raise ValueError("label_smoothing and class_weights are of likelihood=categorical: leave them out")
+        return self
 
     @property
     def weights(self) -> Path | None:
@@ -84,4 +106,4 @@ class VisionConfig(TaskSection):
     def build(self, *, verify: bool = True, trained: Mapping[str, Any] | None = None) -> ImageTask:
         from proxscore.vision.image_task import ImageTask  # timm takes seconds
 
-        return ImageTask(self, verify=verify)
+        return ImageTask(self, verify=verify, trained=trained)
