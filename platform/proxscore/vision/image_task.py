@@ -58,8 +58,8 @@ class ImageTask(Task):
         with device or nullcontext():
             return build_model(self.config.model, classes=self.outputs, shape=self.data.shape)
 
-    def streamed_rows(self, workers: int, cpus_per_worker: float) -> StreamedRows:
-        return StreamedRows(self.data.train, Share.of(workers, cpus_per_worker))
+    def streamed_rows(self, workers: int, cpus_per_worker: float, split: str = "train") -> StreamedRows:
+        return StreamedRows(getattr(self.data, split), Share.of(workers, cpus_per_worker))
 
     def example(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a batch's shape and type, all zero."""
@@ -76,10 +76,11 @@ class ImageTask(Task):
         return f"{self.data.splits['counts']}, {self.classes} classes"
 
     def describe(self) -> dict[str, Any]:
-        """What to record of the data: kind, number of classes, shape (C, H, W), and how they were split."""
+        """What to record of the data: kind, number and names of classes, shape (C, H, W), and how they were split."""
         return {
             "kind": self.config.data.kind,
             "classes": self.classes,
+            "class_names": list(self.data.classes),
             "shape": list(self.data.shape),
             "splits": self.data.splits,
         }

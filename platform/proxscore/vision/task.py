@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from proxscore.config import IMAGE_SOURCES, Section, TaskSection
+from proxscore.vision.class_names import check_class_names
 from proxscore.vision.sources.base import ImageSource
 
 if TYPE_CHECKING:
@@ -62,4 +63,7 @@ class VisionConfig(TaskSection):
     def build(self, *, verify: bool = True, trained: Mapping[str, Any] | None = None) -> ImageTask:
         from proxscore.vision.image_task import ImageTask  # timm takes seconds
 
-        return ImageTask(self, verify=verify)
+        task = ImageTask(self, verify=verify)
+        if isinstance(trained, Mapping):
+            check_class_names(task.data.classes, trained)
+        return task
