@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +46,30 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
     _sync(path.parent)
     forget_partials(path)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside ``path``, to be filled within the context; it becomes ``path``, which must be empty or absent, at its end.
+
+    If the context raises, the folder is removed.
+
+    Raises:
+        OSError: the folder above cannot be written, or ``path`` has been filled meanwhile.
+    """
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{secrets.token_hex(6)}-{path.name}")
+    partial.mkdir()
+    try:
+        yield partial
+        for file in partial.iterdir():
+            _sync(file)
+        _sync(partial)
+        partial.rename(path)  # onto an empty folder, too
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    _sync(path.parent)
 
 
 def forget_partials(path: Path) -> None:
@@ -104,10 +129,10 @@ def is_local(files: FileSystem) -> bool:
     return isinstance(files, LocalFileSystem)
 
 
-def _sync(folder: Path) -> None:
-    """Make a rename within a folder durable, where its file system can."""
+def _sync(place: Path) -> None:
+    """Make a file, or renames within a folder, durable, where the file system can."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(place, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

@@ -40,6 +40,12 @@ class LabelColumn:
     def texts(self) -> bool:
         return _is_text(self.values.type.value_type if self.listed else self.values.type)
 
+    def largest(self) -> int:
+        """The largest of its integers; -1: it has none."""
+        values = pc.list_flatten(self.values) if self.listed else self.values
+        largest = pc.max(values).as_py()
+        return -1 if largest is None else int(largest)
+
 
 def check_label_type(path: Path, column: str, kind: Any) -> None:
     """Refuse a column that holds no labels.
