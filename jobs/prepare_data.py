@@ -88,13 +88,13 @@ def told(summary: dict[str, Any], output: Path) -> list[str]:
             lines.append(f"warning    no {split} image of {', '.join(none[:10])}{', ...' if len(none) > 10 else ''}")
     if bad := summary["unreadable"]["count"]:
         first = summary["unreadable"]["images"][0]
-        lines.append(f"warning    {bad} cannot be read and are left out; the first: {first['image']}: {first['reason']}")
+        lines.append(f"warning    images that cannot be read, left out: {bad}; the first: {first['image']}: {first['reason']}")
     if twice := sum(same["within_splits"].values()):
-        lines.append(f"duplicates {twice} images show what another one of their split shows")
+        lines.append(f"duplicates images that show what another one of their split shows: {twice}")
     if across := same["pictures_in_several_splits"]:
-        lines.append(f"warning    {across} pictures are in more than one split: scores on them are too good")
+        lines.append(f"warning    pictures in more than one split: {across}; scores on them are too good")
     if conflicting := same["pictures_with_different_labels"]:
-        lines.append(f"warning    {conflicting} pictures are there with different labels")
+        lines.append(f"warning    pictures that are there with different labels: {conflicting}")
     lines.append(f"summary    {output / 'dataset.json'}")
     lines.append(f"look at    {output / 'contact_sheet.png'}")
     lines.append(f"train      python jobs/train.py task.data.kind=parquet task.data.path={output}")

@@ -118,8 +118,8 @@ class TablePictures(Pictures):
         first = 0
         for table, count in zip(self.tables, self.counts, strict=True):
             own = self.rows[(self.rows >= first) & (self.rows < first + count)] - first
-            for row, (content, where) in zip(own, table.images(own), strict=True):
-                found.append(Picture(content, where, f"{first + int(row):08d}"))
+            for content, where in table.images(own):
+                found.append(Picture(content, where, Path(where).name))
             first += count
         return found
 
