@@ -52,7 +52,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """A new folder beside ``path``, to be filled within the context; it becomes ``path``, which must be empty or absent, at its end.
 
-    If the context raises, the folder is removed.
+    If the context raises, the folder is removed; what killed processes left is, too, when it is old.
 
     Raises:
         OSError: the folder above cannot be written, or ``path`` has been filled meanwhile.
@@ -70,6 +70,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     _sync(path.parent)
+    for left in path.parent.glob(f".partial-*-{_literally(path.name)}"):
+        if left.is_dir() and time.time() - left.stat().st_mtime > FORGOTTEN:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def forget_partials(path: Path) -> None:
