@@ -88,7 +88,9 @@ def told(summary: dict[str, Any], output: Path) -> list[str]:
             lines.append(f"warning    no {split} image of {', '.join(none[:10])}{', ...' if len(none) > 10 else ''}")
     if bad := summary["unreadable"]["count"]:
         first = summary["unreadable"]["images"][0]
-        lines.append(f"warning    images that cannot be read, left out: {bad}; the first: {first['image']}: {first['reason']}")
+        lines.append(
+            f"warning    images that cannot be read, left out: {bad}; the first: {first['image']}: {first['reason']}"
+        )
     if twice := sum(same["within_splits"].values()):
         lines.append(f"duplicates images that show what another one of their split shows: {twice}")
     if across := same["pictures_in_several_splits"]:

@@ -224,7 +224,10 @@ def test_a_table_of_texts_with_images_beside_it_becomes_one_that_holds_them_in_i
 def test_several_labels_of_an_image_are_a_list(prepare: Main, photos: Path) -> None:
     files = sorted(photos.rglob("*.*"))
     sets = [sorted({CLASSES[number % 3], *(CLASSES[:1] if number % 2 else ())}) for number in range(60)]
-    lines = [f"{file.relative_to(photos.parent)},{';|'[number % 2].join(own)}" for number, (file, own) in enumerate(zip(files, sets, strict=True))]
+    lines = [
+        f"{file.relative_to(photos.parent)},{';|'[number % 2].join(own)}"
+        for number, (file, own) in enumerate(zip(files, sets, strict=True))
+    ]
     Path("labels.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
     assert prepare(["labels.csv", "table", "--test-fraction", "0.2"]) == 0
     assert summary(Path("table"))["multi_label"]
@@ -251,7 +254,9 @@ def test_large_images_are_made_smaller_and_small_ones_stay_as_they_are(prepare: 
     assert summary(Path("table"))["settings"]["jpeg_quality"] == 95
 
 
-def test_the_same_command_writes_the_same_bytes_and_the_hash_is_that_of_the_content(prepare: Main, photos: Path) -> None:
+def test_the_same_command_writes_the_same_bytes_and_the_hash_is_that_of_the_content(
+    prepare: Main, photos: Path
+) -> None:
     for output in ("one", "two"):
         assert prepare(["photos", output, "--test-fraction", "0.2", "--workers", "1" if output == "one" else "2"]) == 0
     for file in Path("one").iterdir():
@@ -284,14 +289,24 @@ IMAGE = "photos/ant/00.png"
     ("source", "options", "change", "message"),
     [
         ("nowhere", [], None, "nowhere: no such file or folder"),
-        ("empty", [], lambda folder: (folder / "empty").mkdir(), "0 class folders; expected at least two, each with images"),
+        (
+            "empty",
+            [],
+            lambda folder: (folder / "empty").mkdir(),
+            "0 class folders; expected at least two, each with images",
+        ),
         ("photos", [], one_class_of_one, "class 'bee' has one image that can be read"),
         ("photos", ["--test-fraction", "0.001"], None, "--test-fraction=0.001 of 60 images is none"),
         ("photos", ["--test-fraction", "0.6", "--validation-fraction", "0.4"], None, "leave no images to train on"),
         ("photos", ["--workers", "0"], None, "--workers is 0; it must be from 1 to 1000"),
         ("labels.csv", [], write_csv("file,label\n"), "labels.csv: no column 'path'; it has file, label"),
         ("labels.csv", [], write_csv("path,label\n"), "labels.csv: has no rows"),
-        ("labels.csv", [], write_csv(f"path,label\n{IMAGE},a\nnone.png,b\n"), "labels.csv, row 2 (line 3): no such file: "),
+        (
+            "labels.csv",
+            [],
+            write_csv(f"path,label\n{IMAGE},a\nnone.png,b\n"),
+            "labels.csv, row 2 (line 3): no such file: ",
+        ),
         ("labels.csv", [], write_csv(f"path,label\n{IMAGE}\n"), "labels.csv, row 1 (line 2): a label is missing"),
         ("labels.csv", [], write_csv(f"path,label\n{IMAGE},a;\n"), "labels.csv, row 1 (line 2): a label is missing"),
         ("labels.csv", [], write_csv(f"path,label,split\n{IMAGE},a,old\n"), "row 1 (line 2): split 'old' is unknown"),

@@ -252,6 +252,12 @@ def test_parquet_streams_through_ray_data_to_two_workers(tmp_path: Path) -> None
     assert outcome.results["steps"] == steps
     assert list(curve(config, outcome.run_id)) == list(range(1, steps + 1))
     assert outcome.results["test"]["posterior"]["accuracy"] > 0.4
+    # What the cluster streamed and scored is what one process reads and scores.
+    posterior, task = Posterior.load(outcome.folder / "posterior"), config.task.build()
+    module = posterior.load_into(task.build_model())
+    worker = LocalWorker(tmp_path / "scores", torch.device("cpu"), lambda payloads: None, keep=1)
+    metrics, _ = evaluate(Run(config, task, worker, module), "test", config.evaluation.draws, posterior)
+    assert metrics == pytest.approx(outcome.results["test"]["posterior"], abs=1e-6)
 
 
 def test_workers_that_leave_ray_data_no_cpu_are_refused(tmp_path: Path) -> None:

@@ -63,5 +63,5 @@ def test_a_task_describes_its_classes_and_compares_those_of_a_trained_network() 
     assert described["class_names"] == list("0123456789")
     assert described["classes"] == 10
     config.build(trained=described)
-    with pytest.raises(ConfigError, match="task.data has 10 classes; the posterior was trained on 9"):
+    with pytest.raises(ConfigError, match=r"task\.data has 10 classes; the posterior was trained on 9"):
         config.build(trained={"classes": 9})

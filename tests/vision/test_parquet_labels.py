@@ -31,7 +31,9 @@ def encoded(seed: int) -> bytes:
 def write(path: Path, labels: Any, names: tuple[str, ...] | None = None, images: Any = None) -> ParquetConfig:
     """A table as Hugging Face's ``datasets`` writes one; its metadata is that of version 5.2."""
     images = images or [{"bytes": encoded(row), "path": None} for row in range(len(labels))]
-    table = pa.table({"image": pa.array(images, pa.struct([("bytes", pa.binary()), ("path", pa.string())])), "label": labels})
+    table = pa.table(
+        {"image": pa.array(images, pa.struct([("bytes", pa.binary()), ("path", pa.string())])), "label": labels}
+    )
     if names is not None:
         label: dict[str, Any] = {"names": list(names), "_type": "ClassLabel"}
         if pa.types.is_list(table.schema.field("label").type):
@@ -122,9 +124,13 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
         load(config)
 
 
-@pytest.mark.parametrize("metadata", [b"no json", b"[]", b'{"info": {"features": {"label": {"_type": "ClassLabel"}}}}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "metadata", [b"no json", b"[]", b'{"info": {"features": {"label": {"_type": "ClassLabel"}}}}', b"[" * 100_000]
+)
 def test_metadata_of_another_form_are_no_names(metadata: bytes, tmp_path: Path) -> None:
-    table = pa.table({"image": [encoded(0)] * 3, "label": [0, 1, 2]}).replace_schema_metadata({b"huggingface": metadata})
+    table = pa.table({"image": [encoded(0)] * 3, "label": [0, 1, 2]}).replace_schema_metadata(
+        {b"huggingface": metadata}
+    )
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(ConfigError, match="labels are integers without names"):
         load(ParquetConfig(path=tmp_path / "a.parquet"))

@@ -50,7 +50,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """A new folder beside ``path``, to be filled within the context; it becomes ``path``, which must be empty or absent, at its end.
+    """A new folder beside ``path``, to be filled within the context; at its end it becomes ``path``, which is empty or absent.
 
     If the context raises, the folder is removed; what killed processes left is, too, when it is old.
 

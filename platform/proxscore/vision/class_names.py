@@ -35,7 +35,9 @@ def check_class_names(names: Sequence[str], trained: Mapping[str, Any]) -> None:
     if isinstance(count, int) and count != len(names):
         raise ConfigError(f"task.data has {len(names)} classes; the posterior was trained on {count}")
     if old is None:
-        log.warning("the posterior does not say what its %d classes are named: their order is taken to be that here", len(names))
+        log.warning(
+            "the posterior does not say what its %d classes are named: their order is taken to be that here", len(names)
+        )
     elif list(names) != old:
         who = "the posterior's classes" if _nameless(old) else "the classes of task.data"
         log.warning("%s are numbers without names: their order is taken to be the same", who)

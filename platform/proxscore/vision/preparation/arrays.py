@@ -40,7 +40,9 @@ def numpy_arrays(source: Path) -> Collected:
         arrays = found[part]
         for what in ("images", "labels"):
             if what not in arrays:
-                raise ConfigError(f"{source}: no {what}{'' if part == 'all' else f' of {part}'}; expected {numpy_archive_help()}")
+                raise ConfigError(
+                    f"{source}: no {what}{'' if part == 'all' else f' of {part}'}; expected {numpy_archive_help()}"
+                )
         (name, pixels), (label_name, values) = arrays["images"], arrays["labels"]
         where = f"{source}, {name}"
         parts.append((where, "image" if part == "all" else part, _pixels(pixels, where)))
@@ -57,7 +59,7 @@ def numpy_arrays(source: Path) -> Collected:
         raise ConfigError(f"{source}: holds no images")
     classes = named_classes(labels)
     number = {name: place for place, name in enumerate(classes)}
-    numbers = [(number[str(label)],) for label in labels]
+    numbers: list[tuple[int, ...]] = [(number[str(label)],) for label in labels]
     return Collected(ArrayPictures(parts), numbers, classes, None if "all" in found else splits, False, "NumPy archive")
 
 
@@ -73,7 +75,15 @@ def _arrays(source: Path) -> dict[str, dict[str, tuple[str, NDArray[Any]]]]:
                 if match and (part is None or part in _PARTS):
                     found.setdefault(_PARTS[part] if part else "all", {})[_NAMES[match["what"]]] = name, archive[name]
             shown = ", ".join(archive.files) or "none"
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, AttributeError) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+        AttributeError,
+    ) as error:
         reason = " ".join(str(error).split())
         if "pickle" in reason.lower():
             reason = "an array of Python objects, which only a pickle can hold, is not read"
@@ -91,7 +101,9 @@ def _pixels(array: NDArray[Any], where: str) -> NDArray[np.uint8]:
     if array.ndim == 4 and array.shape[-1] == 1:
         array = array[..., 0]
     if not (array.ndim == 3 or (array.ndim == 4 and array.shape[-1] == 3)) or 0 in array.shape[1:]:
-        raise ConfigError(f"{where}: images of shape {array.shape}; expected (N, H, W), (N, H, W, 1 or 3) or (N, 1 or 3, H, W)")
+        raise ConfigError(
+            f"{where}: images of shape {array.shape}; expected (N, H, W), (N, H, W, 1 or 3) or (N, 1 or 3, H, W)"
+        )
     return array
 
 

@@ -38,6 +38,6 @@ def _fitted(name: str, font: ImageFont.FreeTypeFont) -> str:
     for line in name.splitlines():
         cut = line
         while font.getlength(cut) > _NAME - 2 * _GAP:
-            cut = f"{cut[:-2]}…" if not cut.endswith("…") else f"{cut[:-2]}…"
+            cut = f"{cut[:-2]}…"
         lines.append(cut)
     return "\n".join(lines)

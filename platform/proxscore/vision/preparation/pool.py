@@ -7,7 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from tqdm import tqdm
 
@@ -40,7 +40,7 @@ def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], workers: int
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def progress(total: int, what: str) -> tqdm[None]:
+def progress(total: int, what: str) -> tqdm[NoReturn]:
     """A line on stderr with count, rate and time left; in a log it is renewed every ten seconds."""
     seldom = 0.1 if sys.stderr.isatty() else 10.0
     return tqdm(total=total, desc=what, unit=" images", mininterval=seldom, file=sys.stderr)

@@ -58,7 +58,9 @@ def prepare(source: Path, output: Path, plan: Plan) -> dict[str, Any]:
         ConfigError: the source or a setting is at fault, or ``output`` is there and not empty; nothing is written.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"{output}: is {'not empty' if output.is_dir() else 'no folder'}; name a new or an empty folder")
+        raise ConfigError(
+            f"{output}: is {'not empty' if output.is_dir() else 'no folder'}; name a new or an empty folder"
+        )
     check_folder_destination("OUTPUT", output)
     collected = collect(source, plan.image_column, plan.label_column)
     seen = examine(collected, plan.workers)
@@ -82,7 +84,9 @@ def _check_classes(collected: Collected, readable: Rows) -> None:
         if counts[label] == 1 and not collected.multi_label:
             (row,) = (int(row) for row in readable if label in collected.labels[row])
             (picture,) = collected.pictures.part(np.array([row])).read()
-            raise ConfigError(f"class {name!r} has one image that can be read, {picture.where}; give it two or more, or leave it out")
+            raise ConfigError(
+                f"class {name!r} has one image that can be read, {picture.where}; give it two or more, or leave it out"
+            )
 
 
 def _splits(collected: Collected, seen: list[Seen], readable: Rows, plan: Plan) -> dict[str, Rows]:
@@ -98,7 +102,9 @@ def _splits(collected: Collected, seen: list[Seen], readable: Rows, plan: Plan) 
                 "leave the option out"
             )
         if round(fraction * len(splits["train"])) == 0:
-            raise ConfigError(f"--{split}-fraction={fraction:g} of {len(splits['train'])} images is none; give a larger one")
+            raise ConfigError(
+                f"--{split}-fraction={fraction:g} of {len(splits['train'])} images is none; give a larger one"
+            )
     for split, rows in splits.items():
         if not len(rows):
             raise ConfigError(f"no image of the {split} split can be read")
@@ -130,9 +136,7 @@ def _write(
     folder: Path, collected: Collected, seen: list[Seen], splits: dict[str, Rows], summary: dict[str, Any], plan: Plan
 ) -> list[dict[str, Any]]:
     keys = ("classes", "counts", "source_sha256", "versions")
-    columns = schema(
-        collected.classes, multi_label=collected.multi_label, about={key: summary[key] for key in keys}
-    )
+    columns = schema(collected.classes, multi_label=collected.multi_label, about={key: summary[key] for key in keys})
     lengths = np.array([each.length for each in seen], dtype=np.int64)
     shards = []
     for split, rows in splits.items():
@@ -166,7 +170,10 @@ def _sheet(collected: Collected, splits: dict[str, Rows]) -> Any:
             if label in rows and len(rows[label]) < sheets.IMAGES:
                 rows[label].append(row)
     shown = [
-        (f"{collected.classes[label]}\n{counts[label]} to train on", collected.pictures.part(np.array(own, dtype=np.int64)).read())
+        (
+            f"{collected.classes[label]}\n{counts[label]} to train on",
+            collected.pictures.part(np.array(own, dtype=np.int64)).read(),
+        )
         for label, own in rows.items()
     ]
     return sheets.contact_sheet([(name, list(pictures)) for name, pictures in shown])
@@ -181,7 +188,11 @@ def _summary(
     names = collected.classes
     groups = [
         [
-            {"image": seen[row].path, "split": split_of[row], "labels": [names[label] for label in collected.labels[row]]}
+            {
+                "image": seen[row].path,
+                "split": split_of[row],
+                "labels": [names[label] for label in collected.labels[row]],
+            }
             for row in rows
         ]
         for rows in found.groups[:_LISTED]

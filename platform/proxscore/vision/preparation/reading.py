@@ -78,7 +78,9 @@ def idx(source: Path) -> Collected:
 def table(source: Path, image_column: str, label_column: str) -> Collected:
     """A Parquet table as ``task.data.kind=parquet`` reads it; integers without names are named by their numbers."""
     config = ParquetConfig(path=source, image_column=image_column, label_column=label_column)
-    scans = [parquet.scan(path, config) for path in ([source] if source.is_file() else sorted(source.glob("*.parquet")))]
+    scans = [
+        parquet.scan(path, config) for path in ([source] if source.is_file() else sorted(source.glob("*.parquet")))
+    ]
     columns = [scan.labels for scan in scans]
     if not (any(column.names for column in columns) or columns[0].texts):
         largest = max((column.largest() for column in columns), default=-1)
@@ -93,7 +95,10 @@ def table(source: Path, image_column: str, label_column: str) -> Collected:
 
 
 def _collected(
-    pictures: FilePictures | ArrayPictures | TablePictures, pools: dict[str, Reader], classes: tuple[str, ...], kind: str
+    pictures: FilePictures | ArrayPictures | TablePictures,
+    pools: dict[str, Reader],
+    classes: tuple[str, ...],
+    kind: str,
 ) -> Collected:
     labels: list[tuple[int, ...]] = []
     for reader in pools.values():

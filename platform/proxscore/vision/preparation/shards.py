@@ -19,7 +19,10 @@ from proxscore.vision.preparation.examining import upright
 from proxscore.vision.splits import Rows
 
 QUALITY = 95  # of JPEG, without subsampling of colours
-_GROUP_BYTES, _GROUP_ROWS = 2**23, 1000  # of a row group, at most: training mixes rows over groups, and reads them whole
+_GROUP_BYTES, _GROUP_ROWS = (
+    2**23,
+    1000,
+)  # of a row group, at most: training mixes rows over groups, and reads them whole
 METADATA_KEY = b"proxscore"
 
 

@@ -1,8 +1,8 @@
 """Data sets of the literature from their official files, in the splits of the literature.
 
-Photographs are found by torchvision's own readers (``download=False``), in torchvision's layout below ``path``. CIFAR is read from
-its official binary version, a byte per label and 3,072 of pixels (red, green, blue; each row by row): the Python version is a
-pickle, and nothing that a file holds is executed.
+Photographs are found by torchvision's own readers (``download=False``), in torchvision's layout below ``path``. CIFAR is read
+from its official binary version, a byte per label and 3,072 of pixels (red, green, blue; each row by row): the Python version is
+a pickle, and nothing that a file holds is executed.
 
 Sources: Parkhi et al. 2012, Cats and Dogs (pets); Nilsback and Zisserman 2008 (flowers102); Maji et al. 2013, arXiv 1306.5151
 (aircraft); Cimpoi et al. 2014, Describing Textures in the Wild (dtd); Krizhevsky 2009, Learning Multiple Layers of Features from
@@ -196,7 +196,9 @@ def _opened(path: Path, official: OfficialSet, split: str) -> Any:
         ) from error
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: the {split} list is not of the official form of {official.page!r}: {reason}") from error
+        raise ConfigError(
+            f"{path}: the {split} list is not of the official form of {official.page!r}: {reason}"
+        ) from error
 
 
 def _pool(readers: list[Any], decoder: Decoder) -> FolderReader:
@@ -216,15 +218,17 @@ class CifarReader(Reader):
     def read(self, rows: Rows) -> tuple[torch.Tensor, Rows]:
         """See :meth:`Reader.read`."""
         header = f"P6 {_SIDE} {_SIDE} 255\n".encode()  # a portable pixmap: these bytes, pixel by pixel
-        return self.decoder.batch((header + self.pixels[row].transpose(1, 2, 0).tobytes(), f"row {row}") for row in rows)
+        return self.decoder.batch(
+            (header + self.pixels[row].transpose(1, 2, 0).tobytes(), f"row {row}") for row in rows
+        )
 
 
 def _cifar(config: TorchvisionConfig, path: Path, cifar: Cifar) -> Source:
     folder = path / cifar.folder
     if not folder.is_dir() and (path / cifar.pickles).is_dir():
         raise ConfigError(
-            f"{path / cifar.pickles}: is the Python version, whose files are pickles, which are not read: unpack the binary version "
-            f"({cifar.archive} of {cifar.page!r}) into {folder}"
+            f"{path / cifar.pickles}: is the Python version, whose files are pickles, which are not read: unpack the binary "
+            f"version ({cifar.archive} of {cifar.page!r}) into {folder}"
         )
     for file in (*cifar.train, cifar.test, cifar.names):
         _check_there(folder / file, cifar.archive, cifar.page)
@@ -254,7 +258,9 @@ def _cifar_file(file: Path, cifar: Cifar) -> tuple[NDArray[np.uint8], Rows]:
     check_regular(file)
     row, content = cifar.label_bytes + 3 * _SIDE * _SIDE, np.fromfile(file, dtype=np.uint8)
     if not len(content) or len(content) % row:
-        raise ConfigError(f"{file}: {len(content)} bytes are no whole number of rows of {row}; unpack {cifar.archive} again")
+        raise ConfigError(
+            f"{file}: {len(content)} bytes are no whole number of rows of {row}; unpack {cifar.archive} again"
+        )
     rows = content.reshape(-1, row)
     labels = rows[:, cifar.label_bytes - 1].astype(np.int64)
     check_labels(labels, cifar.classes, lambda bad: f"{file}, row {bad}")
@@ -270,7 +276,8 @@ def _tell_counts(name: str, pools: dict[str, Reader], official: tuple[int, int])
     found = tuple(len(pools[part].labels) for part in ("train", "test"))
     if found != official:
         log.warning(
-            "task.data: %s has %d training and %d test images here; the official data set has %d and %d: results are not comparable",
+            "task.data: %s has %d training and %d test images here; the official data set has %d and %d: results are not "
+            "comparable",
             name,
             *found,
             *official,
