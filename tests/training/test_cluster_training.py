@@ -25,8 +25,11 @@ from proxscore import config as configuration
 from proxscore.config import Config, ConfigError
 from proxscore.posterior import Posterior
 from proxscore.training import launch
+from proxscore.training.evaluation import evaluate
+from proxscore.training.local.worker import LocalWorker
 from proxscore.training.ray import checks as cluster_checks
 from proxscore.training.results import Outcome
+from proxscore.training.run import Run
 from proxscore.vision.image_task import ImageTask
 
 pytestmark = [pytest.mark.usefixtures("ray_local"), pytest.mark.timeout(1500)]
