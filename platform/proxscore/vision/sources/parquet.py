@@ -242,13 +242,12 @@ def _files(path: Path) -> dict[str, list[Path]]:
 def _check_shards(files: list[Path]) -> None:
     """Raise ConfigError for a file that is missing among those named ``...-00001-of-00003.parquet``."""
     present = {file.name for file in files}
-    for file in files:
-        if (named := _SHARD.fullmatch(file.name)) is None:
-            continue
-        for number in range(int(named["count"])):
-            shard = f"{named['stem']}-{number:05d}-of-{named['count']}.parquet"
+    sets = {(named["stem"], named["count"]): file for file in files if (named := _SHARD.fullmatch(file.name))}
+    for (stem, count), file in sets.items():
+        for number in range(int(count)):
+            shard = f"{stem}-{number:05d}-of-{count}.parquet"
             if shard not in present:
-                raise ConfigError(f"{file.parent}: {shard} is missing; {file.name} is one of {int(named['count'])}")
+                raise ConfigError(f"{file.parent}: {shard} is missing; {file.name} is one of {int(count)}")
 
 
 @dataclass(frozen=True)
