@@ -207,6 +207,14 @@ def test_numpy_archives_under_the_names_of_others(form: str, prepare: Main) -> N
             assert row["label"] == number % 3
 
 
+def test_classes_that_are_numbers_are_in_the_order_of_numbers(prepare: Main) -> None:
+    np.savez("data.npz", x=PIXELS, y=np.arange(60) % 12)
+    assert prepare(["data.npz", "table"]) == 0
+    assert summary(Path("table"))["classes"] == [str(number) for number in range(12)]
+    for row in read(Path("table"))["train"]:
+        assert row["label"] == int(row["image"]["path"].split("-")[1].split(".")[0]) % 12
+
+
 def test_a_table_of_texts_with_images_beside_it_becomes_one_that_holds_them_in_its_order(
     prepare: Main, photos: Path
 ) -> None:
