@@ -46,16 +46,17 @@ def check_class_names(names: Sequence[str], trained: Mapping[str, Any]) -> None:
 def _compare(names: list[str], old: list[str]) -> None:
     if names == old:
         return
-    missing = [name for name in old if name not in set(names)]
-    extra = [name for name in names if name not in set(old)]
-    if not missing and not extra:
+    here, there = set(names), set(old)
+    missing, extra = [name for name in old if name not in here], [name for name in names if name not in there]
+    if not missing and not extra and len(names) == len(old):
         place = next(place for place, (new, was) in enumerate(zip(names, old, strict=True)) if new != was)
         raise ConfigError(
             "task.data has the classes that the posterior was trained on, the same names in another order: class "
             f"{place} is {names[place]!r} here and was {old[place]!r}"
         )
     found = [f"{what} {_listed(some)}" for what, some in (("missing", missing), ("extra", extra)) if some]
-    raise ConfigError(f"task.data has other classes than the posterior was trained on: {'; '.join(found)}")
+    shown = "; ".join(found) or f"{len(names)} here, {len(old)} there"
+    raise ConfigError(f"task.data has other classes than the posterior was trained on: {shown}")
 
 
 def _nameless(names: Sequence[str]) -> bool:

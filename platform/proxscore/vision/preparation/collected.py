@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,8 @@ class Pictures(ABC):
         """These rows alone."""
 
     @abstractmethod
-    def read(self) -> Sequence[Picture]:
-        """All images, in order."""
+    def read(self) -> Iterable[Picture]:
+        """All images, in order; what they hold is read as one goes on."""
 
     def chunks(self) -> list[Rows]:
         """All rows in pieces, each of which is read at once."""
@@ -112,16 +112,16 @@ class TablePictures(Pictures):
     def part(self, rows: Rows) -> TablePictures:
         return TablePictures(self.tables, self.counts, rows)
 
-    def read(self) -> list[Picture]:
+    def read(self) -> Iterator[Picture]:
         assert self.rows is not None
-        found: list[Picture] = []
         first = 0
         for table, count in zip(self.tables, self.counts, strict=True):
             own = self.rows[(self.rows >= first) & (self.rows < first + count)] - first
-            for content, where in table.images(own):
-                found.append(Picture(content, where, Path(where).name))
+            changes = np.flatnonzero(np.diff(table.of(own))) + 1
+            for rows in np.split(own, changes):  # of one row group, which is held alone
+                for content, where in table.images(rows):
+                    yield Picture(content, where, Path(where).name)
             first += count
-        return found
 
     def chunks(self) -> list[Rows]:
         starts = np.cumsum([0, *self.counts])

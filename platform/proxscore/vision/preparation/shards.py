@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -67,17 +67,12 @@ def write_shard(shard: Shard) -> int:
     """Write a shard; gives the number of its rows."""
     multi = pa.types.is_list(shard.schema.field("label").type)
     with pq.ParquetWriter(shard.path, shard.schema, use_dictionary=["label"]) as writer:
-        for images, labels in _groups(shard):
+        images = (stored(picture, shard.size) for picture in shard.pictures.read())
+        for first in range(0, len(shard.labels), shard.group):
+            labels = shard.labels[first : first + shard.group]
             column = [list(own) for own in labels] if multi else [own[0] for own in labels]
-            writer.write_table(pa.table({"image": images, "label": column}, shard.schema))
+            writer.write_table(pa.table({"image": list(islice(images, len(labels))), "label": column}, shard.schema))
     return len(shard.labels)
-
-
-def _groups(shard: Shard) -> Iterator[tuple[list[dict[str, Any]], list[tuple[int, ...]]]]:
-    for first in range(0, len(shard.labels), shard.group):
-        rows = np.arange(first, min(first + shard.group, len(shard.labels)))
-        images = [stored(picture, shard.size) for picture in shard.pictures.part(rows).read()]
-        yield images, shard.labels[first : first + shard.group]
 
 
 def stored(picture: Picture, size: int | None) -> dict[str, Any]:
