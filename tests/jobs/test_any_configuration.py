@@ -175,6 +175,7 @@ DATA: dict[str, dict[str, Any]] = {
     "idx": {"path": "idx"},
     "image_folder": {"path": "folder", "size": 8, "channels": 1},
     "parquet": {"path": "rows.parquet", "size": 8, "channels": 1, "classes": 2},
+    "torchvision": {"name": "cifar10", "path": "official"},
     "table": {"path": "table.csv"},
     "recipe": {"name": "ILI", "path": "ili"},
     "vision": {
@@ -212,6 +213,13 @@ def _data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     )
     labels = struct.pack(">2i", 0x0801, 40) + bytes(i % 2 for i in range(40))
     (folder / "idx" / "train-labels-idx1-ubyte").write_bytes(labels)
+    official = folder / "official" / "cifar-10-batches-bin"
+    official.mkdir(parents=True)
+    (official / "batches.meta.txt").write_text("\n".join(f"thing {number}" for number in range(10)))
+    for file in ("test_batch", *(f"data_batch_{number}" for number in range(1, 6))):
+        rows = np.random.default_rng(0).integers(0, 256, (20, 3073), dtype=np.uint8)
+        rows[:, 0] = np.arange(20) % 10
+        (official / f"{file}.bin").write_bytes(rows.tobytes())
     stamps = pd.date_range("2024-01-01", periods=200, freq="h")
     pd.DataFrame({"timestamp": stamps, "target": np.sin(np.arange(200) / 4)}).to_csv(folder / "table.csv", index=False)
     before = Path.cwd()

@@ -338,7 +338,11 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         "a/big.png: not a readable image: 9000x9000",
     ),
     "one class": (images(lambda at: shutil.rmtree(at / "b")), "1 class folders; expected at least two"),
-    "a text as a label": (rows({"image": [b"x"] * 9, "label": ["a"] * 9}), "labels must be integers"),
+    "a fraction as a label": (rows({"image": [b"x"] * 9, "label": [0.5] * 9}), "labels must be integers or texts"),
+    "one text as all labels": (
+        rows({"image": [b"x"] * 9, "label": ["a"] * 9}),
+        "has 1 classes; task.data.classes is 2",
+    ),
     "numbers as images": (rows({"image": [1.5] * 9, "label": [0] * 9}), "expected encoded images"),
     "no image column": (rows({"label": [0] * 9}), "no column 'image'"),
     "a label of null": (rows({"image": [b"x"] * 9, "label": [0, None] + [1] * 7}), "row 1: the label is null"),

@@ -150,7 +150,7 @@ def test_data_with_another_number_of_classes_are_refused(
     data = ["task.data.kind=image_folder", "task.data.path=data", "task.data.size=8", "task.data.channels=1"]
     assert evaluate([folder(trained, "proximal_score"), *data]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: posterior of another architecture: head.bias is (10,) there, (3,) in the model")
+    assert error.startswith("error: task.data has 3 classes; the posterior was trained on 10")
     assert error.count("\n") == 1
 
 

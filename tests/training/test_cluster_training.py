@@ -25,8 +25,11 @@ from proxscore import config as configuration
 from proxscore.config import Config, ConfigError
 from proxscore.posterior import Posterior
 from proxscore.training import launch
+from proxscore.training.evaluation import evaluate
+from proxscore.training.local.worker import LocalWorker
 from proxscore.training.ray import checks as cluster_checks
 from proxscore.training.results import Outcome
+from proxscore.training.run import Run
 from proxscore.vision.image_task import ImageTask
 
 pytestmark = [pytest.mark.usefixtures("ray_local"), pytest.mark.timeout(1500)]
@@ -252,6 +255,12 @@ def test_parquet_streams_through_ray_data_to_two_workers(tmp_path: Path) -> None
     assert outcome.results["steps"] == steps
     assert list(curve(config, outcome.run_id)) == list(range(1, steps + 1))
     assert outcome.results["test"]["posterior"]["accuracy"] > 0.4
+    # What the cluster streamed and scored is what one process reads and scores.
+    posterior, task = Posterior.load(outcome.folder / "posterior"), config.task.build()
+    module = posterior.load_into(task.build_model())
+    worker = LocalWorker(tmp_path / "scores", torch.device("cpu"), lambda payloads: None, keep=1)
+    metrics, _ = evaluate(Run(config, task, worker, module), "test", config.evaluation.draws, posterior)
+    assert metrics == pytest.approx(outcome.results["test"]["posterior"], abs=1e-6)
 
 
 def test_workers_that_leave_ray_data_no_cpu_are_refused(tmp_path: Path) -> None:

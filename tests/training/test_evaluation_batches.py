@@ -17,6 +17,7 @@ from torch import Tensor
 
 from proxscore.config import ConfigError
 from proxscore.training.data.batches import TrainingData, evaluation_batches
+from proxscore.training.data.loading import training_loaders
 from proxscore.vision import decoding
 from proxscore.vision.data import load_images
 from proxscore.vision.images import ImageDataset, Reader
@@ -72,6 +73,27 @@ def test_rows_in_memory_are_read_here(tmp_path: Path) -> None:
     reader.decodes = False
     list(evaluation_batches(ImageDataset(reader, np.arange(50)), 6, 0, 1))
     assert {line.split()[0] for line in (tmp_path / "log").read_text().splitlines()} == {str(os.getpid())}
+
+
+@pytest.mark.usefixtures("_two_threads")
+def test_training_rows_that_are_decoded_are_read_by_other_processes_unless_it_is_said_and_are_the_same(
+    tmp_path: Path,
+) -> None:
+    reader = Noted(tmp_path / "log")
+    dataset = ImageDataset(reader, np.arange(50))
+    assert [training_loaders(dataset, setting) for setting in (None, 0, 5)] == [2, 0, 5]
+    found = []
+    for processes in (training_loaders(dataset, None), 0):
+        (tmp_path / "log").write_text("")
+        torch.manual_seed(0)
+        data = TrainingData(dataset, 6, 0, 1, seed=3, processes=processes)
+        batches = [targets.tolist() for epoch in range(2) for ((_, targets),), _ in data.epoch(epoch)]
+        readers = {line.split()[0] for line in (tmp_path / "log").read_text().splitlines()}
+        assert (str(os.getpid()) in readers) == (processes == 0)
+        found.append((batches, torch.get_rng_state().tolist()))
+    assert found[0] == found[1]
+    reader.decodes = False
+    assert training_loaders(dataset, None) == 0
 
 
 def encoded(seed: int) -> bytes:

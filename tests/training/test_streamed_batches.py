@@ -16,8 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from proxscore.config import ConfigError
+from proxscore.training.data.batches import evaluation_batches
 from proxscore.training.data.stream_order import EpochOrder
-from proxscore.training.data.streamed import RayTrainingData, recut_chunks
+from proxscore.training.data.streamed import RayTrainingData, recut_chunks, streamed_evaluation_batches
 from proxscore.vision.data import load_images
 from proxscore.vision.images import ImageDataset
 from proxscore.vision.ray_data import Share, StreamedRows
@@ -129,3 +130,21 @@ def test_chunks_are_cut_anew_without_losing_a_row() -> None:
     chunks = [{"label": np.arange(first, end)} for first, end in [(0, 5), (5, 6), (6, 20)]]
     parts = [[int(row) for piece in pieces for row in piece["label"]] for pieces in recut_chunks(chunks, [3, 0, 4, 13])]
     assert parts == [list(range(3)), [], list(range(3, 7)), list(range(7, 20))]
+
+
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("world", [1, 2])
+def test_an_evaluation_streams_the_batches_that_loaders_read(
+    world: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = {row: (None, b"no image")[row % 2] for row in range(0, 300, 9)}
+    dataset = write(tmp_path, damaged, unreadable="skip", limit=209)
+    assert len(dataset) % BATCH == 1  # the last batch leaves the second of two ranks nothing but padding
+    monkeypatch.setattr("proxscore.training.data.streamed.TASK_ROWS", 3 * BATCH)
+    for rank in range(world):
+        rows = StreamedRows(dataset, Share(cpus=0.5, store=2e7))
+        found = list(streamed_evaluation_batches(rows, BATCH, rank, world))
+        expected = list(evaluation_batches(dataset, BATCH, rank, world))
+        assert len(found) == len(expected) == -(-len(dataset) // BATCH)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert all(map(torch.equal, ours, theirs))

@@ -236,6 +236,7 @@ IMAGE_SOURCES = Registry(
         "idx": "proxscore.vision.sources.idx:IdxConfig",
         "image_folder": "proxscore.vision.sources.image_folder:ImageFolderConfig",
         "parquet": "proxscore.vision.sources.parquet:ParquetConfig",
+        "torchvision": "proxscore.vision.sources.torchvision_sets:TorchvisionConfig",
     },
 )
 

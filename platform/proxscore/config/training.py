@@ -36,7 +36,8 @@ class TrainingConfig(Section):
     compile: bool = False
     activation_checkpointing: bool = False
     meta_init: bool = False  # initial weights are made shard by shard: no worker ever holds the whole model
-    loader_processes: int = Field(0, ge=0, le=1000)
+    # Processes of a worker that read its training rows. Null: none for data in memory; one or two where images are decoded.
+    loader_processes: int | None = Field(None, ge=0, le=1000)
     validate_every: float = Field(1, gt=0)  # epochs
     # Evaluate and keep the state whose validation NLL was the lowest, which has a checkpoint, in place of the last one.
     early_stopping: bool = False

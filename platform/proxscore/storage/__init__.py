@@ -1,6 +1,6 @@
 """Where runs are kept: places, files that appear whole or not at all, and locks."""
 
-from proxscore.storage.files import exists, put, read, replacing, write
+from proxscore.storage.files import exists, put, read, replacing, replacing_folder, write
 from proxscore.storage.lock import HeldError, Lock, LostError
 from proxscore.storage.places import UNREACHABLE, filesystem
 
@@ -14,5 +14,6 @@ __all__ = [
     "put",
     "read",
     "replacing",
+    "replacing_folder",
     "write",
 ]

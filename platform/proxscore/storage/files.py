@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +46,33 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
     _sync(path.parent)
     forget_partials(path)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside ``path``, to be filled within the context; at its end it becomes ``path``, which is empty or absent.
+
+    If the context raises, the folder is removed; what killed processes left is, too, when it is old.
+
+    Raises:
+        OSError: the folder above cannot be written, or ``path`` has been filled meanwhile.
+    """
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{secrets.token_hex(6)}-{path.name}")
+    partial.mkdir()
+    try:
+        yield partial
+        for file in partial.iterdir():
+            _sync(file)
+        _sync(partial)
+        partial.rename(path)  # onto an empty folder, too
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    _sync(path.parent)
+    for left in path.parent.glob(f".partial-*-{_literally(path.name)}"):
+        if left.is_dir() and time.time() - left.stat().st_mtime > FORGOTTEN:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def forget_partials(path: Path) -> None:
@@ -104,10 +132,10 @@ def is_local(files: FileSystem) -> bool:
     return isinstance(files, LocalFileSystem)
 
 
-def _sync(folder: Path) -> None:
-    """Make a rename within a folder durable, where its file system can."""
+def _sync(place: Path) -> None:
+    """Make a file, or renames within a folder, durable, where the file system can."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(place, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

@@ -101,8 +101,8 @@ class Task(ABC):
         """
         raise ConfigError("evaluation.shifts: they are of images: leave it out")
 
-    def streamed_rows(self, workers: int, cpus_per_worker: float) -> Any:
-        """Give the training rows as Ray Data streams them to each of so many workers, where the data are ``streamed``."""
+    def streamed_rows(self, workers: int, cpus_per_worker: float, split: str = "train") -> Any:
+        """Give the rows of a split as Ray Data streams them to each of so many workers, where the data are ``streamed``."""
         raise NotImplementedError(f"{type(self).__name__} has no rows to stream")
 
     def example(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from proxscore.methods import Method, RunLength
 from proxscore.posterior import Posterior
 from proxscore.posterior.diagnostics import Losses
 from proxscore.tasks import Predictive, Task
-from proxscore.training.data.batches import TrainingData, evaluation_batches
+from proxscore.training.data.batches import TrainingData
 from proxscore.training.data.micro_batches import Batch
 from proxscore.training.data.streamed import RayTrainingData
 from proxscore.training.loop import divergence
@@ -132,14 +132,12 @@ def predict(run: Run, posterior: Posterior, split: Any, draws: int) -> Any:
         split: its name, or a data set.
         draws: posterior draws; zero for the mean weights.
     """
-    settings, worker = run.config.evaluation, run.worker
-    rows = getattr(run.task.data, split) if isinstance(split, str) else split
-    norm = None
+    settings, norm = run.config.evaluation, None
     if run.data is not None and settings.norm_batches and _has_batch_norm(run.module):
         norm = list(_first_micro_batches(run.data, settings.norm_batches))
     return run.task.predict(
         run.module,
-        lambda: evaluation_batches(rows, settings.batch_size, worker.rank, worker.world),
+        run.evaluation_batches(split),
         posterior,
         draws=draws,
         seed=settings.seed,

@@ -188,7 +188,9 @@ def _run_method(
         params = {key: value for key, value in params.items() if not key.startswith(("method.", "baseline"))}
         params |= {f"method.{key}": value for key, value in configuration.flatten(method).items()}
         tags = {f"version.{package}": version for package, version in package_versions().items()} | git_tags()
-        tags["data.splits"] = json.dumps(preflight.task.describe())
+        described = preflight.task.describe()
+        described.pop("class_names", None)  # a tag has few characters; the posterior has them all
+        tags["data.splits"] = json.dumps(described)
         tracked.describe(params, tags)
         if tracked.run_id != earlier:  # a continued run keeps its own
             tracked.text(configuration.dump(config.model_copy(update={"name": None})), "config.yaml")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from proxscore.config import Config, ConfigError
 from proxscore.tasks import Task
-from proxscore.training.data.batches import TrainingData
+from proxscore.training.data.batches import TrainingData, evaluation_batches
+from proxscore.training.data.loading import training_loaders
+from proxscore.training.data.micro_batches import Batch
 from proxscore.training.data.norm_rows import least_rows
-from proxscore.training.data.streamed import RayTrainingData
+from proxscore.training.data.streamed import RayTrainingData, streamed_evaluation_batches
 from proxscore.training.initial_network import InitialNetwork, build_network
 from proxscore.training.sharding.materialize import materialize
 from proxscore.training.sharding.parallelize import parallelize
@@ -40,6 +44,19 @@ class Run:
     def autocast(self) -> torch.dtype | None:
         """The type that forward passes compute in, if it is not that of the weights. FSDP's policy casts a sharded module."""
         return torch.bfloat16 if self.config.training.precision == "bf16" and self.worker.mesh is None else None
+
+    def evaluation_batches(self, split: Any) -> Callable[[], Iterator[Batch]]:
+        """Give what begins a pass over this worker's rows of a split: Ray Data's where the cluster streams the data.
+
+        Args:
+            split: its name, or a data set of its own, which no cluster streams.
+        """
+        worker, size = self.worker, self.config.evaluation.batch_size
+        if isinstance(split, str) and self.config.task.data.streamed and worker.on_ray:
+            stream = self.task.streamed_rows(worker.world, self.config.training.cpus_per_worker, split)
+            return lambda: streamed_evaluation_batches(stream, size, worker.rank, worker.world)
+        rows = getattr(self.task.data, split) if isinstance(split, str) else split
+        return lambda: evaluation_batches(rows, size, worker.rank, worker.world)
 
 
 def prepare(config: Config, task: Task, worker: Worker, built: InitialNetwork | None = None) -> Run:
@@ -93,6 +110,6 @@ def training_data(config: Config, task: Task, worker: Worker, least: int = 1) ->
         worker.data_world,
         config.seed,
         training.accumulate,
-        training.loader_processes,
+        training_loaders(task.data.train, training.loader_processes),
         least,
     )

@@ -124,6 +124,21 @@ class Decoder:
         return self.normalise(pixels), np.array(kept, dtype=np.int64)
 
 
+def decoded(source: Path | bytes, where: str) -> tuple[Image.Image, str]:
+    """An image as it is, upright, and the name of its format.
+
+    Raises:
+        UnreadableError, ConfigError: as :meth:`Decoder.pixels`.
+    """
+    try:
+        with _opened(source) as image:
+            _check(image)
+            image.load()
+            return _upright(image), str(image.format)
+    except Exception as error:  # as in Decoder.pixels
+        raise _unreadable(error, where) from error
+
+
 def verify_file(path: Path) -> None:
     """Open an image file and check what its format lets one check without decoding (headers, PNG checksums).
 

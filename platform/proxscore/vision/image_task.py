@@ -72,8 +72,8 @@ class ImageTask(Task):
                 f"evaluation.temperature_scaling is of classes, and task.likelihood is {self.config.likelihood}: leave it out"
             )
 
-    def streamed_rows(self, workers: int, cpus_per_worker: float) -> StreamedRows:
-        return StreamedRows(self.data.train, Share.of(workers, cpus_per_worker))
+    def streamed_rows(self, workers: int, cpus_per_worker: float, split: str = "train") -> StreamedRows:
+        return StreamedRows(getattr(self.data, split), Share.of(workers, cpus_per_worker))
 
     def example(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a batch's shape and type, all zero."""
@@ -91,10 +91,11 @@ class ImageTask(Task):
         return f"{self.data.splits['counts']}, {self.classes} classes"
 
     def describe(self) -> dict[str, Any]:
-        """What to record of the data: kind, number of classes, shape (C, H, W), and how they were split."""
+        """What to record of the data: kind, number and names of classes, shape (C, H, W), and how they were split."""
         described: dict[str, Any] = {
             "kind": self.config.data.kind,
             "classes": self.classes,
+            "class_names": list(self.data.classes),
             "shape": list(self.data.shape),
             "splits": self.data.splits,
         }

@@ -70,6 +70,7 @@ class StreamedRows:
     Attributes:
         sizes: (G,) rows of the data set in each row group.
         shape: of an image, (C, H, W).
+        label_shape: of a label: () of a class, (classes,) of zeros and ones.
     """
 
     def __init__(self, dataset: ImageDataset, share: Share) -> None:
@@ -78,7 +79,7 @@ class StreamedRows:
         self._rows, self._labels, self._share = dataset.rows, reader.labels[dataset.rows], share
         self._groups, self._decoder = reader.groups, reader.decoder
         self.sizes: Rows = np.diff(np.searchsorted(self._rows, [*reader.groups.firsts, len(reader.labels)]))
-        self.shape = reader.decoder.shape
+        self.shape, self.label_shape = reader.decoder.shape, self._labels.shape[1:]
 
     def read(self, segments: Sequence[Rows]) -> Generator[Chunk, None, None]:
         """Chunks of at most ``CHUNK`` rows in the order given: ``image`` (K, C, H, W) float32, ``label`` (K,) int64,
@@ -119,7 +120,7 @@ class StreamedRows:
 
 
 def _decode(segment: dict[str, Any], groups: RowGroups, decoder: Decoder) -> Iterator[Chunk]:
-    rows, labels = (np.asarray(segment[key][0], dtype=np.int64) for key in ("rows", "labels"))
+    rows, labels = np.asarray(segment["rows"][0], dtype=np.int64), np.asarray(segment["labels"][0])
     images = groups.images(rows)
     for first in range(0, len(rows), CHUNK):
         own = labels[first : first + CHUNK]

@@ -41,7 +41,7 @@ def split_rows(labels: Rows, fractions: Mapping[str, float], *, seed: int) -> di
     if sum(counts.values()) >= len(labels):
         names = " and ".join(f"task.data.{part}_fraction {fractions[part]}" for part in fractions)
         raise ConfigError(f"{names} of {len(labels)} images leave none to train on; use smaller fractions")
-    order = _stratified_order(labels, (seed, 0))
+    order = stratified_order(labels, (seed, 0))
     bounds = np.cumsum([0, *counts.values()])
     parts = {part: np.sort(order[a:b]) for part, (a, b) in zip(counts, pairwise(bounds), strict=True)}
     return {"train": np.sort(order[bounds[-1] :]), **parts}
@@ -55,7 +55,7 @@ def draw_rows(rows: Rows, labels: Rows, count: int, *, seed: int) -> Rows:
     """
     if count > len(rows):
         raise ConfigError(f"task.data.limit is {count}; there are {len(rows)} training images: use at most that many")
-    return np.sort(rows[_stratified_order(labels, (seed, 1))[:count]])
+    return np.sort(rows[stratified_order(labels, (seed, 1))[:count]])
 
 
 def fingerprint(rows: Rows) -> str:
@@ -63,7 +63,8 @@ def fingerprint(rows: Rows) -> str:
     return hashlib.sha256(np.ascontiguousarray(rows, dtype="<i8").tobytes()).hexdigest()
 
 
-def _stratified_order(labels: Rows, seed: tuple[int, int]) -> Rows:
+def stratified_order(labels: Rows, seed: tuple[int, int]) -> Rows:
+    """A random order of rows with classes ``labels`` (N,) in which every class is spread evenly; see the top of this module."""
     # Only Generator.random is used: shuffling algorithms may change between NumPy releases, this stream is kept.
     keys, jitter = np.random.default_rng(seed).random((2, len(labels)))
     by_class = np.lexsort((keys, labels))

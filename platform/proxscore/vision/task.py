@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from proxscore.config import IMAGE_SOURCES, Section, TaskSection
+from proxscore.vision.class_names import check_class_names
 from proxscore.vision.lora import LoRAConfig
 from proxscore.vision.sources.base import ImageSource
 
@@ -106,4 +107,7 @@ class VisionConfig(TaskSection):
     def build(self, *, verify: bool = True, trained: Mapping[str, Any] | None = None) -> ImageTask:
         from proxscore.vision.image_task import ImageTask  # timm takes seconds
 
-        return ImageTask(self, verify=verify, trained=trained)
+        task = ImageTask(self, verify=verify, trained=trained)
+        if isinstance(trained, Mapping):
+            check_class_names(task.data.classes, trained)
+        return task

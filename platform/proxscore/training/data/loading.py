@@ -14,6 +14,7 @@ from proxscore.training.data.micro_batches import Batch
 from proxscore.vision.decoding import UnreadableError, leave_out, told
 
 MOST_DECODERS = 8
+TRAINING_DECODERS = 2  # of a worker, beside the network that computes
 
 
 def decoders(dataset: Dataset, batches: int) -> int:
@@ -21,6 +22,19 @@ def decoders(dataset: Dataset, batches: int) -> int:
     if not getattr(dataset, "decodes", False) or batches < 2 or multiprocessing.current_process().daemon:
         return 0
     return min(torch.get_num_threads(), MOST_DECODERS, batches)
+
+
+def training_loaders(dataset: Dataset, setting: int | None) -> int:
+    """Say how many processes load a worker's training rows: as set, or one or two where there is something to decode.
+
+    Args:
+        setting: ``training.loader_processes``; none: as the data need it.
+    """
+    if setting is not None:
+        return setting
+    if not getattr(dataset, "decodes", False) or multiprocessing.current_process().daemon:
+        return 0
+    return min(torch.get_num_threads(), TRAINING_DECODERS)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Training batches of rows that Ray Data streams, each row to one rank."""
+"""Batches of rows that Ray Data streams, each row to one rank."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from contextlib import closing
 import numpy as np
 import torch
 
-from proxscore.training.data.micro_batches import Batch, micro_batches
+from proxscore.training.data.batches import GlobalBatches
+from proxscore.training.data.micro_batches import Batch, micro_batches, not_empty
 from proxscore.training.data.stream_order import EpochOrder, batch_sizes
 from proxscore.vision.ray_data import Chunk, StreamedRows
+
+TASK_ROWS = 512  # at least, of an evaluation: a task decodes them while the ones before are predicted
 
 
 class RayTrainingData:
@@ -58,15 +61,33 @@ class RayTrainingData:
         segments = [order.rows[positions] for positions in order.positions(self._rank, self._world, start, stop)]
         with closing(self._rows.read(segments)) as chunks:
             for pieces, size in zip(recut_chunks(chunks, counts), self._sizes[start:stop], strict=True):
-                images = [piece["image"][piece["readable"]] for piece in pieces]
-                labels = [piece["label"][piece["readable"]] for piece in pieces]
-                inputs = np.concatenate([np.empty((0, *self._rows.shape), np.float32), *images])
-                targets = np.concatenate([np.empty(0, np.int64), *labels])
-                yield (
-                    micro_batches(torch.from_numpy(inputs), torch.from_numpy(targets), self.accumulate, self.least),
-                    size,
-                )
+                yield micro_batches(*_joined(self._rows, pieces), self.accumulate, self.least), size
             next(chunks, None)  # there are none; so the last task ends by itself
+
+
+def streamed_evaluation_batches(rows: StreamedRows, batch_size: int, rank: int, world: int) -> Iterator[Batch]:
+    """Yield this rank's rows of a data set in order, each once, as :func:`evaluation_batches` does; Ray's tasks decode them.
+
+    A task reads the rows of a rank in some whole batches, ``TASK_ROWS`` or more, so that few tasks read the same row group.
+    """
+    batches = GlobalBatches(int(rows.sizes.sum()), batch_size, rank, world)
+    parts = [np.asarray(part, dtype=np.int64) for part in batches]
+    each = -(-TASK_ROWS // max(map(len, parts), default=1))
+    segments = [np.concatenate(parts[first : first + each]) for first in range(0, len(parts), each)]
+    with closing(rows.read(segments)) as chunks:
+        for pieces, size in zip(recut_chunks(chunks, map(len, parts)), batches.sizes(), strict=True):
+            inputs, targets = _joined(rows, pieces)
+            yield not_empty(inputs), targets[: batches.part(size)]
+        next(chunks, None)  # as above
+
+
+def _joined(rows: StreamedRows, pieces: list[Chunk]) -> Batch:
+    """The readable rows of some pieces, as a batch."""
+    images = [piece["image"][piece["readable"]] for piece in pieces]
+    labels = [piece["label"][piece["readable"]] for piece in pieces]
+    inputs = np.concatenate([np.empty((0, *rows.shape), np.float32), *images])
+    targets = np.concatenate([np.empty((0, *rows.label_shape), np.int64), *labels])
+    return torch.from_numpy(inputs), torch.from_numpy(targets)
 
 
 def recut_chunks(chunks: Iterable[Chunk], counts: Iterable[int]) -> Iterator[list[Chunk]]:

@@ -1,4 +1,4 @@
-"""Parquet files with an encoded image and an integer label per row, read row by row in one process.
+"""Parquet files with an encoded image and a label per row, read row by row in one process.
 
 The cluster reads the same rows through ``vision.ray_data``. Both number the rows of a split's files from 0, in the
 order of file name and row, so that one split by seed serves both.
@@ -6,6 +6,7 @@ order of file name and row, so that one split by seed serves both.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import psutil
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 from torch import Tensor
@@ -24,15 +24,24 @@ from torch.utils.data import get_worker_info
 from proxscore.config import ConfigError
 from proxscore.config.files import check_regular
 from proxscore.vision.decoding import Decoder
-from proxscore.vision.images import Reader, Source, check_labels
+from proxscore.vision.images import Reader, Source
 from proxscore.vision.sources.base import EncodedImageSource
+from proxscore.vision.sources.parquet_labels import (
+    MOST_CLASSES,
+    LabelColumn,
+    check_label_type,
+    class_names,
+    label_column,
+    numbered,
+)
 from proxscore.vision.splits import Rows
 
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
 _PARTS = {"train": "train", "val": "validation", "test": "test"}
 
 
 class ParquetConfig(EncodedImageSource):
-    """Parquet files with an encoded image and an integer label per row, read through Ray Data.
+    """Parquet files with an encoded image and a label per row, read through Ray Data.
 
     ``path`` is a file, or a folder of files; files whose names start with train, val or test are those splits.
     """
@@ -41,12 +50,16 @@ class ParquetConfig(EncodedImageSource):
     path: Path
     image_column: str = "image"
     label_column: str = "label"
-    classes: int = Field(gt=1, le=1_000_000)
+    # Their number; needed where labels are integers, and the files' schemas do not name the classes.
+    classes: int | None = Field(None, gt=1, le=MOST_CLASSES)
 
     streamed: ClassVar[bool] = True
 
     def load(self) -> Source:
         return load(self)
+
+
+Encoded = bytes | Path | None  # an image: its bytes, the file that has them, or neither
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,7 @@ class RowGroups:
     firsts: Rows
     before: Rows
 
-    def images(self, rows: Rows) -> Iterator[tuple[bytes | None, str]]:
+    def images(self, rows: Rows) -> Iterator[tuple[Encoded, str]]:
         """Encoded image and name in errors of each of these rows, in their order; a row group is read once."""
         groups = self.of(rows)
         columns = {group: self.images_of(group) for group in np.unique(groups)}
@@ -76,17 +89,23 @@ class RowGroups:
         """The row group of each row."""
         return np.searchsorted(self.firsts, rows, side="right") - 1
 
-    def image(self, images: Any, row: int, group: int) -> tuple[bytes | None, str]:
+    def image(self, images: Any, row: int, group: int) -> tuple[Encoded, str]:
         """The encoded image of a row, which may be null, given its group's, and how errors name it."""
         file = self._file(group)
         name = f"{self.files[file]}, row {int(row - self.firsts[self.before[file]])}"
-        return images[int(row - self.firsts[group])].as_py(), name
+        found = images[int(row - self.firsts[group])].as_py()
+        if not isinstance(found, dict):
+            return found, name
+        encoded, path = found.get("bytes"), found.get("path")
+        if encoded is not None or not path:
+            return encoded, name
+        return self.files[file].parent / path, f"{name}, {path}"
 
     def _file(self, group: int) -> int:
         return int(np.searchsorted(self.before, group, side="right")) - 1
 
     def images_of(self, group: int) -> Any:
-        """The encoded images of a row group, as an Arrow column.
+        """The image column of a row group, binary or structs.
 
         Raises:
             ConfigError: the file cannot be read any more; names it.
@@ -94,7 +113,7 @@ class RowGroups:
         file = self._file(group)
         try:
             content = pq.ParquetFile(self.files[file])
-            return encoded(content.read_row_group(int(group - self.before[file]), columns=[self.column]).column(0))
+            return content.read_row_group(int(group - self.before[file]), columns=[self.column]).column(0)
         except (pa.ArrowException, OSError) as error:
             raise ConfigError(f"{self.files[file]}: cannot be read: {' '.join(str(error).split())}") from error
 
@@ -108,11 +127,11 @@ class HeldGroups:
         self._most: int | None = None  # bytes to hold
         self._mixed = False  # whether rows were ever asked for in another order than theirs
 
-    def images(self, rows: Rows) -> list[tuple[bytes | None, str]]:
+    def images(self, rows: Rows) -> list[tuple[Encoded, str]]:
         """Encoded image and name in errors of each of these rows, in their order."""
         groups = self._groups.of(rows)
         self._mixed |= bool(np.any(rows[1:] < rows[:-1]))
-        found: dict[int, tuple[bytes | None, str]] = {}
+        found: dict[int, tuple[Encoded, str]] = {}
         for group in np.unique(groups).tolist():
             column = self._column(group)
             for place in np.flatnonzero(groups == group).tolist():
@@ -143,21 +162,24 @@ class ParquetReader(Reader):
     processes leave the images behind.
 
     Args:
-        files: in the order of their rows.
-        config: column names and number of classes.
+        scans: of the files, in the order of their rows.
+        names: of the classes.
+        column: that holds the images.
         decoder: how bytes become images.
+
+    Attributes:
+        labels: (N,) classes; where rows have lists of labels, (N, C) of 0 and 1.
     """
 
     decodes = True
 
-    def __init__(self, files: list[Path], config: ParquetConfig, decoder: Decoder) -> None:
+    def __init__(self, scans: list[Scan], names: tuple[str, ...], column: str, decoder: Decoder) -> None:
         self.decoder = decoder
-        scans = [_scan(path, config) for path in files]
-        self.labels = np.concatenate([labels for labels, _ in scans])
-        groups = [sizes for _, sizes in scans]
+        self.labels = np.concatenate([numbered(scan.labels, names) for scan in scans])
+        groups = [scan.groups for scan in scans]
         firsts = np.cumsum(np.concatenate([[0], *groups]))[:-1].astype(np.int64)
         before = np.cumsum([0, *map(len, groups)])[:-1].astype(np.int64)
-        self.groups = RowGroups(files, config.image_column, firsts, before)
+        self.groups = RowGroups([scan.labels.path for scan in scans], column, firsts, before)
         self._held = HeldGroups(self.groups)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -168,25 +190,32 @@ class ParquetReader(Reader):
         return self.decoder.batch(self._held.images(rows))
 
 
-def load(config: ParquetConfig) -> Source:
+def load(config: ParquetConfig, *, multi_label: bool = False) -> Source:
     """One pool from the file or files, or, where their names start with train, val or test, a pool per split.
 
+    Args:
+        multi_label: labels are lists, and the readers' are (N, C) of 0 and 1. Otherwise each row has one.
+
     Raises:
-        ConfigError: no such path, no Parquet file there, a column missing or of a wrong type, a label that is null or
-            outside 0..classes-1. File and row are named.
+        ConfigError: no such path, no Parquet file there, a shard or a column missing, a column of a wrong type, a label that
+            is null, unknown or outside 0..classes-1. File and row are named.
     """
     path = config.path.expanduser().absolute()
     decoder = Decoder.of(config)
-    pools: dict[str, Reader] = {part: ParquetReader(files, config, decoder) for part, files in _files(path).items()}
-    for part, reader in pools.items():
-        if not len(reader.labels):
+    parts = {part: [scan(file, config) for file in files] for part, files in _files(path).items()}
+    for part, scans in parts.items():
+        if not sum(len(each.labels.values) for each in scans):
             raise ConfigError(f"task.data.path {path}: the {part} files have no rows")
-    return Source(pools, tuple(str(c) for c in range(config.classes)), (config.channels, config.size, config.size))
-
-
-def encoded(column: Any) -> Any:
-    """The bytes of an image column: binary itself, or the field ``bytes`` of a struct, as Hugging Face writes it."""
-    return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
+    columns = [each.labels for scans in parts.values() for each in scans]
+    names = class_names(columns, [each.labels for each in parts["train"]], config.classes)
+    if columns[0].listed != multi_label:
+        kind = columns[0].values.type
+        expected = "a list of labels per image" if multi_label else "one label per image"
+        raise ConfigError(f"{columns[0].path}: column {config.label_column!r} is {kind}; the task needs {expected}")
+    pools: dict[str, Reader] = {
+        part: ParquetReader(scans, names, config.image_column, decoder) for part, scans in parts.items()
+    }
+    return Source(pools, names, (config.channels, config.size, config.size))
 
 
 def _files(path: Path) -> dict[str, list[Path]]:
@@ -197,6 +226,7 @@ def _files(path: Path) -> dict[str, list[Path]]:
     files = sorted(path.glob("*.parquet"))
     if not files:
         raise ConfigError(f"task.data.path {path}: no file named *.parquet in it")
+    _check_shards(files)
     named = [next((part for start, part in _PARTS.items() if file.name.startswith(start)), None) for file in files]
     if not any(named):
         return {"train": files}
@@ -209,8 +239,31 @@ def _files(path: Path) -> dict[str, list[Path]]:
     return {part: [file for file, own in zip(files, named, strict=True) if own == part] for part in parts}
 
 
-def _scan(path: Path, config: ParquetConfig) -> tuple[Rows, Rows]:
-    """Checked labels of a file, and the rows of each of its row groups."""
+def _check_shards(files: list[Path]) -> None:
+    """Raise ConfigError for a file that is missing among those named ``...-00001-of-00003.parquet``."""
+    present = {file.name for file in files}
+    sets = {(named["stem"], named["count"]): file for file in files if (named := _SHARD.fullmatch(file.name))}
+    for (stem, count), file in sets.items():
+        for number in range(int(count)):
+            shard = f"{stem}-{number:05d}-of-{count}.parquet"
+            if shard not in present:
+                raise ConfigError(f"{file.parent}: {shard} is missing; {file.name} is one of {int(count)}")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What is read of a file at once: its labels, and the rows of each of its row groups (G,)."""
+
+    labels: LabelColumn
+    groups: Rows
+
+
+def scan(path: Path, config: ParquetConfig) -> Scan:
+    """Check the columns of a file, and read its labels.
+
+    Raises:
+        ConfigError: no Parquet file, or a column that is missing or of a wrong type; names it.
+    """
     try:
         check_regular(path)
         file = pq.ParquetFile(path)
@@ -218,26 +271,21 @@ def _scan(path: Path, config: ParquetConfig) -> tuple[Rows, Rows]:
         for column in (config.image_column, config.label_column):
             if column not in schema.names:
                 raise ConfigError(f"{path}: no column {column!r}; it has {', '.join(schema.names)}")
-        _check_types(path, config, schema)
+        _check_image_type(path, config.image_column, schema.field(config.image_column).type)
+        check_label_type(path, config.label_column, schema.field(config.label_column).type)
         labels = file.read(columns=[config.label_column]).column(0)
     except (pa.ArrowException, OSError) as error:
         raise ConfigError(f"{path}: not a readable Parquet file: {' '.join(str(error).split())}") from error
-    if labels.null_count:
-        row = pc.index(labels.is_null(), True).as_py()
-        raise ConfigError(f"{path}, row {row}: the label is null; expected 0..{config.classes - 1}")
-    values = labels.to_numpy()
-    check_labels(values, config.classes, lambda row: f"{path}, row {row}")
     groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-    return values.astype(np.int64), np.array(groups, dtype=np.int64)
+    return Scan(label_column(path, config.label_column, labels, schema.metadata), np.array(groups, dtype=np.int64))
 
 
-def _check_types(path: Path, config: ParquetConfig, schema: Any) -> None:
-    kind = schema.field(config.label_column).type
-    if not pa.types.is_integer(kind):
-        raise ConfigError(f"{path}: column {config.label_column!r} is {kind}; labels must be integers")
-    kind = image = schema.field(config.image_column).type
-    if pa.types.is_struct(kind):
-        image = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else kind
-    if not (pa.types.is_binary(image) or pa.types.is_large_binary(image)):
-        expected = "encoded images: binary, or a struct with a binary field 'bytes'"
-        raise ConfigError(f"{path}: column {config.image_column!r} is {kind}; expected {expected}")
+def _check_image_type(path: Path, column: str, kind: Any) -> None:
+    fields = {field.name: field.type for field in kind} if pa.types.is_struct(kind) else {"bytes": kind}
+    binary, text = fields.get("bytes", pa.null()), fields.get("path", pa.string())
+    readable = pa.types.is_binary(binary) or pa.types.is_large_binary(binary)
+    if pa.types.is_struct(kind) and "path" in fields:  # images beside the table: bytes may all be null
+        readable |= pa.types.is_null(binary)
+    if not (readable and (pa.types.is_string(text) or pa.types.is_large_string(text) or pa.types.is_null(text))):
+        expected = "encoded images: binary, or a struct of a binary field 'bytes' and a text 'path'"
+        raise ConfigError(f"{path}: column {column!r} is {kind}; expected {expected}")
