@@ -20,7 +20,7 @@ from proxscore.training.data.batches import TrainingData, evaluation_batches
 from proxscore.training.data.loading import training_loaders
 from proxscore.vision import decoding
 from proxscore.vision.data import load_images
-from proxscore.vision.images import ImageDataset, Reader
+from proxscore.vision.images import ImageDataset, Reader, View
 from proxscore.vision.sources.parquet import ParquetConfig, ParquetReader, RowGroups
 from proxscore.vision.splits import Rows
 
@@ -33,7 +33,7 @@ class Noted(Reader):
     def __init__(self, log: Path, rows: int = 50) -> None:
         self.log, self.labels = log, np.arange(rows)
 
-    def read(self, rows: Rows) -> tuple[Tensor, Rows]:
+    def read(self, rows: Rows, view: View | None = None) -> tuple[Tensor, Rows]:
         with self.log.open("a") as log:
             log.writelines(f"{os.getpid()} {row}\n" for row in rows)
         return torch.from_numpy(rows)[:, None].float(), np.arange(len(rows))

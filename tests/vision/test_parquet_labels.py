@@ -17,6 +17,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from proxscore.config import ConfigError
 from proxscore.vision.data import load_images
 from proxscore.vision.sources.parquet import ParquetConfig, load
+from proxscore.vision.task import VisionConfig
 
 NAMES = ("wasp", "ant", "bee")  # not sorted: their order is that of the numbers
 LISTS = [[0], [1, 2], [], [2, 0], [1], [0, 1, 2]]
@@ -80,13 +81,18 @@ def test_lists_are_a_matrix_for_a_task_of_many_labels_and_refused_by_one_of_a_si
 ) -> None:
     labels = [[NAMES[label] for label in own] for own in LISTS] if texts else LISTS
     config = write(tmp_path / "a.parquet", labels, None if texts else NAMES)
-    source = load(config, multi_label=True)
+    source = load(config)
+    assert source.targets == "labels"
     names = tuple(sorted(NAMES)) if texts else NAMES
     expected = MultiLabelBinarizer(classes=names if texts else [0, 1, 2]).fit_transform(labels)
     assert source.classes == names
     np.testing.assert_array_equal(source.pools["train"].labels, expected)
-    with pytest.raises(ConfigError, match=r"column 'label' is list<.*>; the task needs one label per image"):
-        load(config)
+    with pytest.raises(
+        ConfigError, match=r"needs a class for each image; the data hold a list of labels for each image"
+    ):
+        VisionConfig(data=config).build()
+    with pytest.raises(ConfigError, match=r"column 'label' is list<.*>, which are labels"):
+        load(config.model_copy(update={"targets": "classes"}))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +105,11 @@ def test_lists_are_a_matrix_for_a_task_of_many_labels_and_refused_by_one_of_a_si
         ([0, 1, 2], ("a", "b", "a"), {}, "a.parquet: two classes are named 'a'"),
         (["a", None, "b"], None, {}, "a.parquet, row 1: the label is null; expected the name of a class"),
         (["a", "a", "a"], None, {}, "a.parquet: has 1 classes; expected 2 to 1,000,000"),
-        ([0.5, 1.0, 2.0], None, {}, "labels must be integers or texts, or lists of these"),
+        ([0.5, 1.0, 2.0], None, {"targets": "classes"}, "column 'label' is double, which are values"),
+        ([0.5, None, 2.0], None, {}, "a.parquet, row 1: label is null; a number is needed"),
+        ([0.5, 1.0, float("inf")], None, {}, "a.parquet, row 2: label is [inf]; finite numbers are needed"),
+        ([[0.5], [1.0, 2.0], [1.0]], None, {}, "a.parquet, row 1: label has 2 numbers; expected 1"),
+        (["a", "b", "c"], None, {"targets": "values"}, "column 'label' is string, which are classes"),
     ],
 )
 def test_labels_at_fault_are_named(
@@ -109,6 +119,22 @@ def test_labels_at_fault_are_named(
     with pytest.raises(ConfigError) as refusal:
         load(config)
     assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "settings", "expected", "names"),
+    [
+        ([0.5, 1.5, 2.5], {}, [[0.5], [1.5], [2.5]], ("label",)),
+        ([3, 1, 2], {"targets": "values"}, [[3], [1], [2]], ("label",)),
+        ([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], {}, [[1, 2], [3, 4], [5, 6]], ("label_0", "label_1")),
+    ],
+)
+def test_numbers_are_values(
+    labels: list[Any], settings: dict[str, Any], expected: list[list[float]], names: tuple[str, ...], tmp_path: Path
+) -> None:
+    source = load(write(tmp_path / "a.parquet", labels).model_copy(update=settings))
+    assert (source.targets, source.classes) == ("values", names)
+    np.testing.assert_array_equal(source.pools["train"].labels, np.array(expected, np.float32))
 
 
 def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:

@@ -101,6 +101,14 @@ class Task(ABC):
         """
         raise ConfigError("evaluation.shifts: they are of images: leave it out")
 
+    def training_rows(self, seed: int) -> Any:
+        """Give the data set that training reads: ``data.train``, unless it is to see views of these rows.
+
+        Args:
+            seed: of the views. A data set with an attribute ``by_epoch`` that is true is asked for item ``epoch * N + row``.
+        """
+        return self.data.train
+
     def streamed_rows(self, workers: int, cpus_per_worker: float, split: str = "train") -> Any:
         """Give the rows of a split as Ray Data streams them to each of so many workers, where the data are ``streamed``."""
         raise NotImplementedError(f"{type(self).__name__} has no rows to stream")

@@ -103,13 +103,14 @@ def training_data(config: Config, task: Task, worker: Worker, least: int = 1) ->
         stream = task.streamed_rows(worker.world, training.cpus_per_worker)
         part = worker.data_rank, worker.data_world
         return RayTrainingData(stream, training.batch_size, *part, config.seed, training.accumulate, least)
+    rows = task.training_rows(config.seed)
     return TrainingData(
-        task.data.train,
+        rows,
         training.batch_size,
         worker.data_rank,
         worker.data_world,
         config.seed,
         training.accumulate,
-        training_loaders(task.data.train, training.loader_processes),
+        training_loaders(rows, training.loader_processes),
         least,
     )

@@ -11,7 +11,7 @@ data set (Nabarro et al., Data augmentation in Bayesian neural networks and the 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -25,10 +25,8 @@ from torchvision.transforms import Compose
 
 from proxscore.config import ConfigError, Section
 from proxscore.inference import noise
-from proxscore.vision.images import Batch, ImageDataset, Normalisation
-
-#: A picture and its place among the rows that are read -> float32 (C, H, W), normalised.
-View = Callable[[Image.Image, int], Tensor]
+from proxscore.vision.images import Batch, ImageDataset, Normalisation, View
+from proxscore.vision.splits import Rows
 
 PRESETS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -86,8 +84,8 @@ class Augmentation:
         from timm.data import create_transform  # takes seconds
 
         self._mode = "L" if shape[0] == 1 else "RGB"
-        known = {name: value for name, value in settings.items() if name != "erasing"}
-        known = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "hflip": 0.0, "color_jitter": None} | known
+        known: dict[str, Any] = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "hflip": 0.0, "color_jitter": None}
+        known |= {name: value for name, value in settings.items() if name != "erasing"}
         try:
             primary, secondary, final = create_transform(
                 shape,
@@ -131,15 +129,15 @@ class AugmentedImages(Dataset[tuple[Tensor, int]]):
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """(images (K, C, H, W) float32, targets (K, ...)); see :meth:`ImageDataset.__getitems__`."""
-        places = [index % len(self.images) for index in indices]
-        return self.images.read(places, view_of(self.augmentation, self.seed, indices, len(self.images)))
+        epochs = {index // len(self.images) for index in indices}
+        assert len(epochs) == 1  # a batch is of one epoch
+        items = [index % len(self.images) for index in indices]
+        return self.images.read(items, view_of(self.augmentation, self.seed, epochs.pop(), items))
 
 
-def view_of(augmentation: Augmentation, seed: int, indices: Sequence[int], rows: int) -> View:
-    """What makes the views of some items, ``epoch * rows + row``, in their order."""
-    return lambda picture, place: augmentation(
-        picture, noise.key(seed, "augmentation", int(indices[place]) // rows, int(indices[place]) % rows)
-    )
+def view_of(augmentation: Augmentation, seed: int, epoch: int, items: Sequence[int] | Rows) -> View:
+    """What makes the views of some items of a data set, in their order, in an epoch."""
+    return lambda picture, place: augmentation(picture, noise.key(seed, "augmentation", epoch, int(items[place])))
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import functional
 
 from proxscore.config import ConfigError
 from proxscore.config.files import check_regular
-from proxscore.vision.images import Normalisation
+from proxscore.vision.images import Normalisation, View
 from proxscore.vision.splits import Rows
 
 if TYPE_CHECKING:
@@ -90,6 +90,14 @@ class Decoder:
         """uint8 (C, size, size) of one image.
 
         Raises:
+            UnreadableError, ConfigError: as :meth:`picture`.
+        """
+        return functional.pil_to_tensor(self._fitted(self.picture(source, where), where))
+
+    def picture(self, source: Path | bytes | None, where: str) -> Image.Image:
+        """One image as it is, upright, in the colours that are asked for.
+
+        Raises:
             UnreadableError: null, not an image, too large, cut short, or more than 8 bits per channel; ``where`` names it.
             ConfigError: the file cannot be opened or read.
         """
@@ -98,12 +106,25 @@ class Decoder:
         try:
             with _opened(source) as image:
                 _check(image)
-                return functional.pil_to_tensor(self.transform(_upright(image).convert(self.mode)))
+                return _upright(image).convert(self.mode)
         except Exception as error:  # decoders of foreign bytes raise OSError, SyntaxError, struct.error, EOFError, ...
             raise _unreadable(error, where) from error
 
-    def batch(self, sources: Iterable[tuple[Path | bytes | None, str]]) -> tuple[Tensor, Rows]:
+    def _fitted(self, picture: Image.Image, where: str) -> Image.Image:
+        """Resized and cropped."""
+        try:
+            fitted: Image.Image = self.transform(picture)
+        except Exception as error:  # a picture of no height, once its other side is that small
+            raise _unreadable(error, where) from error
+        return fitted
+
+    def batch(
+        self, sources: Iterable[tuple[Path | bytes | None, str]], view: View | None = None
+    ) -> tuple[Tensor, Rows]:
         """Pairs of an image and its name in errors to pixels.
+
+        Args:
+            view: makes the image of a picture, in place of resizing, cropping and normalising it.
 
         Returns:
             Normalised float32 (K, C, size, size) of those that can be read, and their places (K,) among the pairs.
@@ -114,14 +135,16 @@ class Decoder:
         images, kept = [], []
         for place, (source, where) in enumerate(sources):
             try:
-                images.append(self.pixels(source, where))
+                images.append(self.pixels(source, where) if view is None else view(self.picture(source, where), place))
                 kept.append(place)
             except UnreadableError as error:
                 if not self.skip:
                     raise
                 leave_out(error)
-        pixels = torch.stack(images) if images else torch.empty(0, *self.shape, dtype=torch.uint8)
-        return self.normalise(pixels), np.array(kept, dtype=np.int64)
+        if view is None:
+            pixels = torch.stack(images) if images else torch.empty(0, *self.shape, dtype=torch.uint8)
+            return self.normalise(pixels), np.array(kept, dtype=np.int64)
+        return torch.stack(images) if images else torch.empty(0, *self.shape), np.array(kept, dtype=np.int64)
 
 
 def decoded(source: Path | bytes, where: str) -> tuple[Image.Image, str]:

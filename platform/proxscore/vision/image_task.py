@@ -13,7 +13,9 @@ from proxscore.config import Config, ConfigError
 from proxscore.inference import HeteroscedasticGaussian
 from proxscore.posterior import Posterior
 from proxscore.tasks import Task
+from proxscore.vision.augmentation import Augmentation, AugmentedImages
 from proxscore.vision.data import load_images
+from proxscore.vision.images import Normalisation
 from proxscore.vision.merging import merged
 from proxscore.vision.models import build_model
 from proxscore.vision.outcomes import outcome
@@ -48,6 +50,14 @@ class ImageTask(Task):
         self._outcome = outcome(config, self.data, trained or {})
         self.likelihood, self.evaluator = self._outcome.likelihood, self._outcome.evaluator
         self.outputs = self._outcome.outputs
+        self.augmentation = self._augmentation()
+
+    def _augmentation(self) -> Augmentation | None:
+        settings, data = self.config.augmentation.settings, self.config.data
+        if not settings:
+            return None
+        normalise = Normalisation.of(data.mean, data.std, self.data.shape[0])
+        return Augmentation(settings, self.data.shape, normalise, getattr(data, "interpolation", None) or "bilinear")
 
     def build_model(self, device: torch.device | None = None) -> nn.Module:
         """The network for these images and classes; see :func:`proxscore.vision.models.build_model`.
@@ -73,7 +83,12 @@ class ImageTask(Task):
             )
 
     def streamed_rows(self, workers: int, cpus_per_worker: float, split: str = "train") -> StreamedRows:
-        return StreamedRows(getattr(self.data, split), Share.of(workers, cpus_per_worker))
+        share = Share.of(workers, cpus_per_worker)
+        return StreamedRows(getattr(self.data, split), share, self.augmentation if split == "train" else None)
+
+    def training_rows(self, seed: int) -> Any:
+        rows = self.data.train
+        return rows if self.augmentation is None else AugmentedImages(rows, self.augmentation, seed)
 
     def example(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a batch's shape and type, all zero."""

@@ -9,14 +9,18 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms.functional import to_pil_image
 
 from proxscore.config import ConfigError
 from proxscore.vision.splits import Rows
 
 Batch = tuple[Tensor, Tensor]
 Targets = Literal["classes", "labels", "values"]
+#: A picture and its place among the rows that are read -> float32 (C, H, W), normalised.
+View = Callable[[Image.Image, int], Tensor]
 SMALLEST_STD = 1e-6  # of pixels in [0, 1]
 
 
@@ -59,10 +63,13 @@ class Reader(ABC):
     decodes: bool = False  # whether reading takes so long that other processes had better do it
 
     @abstractmethod
-    def read(self, rows: Rows) -> tuple[Tensor, Rows]:
+    def read(self, rows: Rows, view: View | None = None) -> tuple[Tensor, Rows]:
         """Normalised float32 images (K, C, H, W) of these rows (B,), in this order, and their places (K,) among them.
 
         All of them, K = B, unless unreadable ones are to be left out.
+
+        Args:
+            view: makes the image of a picture, in place of resizing, cropping and normalising it.
         """
 
     def verify(self) -> None:
@@ -84,9 +91,14 @@ class MemoryReader(Reader):
             )
         self.pixels, self.labels, self.normalise, self.peak = pixels, labels, normalise, peak
 
-    def read(self, rows: Rows) -> tuple[Tensor, Rows]:
+    def read(self, rows: Rows, view: View | None = None) -> tuple[Tensor, Rows]:
         """See :meth:`Reader.read`."""
-        return self.normalise(self.pixels[torch.from_numpy(rows)], self.peak), np.arange(len(rows))
+        pixels, places = self.pixels[torch.from_numpy(rows)], np.arange(len(rows))
+        if view is None:
+            return self.normalise(pixels, self.peak), places
+        if self.peak != 255:
+            pixels = (pixels.float() * (255 / self.peak)).round().to(torch.uint8)
+        return torch.stack([view(to_pil_image(image), place) for place, image in enumerate(pixels)]), places
 
 
 @dataclass(frozen=True)
@@ -138,8 +150,12 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
         K is the number of indices, less the rows that are left out as unreadable (``task.data.unreadable: skip``).
         """
+        return self.read(indices)
+
+    def read(self, indices: Sequence[int], view: View | None = None) -> Batch:
+        """The items of these indices, as :meth:`__getitems__` gives them, or views of their pictures; see :meth:`Reader.read`."""
         rows = self.rows[np.asarray(indices, dtype=np.int64)]
-        images, kept = self.reader.read(rows)
+        images, kept = self.reader.read(rows, view)
         return images, torch.from_numpy(self.reader.labels[rows[kept]])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from proxscore.config import ConfigError
+from proxscore.vision.augmentation import Augmentation, view_of
 from proxscore.vision.decoding import Decoder
-from proxscore.vision.images import ImageDataset
+from proxscore.vision.images import ImageDataset, View
 from proxscore.vision.sources.parquet import ParquetReader, RowGroups
 from proxscore.vision.splits import Rows
 
@@ -66,48 +67,53 @@ class StreamedRows:
     Args:
         dataset: of a :class:`ParquetReader`, its rows in ascending order.
         share: see there.
+        augmentation: what training sees views by.
 
     Attributes:
         sizes: (G,) rows of the data set in each row group.
         shape: of an image, (C, H, W).
-        label_shape: of a label: () of a class, (classes,) of zeros and ones.
+        label_shape, label_type: of a label: () of a class, (classes,) of zeros and ones, (D,) of numbers.
     """
 
-    def __init__(self, dataset: ImageDataset, share: Share) -> None:
+    def __init__(self, dataset: ImageDataset, share: Share, augmentation: Augmentation | None = None) -> None:
         reader = dataset.reader
         assert isinstance(reader, ParquetReader)
         self._rows, self._labels, self._share = dataset.rows, reader.labels[dataset.rows], share
-        self._groups, self._decoder = reader.groups, reader.decoder
+        self._groups, self._decoder, self._augmentation = reader.groups, reader.decoder, augmentation
         self.sizes: Rows = np.diff(np.searchsorted(self._rows, [*reader.groups.firsts, len(reader.labels)]))
         self.shape, self.label_shape = reader.decoder.shape, self._labels.shape[1:]
+        self.label_type = self._labels.dtype
 
-    def read(self, segments: Sequence[Rows]) -> Generator[Chunk, None, None]:
-        """Chunks of at most ``CHUNK`` rows in the order given: ``image`` (K, C, H, W) float32, ``label`` (K,) int64,
-        ``readable`` (K,) bool.
+    def read(self, segments: Sequence[Rows], views: tuple[int, int] | None = None) -> Generator[Chunk, None, None]:
+        """Chunks of at most ``CHUNK`` rows in the order given: ``image`` (K, C, H, W) float32, ``label`` (K, ...), ``readable``
+        (K,) bool.
 
         Closing the iterator ends the tasks.
 
         Args:
             segments: item numbers of the data set; a task reads a segment, and each row group that it needs once.
+            views: seed and epoch of the views that the rows are to be shown in, where there is an augmentation.
 
         Raises:
             ConfigError: an image that cannot be read (unless such are skipped) or a file, by name.
         """
         if not segments:
             return
-        chunks = self._dataset(segments).iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
+        chunks = self._dataset(segments, views).iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
         try:
             yield from chunks
         except Exception as error:  # Ray's, around that of a task
             raise _cause(error) from None
 
-    def _dataset(self, segments: Sequence[Rows]) -> ray.data.Dataset:
+    def _dataset(self, segments: Sequence[Rows], views: tuple[int, int] | None) -> ray.data.Dataset:
         import ray.data  # here, so that vision works where Ray does not
         from ray.data import ExecutionResources
 
         for name, level in _LOGS.items():
             logging.getLogger(name).setLevel(level)
-        items = [{"rows": self._rows[segment], "labels": self._labels[segment]} for segment in segments]
+        items = [
+            {"items": segment, "rows": self._rows[segment], "labels": self._labels[segment]} for segment in segments
+        ]
         started = ray.data.from_items(items, override_num_blocks=len(items))
         options = started.context.execution_options
         options.preserve_order = True
@@ -115,16 +121,24 @@ class StreamedRows:
             cpu=self._share.cpus, object_store_memory=self._share.store
         )
         started.context.enable_progress_bars = False
-        decode = partial(_decode, groups=self._groups, decoder=self._decoder)
+        view: Callable[[Rows], View] | None = None
+        if views is not None and self._augmentation is not None:
+            seed, epoch = views
+            view = partial(view_of, self._augmentation, seed, epoch)
+        decode = partial(_decode, groups=self._groups, decoder=self._decoder, view=view)
         return started.map_batches(decode, batch_size=1, num_cpus=self._share.cpus_per_task)
 
 
-def _decode(segment: dict[str, Any], groups: RowGroups, decoder: Decoder) -> Iterator[Chunk]:
-    rows, labels = np.asarray(segment["rows"][0], dtype=np.int64), np.asarray(segment["labels"][0])
+def _decode(
+    segment: dict[str, Any], groups: RowGroups, decoder: Decoder, view: Callable[[Rows], View] | None
+) -> Iterator[Chunk]:
+    items, rows = (np.asarray(segment[column][0], dtype=np.int64) for column in ("items", "rows"))
+    labels = np.asarray(segment["labels"][0])
     images = groups.images(rows)
     for first in range(0, len(rows), CHUNK):
         own = labels[first : first + CHUNK]
-        decoded, kept = decoder.batch(next(images) for _ in own)
+        shown = None if view is None else view(items[first : first + CHUNK])
+        decoded, kept = decoder.batch((next(images) for _ in own), shown)
         pixels, readable = np.zeros((len(own), *decoder.shape), np.float32), np.zeros(len(own), bool)
         pixels[kept], readable[kept] = decoded.numpy(), True
         yield {"image": pixels, "label": own, "readable": readable}

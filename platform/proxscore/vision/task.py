@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from proxscore.config import IMAGE_SOURCES, Section, TaskSection
+from proxscore.vision.augmentation import AugmentationConfig
 from proxscore.vision.class_names import check_class_names
 from proxscore.vision.lora import LoRAConfig
 from proxscore.vision.sources.base import ImageSource
@@ -59,6 +60,7 @@ class VisionConfig(TaskSection):
     kind: Literal["vision"] = "vision"
     model: ModelConfig = ModelConfig()
     data: Annotated[ImageSource, IMAGE_SOURCES] = Field(default_factory=IMAGE_SOURCES.make)
+    augmentation: AugmentationConfig = AugmentationConfig()
     # bernoulli: two classes from one logit; multi_label: any of several labels; gaussian: numbers, with a noise of their own.
     likelihood: Literal["categorical", "bernoulli", "multi_label", "gaussian"] = "categorical"
     # Each label counts as one drawn from all classes with this probability; predictions are evaluated on the labels as they are.

@@ -24,6 +24,7 @@ class GlobalBatches:
         rows: number of rows N of the data set.
         batch_size: rows of a global batch B; see :func:`proxscore.training.data.stream_order.batch_sizes`.
         shuffle_seed: of the permutation; none keeps the rows' order (evaluation).
+        by_epoch: number the rows anew in every epoch, from epoch * N on: they are shown in another view.
     """
 
     def __init__(
@@ -35,7 +36,9 @@ class GlobalBatches:
         shuffle_seed: int | None = None,
         *,
         even_end: bool = False,
+        by_epoch: bool = False,
     ) -> None:
+        self._by_epoch = by_epoch
         self.rows, self.rank, self.world, self.shuffle_seed = rows, rank, world, shuffle_seed
         self._sizes = batch_sizes(rows, batch_size, even_end=even_end)
         self.epoch = self.start = 0
@@ -59,7 +62,8 @@ class GlobalBatches:
         firsts = itertools.accumulate(self._sizes, initial=0)
         for number, (first, size) in enumerate(zip(firsts, self._sizes, strict=False)):
             if number >= self.start:
-                yield list(order[first + self.rank : first + size : self.world] or order[first : first + 1])
+                own = list(order[first + self.rank : first + size : self.world] or order[first : first + 1])
+                yield [self.epoch * self.rows + row for row in own] if self._by_epoch else own
 
 
 class TrainingData:
@@ -84,7 +88,8 @@ class TrainingData:
         least: int = 1,
     ) -> None:
         rows = len(dataset)  # type: ignore[arg-type]
-        self._batches = GlobalBatches(rows, batch_size, rank, world, seed, even_end=least > 1)
+        by_epoch = getattr(dataset, "by_epoch", False)
+        self._batches = GlobalBatches(rows, batch_size, rank, world, seed, even_end=least > 1, by_epoch=by_epoch)
         self._loader = DataLoader(
             Readable(dataset),
             batch_sampler=self._batches,

@@ -59,7 +59,7 @@ class RayTrainingData:
         order = EpochOrder(self._rows.sizes, self._batch_size, lanes, self._seed, epoch, self._sizes)
         counts = order.counts(self._rank, self._world)[start:stop]
         segments = [order.rows[positions] for positions in order.positions(self._rank, self._world, start, stop)]
-        with closing(self._rows.read(segments)) as chunks:
+        with closing(self._rows.read(segments, views=(self._seed, epoch))) as chunks:
             for pieces, size in zip(recut_chunks(chunks, counts), self._sizes[start:stop], strict=True):
                 yield micro_batches(*_joined(self._rows, pieces), self.accumulate, self.least), size
             next(chunks, None)  # there are none; so the last task ends by itself
@@ -86,7 +86,7 @@ def _joined(rows: StreamedRows, pieces: list[Chunk]) -> Batch:
     images = [piece["image"][piece["readable"]] for piece in pieces]
     labels = [piece["label"][piece["readable"]] for piece in pieces]
     inputs = np.concatenate([np.empty((0, *rows.shape), np.float32), *images])
-    targets = np.concatenate([np.empty((0, *rows.label_shape), np.int64), *labels])
+    targets = np.concatenate([np.empty((0, *rows.label_shape), rows.label_type), *labels])
     return torch.from_numpy(inputs), torch.from_numpy(targets)
 
 

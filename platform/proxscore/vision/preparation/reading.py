@@ -85,7 +85,7 @@ def table(source: Path, image_column: str, label_column: str) -> Collected:
     if not (any(column.names for column in columns) or columns[0].texts):
         largest = max((column.largest() for column in columns), default=-1)
         config = config.model_copy(update={"classes": max(2, largest + 1)})
-    found = parquet.load(config, multi_label=columns[0].listed)
+    found = parquet.load(config)
     tables, counts = [], []
     for reader in found.pools.values():
         assert isinstance(reader, ParquetReader)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from proxscore.config import ConfigError
 from proxscore.vision.decoding import Decoder, UnreadableError, leave_out, verify_file
-from proxscore.vision.images import Reader, Source
+from proxscore.vision.images import Reader, Source, View
 from proxscore.vision.sources.base import EncodedImageSource
 from proxscore.vision.splits import Rows
 
@@ -44,9 +44,9 @@ class FolderReader(Reader):
     def __init__(self, files: list[Path], labels: Rows, decoder: Decoder) -> None:
         self.files, self.labels, self.decoder = files, labels, decoder
 
-    def read(self, rows: Rows) -> tuple[Tensor, Rows]:
+    def read(self, rows: Rows, view: View | None = None) -> tuple[Tensor, Rows]:
         """See :meth:`Reader.read`; raises ConfigError naming a file that cannot be decoded."""
-        return self.decoder.batch((self.files[row], str(self.files[row])) for row in rows)
+        return self.decoder.batch(((self.files[row], str(self.files[row])) for row in rows), view)
 
     def verify(self) -> None:
         """Open every file once; raises ConfigError naming the first that is not an image, or says which are left out.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 from torch.utils.data import get_worker_info
@@ -24,7 +25,7 @@ from torch.utils.data import get_worker_info
 from proxscore.config import ConfigError
 from proxscore.config.files import check_regular
 from proxscore.vision.decoding import Decoder
-from proxscore.vision.images import Reader, Source
+from proxscore.vision.images import Reader, Source, Targets, View
 from proxscore.vision.sources.base import EncodedImageSource
 from proxscore.vision.sources.parquet_labels import (
     MOST_CLASSES,
@@ -34,6 +35,7 @@ from proxscore.vision.sources.parquet_labels import (
     label_column,
     numbered,
 )
+from proxscore.vision.sources.parquet_values import are_fractions, are_numbers, values_of
 from proxscore.vision.splits import Rows
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
@@ -52,6 +54,10 @@ class ParquetConfig(EncodedImageSource):
     label_column: str = "label"
     # Their number; needed where labels are integers, and the files' schemas do not name the classes.
     classes: int | None = Field(None, gt=1, le=MOST_CLASSES)
+
+    # What the label column holds. auto: classes, or, where it has lists, labels of which any may hold, or, where it has numbers
+    # with a fraction (or lists of these), values.
+    targets: Literal["auto", "classes", "labels", "values"] = "auto"
 
     streamed: ClassVar[bool] = True
 
@@ -163,19 +169,18 @@ class ParquetReader(Reader):
 
     Args:
         scans: of the files, in the order of their rows.
-        names: of the classes.
+        labels: of all rows.
         column: that holds the images.
         decoder: how bytes become images.
 
     Attributes:
-        labels: (N,) classes; where rows have lists of labels, (N, C) of 0 and 1.
+        labels: (N,) classes; (N, C) of 0 and 1, where rows have lists of labels; (N, D) numbers.
     """
 
     decodes = True
 
-    def __init__(self, scans: list[Scan], names: tuple[str, ...], column: str, decoder: Decoder) -> None:
-        self.decoder = decoder
-        self.labels = np.concatenate([numbered(scan.labels, names) for scan in scans])
+    def __init__(self, scans: list[Scan], labels: NDArray[Any], column: str, decoder: Decoder) -> None:
+        self.decoder, self.labels = decoder, labels
         groups = [scan.groups for scan in scans]
         firsts = np.cumsum(np.concatenate([[0], *groups]))[:-1].astype(np.int64)
         before = np.cumsum([0, *map(len, groups)])[:-1].astype(np.int64)
@@ -185,16 +190,13 @@ class ParquetReader(Reader):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_held": HeldGroups(self.groups)}
 
-    def read(self, rows: Rows) -> tuple[Tensor, Rows]:
+    def read(self, rows: Rows, view: View | None = None) -> tuple[Tensor, Rows]:
         """See :meth:`Reader.read`; raises ConfigError naming file and row of an image that cannot be decoded."""
-        return self.decoder.batch(self._held.images(rows))
+        return self.decoder.batch(self._held.images(rows), view)
 
 
-def load(config: ParquetConfig, *, multi_label: bool = False) -> Source:
+def load(config: ParquetConfig) -> Source:
     """One pool from the file or files, or, where their names start with train, val or test, a pool per split.
-
-    Args:
-        multi_label: labels are lists, and the readers' are (N, C) of 0 and 1. Otherwise each row has one.
 
     Raises:
         ConfigError: no such path, no Parquet file there, a shard or a column missing, a column of a wrong type, a label that
@@ -207,15 +209,51 @@ def load(config: ParquetConfig, *, multi_label: bool = False) -> Source:
         if not sum(len(each.labels.values) for each in scans):
             raise ConfigError(f"task.data.path {path}: the {part} files have no rows")
     columns = [each.labels for scans in parts.values() for each in scans]
-    names = class_names(columns, [each.labels for each in parts["train"]], config.classes)
-    if columns[0].listed != multi_label:
-        kind = columns[0].values.type
-        expected = "a list of labels per image" if multi_label else "one label per image"
-        raise ConfigError(f"{columns[0].path}: column {config.label_column!r} is {kind}; the task needs {expected}")
+    targets = _targets(config, columns[0])
+    labels: dict[str, list[NDArray[Any]]]
+    if targets == "values":
+        labels = {
+            part: [values_of(each.labels, config.label_column) for each in scans] for part, scans in parts.items()
+        }
+        names = _value_names(config, columns, labels)
+    else:
+        names = class_names(columns, [each.labels for each in parts["train"]], config.classes)
+        labels = {part: [numbered(each.labels, names) for each in scans] for part, scans in parts.items()}
     pools: dict[str, Reader] = {
-        part: ParquetReader(scans, names, config.image_column, decoder) for part, scans in parts.items()
+        part: ParquetReader(scans, np.concatenate(labels[part]), config.image_column, decoder)
+        for part, scans in parts.items()
     }
-    return Source(pools, names, (config.channels, config.size, config.size))
+    return Source(pools, names, (config.channels, config.size, config.size), targets)
+
+
+def _targets(config: ParquetConfig, column: LabelColumn) -> Targets:
+    """What a label column holds.
+
+    Raises:
+        ConfigError: it is not what ``task.data.targets`` says.
+    """
+    kind = column.values.type
+    found: Targets = "values" if are_fractions(kind) else "labels" if column.listed else "classes"
+    if config.targets in ("auto", found) or (config.targets == "values" and are_numbers(kind)):
+        return found if config.targets == "auto" else config.targets
+    raise ConfigError(
+        f"{column.path}: column {config.label_column!r} is {kind}, which are {found}, and task.data.targets is "
+        f"{config.targets}: leave it out"
+    )
+
+
+def _value_names(
+    config: ParquetConfig, columns: list[LabelColumn], values: Mapping[str, list[NDArray[Any]]]
+) -> tuple[str, ...]:
+    """What the numbers of a row are called: as their column, numbered where there are several."""
+    counts = [each.shape[1] for part in values.values() for each in part]
+    for column, count in zip(columns, counts, strict=True):
+        if count != counts[0]:
+            raise ConfigError(
+                f"{column.path}: {config.label_column} has {count} numbers per row; other files have {counts[0]}"
+            )
+    name = config.label_column
+    return (name,) if counts[0] == 1 else tuple(f"{name}_{place}" for place in range(counts[0]))
 
 
 def _files(path: Path) -> dict[str, list[Path]]:

@@ -54,8 +54,10 @@ def check_label_type(path: Path, column: str, kind: Any) -> None:
         ConfigError: names the file, the column, and what would be right.
     """
     inner = kind.value_type if _is_list(kind) else kind
-    if not (pa.types.is_integer(inner) or _is_text(inner)):
-        raise ConfigError(f"{path}: column {column!r} is {kind}; labels must be integers or texts, or lists of these")
+    if not (pa.types.is_integer(inner) or pa.types.is_floating(inner) or pa.types.is_decimal(inner) or _is_text(inner)):
+        raise ConfigError(
+            f"{path}: column {column!r} is {kind}; labels must be integers, texts or numbers, or lists of these"
+        )
 
 
 def label_column(path: Path, column: str, values: Any, metadata: Mapping[bytes, bytes] | None) -> LabelColumn:

@@ -26,7 +26,7 @@ from torchvision.datasets import DTD, FGVCAircraft, Flowers102, OxfordIIITPet
 from proxscore.config import ConfigError
 from proxscore.config.files import check_regular
 from proxscore.vision.decoding import Decoder
-from proxscore.vision.images import MemoryReader, Normalisation, Reader, Source, check_labels
+from proxscore.vision.images import MemoryReader, Normalisation, Reader, Source, View, check_labels
 from proxscore.vision.sources.base import EncodedImageSource
 from proxscore.vision.sources.image_folder import FolderReader
 from proxscore.vision.splits import Rows
@@ -215,12 +215,11 @@ class CifarReader(Reader):
     def __init__(self, pixels: NDArray[np.uint8], labels: Rows, decoder: Decoder) -> None:
         self.pixels, self.labels, self.decoder = pixels, labels, decoder
 
-    def read(self, rows: Rows) -> tuple[torch.Tensor, Rows]:
+    def read(self, rows: Rows, view: View | None = None) -> tuple[torch.Tensor, Rows]:
         """See :meth:`Reader.read`."""
         header = f"P6 {_SIDE} {_SIDE} 255\n".encode()  # a portable pixmap: these bytes, pixel by pixel
-        return self.decoder.batch(
-            (header + self.pixels[row].transpose(1, 2, 0).tobytes(), f"row {row}") for row in rows
-        )
+        encoded = ((header + self.pixels[row].transpose(1, 2, 0).tobytes(), f"row {row}") for row in rows)
+        return self.decoder.batch(encoded, view)
 
 
 def _cifar(config: TorchvisionConfig, path: Path, cifar: Cifar) -> Source:
