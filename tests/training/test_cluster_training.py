@@ -255,7 +255,6 @@ def test_parquet_streams_through_ray_data_to_two_workers(tmp_path: Path) -> None
     steps = -(-rows // 40)
     assert outcome.results["steps"] == steps
     assert list(curve(config, outcome.run_id)) == list(range(1, steps + 1))
-    assert outcome.results["test"]["posterior"]["accuracy"] > 0.4
     assert len(config.task.build().data.test) >= 2 * LEAST_ROWS
     # What the cluster streamed and scored is what one process reads and scores.
     posterior, task = Posterior.load(outcome.folder / "posterior"), config.task.build()
