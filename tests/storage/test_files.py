@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from proxscore.storage import filesystem, put, read, replacing, write
+from proxscore.storage import filesystem, put, read, replacing, replacing_folder, write
 
 WRITER = """
 import sys
@@ -83,3 +83,29 @@ def test_what_a_killed_process_left_half_written_is_removed_after_a_while(tmp_pa
     os.utime(old, (time.time() - 7200, time.time() - 7200))
     write(tmp_path / "file [1]", "whole")
     assert sorted(file.name for file in tmp_path.iterdir()) == [new.name, "file [1]"]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    place = tmp_path / "above" / "folder"
+
+    def fill(error: Exception | None = None) -> None:
+        with replacing_folder(place) as partial:
+            (partial / "file").write_text("content")
+            assert not place.exists() or not list(place.iterdir())
+            if error is not None:
+                raise error
+
+    with pytest.raises(KeyError):
+        fill(KeyError())
+    assert list(place.parent.iterdir()) == []
+    old, new = (place.parent / f".partial-{name}-folder" for name in ("old", "new"))
+    old.mkdir()
+    new.mkdir()
+    os.utime(old, (0, 0))
+    place.mkdir()
+    fill()
+    assert (place / "file").read_text() == "content"
+    assert sorted(place.parent.iterdir()) == sorted([place, new])
+    with pytest.raises(OSError, match="not empty"), replacing_folder(place) as partial:
+        (partial / "file").write_text("other")
+    assert (place / "file").read_text() == "content"

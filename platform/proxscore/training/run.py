@@ -15,7 +15,7 @@ from proxscore.training.data.batches import TrainingData, evaluation_batches
 from proxscore.training.data.loading import training_loaders
 from proxscore.training.data.micro_batches import Batch
 from proxscore.training.data.norm_rows import least_rows
-from proxscore.training.data.streamed import RayTrainingData, streamed_evaluation_batches
+from proxscore.training.data.streamed import LEAST_ROWS, RayTrainingData, streamed_evaluation_batches
 from proxscore.training.initial_network import InitialNetwork, build_network
 from proxscore.training.sharding.materialize import materialize
 from proxscore.training.sharding.parallelize import parallelize
@@ -48,11 +48,14 @@ class Run:
     def evaluation_batches(self, split: Any) -> Callable[[], Iterator[Batch]]:
         """Give what begins a pass over this worker's rows of a split: Ray Data's where the cluster streams the data.
 
+        Of fewer than ``LEAST_ROWS`` for each worker, loader processes beside it read them.
+
         Args:
             split: its name, or a data set of its own, which no cluster streams.
         """
         worker, size = self.worker, self.config.evaluation.batch_size
-        if isinstance(split, str) and self.config.task.data.streamed and worker.on_ray:
+        streamed = isinstance(split, str) and self.config.task.data.streamed and worker.on_ray
+        if streamed and len(getattr(self.task.data, split)) >= LEAST_ROWS * worker.world:
             stream = self.task.streamed_rows(worker.world, self.config.training.cpus_per_worker, split)
             return lambda: streamed_evaluation_batches(stream, size, worker.rank, worker.world)
         rows = getattr(self.task.data, split) if isinstance(split, str) else split

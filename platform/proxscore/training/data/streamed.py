@@ -14,6 +14,9 @@ from proxscore.training.data.stream_order import EpochOrder, batch_sizes
 from proxscore.vision.ray_data import Chunk, StreamedRows
 
 TASK_ROWS = 512  # at least, of an evaluation: a task decodes them while the ones before are predicted
+LEAST_ROWS = (
+    1000  # of a worker in an evaluation: Ray starts processes for its tasks, and fewer are decoded sooner than that
+)
 
 
 class RayTrainingData:
