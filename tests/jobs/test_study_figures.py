@@ -44,7 +44,7 @@ def test_what_a_figure_shows_stands_in_the_table(study: str, at: int) -> None:
         ("compare_forecasts", 0, "CRPS", "ELBO, 0.002", 7, 1152, 65),
         ("compare_forecasts", 1, "CRPS", "theta, 7", 0, 9.75, 0),
         ("defaults", 0, "defaults", "CNN, digits", 4, 0.053, 0.014),
-        ("finetune", 0, "AdamW, 0.003", "AdamW, 0.003", 5000, 0.354, 0.021),
+        ("finetune_few", 0, "AdamW, 0.003", "AdamW, 0.003", 5000, 0.354, 0.021),
         ("penalty_ablation", 0, "NLL", "forward KL, mean cosine", 5, 0.146, 0.025),
         ("shifts", 1, "photographs", "initial noise of 30 % (quickstart)", 6, 0.186, 0.058),
         ("stability", 0, "default, single", "10³", 1e3, 2.59, 0.02),

