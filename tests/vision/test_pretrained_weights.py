@@ -161,11 +161,12 @@ def test_body_leaves_the_classifier_alone_to_be_trained() -> None:
 # ------------------------------------------------------------ rates and priors by layer
 
 
+@pytest.mark.parametrize("scales", [{"*": 0.01, "fc.*": 1.0}, {"body": 0.01}])
 @pytest.mark.parametrize("kind", ["adamw", "sgd", "swag", "elbo", "proximal_score"])
-def test_layers_have_the_learning_rates_that_patterns_give(kind: str) -> None:
+def test_layers_have_the_learning_rates_that_patterns_give(kind: str, scales: dict[str, float]) -> None:
     model = build("resnet18")
     section = METHODS.section(kind).model_validate(
-        {"kind": kind, "lr": 0.01, "lr_scales": {"*": 0.01, "fc.*": 1.0}}
+        {"kind": kind, "lr": 0.01, "lr_scales": scales}
         | ({"collect_every": 0.1} if kind == "swag" else {})
         | ({"initial_noise": 0.01} if kind == "proximal_score" else {})
     )
@@ -175,6 +176,19 @@ def test_layers_have_the_learning_rates_that_patterns_give(kind: str) -> None:
         rates = {1e-2 if names[id(p)].startswith("fc.") else 1e-4 for p in group["params"]}
         assert [group.get("peak_lr", group["lr"])] == pytest.approx(sorted(rates))
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
+
+
+@pytest.mark.parametrize(("name", "kwargs"), NAMES)
+def test_rates_of_the_body_are_those_of_all_but_timms_classifier(name: str, kwargs: dict[str, Any]) -> None:
+    model = build(name, kwargs=kwargs)
+    section = METHODS.section("sgd")(lr=1.0, lr_scales={"*": 0.5, "body": 0.1, "*.bias": 0.2})
+    of_body = {id(p) for p in model.parameters()} - {id(p) for p in model.get_classifier().parameters()}
+    names = {id(p): name for name, p in model.named_parameters()}
+    for group in section.build(Setup(model, RunLength(40, 10, 100))).param_groups:
+        for parameter in group["params"]:
+            weights = 0.1 if id(parameter) in of_body else 0.5
+            expected = 0.2 if names[id(parameter)].endswith(".bias") else weights
+            assert group["peak_lr"] == pytest.approx(expected)
 
 
 def moved(section: dict[str, Any], factor: float) -> dict[str, Tensor]:

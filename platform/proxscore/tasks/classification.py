@@ -27,6 +27,7 @@ class ClassificationEvaluator(Evaluator):
         ("accuracy", "accuracy", 4),
         ("NLL", "nll", 4),
         ("ECE", "ece", 4),
+        ("ECE, all classes", "ece_all_classes", 5),
         ("Brier", "brier", 4),
         ("AURC", "aurc", 4),
         ("NLL, tempered", "nll_tempered", 4),

@@ -15,6 +15,7 @@ from torch import nn
 from proxscore.config import ConfigError
 from proxscore.vision import small_cnn  # noqa: F401  (registers the name with timm)
 from proxscore.vision.frozen import freeze
+from proxscore.vision.head_dropout import make_layer
 from proxscore.vision.lora import all_used, with_adapters
 from proxscore.vision.task import ModelConfig
 from proxscore.vision.weights import head_layers, load_weights
@@ -59,6 +60,7 @@ def build_model(config: ModelConfig, *, classes: int, shape: tuple[int, int, int
         load_weights(model, config.weights, lambda more: create(config.name, kwargs | more, shape[1:]))
     if config.zero_head:
         _zero(model, head_layers(model))
+    make_layer(model)
     if config.lora is not None:
         model = with_adapters(model, config.lora, head_layers(model))
         with all_used(model):

@@ -123,7 +123,8 @@ def measured(config: Config, task: Task, worker: Worker, settings: dict[str, Any
     Returns:
         ``metrics`` on the test split; ``validation_nll`` (nats); ``forward_passes`` per prediction;
         ``gradient_evaluations``; ``seconds`` of training, with what comes at its end; ``seconds_predicting`` the test split;
-        ``peak_mb`` (10^6 bytes) of the process at the end of training, or of the GPU: of the worker that holds the most.
+        ``peak_mb`` (10^6 bytes) of the process at the end of training, or of the GPU: of the worker that holds the most;
+        ``splits``: what the task tells of its rows, with their hashes.
 
     Raises:
         RuntimeError: it took another number of gradient evaluations than was planned.
@@ -178,6 +179,7 @@ def measured(config: Config, task: Task, worker: Worker, settings: dict[str, Any
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "host": socket.gethostname(),
         "workers": worker.world,
+        "splits": task.describe().get("splits", {}),
     }
 
 

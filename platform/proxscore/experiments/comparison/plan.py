@@ -13,7 +13,7 @@ from typing import Any
 from proxscore import config as configuration
 from proxscore.config import MAX_EPOCHS, MAX_SEED, Config, ConfigError
 from proxscore.experiments.budget import Budget, equal_budget
-from proxscore.experiments.comparison.settings import ComparisonConfig, method_config
+from proxscore.experiments.comparison.settings import SPLIT_SEED, ComparisonConfig, method_config
 from proxscore.methods import Setup, build_method, check_running_statistics
 from proxscore.tasks import Task
 from proxscore.training import launch
@@ -82,10 +82,14 @@ class Plan:
     evaluations: int
     config: Config  # what is common to all cells
     task: Task
+    split_by_seed: bool = False  # the task is that of another split than a cell's
 
     def cell(self, contender: Contender, setting: str, seed: int) -> Cell:
-        """A method at a setting, from a seed."""
+        """A method at a setting, from a seed, which also splits the data where ``split_by_seed`` says so."""
         config = contender.configs[setting].model_copy(update={"seed": seed})
+        if self.split_by_seed:
+            data = config.task.data.model_copy(update={SPLIT_SEED: seed})
+            config = config.model_copy(update={"task": config.task.model_copy(update={"data": data})})
         folder = self.folder / slug(contender.name) / setting / str(seed)
         return Cell(contender.name, setting, config, contender.budget, folder)
 
@@ -133,7 +137,8 @@ def plan(comparison: ComparisonConfig, source: str) -> Plan:
             _check_method(name, config, task, budget)
         contenders.append(Contender(name, configs, trials, key, budget))
     folder = Path(base.training.storage) / str(comparison.name)
-    return Plan(str(comparison.name), folder, list(comparison.seeds), contenders, total, base, task)
+    by_seed = comparison.split_by_seed
+    return Plan(str(comparison.name), folder, list(comparison.seeds), contenders, total, base, task, by_seed)
 
 
 def _check_fairness(comparison: ComparisonConfig) -> None:

@@ -3,6 +3,7 @@
 name: fashion-mnist-cnn
 budget: 10                      # gradient evaluations per method, in epochs of data
 seeds: [0, 1, 2]
+split_by_seed: true             # each seed splits the data anew; else all have the same
 base:                           # task, training, evaluation, tracking: as of a training job, common to all
   task: {model: {name: small_cnn}, data: {kind: digits}}
 methods:
@@ -56,11 +57,14 @@ class ComparisonConfig(Section):
     base: dict[str, Any] = Field({})
     methods: dict[str, EntryConfig]
     seeds: list[int] = Field([0, 1, 2])
+    split_by_seed: bool = False  # task.data.split_seed of a cell is its seed; else all cells have the same rows
     budget: float = 10.0  # epochs of the training data, in gradient evaluations of a batch each
 
 
 #: Keys of ``base`` that a comparison sets itself, and where they come from.
 NOT_OF_BASE = {"method": "methods", "baseline": "methods", "seed": "seeds", "name": "name"}
+
+SPLIT_SEED = "split_seed"  # the setting of the data that draws their split
 
 
 def load(path: Path, overrides: Sequence[str]) -> tuple[ComparisonConfig, str]:
@@ -92,9 +96,22 @@ def of(tree: dict[str, Any], source: str) -> tuple[ComparisonConfig, str]:
     training = comparison.base.get("training")
     if isinstance(training, dict) and "epochs" in training:
         raise ConfigError(f"{source}: base.training.epochs follows from 'budget' in a comparison: leave it out")
-    configuration.parse({**comparison.base}, f"{source}, base")
+    base = configuration.parse({**comparison.base}, f"{source}, base")
+    if comparison.split_by_seed:
+        _check_split(comparison, base, source)
     name = comparison.name or f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
     return comparison.model_copy(update={"name": name}), source
+
+
+def _check_split(comparison: ComparisonConfig, base: Config, source: str) -> None:
+    data = getattr(base.task, "data", None)
+    if not hasattr(data, SPLIT_SEED):
+        kind = getattr(data, "kind", base.task.kind)
+        raise ConfigError(f"{source}: split_by_seed: data of kind {kind} are not split by a seed: leave it out")
+    if SPLIT_SEED in ((comparison.base.get("task") or {}).get("data") or {}):
+        raise ConfigError(
+            f"{source}: base.task.data.{SPLIT_SEED} comes from 'seeds' with split_by_seed: leave one of them out"
+        )
 
 
 def method_config(comparison: ComparisonConfig, source: str, name: str, value: float | None = None) -> Config:

@@ -11,7 +11,7 @@ from proxscore import config as configuration
 from proxscore.config import ConfigError
 from proxscore.experiments.comparison import records
 from proxscore.experiments.comparison.plan import Plan, slug
-from proxscore.experiments.comparison.settings import ComparisonConfig
+from proxscore.experiments.comparison.settings import SPLIT_SEED, ComparisonConfig
 from proxscore.storage import write
 from proxscore.tracking import TrackedRun
 from proxscore.tracking.runs import check_server, git_tags
@@ -53,6 +53,9 @@ def recorded(plan: Plan, comparison: ComparisonConfig) -> Iterator[TrackedRun]:
             if not key.startswith(("method.", "baseline", "seed", "training.epochs"))
         }
         common |= {"budget": comparison.budget, "seeds": comparison.seeds, "gradient_evaluations": plan.evaluations}
+        if plan.split_by_seed:
+            del common[f"task.data.{SPLIT_SEED}"]
+            common["split_by_seed"] = True
         methods = {
             f"methods.{slug(name)}": json.dumps(entry.model_dump()) for name, entry in comparison.methods.items()
         }

@@ -28,6 +28,9 @@ COSTS = [
     ("peak MB", "peak_mb", 0),
 ]
 
+BY_SEED = ", each with a split of the data of its own"
+POINT = "the state that was judged has nothing to draw from yet, and was judged as a point estimate"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -103,8 +106,8 @@ def markdown(plan: Plan, table: Sequence[Row], below: Mapping[str, dict[str, flo
     lines = [
         f"# {plan.name}",
         "",
-        f"Test split, mean ± standard error over {len(plan.seeds)} seed(s); {plan.evaluations} gradient evaluations of "
-        f"{plan.config.training.batch_size} rows for every method.",
+        f"Test split, mean ± standard error over {len(plan.seeds)} seed(s){BY_SEED if plan.split_by_seed else ''}; "
+        f"{plan.evaluations} gradient evaluations of {plan.config.training.batch_size} rows for every method.",
         "",
     ]
     header = ["method", "setting", *(heading for heading, _, _ in columns), *(["converged"] if judged else [])]
@@ -122,6 +125,7 @@ def markdown(plan: Plan, table: Sequence[Row], below: Mapping[str, dict[str, flo
         notes += [
             f"* {row.label}, seed {seed}: {found.warning}." for seed, found in row.verdicts.items() if not found.sound
         ]
+        notes += [f"* {row.label}, seed {seed}: {POINT}." for seed in without_draws(row, plan.config.evaluation.draws)]
         scales = {found.scale + (f": {COLD}" if found.cold else "") for found in row.verdicts.values()}
         notes += [f"* {row.label}: {scale}." for scale in sorted(scales)]
     if any(row.contender.trials for row in table):
@@ -137,6 +141,13 @@ def markdown(plan: Plan, table: Sequence[Row], below: Mapping[str, dict[str, flo
 def converged(row: Row) -> str:
     """Tell how many of a row's runs are sound, of those that have a verdict."""
     return f"{sum(found.sound for found in row.verdicts.values())} of {len(row.verdicts)}" if row.verdicts else NONE
+
+
+def without_draws(row: Row, draws: int) -> list[int]:
+    """The seeds of a row whose method makes draws, and whose judged state has none: one from before they were collected."""
+    if draws == 1 or row.contender.configs[AS_GIVEN].method.fixed_weights:
+        return []
+    return [seed for seed, record in row.records.items() if record.get("forward_passes") == 1]
 
 
 def setting(row: Row) -> str:
