@@ -53,7 +53,9 @@ def test_monte_carlo_dropout_has_masks_for_a_resnet() -> None:
     assert not torch.allclose(draws[0], draws[1])
 
 
-@pytest.mark.parametrize(("name", "kwargs"), [("resnet18", {}), ("vit_tiny_patch16_224", {"drop_rate": 0.1, "depth": 1})])
+@pytest.mark.parametrize(
+    ("name", "kwargs"), [("resnet18", {}), ("vit_tiny_patch16_224", {"drop_rate": 0.1, "depth": 1})]
+)
 def test_networks_without_dropout_or_with_layers_of_it_stay_as_they_are(name: str, kwargs: dict[str, Any]) -> None:
     layers = {path: type(layer) for path, layer in build(name, **kwargs).named_modules()}
     theirs = timm.create_model(name, num_classes=5, **kwargs, **({"img_size": 32} if kwargs else {}))

@@ -197,6 +197,8 @@ class _Pool:
 
         Ray lets tasks wait for room as long as it takes, and workers of Ray Train for seconds.
         """
+        if not self.waiting:  # Ray may not be there: nothing had to run
+            return
         room = runner.slots(self.plan.config) - sum(cell.config.training.workers > 0 for cell in self.running.values())
         later: deque[Cell] = deque()
         while self.waiting:

@@ -182,7 +182,7 @@ def load(config: TorchvisionConfig) -> Source:
     pools: dict[str, Reader] = {"train": _pool(train, decoder), "test": _pool([test], decoder)}
     for part, pool in pools.items():
         check_labels(pool.labels, len(classes), lambda row, part=part: f"{path}: {config.name}, {part} row {row}")  # type: ignore[misc]
-    _tell_counts(config.name, pools, official.rows)
+    _tell_counts(config.name, pools)
     return Source(pools, classes, decoder.shape)
 
 
@@ -249,7 +249,7 @@ def _cifar(config: TorchvisionConfig, path: Path, cifar: Cifar) -> Source:
             pools[part] = MemoryReader(torch.from_numpy(pixels), labels, normalise)
         else:
             pools[part] = CifarReader(pixels, labels, decoder)
-    _tell_counts(config.name, pools, (50_000, 10_000))
+    _tell_counts(config.name, pools)
     return Source(pools, names, decoder.shape)
 
 
@@ -271,7 +271,13 @@ def _check_there(file: Path, archive: str, page: str) -> None:
         raise ConfigError(f"{file}: is missing; it comes with {archive} of the page {page!r}")
 
 
-def _tell_counts(name: str, pools: dict[str, Reader], official: tuple[int, int]) -> None:
+def official_rows(name: str) -> tuple[int, int]:
+    """How many training images (with those of validation) and test images a data set has by its official lists."""
+    return SETS[name].rows if name in SETS else (50_000, 10_000)
+
+
+def _tell_counts(name: str, pools: dict[str, Reader]) -> None:
+    official = official_rows(name)
     found = tuple(len(pools[part].labels) for part in ("train", "test"))
     if found != official:
         log.warning(
