@@ -383,6 +383,19 @@ def test_a_cell_that_fails_says_why_and_what_is_missing_is_shown(here: Path, mon
     assert "missing: RuntimeError: no memory" in (here / "report" / "comparison.csv").read_text()
 
 
+def test_a_state_from_before_its_draws_is_called_a_point_estimate(here: Path) -> None:
+    methods = {"AdamW": {"method": {"kind": "adamw"}}, "SWAG": {"method": {"kind": "swag", "collect_every": 0.25}}}
+    made = planned(here, methods=methods)
+    leave(made, {(name, "default", seed): 1.0 for name in methods for seed in made.seeds})
+    for cell in made.possible():
+        drawn = {"forward_passes": 4 if (cell.method, cell.seed) == ("SWAG", 1) else 1}
+        records.write(cell.folder, (records.read(cell.folder) or {}) | drawn)
+    found = {driver.key(c): records.read(c.folder) or {} for c in made.first()}
+    _, text = table.write(made, found, here / "report")
+    assert text.count("was judged as a point estimate") == 1
+    assert "* SWAG, seed 0: the state that was judged has nothing to draw from yet" in text
+
+
 @pytest.mark.slow
 def test_a_comparison_that_is_killed_goes_on_without_its_finished_cells(
     compare: Main, repository: Path, here: Path
