@@ -134,9 +134,7 @@ def predict(run: Run, posterior: Posterior, split: Any, draws: int) -> Any:
     """
     settings, worker = run.config.evaluation, run.worker
     rows = getattr(run.task.data, split) if isinstance(split, str) else split
-    norm = None
-    if run.data is not None and settings.norm_batches and _has_batch_norm(run.module):
-        norm = list(_first_micro_batches(run.data, settings.norm_batches))
+    norm = batch_norm_batches(run)
     return run.task.predict(
         run.module,
         lambda: evaluation_batches(rows, settings.batch_size, worker.rank, worker.world),
@@ -146,6 +144,13 @@ def predict(run: Run, posterior: Posterior, split: Any, draws: int) -> Any:
         refresh=None if norm is None else lambda: norm,
         autocast=run.autocast,
     )
+
+
+def batch_norm_batches(run: Run) -> list[Batch] | None:
+    """Read the training batches that set BatchNorm's statistics of each draw; none: they stay what training left."""
+    if run.data is None or not run.config.evaluation.norm_batches or not _has_batch_norm(run.module):
+        return None
+    return list(_first_micro_batches(run.data, run.config.evaluation.norm_batches))
 
 
 def _has_batch_norm(module: nn.Module) -> bool:

@@ -12,10 +12,11 @@ from proxscore.config import ConfigError
 from proxscore.inference import Bernoulli, Categorical
 from proxscore.tasks import ClassificationEvaluator, Task
 from proxscore.vision.data import load_images
+from proxscore.vision.images import Normalisation
 from proxscore.vision.models import build_model
 from proxscore.vision.preprocessing import resolved
 from proxscore.vision.ray_data import Share, StreamedRows
-from proxscore.vision.shifts import SHIFTS, ShiftedImages
+from proxscore.vision.shifts import ShiftedImages, shift_named
 from proxscore.vision.task import VisionConfig
 
 
@@ -65,9 +66,14 @@ class ImageTask(Task):
         """Inputs and targets of a batch's shape and type, all zero."""
         return torch.zeros(rows, *self.data.shape, device=device), torch.zeros(rows, dtype=torch.long, device=device)
 
+    @property
+    def normalisation(self) -> Normalisation:
+        """How pixels in [0, 1] become the network's inputs."""
+        return Normalisation.of(self.config.data.mean, self.config.data.std, self.data.shape[0])
+
     def shifted(self, name: str) -> tuple[ShiftedImages, bool]:
         """The test images under a shift, and whether their labels still hold."""
-        shift = SHIFTS[name]
+        shift = shift_named(name, self.normalisation)
         return ShiftedImages(self.data.test, shift), shift.known
 
     @property
