@@ -91,9 +91,9 @@ class ClassSums(Metric):
         return torch.bincount(index, values, minlength=self.classes)
 
     def _events(self, log_probabilities: Tensor, targets: Tensor) -> Tensor:
-        probabilities = log_probabilities.double().exp().clamp(max=_BELOW_ONE)
+        probabilities = log_probabilities.double().exp().clamp(max=1)  # rounding may exceed 1
         edges = torch.linspace(0, 1, self.bins + 1, dtype=torch.float64, device=probabilities.device)
-        index = torch.bucketize(probabilities, edges, right=True) - 1
+        index = torch.bucketize(probabilities.clamp(max=_BELOW_ONE), edges, right=True) - 1
         index += self.bins * torch.arange(self.classes, device=index.device)
         happened = index.gather(1, targets.unsqueeze(1)).squeeze(1)
         size = self.classes * self.bins

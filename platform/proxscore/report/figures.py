@@ -92,20 +92,14 @@ def _selective(selective: Results) -> Figure:
 def _sets(sets: Results) -> Figure:
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axes = figure.subplots()
-    methods = sets["methods"]
-    longest = 0
-    for place, (name, color) in enumerate(zip(methods, (_BLUE, _RED, _GREY), strict=True)):
-        sizes = np.array(methods[name]["sizes"], dtype=float)
-        shown = sizes[: _SIZES + 1].copy()
-        if len(sizes) > _SIZES + 1:
-            shown[-1] += sizes[_SIZES + 1 :].sum()
-        longest = len(shown)
-        axes.bar(np.arange(longest) + 0.27 * (place - 1), shown / sizes.sum(), 0.27, color=color, label=name.upper())
-        many = len(sizes) > _SIZES + 1
-    names = [str(size) for size in range(longest)]
-    if many:
-        names[-1] += "+"
-    axes.set_xticks(range(longest), names)
+    sizes = np.array([found["sizes"] for found in sets["methods"].values()], dtype=float)
+    largest = int(np.flatnonzero(sizes.sum(0)).max())
+    last = min(largest, _SIZES)
+    shares = np.concatenate([sizes[:, :last], sizes[:, last:].sum(1, keepdims=True)], 1) / sizes.sum(1, keepdims=True)
+    for place, (name, color) in enumerate(zip(sets["methods"], (_BLUE, _RED, _GREY), strict=True)):
+        axes.bar(np.arange(last + 1) + 0.27 * (place - 1), shares[place], 0.27, color=color, label=name.upper())
+    names = [str(size) for size in range(last + 1)]
+    axes.set_xticks(range(last + 1), [*names[:-1], names[-1] + ("+" if largest > last else "")])
     axes.set(xlabel="classes in the set", ylabel="share of the images")
     axes.legend(fontsize=8)
     _tidy(axes)

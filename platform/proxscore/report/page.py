@@ -41,7 +41,6 @@ def page(record: dict[str, Any]) -> str:
         figures=figures(record),
         classes=classes[:MANY_CLASSES] if len(classes) > MANY_CLASSES else record["in_distribution"]["classes"],
         more_classes=classes[MANY_CLASSES:] if len(classes) > MANY_CLASSES else [],
-        position={each["class"]: place for place, each in enumerate(record["in_distribution"]["classes"])},
         score_names=SCORE_NAMES,
         best_score=best_score,
         spread=spread,
