@@ -87,8 +87,17 @@ class Report:
     def _batches(self, name: str, predictor: Predictor, images: NumberedImages) -> Iterator[Scored]:
         return self.progress.part(name, predictor.scored(images), lambda batch: len(batch.rows))
 
+    def _read(self, predictor: Predictor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of the rows that are corrupted: each image is read once for all its corruptions."""
+        images = NumberedImages(self.images, only=self.shift_rows)
+        conditions = len(CORRUPTIONS) * len(STRENGTHS)
+        return self.progress.part("corruptions", predictor.read(images), lambda batch: conditions * len(batch[1]))
+
+    def _judged_labels(self) -> Judged:
+        return Judged(self.task.classes, self.run.config.evaluation.bins, self.device)
+
     def _judge(self, name: str, predictor: Predictor, images: NumberedImages) -> Judged:
-        judged = Judged(self.task.classes, self.run.config.evaluation.bins, self.device)
+        judged = self._judged_labels()
         for batch in self._batches(name, predictor, images):
             judged.add(batch)
         return judged
@@ -167,14 +176,15 @@ class Report:
         if len(self.shift_rows) < len(self.images):
             images = NumberedImages(self.images, only=self.shift_rows)
             clean = self._defined(self._judge("uncorrupted", predictor, images).results())
+        judged = {(name, strength): self._judged_labels() for name in CORRUPTIONS for strength in STRENGTHS}
+        for inputs, numbered in self._read(predictor):
+            for (name, strength), each in judged.items():
+                change = CorruptedImage(name, strength, self.task.normalisation, self.options.seed)
+                each.add(predictor.score(_changed(inputs, numbered[:, 1], change), numbered), scores=False)
         found: Results = {}
         for name, corruption in CORRUPTIONS.items():
-            strengths = []
-            for strength in STRENGTHS:
-                change = CorruptedImage(name, strength, self.task.normalisation, self.options.seed)
-                images = NumberedImages(self.images, change, self.shift_rows)
-                values = self._judge(f"{name} {strength}", predictor, images).results()
-                strengths.append({key: self._defined(values)[key] for key in SHIFT_METRICS})
+            results = [self._defined(judged[name, strength].results()) for strength in STRENGTHS]
+            strengths = [{key: values[key] for key in SHIFT_METRICS} for values in results]
             found[name] = {"parameters": corruption.parameters, "meaning": corruption.meaning, "strengths": strengths}
         return {
             "rows": len(self.shift_rows),
@@ -212,6 +222,12 @@ def selective(confidences: Tensor, correct: Tensor) -> Results:
         "accuracy": accuracy_at_coverages(confidences, correct, COVERAGES),
         "curve": {"coverage": ((places + 1) / len(risks)).tolist(), "risk": risks[torch.from_numpy(places)].tolist()},
     }
+
+
+def _changed(inputs: Tensor, rows: Tensor, change: CorruptedImage) -> Tensor:
+    """The images of these rows, changed; inputs beyond them are padding."""
+    changed = [change(image, row) for image, row in zip(inputs, rows.tolist(), strict=False)]
+    return torch.stack([*changed, *inputs[len(changed) :]])
 
 
 def _mean(each: list[Results]) -> Results:

@@ -11,6 +11,7 @@ Tone = Literal["good", "caution", "bad", "plain"]
 # Bounds of the tones. They are conventions of this page, and stand in its last section.
 CALIBRATED, MISCALIBRATED = 0.02, 0.05  # ECE beyond what chance makes
 HOTTER = 0.05  # share of the NLL that a temperature saves
+FEW = 100  # images that say little
 SAME = 0.005  # nats that make no difference
 FAR_WORSE = 2.0  # NLL of a draw over that of the mean
 SLIPPED, MOSTLY_SLIPPED = 0.2, 0.5  # of outside images at 95% of inside ones
@@ -53,11 +54,15 @@ def _inside(results: dict[str, Any]) -> Iterator[Sentence]:
     way = "more" if confidence > accuracy else "less"
     if tone == "bad" and way == "less":
         tone = "caution"  # whoever relies on it errs on the safe side
+    rows = round(metrics["rows"])
+    if few := rows < FEW and tone == "good":
+        tone = "caution"
     yield Sentence(
         tone,
-        f"{percent(accuracy)} of {round(metrics['rows']):,} images are classified correctly, at a mean confidence of "
+        f"{percent(accuracy)} of {rows:,} images are classified correctly, at a mean confidence of "
         f"{percent(confidence)}: on average it is {abs(confidence - accuracy) * 100:.1f} points {way} sure than right. The "
-        f"top-label calibration error (ECE) is {ece:.4f}, of which about {chance:.4f} would arise by chance.",
+        f"top-label calibration error (ECE) is {ece:.4f}, of which about {chance:.4f} would arise by chance."
+        f"{' So few images say little.' if few else ''}",
     )
     sure = metrics["sure"]
     if sure:
@@ -80,21 +85,22 @@ def _draws(results: dict[str, Any]) -> Iterator[Sentence]:
         )
         return
     mean, one, called = single["nll"], inside["metrics"]["draw_nll"], single["called"]
+    alone = "one member alone" if called == "member" else f"the {called} weights alone"
     if one > FAR_WORSE * mean + 0.05:
         yield Sentence(
             "bad",
-            f"Single draws are far worse than the {called} weights: NLL {one:.3f} against {mean:.3f} (the average over draws has "
+            f"Single draws are far worse than {alone}: NLL {one:.3f} against {mean:.3f} (the average over draws has "
             f"{average:.3f}). The posterior is wider than its predictions support; its draws are no plausible networks.",
         )
     if average > mean + SAME:
         yield Sentence(
             "caution",
-            f"The average over draws predicts worse than the {called} weights alone: NLL {average:.4f} against {mean:.4f} "
+            f"The average over draws predicts worse than {alone}: NLL {average:.4f} against {mean:.4f} "
             "(--draws 0 reports the latter).",
         )
     elif average < mean - SAME:
         yield Sentence(
-            "good", f"The average over draws has NLL {average:.4f}, the {called} weights alone {mean:.4f}: draws help."
+            "good", f"The average over draws has NLL {average:.4f}, {alone} {mean:.4f}: draws help."
         )
 
 
@@ -136,13 +142,15 @@ def _shift(results: dict[str, Any]) -> Iterator[Sentence]:
 
 def _outside(results: dict[str, Any]) -> Iterator[Sentence]:
     for each in results["out_of_distribution"]:
-        name, found = best_score(each)
+        found = each["scores"]["entropy"]
+        name, best = best_score(each)
         slipped = found["fpr95"]
         tone: Tone = "good" if slipped <= SLIPPED else "caution" if slipped <= MOSTLY_SLIPPED else "bad"
+        other = f" ({name.replace('_', ' ')} has {best['auroc']:.3f})" if best["auroc"] > found["auroc"] + 0.005 else ""
         yield Sentence(
             tone,
-            f"Images of {each['name']!r} are told from test images with AUROC {found['auroc']:.3f} ({name.replace('_', ' ')}, the "
-            f"best of the scores here); where 95% of test images pass, {percent(slipped)} of them slip through. It is sure of "
+            f"Images of {each['name']!r} are told from test images by the entropy of the prediction with AUROC "
+            f"{found['auroc']:.3f}{other}; where 95% of test images pass, {percent(slipped)} of them slip through. It is sure of "
             f"{percent(each['sure'])} of them.",
         )
 

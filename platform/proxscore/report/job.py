@@ -7,7 +7,7 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from proxscore.training.evaluation import package_versions
 from proxscore.training.launch import with_absolute_paths
 from proxscore.training.saved import Saved, run_id_of, seen_in_training
 from proxscore.vision.image_task import ImageTask
-from proxscore.vision.outside import load_outside
+from proxscore.vision.outside import BUILT_IN, load_outside
 from proxscore.vision.overlap import check_outside
 from proxscore.vision.task import PREPARATION
 
@@ -64,6 +64,7 @@ def make(
     if saved.config.task.kind != "vision":
         raise ConfigError(f"--report is for image classification; this posterior's task is {saved.config.task.kind}")
     config = with_absolute_paths(saved.config)
+    names = [asked.removeprefix("near:").removeprefix("far:") for asked in options.outside]
     options = _absolute(options)
     task = _image_task(config.task.build(trained=trained))
     options.check_rows(task)
@@ -73,8 +74,8 @@ def make(
         results = work.on_ray(config, saved.posterior, options, trained)
     else:
         results = work.alone(config, task, saved.posterior, options, outside, show)
-    for each, found in zip(results["out_of_distribution"], compared, strict=True):
-        each["compared"] = found
+    for each, name, found in zip(results["out_of_distribution"], names, compared, strict=True):
+        each |= {"name": name, "compared": found}
     record = _described(saved.posterior, config, task, options, source, results)
     record |= {"processes": max(workers, 1), "command": masked(shlex.join(command))}
     output.mkdir(parents=True, exist_ok=True)
@@ -93,10 +94,6 @@ def _image_task(task: Task) -> ImageTask:
 
 def _absolute(options: Options) -> Options:
     """Paths of other images as they are from anywhere: workers run in other folders."""
-    from dataclasses import replace
-
-    from proxscore.vision.outside import BUILT_IN
-
     found = []
     for asked in options.outside:
         label = next((word for word in ("near:", "far:") if asked.startswith(word)), "")

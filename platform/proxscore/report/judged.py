@@ -47,9 +47,14 @@ class Judged:
         self._draw_nll = torch.zeros(2, dtype=torch.float64)
         self._scores: list[Tensor] = []
 
-    def add(self, batch: Scored) -> None:
-        """Add the rows of a batch; an empty one is that of a process that has no rows left."""
-        self._scores.append(row_scores(batch))
+    def add(self, batch: Scored, *, scores: bool = True) -> None:
+        """Add the rows of a batch; an empty one is that of a process that has no rows left.
+
+        Args:
+            scores: keep those of each row, for :meth:`scores`.
+        """
+        if scores:
+            self._scores.append(row_scores(batch))
         if not len(batch.rows):
             return
         predictive = batch.predictive

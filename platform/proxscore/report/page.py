@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 
 from proxscore.report.figures import figures
-from proxscore.report.headline import best_score, percent, spread
+from proxscore.report.headline import percent, spread
 
 TEMPLATE = "page.html.j2"
 MANY_CLASSES = 40  # beyond, a table shows the hardest ones, and the rest folds away
@@ -41,10 +41,17 @@ def page(record: dict[str, Any]) -> str:
         figures=figures(record),
         classes=classes[:MANY_CLASSES] if len(classes) > MANY_CLASSES else record["in_distribution"]["classes"],
         more_classes=classes[MANY_CLASSES:] if len(classes) > MANY_CLASSES else [],
+        single_name=_single(record["in_distribution"].get("single")),
         score_names=SCORE_NAMES,
-        best_score=best_score,
         spread=spread,
     )
+
+
+def _single(single: dict[str, Any] | None) -> str:
+    """What predictions without draws are called: the mean weights, or one member of a set of samples."""
+    if single is None:
+        return ""
+    return "one member" if single["called"] == "member" else f"{single['called']} weights"
 
 
 def _recall(each: dict[str, Any]) -> float:

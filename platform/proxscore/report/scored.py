@@ -66,9 +66,13 @@ class Predictor:
 
     def scored(self, images: NumberedImages) -> Iterator[Scored]:
         """This process's rows of a data set. Every process yields equally many batches, some perhaps empty."""
-        size = self.run.config.evaluation.batch_size
-        for inputs, numbered in evaluation_batches(images, size, self.place.rank, self.place.world):
+        for inputs, numbered in self.read(images):
             yield self.score(inputs, numbered)
+
+    def read(self, images: NumberedImages) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of this process's rows, for :meth:`score`."""
+        size = self.run.config.evaluation.batch_size
+        return evaluation_batches(images, size, self.place.rank, self.place.world)
 
     @torch.no_grad()
     def score(self, inputs: Tensor, numbered: Tensor) -> Scored:
