@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -48,7 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=expanded, default=Path("evaluation"), help="folder for metrics and figure")
     report = parser.add_argument_group("the uncertainty report (image classification)")
-    report.add_argument("--report", action="store_true", help="write report.html and report.json instead of metrics alone")
+    report.add_argument(
+        "--report", action="store_true", help="write report.html and report.json instead of metrics alone"
+    )
     report.add_argument(
         "--ood",
         action="append",
@@ -64,7 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="SPLIT",
         help="whose rows set temperature and prediction sets: validation (default) or test",
     )
-    report.add_argument("--shift-rows", type=int, metavar="ROWS", help="corrupt so many images of the split; default: all")
+    report.add_argument(
+        "--shift-rows", type=int, metavar="ROWS", help="corrupt so many images of the split; default: all"
+    )
     options = parser.parse_intermixed_args(arguments)
     options.arguments = sys.argv[1:] if arguments is None else arguments
     return job.run(lambda: _work(options), "evaluate")

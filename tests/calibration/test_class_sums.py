@@ -53,7 +53,10 @@ def test_metrics_by_class_are_those_of_scikit_learn() -> None:
     answers, y = log_probabilities.argmax(1).numpy(), targets.numpy()
     by_class = found.per_class
     for ours, theirs in (
-        (by_class.recall, sklearn.metrics.recall_score(y, answers, average=None, labels=range(6), zero_division=np.nan)),
+        (
+            by_class.recall,
+            sklearn.metrics.recall_score(y, answers, average=None, labels=range(6), zero_division=np.nan),
+        ),
         (by_class.precision, sklearn.metrics.precision_score(y, answers, average=None, labels=range(6))),
         (by_class.counts, np.bincount(y, minlength=6)),
         (by_class.nll, [-log_probabilities[y == c, c].mean() for c in range(6)]),

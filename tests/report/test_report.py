@@ -91,7 +91,12 @@ def test_other_images_are_detected_by_the_scores_of_their_predictions(record: di
         entropy = -(p * np.log(np.maximum(p, 1e-300))).sum(1)
         mutual = entropy - found.expected_entropy.double().numpy()
         scores.append(
-            {"maximum_probability": 1 - p.max(1), "entropy": entropy, "mutual_information": mutual, "energy": energy.numpy()}
+            {
+                "maximum_probability": 1 - p.max(1),
+                "entropy": entropy,
+                "mutual_information": mutual,
+                "energy": energy.numpy(),
+            }
         )
     inside, outside = scores
     reported = record["out_of_distribution"][1]
@@ -126,7 +131,9 @@ def test_a_curve_is_that_of_the_corrupted_images(record: dict[str, Any], digits:
     assert list(record["shift"]["corruptions"]) == list(CORRUPTIONS)
 
 
-def test_prediction_sets_are_calibrated_on_validation_and_counted_on_test(record: dict[str, Any], digits: Saved) -> None:
+def test_prediction_sets_are_calibrated_on_validation_and_counted_on_test(
+    record: dict[str, Any], digits: Saved
+) -> None:
     task = task_of(digits)
     validation, test = (by_hand(digits, part)[0] for part in (task.data.validation, task.data.test))
     scores = 1 - validation.log_density.double().exp().numpy()
@@ -140,7 +147,9 @@ def test_prediction_sets_are_calibrated_on_validation_and_counted_on_test(record
     assert sum(found["sizes"]) == len(task.data.test)
 
 
-def test_a_report_says_what_it_takes_to_make_it_again(record: dict[str, Any], report_folder: Path, digits: Saved) -> None:
+def test_a_report_says_what_it_takes_to_make_it_again(
+    record: dict[str, Any], report_folder: Path, digits: Saved
+) -> None:
     written = json.loads((report_folder / "report.json").read_text())
     assert written == plain(record)
     assert written["data"]["splits"] == task_of(digits).data.splits

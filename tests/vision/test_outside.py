@@ -72,7 +72,9 @@ def test_noise_is_uniform_in_every_channel(task: ImageTask) -> None:
         assert float(values.std()) == pytest.approx(12**-0.5, rel=0.01)
 
 
-def test_a_folder_flat_or_nested_is_decoded_as_the_tasks_own_images(task: ImageTask, folder: Path, tmp_path: Path) -> None:
+def test_a_folder_flat_or_nested_is_decoded_as_the_tasks_own_images(
+    task: ImageTask, folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "bird").mkdir()
     shutil.copy(folder / "dog" / "0.png", tmp_path / "bird" / "a.png")
     picture(99).save(tmp_path / "b.png")
@@ -81,7 +83,9 @@ def test_a_folder_flat_or_nested_is_decoded_as_the_tasks_own_images(task: ImageT
     row = [path.name for path in task.data.train.reader.files].index("0.png")  # type: ignore[attr-defined]
     own, _ = task.data.train.reader.read(np.array([row]))
     assert any(torch.equal(own[0], outside.images.__getitems__([place])[0][0]) for place in range(2))
-    with pytest.raises(ConfigError, match=r"1 of its 2 images are among those of training.*a\.png \(the same as .*0\.png\)"):
+    with pytest.raises(
+        ConfigError, match=r"1 of its 2 images are among those of training.*a\.png \(the same as .*0\.png\)"
+    ):
         check_outside("x", outside, task)
     (tmp_path / "bird" / "a.png").unlink()
     assert check_outside("x", load_outside(str(tmp_path), task), task)
@@ -97,7 +101,7 @@ def test_folders_that_are_called_as_classes_are_refused(task: ImageTask, tmp_pat
 
 def test_the_digits_are_not_outside_of_themselves() -> None:
     task = digits()
-    with pytest.raises(ConfigError, match="--ood digits: .* of its 1797 images are among those of training"):
+    with pytest.raises(ConfigError, match=r"--ood digits: .* of its 1797 images are among those of training"):
         check_outside("digits", load_outside("digits", task), task)
 
 

@@ -46,7 +46,9 @@ def detection(inside: Tensor, outside: Tensor) -> Detection:
         if scores.isnan().any():
             raise ConfigError(f"{name}: the score of row {int(scores.isnan().nonzero()[0])} is NaN")
     found, false = _counts(outside, inside)  # as the threshold falls, by distinct scores
-    rate_found, rate_false = (torch.cat([values.new_zeros(1), values]) for values in (found / found[-1], false / false[-1]))
+    rate_found, rate_false = (
+        torch.cat([values.new_zeros(1), values]) for values in (found / found[-1], false / false[-1])
+    )
     auroc = float(torch.trapezoid(rate_found, rate_false))
     kept, passing = _counts(-inside, -outside)
     passed = passing[int((kept / kept[-1] >= KEPT).nonzero()[0])] / passing[-1]

@@ -43,7 +43,9 @@ class Calibration:
     rows: int
 
 
-def calibrate(batches: Iterable[Scored], uniform: Tensor, coverage: float, split: str, device: torch.device) -> Calibration:
+def calibrate(
+    batches: Iterable[Scored], uniform: Tensor, coverage: float, split: str, device: torch.device
+) -> Calibration:
     """Read the calibration split once; its probabilities (N, C) are kept until the temperature is found.
 
     A collective: every process calls it with its batches.
@@ -63,8 +65,8 @@ def calibrate(batches: Iterable[Scored], uniform: Tensor, coverage: float, split
     rows = len(together[METHODS[0]])
     if rows < rows_needed(coverage):
         raise ConfigError(
-            f"--coverage {coverage:g} needs at least {rows_needed(coverage)} calibration rows; of the {split} split {rows} can be "
-            "read"
+            f"--coverage {coverage:g} needs at least {rows_needed(coverage)} calibration rows; of the {split} split {rows} "
+            "can be read"
         )
     temperature = fit_temperature(CategoricalPredictive.joined(parts), device)
     return Calibration(temperature, {method: threshold(own, coverage) for method, own in together.items()}, rows)

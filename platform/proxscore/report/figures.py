@@ -48,7 +48,9 @@ def _reliability(bins: Results) -> Figure:
         edges = np.linspace(0, 1, len(counts) + 1)
         filled = counts > 0
         axes.bar(edges[:-1][filled], accuracy[filled], 1 / len(counts), align="edge", color=_BLUE, edgecolor="white")
-        axes.plot(confidence[filled], accuracy[filled], "o", color=_INK, markersize=3.5, label="mean probability of the bin")
+        axes.plot(
+            confidence[filled], accuracy[filled], "o", color=_INK, markersize=3.5, label="mean probability of the bin"
+        )
         axes.plot([0, 1], [0, 1], "--", color=_INK, linewidth=1, label="perfect calibration")
         axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="predicted probability", ylabel="how often it was so", title=title)
         _tidy(axes)
@@ -64,7 +66,9 @@ def _shift(shift: Results) -> Figure:
         start = shift["uncorrupted"][key]
         for color, (name, found) in zip(_LINES, shift["corruptions"].items(), strict=False):
             values = [start, *(each[key] for each in found["strengths"])]
-            axes.plot(range(len(values)), values, "o-", color=color, markersize=3, linewidth=1.2, label=name.replace("_", " "))
+            axes.plot(
+                range(len(values)), values, "o-", color=color, markersize=3, linewidth=1.2, label=name.replace("_", " ")
+            )
         mean = [start, *(each[key] for each in shift["mean"])]
         axes.plot(range(len(mean)), mean, color=_INK, linewidth=2.6, label="mean")
         axes.set(xlabel="strength of the corruption", ylabel=label, xticks=range(len(mean)))
@@ -83,7 +87,11 @@ def _selective(selective: Results) -> Figure:
     axes.plot(curve["coverage"], curve["risk"], color=_BLUE, linewidth=2)
     axes.fill_between(curve["coverage"], curve["risk"], color=_BLUE, alpha=0.15)
     axes.plot(selective["coverage"], [1 - each for each in selective["accuracy"]], "o", color=_INK, markersize=4)
-    axes.set(xlim=(0, 1.01), xlabel="coverage: share of the images that are answered", ylabel="risk: share of them answered wrongly")
+    axes.set(
+        xlim=(0, 1.01),
+        xlabel="coverage: share of the images that are answered",
+        ylabel="risk: share of them answered wrongly",
+    )
     axes.set_ylim(0, max(*curve["risk"], 0.01) * 1.1)
     _tidy(axes)
     return figure
@@ -124,6 +132,6 @@ def _tidy(axes: Axes) -> None:
     axes.grid(color="#e6e6e6", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8, colors=_INK)
-    axes.xaxis.label.set_size(9)
-    axes.yaxis.label.set_size(9)
-    axes.title.set_size(10)
+    axes.xaxis.label.set_fontsize(9)
+    axes.yaxis.label.set_fontsize(9)
+    axes.title.set_fontsize(10)

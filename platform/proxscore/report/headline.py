@@ -99,9 +99,7 @@ def _draws(results: dict[str, Any]) -> Iterator[Sentence]:
             "(--draws 0 reports the latter).",
         )
     elif average < mean - SAME:
-        yield Sentence(
-            "good", f"The average over draws has NLL {average:.4f}, {alone} {mean:.4f}: draws help."
-        )
+        yield Sentence("good", f"The average over draws has NLL {average:.4f}, {alone} {mean:.4f}: draws help.")
 
 
 def _temperature(results: dict[str, Any]) -> Iterator[Sentence]:

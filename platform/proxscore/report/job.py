@@ -32,6 +32,22 @@ from proxscore.vision.task import PREPARATION
 
 JSON, PAGE = "report.json", "report.html"
 
+#: What stands beside the numbers in the record.
+DEFINITIONS = {
+    "ece": "top label: sum_b n_b / N |accuracy_b - confidence_b|, in bins of the most probable class's probability",
+    "ece_all_classes": "all classes: the same over all N x C class probabilities, each a prediction of the event 'class is c' "
+    "(as BayesDLL reports); not comparable with ece",
+    "classwise_ece": "the same over the N probabilities of one class (Kull et al., 2019)",
+    "nll": "mean of -log p(label), nats",
+    "draw_nll": "mean over draws of the NLL of a single draw, nats",
+    "brier": "mean of the sum over classes of (p - onehot)^2, from 0 to 2",
+    "ece_by_chance": "the top-label ECE that a calibrated classifier with these confidences would show by chance",
+    "maximum_probability": "score 1 - max_c p_c",
+    "energy": "score: mean over draws of -log sum_c exp f_c(x) (Liu et al., 2020)",
+    "fpr95": "fraction of other images that pass where at least 95% of the split's images pass",
+    "aurc": "mean over coverages of the error among the most confident rows",
+}
+
 
 def make(
     saved: Saved,
@@ -88,7 +104,9 @@ def make(
 
 def _image_task(task: Task) -> ImageTask:
     if not isinstance(task, ImageTask) or type(task.evaluator) is not ClassificationEvaluator:
-        raise ConfigError(f"--report is for image classification with one label per image; this task is {type(task).__name__}")
+        raise ConfigError(
+            f"--report is for image classification with one label per image; this task is {type(task).__name__}"
+        )
     return task
 
 
@@ -124,12 +142,11 @@ def _described(
         "options": asdict(options) | {"outside": list(options.outside)},
         "data": task.describe(),
         "class_names": list(task.data.classes),
-        "preprocessing": {
-            key: getattr(data, key) for key in PREPARATION if getattr(data, key, None) is not None
-        },
+        "preprocessing": {key: getattr(data, key) for key in PREPARATION if getattr(data, key, None) is not None},
         "seeds": {"draws": config.evaluation.seed, "report": options.seed, "split": data.split_seed},
         "bins": config.evaluation.bins,
         "versions": package_versions(),
+        "definitions": DEFINITIONS,
         "calibration_note": _calibration_note(options),
     } | results
 
@@ -143,8 +160,8 @@ def _calibration_note(options: Options) -> str:
     own = f"The temperature was fitted on the same {options.calibration} images; the sets do not use it."
     if options.calibration == "validation":
         return (
-            f"{own} If training stopped early, or settings were chosen, by this validation split, it has been looked at before: its "
-            "images then fit a little better than new ones, so that coverage may fall short of the guarantee by a little."
+            f"{own} If training stopped early, or settings were chosen, by this validation split, it has been looked at before: "
+            "its images then fit a little better than new ones, so that coverage may fall short of the guarantee by a little."
         )
     return own
 
@@ -164,7 +181,9 @@ def _log(config: Config, run_id: str, output: Path) -> None:
             client.log_artifact(run_id, str(output / name), "report")
     except UNREACHABLE as error:
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(masked(f"the report is in {output}, but not in MLflow run {run_id} at {uri}: {reason}")) from error
+        raise ConfigError(
+            masked(f"the report is in {output}, but not in MLflow run {run_id} at {uri}: {reason}")
+        ) from error
 
 
 def plain(value: Any) -> Any:

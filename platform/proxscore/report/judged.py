@@ -95,7 +95,9 @@ class Judged:
             "classwise_ece": found.classwise_ece,
         }
         values = {name: column.tolist() for name, column in columns.items()}
-        return [{"class": name} | {key: column[place] for key, column in values.items()} for place, name in enumerate(names)]
+        return [
+            {"class": name} | {key: column[place] for key, column in values.items()} for place, name in enumerate(names)
+        ]
 
     def reliability(self) -> dict[str, dict[str, list[float]]]:
         """The bins of both reliability diagrams; after :meth:`results`."""

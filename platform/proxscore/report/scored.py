@@ -109,5 +109,3 @@ def predictor_draws(run: Run, posterior: Posterior, draws: int) -> AbstractConte
 def has_draws(posterior: Posterior, draws: int) -> bool:
     """Whether predictions are averages over draws that differ: mutual information is then defined."""
     return bool(draws) and posterior.random and len(list(posterior.indices(draws))) > 1
-
-

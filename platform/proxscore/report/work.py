@@ -41,9 +41,7 @@ def alone(
     return Report(run, posterior, options, outside, Place(), show).compute()
 
 
-def on_ray(
-    config: Config, posterior: Posterior, options: Options, trained: dict[str, Any] | None
-) -> Results:
+def on_ray(config: Config, posterior: Posterior, options: Options, trained: dict[str, Any] | None) -> Results:
     """Compute a report by ``training.workers`` workers, which share the rows.
 
     Raises:

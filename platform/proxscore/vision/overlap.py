@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from proxscore.config import ConfigError
 from proxscore.vision.image_task import ImageTask
@@ -82,7 +83,9 @@ def _entries(reader: Any) -> Iterator[Entry]:
         for path in reader.files:
             yield str(path), path.stat().st_size, partial(_digest_of_file, path)
     elif isinstance(reader, (EncodedRows, ParquetReader)):
-        for rows in np.split(np.arange(len(reader.labels), dtype=np.int64), reader.groups.firsts[1:]):  # a group at a time
+        for rows in np.split(
+            np.arange(len(reader.labels), dtype=np.int64), reader.groups.firsts[1:]
+        ):  # a group at a time
             for image, name in reader.groups.images(rows):
                 if isinstance(image, Path):  # of a table beside its images
                     yield str(image), image.stat().st_size, partial(_digest_of_file, image)
@@ -91,12 +94,16 @@ def _entries(reader: Any) -> Iterator[Entry]:
     elif isinstance(reader, (MemoryReader, PixelReader)):
         pixels = (scaled(reader) if isinstance(reader, MemoryReader) else reader.pixels).numpy()
         for row in range(len(pixels)):
-            yield f"row {row}", pixels[row].nbytes, partial(_digest, pixels[row])
+            yield f"row {row} of {len(pixels):,}", pixels[row].nbytes, partial(_digest_of_pixels, pixels[row])
 
 
 def _digest_of_file(path: Path) -> bytes:
     return _digest(path.read_bytes())
 
 
-def _digest(content: Any) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(content) if isinstance(content, np.ndarray) else content, digest_size=16).digest()
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _digest_of_pixels(pixels: NDArray[np.uint8]) -> bytes:
+    return _digest(pixels.tobytes())

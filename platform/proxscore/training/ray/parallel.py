@@ -1,7 +1,7 @@
 """A function on all workers of a Ray Train group, without a run that is recorded or resumed."""
 
 # Ray exports the types of Train V1 and the classes of V2.
-# mypy: disable-error-code="arg-type,call-arg,attr-defined"
+# mypy: disable-error-code="arg-type,call-arg,list-item,attr-defined"
 
 from __future__ import annotations
 
