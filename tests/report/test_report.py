@@ -15,10 +15,14 @@ from small_posteriors import DIGITS, fitted, report, settings
 from proxscore import config as configuration
 from proxscore.calibration import ClassificationMetrics
 from proxscore.config import ConfigError
+from proxscore.inference import Bernoulli
 from proxscore.posterior import predict
 from proxscore.posterior.convergence import Verdict
+from proxscore.posterior.predictives import RunningCategorical
 from proxscore.report.headline import headline
 from proxscore.report.job import plain
+from proxscore.report.judged import row_scores
+from proxscore.report.scored import Scored, logits_of
 from proxscore.training.data.batches import evaluation_batches
 from proxscore.training.saved import Saved
 from proxscore.vision.corruptions import CORRUPTIONS, CorruptedImage, NumberedImages
@@ -92,7 +96,7 @@ def test_other_images_are_detected_by_the_scores_of_their_predictions(record: di
         mutual = entropy - found.expected_entropy.double().numpy()
         scores.append(
             {
-                "maximum_probability": 1 - p.max(1),
+                "maximum_probability": np.sort(p)[:, :-1].sum(1),
                 "entropy": entropy,
                 "mutual_information": mutual,
                 "energy": energy.numpy(),
@@ -256,3 +260,18 @@ def test_rows_that_cannot_be_read_are_left_out_and_counted(tmp_path: Path) -> No
     found = report(saved, tmp_path / "out", shift_rows=None, coverage=0.8)
     assert found["in_distribution"]["skipped_rows"] == 1
     assert found["in_distribution"]["metrics"]["rows"] == len(test) - 1
+
+
+def test_scores_tell_apart_predictions_that_round_to_certainty() -> None:
+    """Of one logit for two classes: the surer, the smaller the score, far beyond single precision's distance from 1."""
+    logits = torch.tensor([[5.0], [-20.0], [40.0], [-60.0]])
+    sums = RunningCategorical(Bernoulli())
+    sums.add(logits)
+    half = logits_of(logits, binary=True)
+    np.testing.assert_allclose(half.softmax(1)[:, 1], logits[:, 0].sigmoid(), rtol=1e-5)
+    batch = Scored(sums.predictive(torch.zeros(4)), torch.arange(4), -half.logsumexp(1).double(), torch.zeros(4))
+    scores = row_scores(batch)
+    np.testing.assert_allclose(scores[:, 0], [-5.0 - np.log1p(np.exp(-5.0)), -20.0, -40.0, -60.0], atol=1e-5)
+    for column in (0, 1, 3):
+        assert (scores[:, column].diff() < 0).all()
+    assert (scores[:, 2] == 0).all()

@@ -199,7 +199,7 @@ class Report:
         for place, name in enumerate(SCORES):
             defined = self.has_draws or name != "mutual_information"
             measures[name] = vars(detection(self._inside[:, place], scores[:, place])) if defined else None
-        confidence = (-scores[:, 0]).exp()
+        confidence = 1 - scores[:, 0].exp()
         return {
             "name": outside.name,
             "label": outside.label,

@@ -84,18 +84,19 @@ class Predictor:
             with self.found.use(position) as module:
                 outputs = outputs_of(module, inputs)[: len(targets)]
             sums.add(outputs)
-            logits = self._logits(outputs)
+            logits = logits_of(outputs, binary=self._binary)
             energy -= logits.logsumexp(1).double().cpu()
             nll -= logits.log_softmax(1).cpu().gather(1, targets.unsqueeze(1)).squeeze(1).double()
         return Scored(sums.predictive(targets), rows, energy / len(self.found), nll / len(self.found))
 
-    def _logits(self, outputs: Tensor) -> Tensor:
-        """(B, C) in single precision; of one logit f for two classes -f/2 and f/2, which treat both alike."""
-        outputs = outputs.float()
-        if not self._binary:
-            return outputs
-        half = outputs.flatten() / 2
-        return torch.stack([-half, half], 1)
+
+def logits_of(outputs: Tensor, *, binary: bool) -> Tensor:
+    """Outputs as (B, C) in single precision; of one logit f for two classes -f/2 and f/2, which treat both alike."""
+    outputs = outputs.float()
+    if not binary:
+        return outputs
+    half = outputs.flatten() / 2
+    return torch.stack([-half, half], 1)
 
 
 def predictor_draws(run: Run, posterior: Posterior, draws: int) -> AbstractContextManager[Drawn]:
