@@ -131,7 +131,9 @@ def _described(
     for split in (options.split, options.calibration):
         told += seen_in_training(description, config, task.describe(), split)
     if options.split == "train":
-        told.append("warning    these are the rows that it was trained on: new images are classified less well, and less calibrated")
+        told.append(
+            "warning    these are the rows that it was trained on: new images are classified less well, and less calibrated"
+        )
     return {
         "title": f"{task.config.model.name} on {_data_name(task)}",
         "posterior": source,

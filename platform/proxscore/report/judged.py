@@ -14,7 +14,7 @@ from proxscore.calibration.temperature import tempered
 from proxscore.report.gathering import gathered, summed
 from proxscore.report.scored import Scored
 
-SMALLEST_INFORMATION = 1e-6  # nats: entropies are of single precision
+SMALLEST_INFORMATION = 1e-7  # nats: entropies are of single precision
 #: Larger where a row looks less like the training data.
 SCORES = ("maximum_probability", "entropy", "mutual_information", "energy")
 
@@ -23,7 +23,7 @@ def row_scores(batch: Scored) -> Tensor:
     """(B, 4) float64, in the order of ``SCORES``: log(1 - max_c p_c), H[p], H[p] - E_s H[p_s], and the energy, in nats.
 
     The first ranks as 1 - max_c p_c does; as the log-sum of the other classes it tells apart what rounds to a probability of 1.
-    Mutual information below 1e-6 is rounding, and zero. The energy is the mean over draws of -log sum_c exp f_c(x): that of Liu
+    Mutual information below 1e-7 is rounding, and zero. The energy is the mean over draws of -log sum_c exp f_c(x): that of Liu
     et al., Energy-based out-of-distribution detection (arXiv 2010.03759), at temperature 1, of each draw.
     """
     logs = batch.predictive.log_probabilities.double()
