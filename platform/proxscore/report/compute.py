@@ -69,12 +69,13 @@ class Report:
     def compute(self) -> Results:
         """All sections; the same on all processes but for the seconds. A collective."""
         results: Results = {}
+        timed = self.images.__getitems__(list(range(min(TIMED, len(self.images)))))[0]
         with predictor_draws(self.run, self.posterior, 0) as plain:
-            plain_seconds = seconds_of(plain, self._timed())
+            plain_seconds = seconds_of(plain, timed)
             single = self._single(plain) if self.has_draws else None
         with predictor_draws(self.run, self.posterior, self.options.draws) as found:
             predictor = Predictor(self.run, found, self.place)
-            results["cost"] = self._cost(plain_seconds, seconds_of(found, self._timed()), predictor.draws)
+            results["cost"] = self._cost(plain_seconds, seconds_of(found, timed), predictor.draws, len(timed))
             calibration = self._calibration(predictor)
             results |= self._judged(predictor, calibration)
             if single is not None:
@@ -104,17 +105,13 @@ class Report:
 
     # ------------------------------------------------------------ parts
 
-    def _timed(self) -> Tensor:
-        images: Tensor = self.images.__getitems__(list(range(min(TIMED, len(self.images)))))[0]
-        return images
-
-    def _cost(self, plain: float, drawn: float, draws: int) -> Results:
-        images = len(self._timed())
+    def _cost(self, plain: float, drawn: float, draws: int, images: int) -> Results:
+        per_1000 = 1000 / max(images, 1)  # none of the first ones may be readable
         return {
             "images": images,
             "draws": draws,
-            "seconds_per_1000": 1000 * drawn / images,
-            "plain_seconds_per_1000": 1000 * plain / images,
+            "seconds_per_1000": per_1000 * drawn,
+            "plain_seconds_per_1000": per_1000 * plain,
             "ratio": drawn / plain,
             "device": str(self.device),
         }
