@@ -30,6 +30,8 @@ CURVE = 200  # points of a curve that are kept
 HISTOGRAM = 30  # bins
 TIMED = 256  # images that the cost is measured on, at most
 SHIFT_METRICS = ("accuracy", "nll", "ece", "ece_all_classes", "brier", "confidence", "entropy", "mutual_information")
+#: ... and the metrics at the temperature of the calibration rows.
+TEMPERED = ("nll_tempered", "ece_tempered")
 
 Results = dict[str, Any]
 
@@ -80,7 +82,7 @@ class Report:
             results |= self._judged(predictor, calibration)
             if single is not None:
                 results["in_distribution"]["single"] = single | {"called": self.posterior.single}
-            results["shift"] = self._shift(predictor, results["in_distribution"]["metrics"])
+            results["shift"] = self._shift(predictor, calibration.temperature)
             results["out_of_distribution"] = [self._outside(predictor, each) for each in self.outside]
             del self._inside
         return results | {"draws": predictor.draws, "has_draws": self.has_draws}
@@ -94,11 +96,13 @@ class Report:
         conditions = len(CORRUPTIONS) * len(STRENGTHS)
         return self.progress.part("corruptions", predictor.read(images), lambda batch: conditions * len(batch[1]))
 
-    def _judged_labels(self) -> Judged:
-        return Judged(self.task.classes, self.run.config.evaluation.bins, self.device)
+    def _judged_labels(self, temperature: float | None = None) -> Judged:
+        return Judged(self.task.classes, self.run.config.evaluation.bins, self.device, temperature)
 
-    def _judge(self, name: str, predictor: Predictor, images: NumberedImages) -> Judged:
-        judged = self._judged_labels()
+    def _judge(
+        self, name: str, predictor: Predictor, images: NumberedImages, temperature: float | None = None
+    ) -> Judged:
+        judged = self._judged_labels(temperature)
         for batch in self._batches(name, predictor, images):
             judged.add(batch)
         return judged
@@ -136,7 +140,7 @@ class Report:
             judged.add(batch)
             sets.add(batch)
         metrics = self._defined(judged.results())
-        self._inside = judged.scores()
+        self._inside, self._clean = judged.scores(), self._shift_values(judged)
         at_temperature = judged.tempered.compute()
         inside = {
             "metrics": metrics,
@@ -169,23 +173,30 @@ class Report:
         keys = np.random.default_rng(self.options.seed).random(count)
         return np.sort(np.argsort(keys, kind="stable")[:wanted]).astype(np.int64)
 
-    def _shift(self, predictor: Predictor, clean: Results) -> Results:
+    def _shift_values(self, judged: Judged) -> Results:
+        """What stands in the tables of shifts: metrics, and NLL and ECE at the temperature of the calibration rows."""
+        values, at_temperature = self._defined(judged.results()), judged.tempered.compute()
+        tempered = {f"{key}_tempered": at_temperature[key] for key in ("nll", "ece")}
+        return {key: values[key] for key in SHIFT_METRICS if key in values} | tempered
+
+    def _shift(self, predictor: Predictor, temperature: float) -> Results:
+        """Corrupted images; those that are not, of the same rows, beside them."""
+        clean = self._clean
         if len(self.shift_rows) < len(self.images):
             images = NumberedImages(self.images, only=self.shift_rows)
-            clean = self._defined(self._judge("uncorrupted", predictor, images).results())
-        judged = {(name, strength): self._judged_labels() for name in CORRUPTIONS for strength in STRENGTHS}
+            clean = self._shift_values(self._judge("uncorrupted", predictor, images, temperature))
+        judged = {(name, strength): self._judged_labels(temperature) for name in CORRUPTIONS for strength in STRENGTHS}
         for inputs, numbered in self._read(predictor):
             for (name, strength), each in judged.items():
                 change = CorruptedImage(name, strength, self.task.normalisation, self.options.seed)
                 each.add(predictor.score(_changed(inputs, numbered[:, 1], change), numbered), scores=False)
         found: Results = {}
         for name, corruption in CORRUPTIONS.items():
-            results = [self._defined(judged[name, strength].results()) for strength in STRENGTHS]
-            strengths = [{key: values[key] for key in SHIFT_METRICS} for values in results]
+            strengths = [self._shift_values(judged[name, strength]) for strength in STRENGTHS]
             found[name] = {"parameters": corruption.parameters, "meaning": corruption.meaning, "strengths": strengths}
         return {
             "rows": len(self.shift_rows),
-            "uncorrupted": {key: clean[key] for key in SHIFT_METRICS},
+            "uncorrupted": clean,
             "corruptions": found,
             "mean": [_mean([each["strengths"][place] for each in found.values()]) for place in range(len(STRENGTHS))],
         }
@@ -230,7 +241,7 @@ def _changed(inputs: Tensor, rows: Tensor, change: CorruptedImage) -> Tensor:
 def _mean(each: list[Results]) -> Results:
     return {
         key: None if any(one[key] is None for one in each) else sum(one[key] for one in each) / len(each)
-        for key in SHIFT_METRICS
+        for key in (*SHIFT_METRICS, *TEMPERED)
     }
 
 
