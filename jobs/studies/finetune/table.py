@@ -73,9 +73,9 @@ def read(folder: Path) -> Compared:
     cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*/*/*/cell.json"))]
     cells = [cell for cell in cells if cell["status"] == "finished"]
     names = {(cell["settings"].get("task.data.name"), cell["settings"].get("task.model.name")) for cell in cells}
-    if len(names) != 1 or None in (names := [*names])[0]:
+    data, network = names.pop() if len(names) == 1 else (None, None)
+    if data is None or network is None:
         raise ConfigError(f"{folder}: is no comparison on a data set of task.data.kind=torchvision with finished cells")
-    ((data, network),) = names
     return Compared(folder, data, network, rows, {cell["seed"]: cell["splits"] for cell in cells})
 
 

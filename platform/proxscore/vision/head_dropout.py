@@ -23,7 +23,7 @@ def make_layer(model: nn.Module) -> None:
     head = head_layers(model)
     if not isinstance(rate, int | float) or not rate or not head or dropout_layers(model):
         return
-    model.drop_rate = 0.0
+    setattr(model, "drop_rate", 0.0)  # noqa: B010 (a module's attributes have no such type)
     for name in head:
         classifier = model.get_submodule(name)
         classifier.add_module(_DROP, nn.Dropout(float(rate)))
