@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import runpy
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,19 @@ def test_the_studys_table_is_of_the_predictions_of_the_cells(
         assert float(rows[method]["ECE, all classes"].split()[0]) > 0
         assert rows[method]["evaluations"].startswith("2")
     assert "24 images of training and validation and 12 of the test; the official data set has 3,680 and 3,669" in shown
+
+
+def test_the_studys_table_says_what_was_judged_without_its_draws(
+    compared: tuple[Plan, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, _ = compared
+    copied = shutil.copytree(made.folder, tmp_path / "copied")
+    for method in ("sgd", "proximal-score"):
+        file = copied / method / "default" / "1" / "cell.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"forward_passes": 1}))
+    assert table([str(copied), "--output", str(tmp_path)]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "judged as a point estimate" in line]
+    assert said == ["| pets, test_resnet, proximal score, seed 1: judged as a point estimate |"]
 
 
 def test_what_is_no_finished_comparison_is_refused(

@@ -4,7 +4,8 @@
 
 A row is a method: error (%), NLL, both calibration errors and Brier score on the test split, and cost; mean ± standard deviation
 over seeds. Each argument is the folder of a comparison that has ended (its ``report`` is read). Beneath the table stands
-what keeps a row from being compared with a published one: another number of images, one split for all seeds, failed cells.
+what keeps a row from being compared with a published one: another number of images, one split for all seeds, failed cells, and
+posteriors that were judged as point estimates, as early stopping chose a state from before their draws.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from proxscore.config import ConfigError
+from proxscore.config import METHODS, ConfigError
 from proxscore.experiments.study import spread
 from proxscore.tracking.study import study
 from proxscore.vision.sources.torchvision_sets import official_rows
@@ -27,7 +28,7 @@ from proxscore.vision.sources.torchvision_sets import official_rows
 PUBLISHED: dict[str, dict[str, str]] = {
     "Kim, arXiv 2602.05873": {"pets": "7.75", "flowers102": "11.97", "aircraft": "44.20", "dtd": "32.50"}
 }
-#: Heading, key of comparison.csv, factor and digits.
+#: Heading, key of comparison.csv, and digits.
 COLUMNS = (
     ("NLL", "nll", 3),
     ("ECE", "ece", 3),
@@ -48,6 +49,7 @@ class Compared:
         data, network: their names.
         rows: of comparison.csv, by method.
         splits: what the cells told of their rows, by seed.
+        points: cells (method, seed) of a method that makes draws, which was judged without any.
     """
 
     folder: Path
@@ -55,6 +57,7 @@ class Compared:
     network: str
     rows: dict[str, list[dict[str, str]]]
     splits: dict[int, dict[str, Any]]
+    points: list[tuple[str, int]]
 
 
 def read(folder: Path) -> Compared:
@@ -76,7 +79,15 @@ def read(folder: Path) -> Compared:
     data, network = names.pop() if len(names) == 1 else (None, None)
     if data is None or network is None:
         raise ConfigError(f"{folder}: is no comparison on a data set of task.data.kind=torchvision with finished cells")
-    return Compared(folder, data, network, rows, {cell["seed"]: cell["splits"] for cell in cells})
+    points = [(cell["method"], cell["seed"]) for cell in cells if draws(cell) and cell["forward_passes"] == 1]
+    return Compared(folder, data, network, rows, {cell["seed"]: cell["splits"] for cell in cells}, points)
+
+
+def draws(cell: dict[str, Any]) -> bool:
+    """Whether a cell's method is one that makes several draws."""
+    settings = cell["settings"]
+    point = getattr(METHODS.section(settings["method.kind"]), "fixed_weights", False)
+    return settings["evaluation.draws"] > 1 and not point
 
 
 def lines(compared: Compared) -> list[list[str]]:
@@ -113,6 +124,7 @@ def warnings(compared: Compared) -> list[str]:
         )
     if len(splits) > 1 and len({split["sha256"]["train"] for split in splits}) == 1:
         notes.append(f"{where}: all seeds had the same training images: split_by_seed was false")
+    notes += [f"{where}, {method}, seed {seed}: judged as a point estimate" for method, seed in compared.points]
     for method, rows in compared.rows.items():
         notes += [f"{where}, {method}, seed {r['seed']}: {r['status']}" for r in rows if r["status"] != "finished"]
     return notes
