@@ -144,3 +144,43 @@ def test_settings_that_timm_refuses_are_named() -> None:
     for key, value in (("hflip", 2.0), ("preset", "medium"), ("scale", [0.5])):
         with pytest.raises(ConfigError, match=f"task.augmentation.{key}"):
             parse({"task": {"augmentation": {key: value}}})
+
+
+def test_all_draws_of_a_step_see_the_same_views_and_the_next_epoch_others(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from proxscore.training.launch import run
+    from proxscore.vision.image_task import ImageTask
+
+    seen: list[float] = []
+    build = ImageTask.build_model
+
+    def watched(self: ImageTask, device: torch.device | None = None) -> Any:
+        model = build(self, device)
+        model.register_forward_pre_hook(
+            lambda module, inputs: seen.append(inputs[0].double().sum().item()) if torch.is_grad_enabled() else None
+        )
+        return model
+
+    monkeypatch.setattr(ImageTask, "build_model", watched)
+    method = {"kind": "proximal_score", "paired": True, "draws": 2, "initial_noise": 0.05}
+    training = {"epochs": 2, "batch_size": 17, "workers": 0, "device": "cpu", "storage": str(tmp_path)}
+    tree: dict[str, Any] = {
+        "name": "views",
+        "task": {
+            "model": {"name": "small_cnn"},
+            "data": {"kind": "image_folder", "path": str(folder), "size": 16},
+            "augmentation": {"preset": "strong"},
+        },
+        "method": method,
+        "training": training | {"loader_processes": 0, "validate_every": 2},
+        "evaluation": {"draws": 1, "validation_draws": 1},
+        "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
+    }
+    config = parse(tree)
+    rows = len(config.task.build().data.train)
+    assert rows <= 17  # a step is an epoch
+    run(config, lambda line: None)
+    steps = seen[-8:]  # what came before looked at the network alone
+    assert len(set(steps[:4])) == len(set(steps[4:])) == 1
+    assert steps[0] != steps[4]

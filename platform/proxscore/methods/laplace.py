@@ -37,6 +37,7 @@ class LaplaceConfig(MethodSection):
         default_factory=POINT_METHODS.make
     )  # how the weights are trained
     subset: Literal["last_layer", "all"] = "last_layer"
+    # full: takes the cube of the numbers it describes: minutes beyond 3,000 of them, hours beyond 10,000.
     structure: Literal["full", "diag"] = "full"
     prior_precision: float | None = Field(None, gt=0)  # null: that of the highest marginal likelihood
 
