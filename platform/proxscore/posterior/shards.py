@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ WEIGHTS_FILE = "posterior.safetensors"
 INDEX_FILE = "posterior.safetensors.index.json"
 DESCRIPTION_FILE = "posterior.json"
 
+#: Key of a word that index and files of one save have in common.
+SAVE = "save"
 #: Names of the files.
 OURS = re.compile(r"posterior(-\d{5,}-of-\d{5,})?\.safetensors")
 
@@ -99,15 +102,16 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
         _remove_others(folder, [WEIGHTS_FILE])
         return
     first, own = _own_shards(tensors)
-    ranks: list[dict[str, int]] = [{}] * dist.get_world_size()
-    dist.all_gather_object(ranks, first)
+    exchanged: list[tuple[str, dict[str, int]]] = [("", {})] * dist.get_world_size()
+    dist.all_gather_object(exchanged, (secrets.token_hex(8), first))
+    save, ranks = exchanged[0][0], [names for _, names in exchanged]
     writers = [rank for rank, names in enumerate(ranks) if names]
     files = {rank: f"posterior-{k:05}-of-{len(writers):05}.safetensors" for k, rank in enumerate(writers, 1)}
     if len(writers) == 1:
         files = {writers[0]: WEIGHTS_FILE}
     with agreed():
         if own:
-            _write_file(folder / files[dist.get_rank()], own)
+            _write_file(folder / files[dist.get_rank()], own, {SAVE: save})
         if dist.get_rank() == 0 and len(writers) > 1:
             pieces = {
                 name: {
@@ -116,7 +120,7 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
                 }
                 for name, tensor in tensors.items()
             }
-            index = {"format": 1, "files": list(files.values()), "tensors": pieces}
+            index = {"format": 1, SAVE: save, "files": list(files.values()), "tensors": pieces}
             write(folder / INDEX_FILE, json.dumps(index, indent=1) + "\n")
     if dist.get_rank() == 0:
         _remove_others(folder, list(files.values()))
@@ -167,10 +171,10 @@ def _own_shards(tensors: Mapping[str, Tensor]) -> tuple[dict[str, int], dict[str
     return first, own
 
 
-def _write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _write_file(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     held = separate({name: tensor.detach().cpu() for name, tensor in tensors.items()})
     with replacing(path) as partial:
-        save_file(held, partial)
+        save_file(held, partial, metadata)
 
 
 def _remove_others(folder: Path, files: list[str]) -> None:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from proxscore.config import ConfigError
-from proxscore.posterior.shards import INDEX_FILE, OURS, WEIGHTS_FILE
+from proxscore.posterior.shards import INDEX_FILE, OURS, SAVE, WEIGHTS_FILE
 
 #: Bytes that are read of a file before it is opened anew: pages of an open file count as the process's own.
 _WINDOW = 2**28
@@ -97,7 +97,7 @@ class StoredTensors:
         for file in files:
             if not (self.folder / file).is_file():
                 raise self._damaged(file, "is missing")
-            held[file] = self._file(file)
+            held[file] = self._file(file, index.get(SAVE))
         for name, (shape, rows) in described.items():
             self.shapes[name], self._pieces[name] = shape, []
             end = 0
@@ -114,10 +114,12 @@ class StoredTensors:
         if surplus:
             raise self._damaged(INDEX_FILE, f"does not list {surplus[0]}")
 
-    def _file(self, file: str) -> dict[str, tuple[int, ...]]:
+    def _file(self, file: str, save: Any = None) -> dict[str, tuple[int, ...]]:
         """Shapes by name."""
         try:
             with safe_open(self.folder / file, framework="pt") as found:
+                if (found.metadata() or {}).get(SAVE) != save:
+                    raise self._damaged(file, f"is of another save than {INDEX_FILE}")
                 return {name: tuple(found.get_slice(name).get_shape()) for name in found.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise self._damaged(file, " ".join(str(error).split())) from None
