@@ -4,6 +4,7 @@ python jobs/evaluate.py runs/digits/posterior --draws 64
 python jobs/evaluate.py runs:/<MLflow run id> --split validation task.data.split_seed=1
 python jobs/evaluate.py runs/f/posterior --output scores task.data.kind=idx task.data.path=/data/mnist
 python jobs/evaluate.py runs/digits/posterior --diagnose 100
+python jobs/evaluate.py runs/digits/posterior --report --ood noise --ood near:/data/letters
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -46,7 +47,30 @@ def main(arguments: list[str] | None = None) -> int:
         "the training data for each (Pareto k-hat needs 100)",
     )
     parser.add_argument("--output", type=expanded, default=Path("evaluation"), help="folder for metrics and figure")
+    report = parser.add_argument_group("the uncertainty report (image classification)")
+    report.add_argument(
+        "--report", action="store_true", help="write report.html and report.json instead of metrics alone"
+    )
+    report.add_argument(
+        "--ood",
+        action="append",
+        default=[],
+        metavar="[near:|far:]NAME|PATH",
+        help="images of none of the classes: digits, noise, photographs, a folder of images, IDX or Parquet files; repeatable",
+    )
+    report.add_argument("--coverage", type=float, default=0.9, help="of prediction sets")
+    report.add_argument(
+        "--calibrate",
+        choices=("validation", "test"),
+        default="validation",
+        metavar="SPLIT",
+        help="whose rows set temperature and prediction sets: validation (default) or test",
+    )
+    report.add_argument(
+        "--shift-rows", type=int, metavar="ROWS", help="corrupt so many images of the split; default: all"
+    )
     options = parser.parse_intermixed_args(arguments)
+    options.arguments = sys.argv[1:] if arguments is None else arguments
     return job.run(lambda: _work(options), "evaluate")
 
 
@@ -59,9 +83,52 @@ def _work(options: argparse.Namespace) -> int:
         right = "at least 2" if options.diagnose < 2 else f"at most {MAX_DRAWS}"
         raise ConfigError(f"--diagnose is {options.diagnose}; it must be {right} draws")
     check_folder_destination("--output", options.output)
+    if options.report:
+        return report(options)
+    if options.ood:
+        raise ConfigError("--ood is part of the uncertainty report: add --report")
     return evaluate(
         options.posterior, options.overrides, options.split, options.draws, options.output, options.diagnose
     )
+
+
+def report(asked: argparse.Namespace) -> int:
+    """Write the uncertainty report of a posterior."""
+    if asked.diagnose:
+        raise ConfigError("--diagnose is no part of the report: ask for it without --report")
+    from proxscore.report.job import JSON, PAGE, make
+    from proxscore.report.options import Options
+    from proxscore.training.saved import load, run_id_of
+
+    options = Options(
+        split=asked.split,
+        calibration=asked.calibrate,
+        draws=asked.draws,
+        coverage=asked.coverage,
+        outside=tuple(asked.ood),
+        shift_rows=asked.shift_rows,
+    )
+    options.check()
+    saved = load(asked.posterior, asked.overrides)
+    # The configuration's default is that of training; a report takes more than this process only if it is told to.
+    told = any(override.startswith("training.workers=") for override in asked.overrides)
+    workers = saved.config.training.workers if told else 0
+    command = ["python", "jobs/evaluate.py", *asked.arguments]
+    record = make(saved, asked.posterior, options, asked.output, workers=workers, command=command, show=_shown)
+    for sentence in record["headline"]:
+        print(f"{_TONES[sentence['tone']]:<11}{sentence['text']}")
+    print(f"record     {asked.output / JSON}")
+    print(f"page       {asked.output / PAGE}")
+    if (run_id := run_id_of(asked.posterior)) is not None:
+        print(f"both are artifacts of MLflow run {run_id}, under report/")
+    return 0
+
+
+_TONES = {"good": "trust", "caution": "care", "bad": "doubt", "plain": "note"}
+
+
+def _shown(line: str) -> None:
+    print(line, flush=True)
 
 
 def evaluate(source: str, overrides: list[str], split: str, draws: int, output: Path, diagnose: int = 0) -> int:
@@ -71,7 +138,7 @@ def evaluate(source: str, overrides: list[str], split: str, draws: int, output: 
     from proxscore.training.evaluation import evaluate as score
     from proxscore.training.local.worker import LocalWorker
     from proxscore.training.run import Run
-    from proxscore.training.saved import load
+    from proxscore.training.saved import load, seen_in_training
     from proxscore.training.worker import pick_device
 
     saved = load(source, overrides)
@@ -98,7 +165,7 @@ def evaluate(source: str, overrides: list[str], split: str, draws: int, output: 
     if posterior.verdict is not None:
         record["verdict"] = posterior.verdict.as_json()
     write(output / f"{stem}.json", json.dumps(record, indent=2) + "\n")
-    for line in [*posterior.told(), *_seen(posterior.description, config, task.describe(), split)]:
+    for line in [*posterior.told(), *seen_in_training(posterior.description, config, task.describe(), split)]:
         print(line)
     table = Table(
         "metric", "value", title=f"{config.task.data.kind}, {split} split, {draws} draws", title_justify="left"
@@ -112,23 +179,6 @@ def evaluate(source: str, overrides: list[str], split: str, draws: int, output: 
     for name in drawn:
         print(f"figure   {output / stem}_{name}.png")
     return 0
-
-
-def _seen(trained: dict[str, Any], config: Config, described: dict[str, Any], split: str) -> list[str]:
-    """Say of a split that is another one of the same data that the posterior may have been trained on some of its rows.
-
-    Args:
-        trained: the posterior's description.
-        described: what the task says of its data now.
-    """
-    before, now = (((data or {}).get("splits") or {}).get("sha256") for data in (trained.get("data"), described))
-    old, new = (trained.get("task") or {}).get("data") or {}, config.task.data.model_dump(mode="json")
-    same = all(old.get(key) == new.get(key) for key in ("kind", "path"))
-    if not (same and isinstance(before, dict) and isinstance(now, dict)) or before.get(split) == now.get(split):
-        return []
-    return [
-        f"warning    this {split} split is not that of training: it may hold rows that the posterior was trained on"
-    ]
 
 
 def diagnosis(

@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, help="processes; by default one per core, at most eight")
     parser.add_argument("--image-column", default="image", help="of a Parquet table")
     parser.add_argument("--label-column", default="label", help="of a Parquet table")
+    parser.add_argument("--numbers", action="store_true", help="labels are numbers to tell of an image, and no classes")
     options = parser.parse_args(arguments)
     return job.run(lambda: _work(options), "prepare_data")
 
@@ -71,6 +72,7 @@ def _work(options: argparse.Namespace) -> int:
         workers,
         options.image_column,
         options.label_column,
+        options.numbers,
     )
     for line in told(prepare(options.source, options.output, plan), options.output):
         print(line)
@@ -82,7 +84,12 @@ def told(summary: dict[str, Any], output: Path) -> list[str]:
     classes, rows, same = summary["classes"], summary["rows"], summary["duplicates"]
     shown = ", ".join(classes[:10]) + (f" and {len(classes) - 10} more" if len(classes) > 10 else "")
     lines = [f"images     {', '.join(f'{split} {count}' for split, count in rows.items())}"]
-    lines.append(f"classes    {len(classes)}: {shown}{', several per image' if summary['multi_label'] else ''}")
+    if summary["numbers"]:
+        spread = summary["counts"]["train"]
+        ranges = ", ".join(f"{name} {spread[name]['least']:g} to {spread[name]['largest']:g}" for name in classes[:10])
+        lines.append(f"numbers    {ranges}")
+    else:
+        lines.append(f"classes    {len(classes)}: {shown}{', several per image' if summary['multi_label'] else ''}")
     for split, counts in summary["counts"].items():
         if none := [name for name, count in counts.items() if not count]:
             lines.append(f"warning    no {split} image of {', '.join(none[:10])}{', ...' if len(none) > 10 else ''}")
@@ -99,7 +106,9 @@ def told(summary: dict[str, Any], output: Path) -> list[str]:
         lines.append(f"warning    pictures that are there with different labels: {conflicting}")
     lines.append(f"summary    {output / 'dataset.json'}")
     lines.append(f"look at    {output / 'contact_sheet.png'}")
-    lines.append(f"train      python jobs/train.py task.data.kind=parquet task.data.path={output}")
+    likelihood = " task.likelihood=gaussian" if summary["numbers"] else ""
+    likelihood = " task.likelihood=multi_label" if summary["multi_label"] else likelihood
+    lines.append(f"train      python jobs/train.py task.data.kind=parquet task.data.path={output}{likelihood}")
     return lines
 
 

@@ -16,11 +16,13 @@ from proxscore.config import ConfigError
 
 KEYS = {
     "accuracy",
+    "balanced_accuracy",
     "nll",
     "brier",
     "ece",
     "mce",
     "adaptive_ece",
+    "ece_all_classes",
     "entropy",
     "expected_entropy",
     "mutual_information",
@@ -69,6 +71,12 @@ def by_loops(log_probabilities: Tensor, expected_entropy: Tensor, targets: Tenso
     for b in range(bins):
         members = ordered[b * n // bins : (b + 1) * n // bins]
         adaptive += abs(sum(hit for _, hit in members) - sum(c for c, _ in members)) / n
+    events = [(float(p[row, c]), c == labels[row]) for row in range(n) for c in range(classes)]
+    all_classes = 0.0
+    for b in range(bins):
+        members = [e for e in events if b / bins <= e[0] < (b + 1) / bins or (b == bins - 1 and e[0] == 1.0)]
+        all_classes += abs(sum(hit for _, hit in members) - sum(q for q, _ in members)) / len(events)
+    recalls = [[int(np.argmax(p[row])) == c for row in range(n) if labels[row] == c] for c in range(classes)]
     mean_expected = float(expected_entropy.double().mean())
     return {
         "accuracy": sum(hit for _, hit in top) / n,
@@ -77,6 +85,8 @@ def by_loops(log_probabilities: Tensor, expected_entropy: Tensor, targets: Tenso
         "ece": sum(w * g for w, g in zip(weights, gaps, strict=True)),
         "mce": max(gaps),
         "adaptive_ece": adaptive,
+        "ece_all_classes": all_classes,
+        "balanced_accuracy": float(np.mean([np.mean(hits) for hits in recalls if hits])),
         "entropy": entropy / n,
         "expected_entropy": mean_expected,
         "mutual_information": entropy / n - mean_expected,

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from proxscore.calibration.risk_coverage import area_under_risk_coverage, risk_coverage
+from proxscore.calibration.risk_coverage import accuracy_at_coverages, area_under_risk_coverage, risk_coverage
 from proxscore.config import ConfigError
 
 
@@ -39,3 +39,12 @@ def test_lengths_that_differ_and_no_rows_are_refused() -> None:
         risk_coverage(torch.rand(3), torch.ones(2))
     with pytest.raises(ConfigError, match="must be rows"):
         risk_coverage(torch.rand(0), torch.ones(0))
+
+
+def test_accuracy_at_a_coverage_is_that_of_the_most_confident_rows() -> None:
+    generator = torch.Generator().manual_seed(3)
+    confidences = torch.rand(97, generator=generator)
+    correct = torch.rand(97, generator=generator) < confidences
+    order = confidences.argsort(descending=True)
+    expected = [correct[order[:count]].double().mean().item() for count in (49, 78, 97)]
+    assert accuracy_at_coverages(confidences, correct, (0.5, 0.8, 1.0)) == pytest.approx(expected)

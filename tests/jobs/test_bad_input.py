@@ -338,7 +338,10 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         "a/big.png: not a readable image: 9000x9000",
     ),
     "one class": (images(lambda at: shutil.rmtree(at / "b")), "1 class folders; expected at least two"),
-    "a fraction as a label": (rows({"image": [b"x"] * 9, "label": [0.5] * 9}), "labels must be integers or texts"),
+    "a fraction as a label": (
+        rows({"image": [b"x"] * 9, "label": [0.5] * 9}),
+        "needs a class for each image; the data hold numbers",
+    ),
     "one text as all labels": (
         rows({"image": [b"x"] * 9, "label": ["a"] * 9}),
         "has 1 classes; task.data.classes is 2",

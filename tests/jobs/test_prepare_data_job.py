@@ -246,6 +246,47 @@ def test_several_labels_of_an_image_are_a_list(prepare: Main, photos: Path) -> N
     assert feature["info"]["features"]["label"]["feature"]["names"] == list(CLASSES)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_numbers_come_out_as_they_went_in_from_csv_numpy_and_a_table(count: int, prepare: Main, photos: Path) -> None:
+    values = RNG.normal(size=(60, count)).astype(np.float32)
+    files = sorted(photos.rglob("*.*"))
+    with Path("n.csv").open("w", newline="") as file:
+        rows = zip(files, values, strict=True)
+        csv.writer(file).writerows([["path", "label"], *((f, ";".join(str(float(v)) for v in row)) for f, row in rows)])
+    np.savez("n.npz", x=PIXELS, y=values if count > 1 else values[:, 0])
+    for number, source in enumerate(("n.csv", "n.npz", "table-0")):
+        assert (
+            prepare([source, f"table-{number}", "--numbers", "--test-fraction", "0.2"][: 3 if number == 2 else 5]) == 0
+        )
+        told = summary(Path(f"table-{number}"))
+        assert told["numbers"] is True
+        labels = [row["label"] for own in read(Path(f"table-{number}")).values() for row in own]
+        found = np.array(labels, np.float32).reshape(60, count)
+        np.testing.assert_array_equal(np.sort(found, 0), np.sort(values, 0))
+    assert told["counts"]["train"]["label" if count == 1 else "label_0"]["least"] >= values[:, 0].min()
+    data = load_images(ParquetConfig(path=Path("table-2"), size=8))
+    assert (data.targets, data.train.labels.shape[1]) == ("values", count)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("one", "label 'one' is no number"),
+        ("nan", "label nan is not finite"),
+        ("1;2", "2 numbers; the first row has 1"),
+    ],
+)
+def test_what_is_no_number_is_named(
+    text: str, reason: str, prepare: Main, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = sorted(photos.rglob("*.*"))[0]
+    Path("n.csv").write_text(f"path,label\n{file},1.5\n{file},{text}\n")
+    assert prepare(["n.csv", "table", "--numbers"]) == 2
+    assert f"n.csv, row 2 (line 3): {reason}" in capsys.readouterr().err
+    assert prepare(["photos", "table", "--numbers"]) == 2
+    assert "--numbers: photos is a folder, whose labels are classes" in capsys.readouterr().err
+
+
 def test_large_images_are_made_smaller_and_small_ones_stay_as_they_are(prepare: Main, tmp_path: Path) -> None:
     sizes = {"wide": (200, 80), "high": (64, 130), "small": (30, 40)}
     for name, (width, height) in sizes.items():

@@ -117,7 +117,7 @@ def test_a_null_image_is_named_by_file_and_row(tmp_path: Path) -> None:
         ([0, -1, 1, 2], ", row 1: label -1 is outside 0..2"),
         (pa.array([0, 1, 2, 2**64 - 1], pa.uint64()), f", row 3: label {2**64 - 1} is outside 0..2"),
         ([0, 1, 2, None], ", row 3: the label is null; expected 0..2"),
-        ([0.0, 1.0, 2.0, 1.0], ": column 'label' is double; labels must be integers or texts, or lists of these"),
+        ([0.0, 1.0, 2.0, 1.0], ": column 'label' is double, which are values; those of part-0.parquet are classes"),
     ],
 )
 def test_wrong_labels_are_named_by_file_and_row_before_an_image_is_read(

@@ -11,7 +11,7 @@ A row is one prediction: an image, or a pixel where the classes have trailing di
 
 from __future__ import annotations
 
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,9 @@ from proxscore.calibration.calibration_error import (
 )
 from proxscore.calibration.reliability import reliability_diagram
 from proxscore.config import ConfigError
+
+if TYPE_CHECKING:  # it takes seconds
+    from proxscore.calibration.class_sums import PerClass
 
 # How far the probabilities of a row may be from summing to 1: more than bfloat16 rounds log-probabilities of 20,000
 # classes, less than unnormalised logits are off.
@@ -60,8 +63,9 @@ def entropy(log_probabilities: Tensor) -> Tensor:
 class ClassificationMetrics:
     """Metrics of predictive distributions over ``classes`` classes, as floats under the keys of :meth:`compute`.
 
-    Keeps one float per row (confidence and correctness) and seven sums; never the N x C probabilities. ``compute``
-    gathers over all ranks of the default process group, whose ranks may hold unequal numbers of rows, or none.
+    Keeps one float per row (confidence and correctness), seven sums, and sums by class and bin; never the N x C
+    probabilities. ``compute`` gathers over all ranks of the default process group, whose ranks may hold unequal numbers of
+    rows, or none.
 
     Args:
         classes: number of classes C, at least 2.
@@ -72,6 +76,8 @@ class ClassificationMetrics:
         # Here: the library takes seconds, which a process that evaluates nothing spares.
         from torchmetrics import CatMetric, MeanMetric, MetricCollection
         from torchmetrics.classification import MulticlassAccuracy
+
+        from proxscore.calibration.class_sums import ClassSums
 
         if classes < 2:
             raise ConfigError(f"classes is {classes}; classification needs at least 2")
@@ -86,8 +92,10 @@ class ClassificationMetrics:
         rows = CatMetric(nan_strategy="disable")
         # Groups would let metrics share their state when the first batch happens to give them equal values.
         self._metrics = MetricCollection({**means, "accuracy": accuracy, "rows": rows}, compute_groups=False)
+        self._sums = ClassSums(classes, bins)
         self._seen = 0
         self._gathered: Tensor | None = None
+        self._gathered_sums: tuple[Tensor, Tensor] | None = None
 
     def to(self, device: torch.device | str) -> Self:
         """Move the state to ``device``: one that the process group can gather from (a CUDA device under NCCL).
@@ -95,13 +103,16 @@ class ClassificationMetrics:
         Predictions may lie on any device: only what remains of each row is copied here.
         """
         self._metrics.to(device)
+        self._sums.to(device)
         return self
 
     def reset(self) -> None:
         """Forget all rows."""
         self._metrics.reset()
+        self._sums.reset()
         self._seen = 0
         self._gathered = None
+        self._gathered_sums = None
 
     @torch.no_grad()
     def update(self, log_probabilities: Tensor, expected_entropy: Tensor, targets: Tensor) -> None:
@@ -122,6 +133,7 @@ class ClassificationMetrics:
         self._check_rows(log_probabilities, expected_entropy, targets)
         self._seen += len(targets)
         self._gathered = None
+        self._gathered_sums = None
         log_confidences, labels = _at_least_float32(log_probabilities).max(dim=1)
         confidences = log_confidences.exp().clamp(max=1.0)  # rounding may exceed 1
         self._add("accuracy", labels, targets)
@@ -130,6 +142,8 @@ class ClassificationMetrics:
         self._add("brier", brier_score(log_probabilities, targets))
         self._add("entropy", entropy(log_probabilities))
         self._add("expected_entropy", expected_entropy)
+        by_row = log_probabilities.movedim(1, -1).flatten(0, -2)  # pixels are rows, too
+        self._sums.update(_at_least_float32(by_row), targets.flatten())
 
     def compute(self) -> dict[str, float]:
         """Metrics of all rows of all ranks since the last reset. A collective: every rank calls it, or none.
@@ -138,7 +152,10 @@ class ClassificationMetrics:
             accuracy: fraction of rows whose most probable class is the label.
             nll: -log p(label); infinite if any label has probability zero.
             brier: sum over classes of (p - onehot)^2, in [0, 2].
+            balanced_accuracy: mean over the classes that have rows of the fraction of their rows that are right.
             ece, mce, adaptive_ece: top-label calibration errors (:mod:`proxscore.calibration.calibration_error`).
+            ece_all_classes: calibration error of all N x C probabilities, another quantity than ``ece`` and smaller
+                (:mod:`proxscore.calibration.class_sums`).
             entropy: H[mean of p], the total uncertainty.
             expected_entropy: mean of H[p] over draws, the aleatoric part.
             mutual_information: their difference, the epistemic part (Houlsby et al., 2011, BALD; Depeweg et al., 2018).
@@ -150,13 +167,18 @@ class ClassificationMetrics:
         Raises:
             ConfigError: no rank has any row.
         """
+        from proxscore.calibration.class_sums import ece_all_classes
+
         results = self._metrics.compute()
         self._gathered = self._nonempty(results.pop("rows"))
         values = {name: float(value) for name, value in results.items()}
+        self._gathered_sums = self._sums.compute()
         confidences, correct = self.confidences, self.correct
         values["ece"] = expected_calibration_error(confidences, correct, bins=self.bins)
         values["mce"] = maximum_calibration_error(confidences, correct, bins=self.bins)
         values["adaptive_ece"] = adaptive_calibration_error(confidences, correct, bins=self.bins)
+        values["ece_all_classes"] = ece_all_classes(self.events)
+        values["balanced_accuracy"] = self.per_class.balanced_accuracy
         values["mutual_information"] = values["entropy"] - values["expected_entropy"]
         sure = confidences >= SURE
         values["confidence"] = confidences.double().mean().item()
@@ -176,6 +198,24 @@ class ClassificationMetrics:
     def correct(self) -> Tensor:
         """(N,) bool, whether the most probable class is the label, in the order of :attr:`confidences`."""
         return self._signed_confidences() > 0
+
+    @property
+    def per_class(self) -> PerClass:
+        """Counts, recall, precision, NLL and calibration of each class; after :meth:`compute`."""
+        from proxscore.calibration.class_sums import per_class
+
+        return per_class(*self._class_sums())
+
+    @property
+    def events(self) -> Tensor:
+        """(3, C, bins) of all N x C probabilities by class and bin: numbers, their sum, how many happened; after
+        :meth:`compute`."""
+        return self._class_sums()[1]
+
+    def _class_sums(self) -> tuple[Tensor, Tensor]:
+        if self._gathered_sums is None:
+            raise ConfigError("sums by class are those of compute(); call it first, on every rank")
+        return self._gathered_sums
 
     def reliability_diagram(self, *, title: str = "") -> Figure:
         """:func:`proxscore.calibration.reliability_diagram` of the rows of all ranks; needs :attr:`confidences`."""
@@ -232,11 +272,13 @@ class ClassificationMetrics:
 _MEANS = ("nll", "brier", "entropy", "expected_entropy")
 _ORDER = (
     "accuracy",
+    "balanced_accuracy",
     "nll",
     "brier",
     "ece",
     "mce",
     "adaptive_ece",
+    "ece_all_classes",
     "entropy",
     "expected_entropy",
     "mutual_information",

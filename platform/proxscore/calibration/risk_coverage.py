@@ -9,6 +9,9 @@ in the mean over their orders: a saturated network has many.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -41,3 +44,9 @@ def risk_coverage(confidences: Tensor, correct: Tensor) -> Tensor:
 def area_under_risk_coverage(confidences: Tensor, correct: Tensor) -> float:
     """AURC, in [0, 1]; small where the classifier errs rarely and is least confident where it does."""
     return float(risk_coverage(confidences, correct).mean())
+
+
+def accuracy_at_coverages(confidences: Tensor, correct: Tensor, coverages: Sequence[float]) -> list[float]:
+    """Accuracy among the ceil(coverage * N) most confident rows, for each coverage in (0, 1]; errors as above."""
+    risks = risk_coverage(confidences, correct)
+    return [1 - float(risks[math.ceil(coverage * len(risks) - 1e-9) - 1]) for coverage in coverages]

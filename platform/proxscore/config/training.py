@@ -14,6 +14,9 @@ MAX_ROWS = 10_000_000  # of a batch
 MAX_WORKERS = 100_000
 MAX_DRAWS = 100_000
 MAX_SEED = 2**40
+#: Shifts and corruptions of images by name; :mod:`proxscore.vision.shifts` has what they do.
+SHIFTS = ("rotated", "noisy", "photographs")
+CORRUPTIONS = ("gaussian_noise", "blur", "brightness", "contrast", "rotation", "jpeg", "pixelation")
 
 
 class TrainingConfig(Section):
@@ -71,11 +74,24 @@ class EvaluationConfig(Section):
     batch_size: int = Field(500, gt=0, le=MAX_ROWS)
     seed: int = Field(0, ge=0, le=MAX_SEED)
     bins: int = Field(15, ge=2, le=10_000)
-    # Also evaluate the test images turned by 30 degrees and with noise, and photographs in their place; see vision.shifts.
-    shifts: list[Literal["rotated", "noisy", "photographs"]] = Field([])
+    # Also evaluate the test images under these: turned by 30 degrees (rotated), with noise (noisy), photographs in their place
+    # (photographs), or a corruption in a strength from 1 to 5 (blur_3); see vision.shifts and vision.corruptions.
+    shifts: list[str] = Field([])
     temperature_scaling: bool = False  # also report the test metrics at the temperature that validation data prefer
     # Training batches that set BatchNorm statistics of each draw; 0: as trained.
     norm_batches: int = Field(20, ge=0, le=1_000_000)
+
+    @field_validator("shifts")
+    @classmethod
+    def _known(cls, shifts: list[str]) -> list[str]:
+        for shift in shifts:
+            corruption, _, strength = shift.rpartition("_")
+            if shift not in SHIFTS and not (corruption in CORRUPTIONS and strength in ("1", "2", "3", "4", "5")):
+                raise ValueError(
+                    f"{shift!r} is none: take {', '.join(SHIFTS)}, or a corruption ({', '.join(CORRUPTIONS)}) and its strength "
+                    "from 1 to 5, as blur_3"
+                )
+        return shifts
 
 
 class TrackingConfig(Section):

@@ -132,9 +132,7 @@ def predict(run: Run, posterior: Posterior, split: Any, draws: int) -> Any:
         split: its name, or a data set.
         draws: posterior draws; zero for the mean weights.
     """
-    settings, norm = run.config.evaluation, None
-    if run.data is not None and settings.norm_batches and _has_batch_norm(run.module):
-        norm = list(_first_micro_batches(run.data, settings.norm_batches))
+    settings, norm = run.config.evaluation, batch_norm_batches(run)
     return run.task.predict(
         run.module,
         run.evaluation_batches(split),
@@ -144,6 +142,13 @@ def predict(run: Run, posterior: Posterior, split: Any, draws: int) -> Any:
         refresh=None if norm is None else lambda: norm,
         autocast=run.autocast,
     )
+
+
+def batch_norm_batches(run: Run) -> list[Batch] | None:
+    """Read the training batches that set BatchNorm's statistics of each draw; none: they stay what training left."""
+    if run.data is None or not run.config.evaluation.norm_batches or not _has_batch_norm(run.module):
+        return None
+    return list(_first_micro_batches(run.data, run.config.evaluation.norm_batches))
 
 
 def _has_batch_norm(module: nn.Module) -> bool:

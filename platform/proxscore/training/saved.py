@@ -43,10 +43,15 @@ def load(source: str, overrides: list[str]) -> Saved:
 
 def _folder(source: str, overrides: list[str]) -> Path:
     """The folder of a saved posterior; that of an MLflow run is downloaded."""
-    run_id = source.removeprefix("runs:/")
+    run_id = run_id_of(source)
+    return expanded(source) if run_id is None else download(run_id, "posterior", overrides)
+
+
+def run_id_of(source: str) -> str | None:
+    """The MLflow run that a source names; none: it is a folder."""
     if not (source.startswith("runs:/") or re.fullmatch("[0-9a-f]{32}", source)) or Path(source).exists():
-        return expanded(source)
-    return download(run_id, "posterior", overrides)
+        return None
+    return source.removeprefix("runs:/")
 
 
 def _config(description: dict[str, Any], overrides: list[str], where: str) -> Config:
@@ -69,3 +74,20 @@ def _section(kind: Any) -> type[TaskSection]:
     """The section of a task's kind; what is no kind of a task is refused with the rest of the configuration."""
     known = kind if isinstance(kind, str) and kind in TASKS.kinds() else TASKS.kinds()[0]
     return cast(type[TaskSection], TASKS.section(known))
+
+
+def seen_in_training(trained: dict[str, Any], config: Config, described: dict[str, Any], split: str) -> list[str]:
+    """Say of a split that is another one of the same data that the posterior may have been trained on some of its rows.
+
+    Args:
+        trained: the posterior's description.
+        described: what the task says of its data now.
+    """
+    before, now = (((data or {}).get("splits") or {}).get("sha256") for data in (trained.get("data"), described))
+    old, new = (trained.get("task") or {}).get("data") or {}, config.task.data.model_dump(mode="json")
+    same = all(old.get(key) == new.get(key) for key in ("kind", "path"))
+    if not (same and isinstance(before, dict) and isinstance(now, dict)) or before.get(split) == now.get(split):
+        return []
+    return [
+        f"warning    this {split} split is not that of training: it may hold rows that the posterior was trained on"
+    ]

@@ -21,7 +21,7 @@ from proxscore.vision.models import build_model
 from proxscore.vision.outcomes import outcome
 from proxscore.vision.preprocessing import resolved
 from proxscore.vision.ray_data import Share, StreamedRows
-from proxscore.vision.shifts import SHIFTS, ShiftedImages
+from proxscore.vision.shifts import ShiftedImages, shift_named
 from proxscore.vision.task import VisionConfig
 
 
@@ -56,8 +56,9 @@ class ImageTask(Task):
         settings, data = self.config.augmentation.settings, self.config.data
         if not settings:
             return None
-        normalise = Normalisation.of(data.mean, data.std, self.data.shape[0])
-        return Augmentation(settings, self.data.shape, normalise, getattr(data, "interpolation", None) or "bilinear")
+        return Augmentation(
+            settings, self.data.shape, self.normalisation, getattr(data, "interpolation", None) or "bilinear"
+        )
 
     def build_model(self, device: torch.device | None = None) -> nn.Module:
         """The network for these images and classes; see :func:`proxscore.vision.models.build_model`.
@@ -95,9 +96,14 @@ class ImageTask(Task):
         target = self._outcome.target.to(device)
         return torch.zeros(rows, *self.data.shape, device=device), target.expand(rows, *target.shape[1:]).clone()
 
+    @property
+    def normalisation(self) -> Normalisation:
+        """How pixels in [0, 1] become the network's inputs."""
+        return Normalisation.of(self.config.data.mean, self.config.data.std, self.data.shape[0])
+
     def shifted(self, name: str) -> tuple[ShiftedImages, bool]:
         """The test images under a shift, and whether their labels still hold."""
-        shift = SHIFTS[name]
+        shift = shift_named(name, self.normalisation)
         return ShiftedImages(self.data.test, shift), shift.known
 
     @property

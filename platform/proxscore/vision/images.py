@@ -52,8 +52,22 @@ class Normalisation:
 
     def __call__(self, pixels: Tensor, peak: int = 255) -> Tensor:
         """uint8 (B, C, H, W) to float32 (B, C, H, W)."""
-        mean, std = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (self.mean, self.std))
+        mean, std = self._tensors()
         return pixels.to(torch.float32).div_(peak).sub_(mean).div_(std)
+
+    def undone(self, images: Tensor) -> Tensor:
+        """Normalised float32 (..., C, H, W) back to pixels in [0, 1]."""
+        mean, std = self._tensors()
+        return (images * std).add_(mean).clamp_(0, 1)
+
+    def again(self, pixels: Tensor) -> Tensor:
+        """Float32 pixels in [0, 1], (..., C, H, W), to normalised ones; the argument stays as it is."""
+        mean, std = self._tensors()
+        return (pixels - mean).div_(std)
+
+    def _tensors(self) -> tuple[Tensor, Tensor]:
+        mean, std = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (self.mean, self.std))
+        return mean, std
 
 
 class Reader(ABC):

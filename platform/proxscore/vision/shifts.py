@@ -1,22 +1,24 @@
 """Images that differ from those of training: what a posterior is for.
 
 A shift changes the images of a split and keeps their number; each image depends on its row alone, so that every method
-sees the same ones in batches of any size. A new shift is a function here and its name in ``SHIFTS`` and in
-``evaluation.shifts``.
+sees the same ones in batches of any size. Beside those of ``SHIFTS`` there is one for each strength of each corruption
+(``blur_3``), see :mod:`proxscore.vision.corruptions`. A new shift is a function here and its name in ``SHIFTS`` and in
+:mod:`proxscore.config.training`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from proxscore.vision.images import Batch, ImageDataset
+from proxscore.vision.corruptions import CORRUPTIONS, STRENGTHS, CorruptedImage, rotation
+from proxscore.vision.images import Batch, ImageDataset, Normalisation
 
 ANGLE = 30.0  # degrees, counter-clockwise
 NOISE = 0.25  # standard deviation, as a fraction of the distance between an image's darkest and brightest pixel
@@ -24,10 +26,7 @@ NOISE = 0.25  # standard deviation, as a fraction of the distance between an ima
 
 def rotated(image: Tensor, generator: torch.Generator) -> Tensor:
     """Turned by 30 degrees; beyond its border an image goes on as it ends. (C, H, W) to the same."""
-    angle = torch.deg2rad(torch.tensor(ANGLE))
-    turn = torch.stack([angle.cos(), -angle.sin(), torch.zeros(()), angle.sin(), angle.cos(), torch.zeros(())])
-    grid = nn.functional.affine_grid(turn.view(1, 2, 3), [1, *image.shape], align_corners=False)
-    return nn.functional.grid_sample(image[None], grid, padding_mode="border", align_corners=False)[0]
+    return rotation(image, ANGLE, generator)
 
 
 def noisy(image: Tensor, generator: torch.Generator) -> Tensor:
@@ -39,9 +38,17 @@ def noisy(image: Tensor, generator: torch.Generator) -> Tensor:
 def photographs(image: Tensor, generator: torch.Generator) -> Tensor:
     """A square of random place and size from a photograph of scikit-learn's (a temple, a flower), as large and with the same
     range as the image: nothing that the network knows. (C, H, W) to the same."""
+    square = photograph(image.shape, generator)
+    low, high = square.min(), square.max()
+    return image.min() + (square - low) / (high - low).clamp(min=1.0) * (image.max() - image.min())
+
+
+def photograph(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """A square of random place and size from one of scikit-learn's photographs, in the given shape (C, H, W): float32, 0 to
+    255."""
     photos = _photos()
     photo = photos[_integer(len(photos), generator)]
-    channels, height, width = image.shape
+    channels, height, width = shape
     largest = min(photo.shape[1:])
     side = min(max(height, width), largest)
     side += _integer(largest - side + 1, generator)
@@ -51,9 +58,7 @@ def photographs(image: Tensor, generator: torch.Generator) -> Tensor:
         square = square.mean(0, keepdim=True)
     elif channels != 3:
         square = square.mean(0, keepdim=True).expand(channels, -1, -1)
-    square = nn.functional.interpolate(square[None], (height, width), mode="bilinear", antialias=True)[0]
-    low, high = square.min(), square.max()
-    return image.min() + (square - low) / (high - low).clamp(min=1.0) * (image.max() - image.min())
+    return nn.functional.interpolate(square[None], (height, width), mode="bilinear", antialias=True)[0]
 
 
 @cache
@@ -83,6 +88,28 @@ SHIFTS: dict[str, Shift] = {
     "noisy": Shift(noisy, True),
     "photographs": Shift(photographs, False),
 }
+
+
+def shift_named(name: str, normalisation: Normalisation) -> Shift:
+    """The shift of this name: one of ``SHIFTS``, or a corruption and its strength, as ``blur_3``.
+
+    Args:
+        normalisation: of the images; corruptions are of pixels.
+    """
+    return SHIFTS[name] if name in SHIFTS else _corruption(name, normalisation)
+
+
+def _corruption(name: str, normalisation: Normalisation) -> Shift:
+    corruption, _, strength = name.rpartition("_")
+    return Shift(partial(_changed, CorruptedImage(corruption, int(strength), normalisation)), True)
+
+
+def _changed(change: CorruptedImage, image: Tensor, generator: torch.Generator) -> Tensor:
+    return change(image, generator.initial_seed())  # which is the row
+
+
+#: All names of ``evaluation.shifts``.
+NAMES = (*SHIFTS, *(f"{corruption}_{strength}" for corruption in CORRUPTIONS for strength in STRENGTHS))
 
 
 class ShiftedImages(Dataset[tuple[Tensor, int]]):

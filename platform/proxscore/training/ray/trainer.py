@@ -35,7 +35,7 @@ FINAL = (ConfigError, DivergedError, FloatingPointError)  # errors that another 
 WorkerFunction = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-class _Trainer(TorchTrainer):
+class Trainer(TorchTrainer):
     """A trainer that leaves Ctrl-C to its caller: Ray's handler waits for its controller, and that for the tracking server."""
 
     def _register_sigint_handler(self, controller: Any) -> None:
@@ -77,7 +77,7 @@ def train_on_ray(
         "epochs": epochs,
         "counted": counted and asdict(counted),
     }
-    trainer = _Trainer(
+    trainer = Trainer(
         worker or _worker,
         train_loop_config=payload | (settings or {}),
         torch_config=TorchConfig(backend="nccl" if cluster.use_gpu(config) else "gloo"),

@@ -24,10 +24,13 @@ def numpy_archive_help() -> str:
     return "x and y, or images and labels; for splits x_train, x_test, ... or train_images, val_images, ..."
 
 
-def numpy_arrays(source: Path) -> Collected:
+def numpy_arrays(source: Path, *, numbers: bool = False) -> Collected:
     """Arrays ``x`` and ``y`` (or ``images`` and ``labels``), alone or once for each split (``x_train``, ``train_images``, ...).
 
     Images are uint8 of shape (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels; labels are integers or texts, (N,).
+
+    Args:
+        numbers: labels are numbers, (N,) or (N, D).
 
     Raises:
         ConfigError: no such archive or arrays, arrays of another type or shape, or that do not fit each other.
@@ -46,7 +49,7 @@ def numpy_arrays(source: Path) -> Collected:
         (name, pixels), (label_name, values) = arrays["images"], arrays["labels"]
         where = f"{source}, {name}"
         parts.append((where, "image" if part == "all" else part, _pixels(pixels, where)))
-        own = _labels(values, f"{source}, {label_name}")
+        own = (_values if numbers else _labels)(values, f"{source}, {label_name}")
         if len(own) != len(pixels):
             raise ConfigError(f"{source}: {len(own)} labels in {label_name} for {len(pixels)} images in {name}")
         labels += own
@@ -57,10 +60,28 @@ def numpy_arrays(source: Path) -> Collected:
         raise ConfigError(f"{source}: no images of train; it has those of {', '.join(found)}")
     if not labels:
         raise ConfigError(f"{source}: holds no images")
+    if numbers:
+        return _of_numbers(labels, parts, None if "all" in found else splits)
     classes = named_classes(labels)
     number = {name: place for place, name in enumerate(classes)}
-    numbers: list[tuple[int, ...]] = [(number[str(label)],) for label in labels]
-    return Collected(ArrayPictures(parts), numbers, classes, None if "all" in found else splits, False, "NumPy archive")
+    places: list[tuple[int, ...]] = [(number[str(label)],) for label in labels]
+    return Collected(ArrayPictures(parts), places, classes, None if "all" in found else splits, False, "NumPy archive")
+
+
+def _of_numbers(labels: list[Any], parts: Any, splits: list[str] | None) -> Collected:
+    values = np.array(labels, np.float32)
+    count = values.shape[1]
+    called = ("label",) if count == 1 else tuple(f"label_{place}" for place in range(count))
+    return Collected(ArrayPictures(parts), [()] * len(values), called, splits, False, "NumPy archive", values)
+
+
+def _values(array: NDArray[Any], where: str) -> list[Any]:
+    if array.dtype.kind not in "fiu" or array.ndim not in (1, 2) or 0 in array.shape[1:]:
+        raise ConfigError(f"{where}: labels are {array.dtype} of shape {array.shape}; expected numbers, (N,) or (N, D)")
+    rows = array.reshape(len(array), -1).astype(np.float32)
+    if len(bad := np.flatnonzero(~np.isfinite(rows).all(1))):
+        raise ConfigError(f"{where}, row {int(bad[0])}: the label is not finite")
+    return list(rows.tolist())
 
 
 def _arrays(source: Path) -> dict[str, dict[str, tuple[str, NDArray[Any]]]]:

@@ -140,6 +140,7 @@ class Collected:
         splits: of each, its split, where the source has any; none: it has none.
         multi_label: whether an image may have any number of labels.
         kind: of the source, for the record.
+        values: (N, D) numbers in place of labels, which are then empty; ``classes`` names them.
     """
 
     pictures: Pictures
@@ -148,6 +149,12 @@ class Collected:
     splits: list[str] | None
     multi_label: bool
     kind: str
+    values: NDArray[np.float32] | None = None
+
+    @property
+    def targets(self) -> list[tuple[Any, ...]]:
+        """What each image is to be told by: its classes, or its numbers."""
+        return list(self.labels) if self.values is None else [tuple(row) for row in self.values.tolist()]
 
     def strata(self, rows: Rows) -> Rows:
         """A class of each of these rows to stratify by: its label, or the rarest of its labels (if none, one more class)."""

@@ -7,6 +7,9 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from proxscore.config import ConfigError
 from proxscore.config.files import check_regular
 from proxscore.vision.preparation.collected import SPLITS, Collected, FilePictures, named_classes
@@ -15,8 +18,11 @@ _SPLITS = {**{split: split for split in SPLITS}, "val": "validation", "valid": "
 _SEPARATORS = re.compile("[;|]")
 
 
-def csv_table(source: Path) -> Collected:
+def csv_table(source: Path, *, numbers: bool = False) -> Collected:
     """Paths count from the folder of the file. Several labels in a row are separated by ``;`` or ``|``.
+
+    Args:
+        numbers: labels are numbers, equally many in each row.
 
     Raises:
         ConfigError: a column, a label or an image is missing, or a split is unknown; names file and row.
@@ -49,11 +55,36 @@ def csv_table(source: Path) -> Collected:
         raise ConfigError(f"{source}: has no rows")
     if splits and "train" not in splits:
         raise ConfigError(f"{source}: column 'split' has no row of train")
+    if numbers:
+        values = _numbers(labels, [where for where, _ in rows])
+        called = ("label",) if values.shape[1] == 1 else tuple(f"label_{place}" for place in range(values.shape[1]))
+        pictures = FilePictures(files, names)
+        return Collected(pictures, [()] * len(files), called, splits or None, False, "CSV of paths and numbers", values)
     classes = named_classes([label for own in labels for label in own])
     number = {name: place for place, name in enumerate(classes)}
-    numbers = [tuple(sorted({number[label] for label in own})) for own in labels]
+    places = [tuple(sorted({number[label] for label in own})) for own in labels]
     several = any(len(own) > 1 for own in labels)
-    return Collected(FilePictures(files, names), numbers, classes, splits or None, several, "CSV of paths and labels")
+    return Collected(FilePictures(files, names), places, classes, splits or None, several, "CSV of paths and labels")
+
+
+def _numbers(labels: list[list[str]], where: list[str]) -> NDArray[np.float32]:
+    """(N, D).
+
+    Raises:
+        ConfigError: what is no finite number, or another count of them than in the first row; names the row.
+    """
+    found = []
+    for own, row in zip(labels, where, strict=True):
+        try:
+            values = [float(label) for label in own]
+        except ValueError:
+            raise ConfigError(f"{row}: label {';'.join(own)!r} is no number") from None
+        if not np.isfinite(values).all():
+            raise ConfigError(f"{row}: label {';'.join(own)} is not finite")
+        if len(values) != len(labels[0]):
+            raise ConfigError(f"{row}: {len(values)} numbers; the first row has {len(labels[0])}")
+        found.append(values)
+    return np.array(found, np.float32)
 
 
 def _rows(source: Path) -> list[tuple[str, dict[str, str | None]]]:

@@ -105,7 +105,7 @@ class Duplicates:
     conflicting: int
 
 
-def duplicates(seen: Sequence[Seen], splits: dict[str, Any], labels: Sequence[tuple[int, ...]]) -> Duplicates:
+def duplicates(seen: Sequence[Seen], splits: dict[str, Any], labels: Sequence[tuple[Any, ...]]) -> Duplicates:
     """Find equal pictures by their hashes, within each split and between splits.
 
     Args:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from proxscore.config import ConfigError
 from proxscore.config.files import check_folder_destination
 from proxscore.storage import replacing_folder
 from proxscore.vision.preparation import contact_sheet as sheets
-from proxscore.vision.preparation.collected import SPLITS, Collected
+from proxscore.vision.preparation.collected import SPLITS, Collected, Picture
 from proxscore.vision.preparation.examining import Duplicates, Seen, duplicates, examine
 from proxscore.vision.preparation.pool import in_order, progress
 from proxscore.vision.preparation.reading import collect
@@ -46,6 +47,7 @@ class Plan:
     workers: int = 1
     image_column: str = "image"
     label_column: str = "label"
+    numbers: bool = False  # labels are numbers, and no classes
 
 
 def prepare(source: Path, output: Path, plan: Plan) -> dict[str, Any]:
@@ -62,12 +64,13 @@ def prepare(source: Path, output: Path, plan: Plan) -> dict[str, Any]:
             f"{output}: is {'not empty' if output.is_dir() else 'no folder'}; name a new or an empty folder"
         )
     check_folder_destination("OUTPUT", output)
-    collected = collect(source, plan.image_column, plan.label_column)
+    collected = collect(source, plan.image_column, plan.label_column, numbers=plan.numbers)
     seen = examine(collected, plan.workers)
     readable = np.array([row for row, each in enumerate(seen) if each.reason is None], dtype=np.int64)
-    _check_classes(collected, readable)
+    if collected.values is None:
+        _check_classes(collected, readable)
     splits = _splits(collected, seen, readable, plan)
-    found = duplicates(seen, splits, collected.labels)
+    found = duplicates(seen, splits, collected.targets)
     summary = _summary(source, collected, seen, splits, found, plan)
     with replacing_folder(output) as folder:
         summary["shards"] = _write(folder, collected, seen, splits, summary, plan)
@@ -136,7 +139,13 @@ def _write(
     folder: Path, collected: Collected, seen: list[Seen], splits: dict[str, Rows], summary: dict[str, Any], plan: Plan
 ) -> list[dict[str, Any]]:
     keys = ("classes", "counts", "source_sha256", "versions")
-    columns = schema(collected.classes, multi_label=collected.multi_label, about={key: summary[key] for key in keys})
+    columns = schema(
+        collected.classes,
+        multi_label=collected.multi_label,
+        about={key: summary[key] for key in keys},
+        numbers=collected.values is not None,
+    )
+    targets = collected.targets
     lengths = np.array([each.length for each in seen], dtype=np.int64)
     shards = []
     for split, rows in splits.items():
@@ -148,7 +157,7 @@ def _write(
         Shard(
             path,
             collected.pictures.part(part),
-            [collected.labels[row] for row in part],
+            [targets[row] for row in part],
             columns,
             group_rows(lengths[part]),
             plan.size,
@@ -162,6 +171,8 @@ def _write(
 
 
 def _sheet(collected: Collected, splits: dict[str, Rows]) -> Any:
+    if collected.values is not None:
+        return sheets.contact_sheet(_by_value(collected, collected.values[:, 0], splits["train"]))
     rows: dict[int, list[int]] = {label: [] for label in range(min(len(collected.classes), sheets.CLASSES))}
     counts: Counter[int] = Counter()
     for row in splits["train"].tolist():
@@ -179,19 +190,29 @@ def _sheet(collected: Collected, splits: dict[str, Rows]) -> Any:
     return sheets.contact_sheet([(name, list(pictures)) for name, pictures in shown])
 
 
+def _by_value(collected: Collected, values: NDArray[np.float32], rows: Rows) -> list[tuple[str, list[Picture]]]:
+    """Eighths of some rows by their first number, with the range of each."""
+    found = []
+    for own in np.array_split(rows[np.argsort(values[rows], kind="stable")], 8):
+        if len(own):
+            name = f"{collected.classes[0]}\n{values[own[0]]:.4g} to {values[own[-1]]:.4g}"
+            found.append((name, list(collected.pictures.part(np.sort(own[: sheets.IMAGES])).read())))
+    return found
+
+
 def _summary(
     source: Path, collected: Collected, seen: list[Seen], splits: dict[str, Rows], found: Duplicates, plan: Plan
 ) -> dict[str, Any]:
     readable = [each for each in seen if each.reason is None]
     unreadable = [{"image": each.path, "reason": each.reason} for each in seen if each.reason is not None]
     split_of = {int(row): split for split, rows in splits.items() for row in rows}
-    names = collected.classes
+    names, targets, numbers = collected.classes, collected.targets, collected.values is not None
     groups = [
         [
             {
                 "image": seen[row].path,
                 "split": split_of[row],
-                "labels": [names[label] for label in collected.labels[row]],
+                "labels": list(targets[row]) if numbers else [names[label] for label in collected.labels[row]],
             }
             for row in rows
         ]
@@ -203,6 +224,7 @@ def _summary(
         "source_sha256": _source_hash(seen, collected),
         "images": len(readable),
         "multi_label": collected.multi_label,
+        "numbers": numbers,
         "classes": list(names),
         "counts": {split: _counts(collected, rows) for split, rows in splits.items()},
         "rows": {split: len(rows) for split, rows in splits.items()},
@@ -226,7 +248,10 @@ def _summary(
     }
 
 
-def _counts(collected: Collected, rows: Rows) -> dict[str, int]:
+def _counts(collected: Collected, rows: Rows) -> dict[str, Any]:
+    """Rows of each class; of numbers, their extremes and medians."""
+    if collected.values is not None:
+        return {name: _spread(collected.values[rows, place]) for place, name in enumerate(collected.classes)}
     found = Counter(label for row in rows for label in collected.labels[row])
     return {name: found[label] for label, name in enumerate(collected.classes)}
 
@@ -243,13 +268,14 @@ def _sizes(seen: list[Seen]) -> dict[str, Any]:
     }
 
 
-def _spread(values: Rows) -> dict[str, float]:
-    return {"least": int(values.min()), "median": float(np.median(values)), "largest": int(values.max())}
+def _spread(values: NDArray[Any]) -> dict[str, float]:
+    return {"least": values.min().item(), "median": float(np.median(values)), "largest": values.max().item()}
 
 
 def _source_hash(seen: list[Seen], collected: Collected) -> str:
     """SHA-256 of the hashes and labels of all images, in their order."""
     found = hashlib.sha256()
-    for each, labels in zip(seen, collected.labels, strict=True):
-        found.update(f"{each.sha256} {','.join(collected.classes[label] for label in labels)}\n".encode())
+    for each, told in zip(seen, collected.targets, strict=True):
+        labels = told if collected.values is not None else [collected.classes[label] for label in told]
+        found.update(f"{each.sha256} {','.join(map(str, labels))}\n".encode())
     return found.hexdigest()

@@ -39,22 +39,26 @@ class Shard:
 
     path: Path
     pictures: Pictures
-    labels: list[tuple[int, ...]]
+    labels: list[tuple[Any, ...]]
     schema: Any
     group: int
     size: int | None
 
 
-def schema(classes: tuple[str, ...], *, multi_label: bool, about: dict[str, Any]) -> Any:
+def schema(classes: tuple[str, ...], *, multi_label: bool, about: dict[str, Any], numbers: bool = False) -> Any:
     """Columns ``image`` (struct of bytes and path) and ``label`` (int64, or a list of them), with names of classes for
-    ``datasets`` (key ``huggingface``) and ``about`` under a key of our own (``proxscore``)."""
+    ``datasets`` (key ``huggingface``) and ``about`` under a key of our own (``proxscore``). With ``numbers``, ``label`` is
+    float32, or a list of them."""
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    if numbers:
+        kind = pa.list_(pa.float32()) if len(classes) > 1 else pa.float32()
+        return pa.schema([("image", image), ("label", kind)], {METADATA_KEY: json.dumps(about).encode()})
     label = {"names": list(classes), "_type": "ClassLabel"}
     features = {"image": {"_type": "Image"}, "label": {"feature": label, "_type": "Sequence"} if multi_label else label}
     metadata = {
         b"huggingface": json.dumps({"info": {"features": features}}).encode(),
         METADATA_KEY: json.dumps(about).encode(),
     }
-    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     return pa.schema([("image", image), ("label", pa.list_(pa.int64()) if multi_label else pa.int64())], metadata)
 
 

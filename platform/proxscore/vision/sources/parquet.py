@@ -210,6 +210,12 @@ def load(config: ParquetConfig) -> Source:
             raise ConfigError(f"task.data.path {path}: the {part} files have no rows")
     columns = [each.labels for scans in parts.values() for each in scans]
     targets = _targets(config, columns[0])
+    for column in columns:
+        if (other := _targets(config, column)) != targets:
+            raise ConfigError(
+                f"{column.path}: column {config.label_column!r} is {column.values.type}, which are {other}; those of "
+                f"{columns[0].path.name} are {targets}"
+            )
     labels: dict[str, list[NDArray[Any]]]
     if targets == "values":
         labels = {
