@@ -71,13 +71,7 @@ def load(folder: Path, like: nn.Module | DeviceMesh | None = None) -> Posterior:
     """See :meth:`Posterior.load`."""
     places = _Places(like)
     with agreed() if places.sharded else nullcontext():
-        if not (folder / DESCRIPTION_FILE).is_file():
-            raise ConfigError(f"{folder}: no posterior there ({DESCRIPTION_FILE} is missing)")
-        try:
-            header = json.loads((folder / DESCRIPTION_FILE).read_text())
-        except (ValueError, OSError, RecursionError) as error:  # ValueError: neither JSON nor UTF-8
-            reason = " ".join(str(error).split())
-            raise ConfigError(f"{folder}: damaged posterior: {DESCRIPTION_FILE}: {reason}") from None
+        header = read_header(folder)
         stored = StoredTensors(folder)
         tensors: dict[str, Tensor] = {}
         for name, shape in stored.shapes.items():
@@ -86,6 +80,22 @@ def load(folder: Path, like: nn.Module | DeviceMesh | None = None) -> Posterior:
                 stored.read(name) if place is None else place.placed(stored.read(name, place.rows(shape)), shape)
             )
         return unpack(folder, header, tensors)
+
+
+def read_header(folder: Path) -> Any:
+    """What ``posterior.json`` holds: the description, and what tensors there are.
+
+    Raises:
+        ConfigError: it is missing or damaged.
+    """
+    if not (folder / DESCRIPTION_FILE).is_file():
+        raise ConfigError(f"{folder}: no posterior there ({DESCRIPTION_FILE} is missing)")
+    try:
+        header: Any = json.loads((folder / DESCRIPTION_FILE).read_text())
+    except (ValueError, OSError, RecursionError) as error:  # ValueError: neither JSON nor UTF-8
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{folder}: damaged posterior: {DESCRIPTION_FILE}: {reason}") from None
+    return header
 
 
 class _Places:
