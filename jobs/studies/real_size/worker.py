@@ -1,9 +1,11 @@
 """One of the processes that train a large network, which says what memory each of its phases took.
 
     torchrun --nproc-per-node 2 worker.py CONFIG.json (begin|resume) RESULT.json
+    python worker.py POSTERIOR load RESULT.json
 
-``begin`` takes the first steps and ends behind a checkpoint, as if it had been killed; ``resume`` goes on from that, evaluates
-and saves. Memory is Linux's: ``VmHWM``, the most pages that the process had in RAM, reset before each phase.
+``begin`` takes the first steps and ends one behind a checkpoint, as if it had been killed; ``resume`` goes on from that,
+evaluates and saves; ``load`` reads a posterior in one process. Memory is Linux's: ``VmHWM``, the most pages that the process
+had in RAM, reset before each phase.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import torch.distributed as dist
 
 from proxscore import config as configuration
 from proxscore.config import Config
+from proxscore.posterior import Posterior
 from proxscore.training.evaluation import evaluate_variants  # noqa: F401  (its imports count as an idle worker's)
 from proxscore.training.local import torchrun
 from proxscore.training.local.worker import LocalWorker
@@ -86,14 +89,30 @@ def work(config: Config, action: str, folder: Path) -> dict[str, Any]:
     dist.barrier()
     worker = Measured(folder, device, lambda payloads: None, 1, arrangement, idle=status("VmRSS"))
     if action == "begin":
-        fit(config, config.method, config.training.epochs, task, worker, until=3 / 4)
+        fit(config, config.method, config.training.epochs, task, worker, until=2 / 3)
         return {"idle": worker.idle, "phases": worker.phases}
     results = loop.train(config, config.method, config.training.epochs, task, worker)
     return {"idle": worker.idle, "phases": worker.phases, "test": results["test"], "parameters": results["parameters"]}
 
 
+def load(folder: Path) -> dict[str, Any]:
+    """Read a posterior in this process, and say what it took."""
+    idle = status("VmRSS")
+    reset()
+    started = time.perf_counter()
+    posterior = Posterior.load(folder)
+    seconds = time.perf_counter() - started
+    numbers = sum(tensor.nbytes for tensors in posterior.groups().values() for tensor in tensors.values())
+    found = {"seconds": seconds, "peak": status("VmHWM") - idle, "bytes": numbers}
+    posterior.draw(0)
+    return found
+
+
 def main(file: str, action: str, result: str) -> None:
     torch.set_num_threads(1)
+    if action == "load":
+        Path(result).write_text(json.dumps(load(Path(file))))
+        return
     config = torchrun.with_process_count(configuration.parse(json.loads(Path(file).read_text())))
     with torchrun.process_group(config):
         found = work(config, action, Path(config.training.storage))
