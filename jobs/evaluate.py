@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("posterior", help="folder with posterior.safetensors, or an MLflow run (runs:/<id>)")
+    parser.add_argument("posterior", help="folder of a saved posterior, or an MLflow run (runs:/<id>)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the task it was trained on")
     parser.add_argument("--split", choices=("train", "validation", "test"), default="test")
     parser.add_argument("--draws", type=int, default=16, help="posterior draws; 0: the mean weights")
@@ -99,6 +100,8 @@ def report(asked: argparse.Namespace) -> int:
     """Write the uncertainty report of a posterior."""
     if asked.diagnose:
         raise ConfigError("--diagnose is no part of the report: ask for it without --report")
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ConfigError("--report takes training.workers=N in place of torchrun, for N workers of Ray's")
     from proxscore.report.job import JSON, PAGE, make
     from proxscore.report.options import Options
     from proxscore.training.saved import load, run_id_of

@@ -108,15 +108,17 @@ def call(arguments: list[str], processes: int, result: Path, environment: dict[s
     return json.loads(result.read_text())
 
 
-def measure(name: str, size: int, batch: int, output: Path) -> dict[str, Any]:
+def measure(network: str, size: int, batch: int, output: Path) -> dict[str, Any]:
     """A network's row: built, trained, killed, resumed, saved, loaded, judged."""
-    folder = (output / name).absolute()
+    folder = (output / network).absolute()
     shutil.rmtree(folder, ignore_errors=True)
-    tree = settings(name, size, batch, folder)
+    tree = settings(network, size, batch, folder)
     memory = counted(tree)
     needed, free = WORKERS * (1.25 * memory.total + 2**30), psutil.virtual_memory().available - SPARE
     if needed > free:
-        raise ConfigError(f"{name} needs about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB may be used here")
+        raise ConfigError(
+            f"{network} needs about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB may be used here"
+        )
     file, worker = folder / "config.json", str(HERE / "worker.py")
     file.write_text(json.dumps(tree))
     begun = call([worker, str(file), "begin", str(folder / "begun.json")], WORKERS, folder / "begun.json", RETURNED)
@@ -146,7 +148,7 @@ def measure(name: str, size: int, batch: int, output: Path) -> dict[str, Any]:
         "seconds": min(
             p["times"]["seconds_forward_backward"] + p["times"]["seconds_update"] for p in phases(resumed, "")
         ),
-        "resumed at": min(after),
+        "goes on with": min(after),
         "same loss": all(before[step] == after[step] for step in before.keys() & after.keys()),
         "files": size_of_files,
         "loaded": loaded,
@@ -182,8 +184,10 @@ def study(options: Namespace, record: Study, rows: Rows) -> None:
         | {"timm": timm.__version__, "memory": psutil.virtual_memory().total},
         {},
     )
-    keys = [{"network": name, "size": size, "batch": batch} for name, (size, batch) in chosen.items()]
-    found = list(rows.each(keys, lambda key: measure(key["network"], key["size"], key["batch"], options.output)))
+    keys: list[dict[str, Any]] = [
+        {"network": name, "size": size, "batch": batch} for name, (size, batch) in chosen.items()
+    ]
+    found = list(rows.each(keys, lambda key: measure(**key, output=options.output)))
     gib = 2**30
     record.table(
         "memory",
@@ -203,7 +207,7 @@ def study(options: Namespace, record: Study, rows: Rows) -> None:
                 *[key["network"], f"{row['parameters']:,}", row["batch"], f"{row['seconds']:.1f}"],
                 *[f"{row['counted'] / gib:.2f}", f"{row['peaks']['step'] / gib:.2f}"],
                 f"{row['peaks']['step'] / row['counted']:.2f}",
-                *[f"{row['kept']['step'] / gib:.2f}", f"{row['kept']['step'] / row['counted']:.2f}"],
+                *[f"{row['kept']['validation'] / gib:.2f}", f"{row['kept']['validation'] / row['counted']:.2f}"],
             ]
             for key, row in found
         ],
@@ -221,7 +225,7 @@ def study(options: Namespace, record: Study, rows: Rows) -> None:
         ],
         [
             [
-                *[key["network"], row["resumed at"], "yes" if row["same loss"] else "no"],
+                *[key["network"], row["goes on with"], "yes" if row["same loss"] else "no"],
                 " + ".join(f"{size / gib:.2f}" for size in row["files"]),
                 *[f"{row['loaded']['seconds']:.1f}", f"{row['loaded']['peak'] / row['loaded']['bytes']:.2f}"],
                 "yes" if row["same metrics"] else "no",

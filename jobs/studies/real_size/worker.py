@@ -19,9 +19,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 
 from proxscore import config as configuration
 from proxscore.config import Config
+from proxscore.inference import ProximalScore
 from proxscore.posterior import Posterior
 from proxscore.training.evaluation import evaluate_variants  # noqa: F401  (its imports count as an idle worker's)
 from proxscore.training.local import torchrun
@@ -86,6 +90,7 @@ def work(config: Config, action: str, folder: Path) -> dict[str, Any]:
     device = torch.device("cpu")
     arrangement = meshes.build_meshes(config, config.method, "cpu", config.training.workers)
     task.data.train.__getitems__([0, 1])  # decoders and what else an idle worker has
+    _warm_up(arrangement.fsdp)
     dist.barrier()
     worker = Measured(folder, device, lambda payloads: None, 1, arrangement, idle=status("VmRSS"))
     if action == "begin":
@@ -93,6 +98,18 @@ def work(config: Config, action: str, folder: Path) -> dict[str, Any]:
         return {"idle": worker.idle, "phases": worker.phases}
     results = loop.train(config, config.method, config.training.epochs, task, worker)
     return {"idle": worker.idle, "phases": worker.phases, "test": results["test"], "parameters": results["parameters"]}
+
+
+def _warm_up(mesh: DeviceMesh) -> None:
+    """Take a step of a network of some hundred weights, so that libraries' code and buffers count as an idle worker's."""
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.GELU(), nn.Flatten(), nn.LayerNorm(144), nn.Linear(144, 4)
+    )
+    fully_shard(module, mesh=mesh)
+    optimizer = ProximalScore(module.named_parameters(), 10, initial_precision=1.0)
+    for _ in optimizer.draws():
+        module(torch.randn(2, 3, 8, 8)).square().mean().backward()
+    optimizer.step()
 
 
 def load(folder: Path) -> dict[str, Any]:
