@@ -23,7 +23,7 @@ from typing import Any
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from proxscore.inference import Categorical, ProximalScore
 from proxscore.posterior import Posterior
@@ -82,7 +82,7 @@ def measure(name: str, size: int, rows: int, options: argparse.Namespace, device
     """A network's row."""
     started = synchronised(device)
     with device:
-        model: nn.Module = timm.create_model(name)
+        model: Any = timm.create_model(name)
     built = synchronised(device) - started
     if options.compile:
         for block in blocks(model).values() or [model]:

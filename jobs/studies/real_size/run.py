@@ -45,6 +45,8 @@ NETWORKS = {
     "resnet101": (224, 4),
     "tf_efficientnet_lite0": (224, 4),
 }
+#: Whose layers have weights that they cannot initialise shard by shard (ConvNeXt's layer scale): each process builds the whole.
+WHOLE = ("convnext_large",)
 QUICK = {"test_vit": (160, 4)}
 WORKERS, STEPS, DRAWS = 2, 3, 2
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": "131072"}
@@ -78,7 +80,13 @@ def settings(name: str, size: int, batch: int, folder: Path) -> dict[str, Any]:
         # Widths are given: measuring them costs some passes before the first step.
         "method": {"kind": "proximal_score", "initial_noise": 0.02},
         "training": {
-            **{"device": "cpu", "workers": WORKERS, "batch_size": batch, "meta_init": True, "loader_processes": 0},
+            **{
+                "device": "cpu",
+                "workers": WORKERS,
+                "batch_size": batch,
+                "meta_init": name not in WHOLE,
+                "loader_processes": 0,
+            },
             **{"epochs": 1, "checkpoint_every": 1 / STEPS, "keep_checkpoints": 1, "storage": str(folder / "run")},
         },
         "evaluation": {"draws": DRAWS, "validation_draws": 1, "batch_size": batch, "norm_batches": 1},
@@ -104,7 +112,8 @@ def call(arguments: list[str], processes: int, result: Path, environment: dict[s
         text=True,
     )
     if done.returncode:
-        raise ConfigError(f"{' '.join(arguments)}: {done.stderr[-2000:]}")
+        first = next((line for line in done.stderr.splitlines() if "Error" in line or line.startswith("error")), "")
+        raise ConfigError(f"{' '.join(arguments)}: {first or done.stderr[-500:]}")
     return json.loads(result.read_text())
 
 
@@ -128,7 +137,7 @@ def measure(network: str, size: int, batch: int, output: Path) -> dict[str, Any]
     judge = [str(HERE.parents[1] / "evaluate.py"), str(posterior), "--draws", str(DRAWS), "--output", str(folder)]
     judge += [
         "training.device=cpu",
-        "training.meta_init=true",
+        f"training.meta_init={str(network not in WHOLE).lower()}",
         f"training.batch_size={batch}",
         "evaluation.norm_batches=1",
     ]
