@@ -112,8 +112,8 @@ def call(arguments: list[str], processes: int, result: Path, environment: dict[s
         text=True,
     )
     if done.returncode:
-        first = next((line for line in done.stderr.splitlines() if "Error" in line or line.startswith("error")), "")
-        raise ConfigError(f"{' '.join(arguments)}: {first or done.stderr[-500:]}")
+        told = [line for line in done.stderr.splitlines() if "Error: " in line or line.startswith("error")]
+        raise ConfigError(f"{' '.join(arguments)}: {told[0] if told else done.stderr[-500:]}")
     return json.loads(result.read_text())
 
 
