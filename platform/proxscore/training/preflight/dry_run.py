@@ -118,7 +118,7 @@ def _memory(config: Config, counted: Memory) -> list[str]:
         )
     kept = []
     if pick_device(config.training.device).type == "cpu":
-        kept.append("                 (of freed memory glibc keeps some: up to 1.5 times as much was measured on CPUs)")
+        kept.append("                 (of freed memory glibc keeps some: up to 1.7 times as much was measured on CPUs)")
     when = "when activations are gone" if counted.apart else "from the first draw to the update"
     summed = (
         [f"                 {readable(counted.summed):>12}  gradient of the step, {when}"] if counted.summed else []
