@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from proxscore.config import ConfigError
 from proxscore.inference import Categorical, FullCovariance, Mixture, ProximalScore
 from proxscore.posterior import DropoutPosterior, Posterior, Samples, SWAGPosterior, predict
+from proxscore.vision.weights import read_state
 
 ROWS = torch.randn(6, 16, generator=torch.Generator().manual_seed(1)), torch.arange(6) % 3
 DRAWS = 3
@@ -241,6 +242,13 @@ def test_one_process_saves_what_it_has_loaded_as_one_file(saved: Path, tmp_path:
     posterior.save(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["posterior.json", "posterior.safetensors"]
     same({"draws": draws(Posterior.load(tmp_path))}, {"draws": draws(posterior)})
+
+
+def test_a_network_starts_from_the_mean_in_shards(saved: Path) -> None:
+    expected = Posterior.load(saved / "mean field")
+    state = read_state(saved / "mean field")
+    assert state.keys() == {*expected.mean, *expected.buffers}
+    assert all(torch.equal(state[name], value) for name, value in (expected.mean | expected.buffers).items())
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "of another save", "index"])
