@@ -4,6 +4,7 @@ python jobs/evaluate.py runs/digits/posterior --draws 64
 python jobs/evaluate.py runs:/<MLflow run id> --split validation task.data.split_seed=1
 python jobs/evaluate.py runs/f/posterior --output scores task.data.kind=idx task.data.path=/data/mnist
 python jobs/evaluate.py runs/digits/posterior --diagnose 100
+torchrun --nproc-per-node 2 jobs/evaluate.py runs/digits/posterior --draws 64
 python jobs/evaluate.py runs/digits/posterior --report --ood noise --ood near:/data/letters
 """
 
@@ -11,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,11 +33,12 @@ if TYPE_CHECKING:
     from proxscore.posterior import Posterior
     from proxscore.posterior.diagnostics import Gaps
     from proxscore.tasks import Task
+    from proxscore.training.saved import Described
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("posterior", help="folder with posterior.safetensors, or an MLflow run (runs:/<id>)")
+    parser.add_argument("posterior", help="folder of a saved posterior, or an MLflow run (runs:/<id>)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the task it was trained on")
     parser.add_argument("--split", choices=("train", "validation", "test"), default="test")
     parser.add_argument("--draws", type=int, default=16, help="posterior draws; 0: the mean weights")
@@ -96,6 +100,8 @@ def report(asked: argparse.Namespace) -> int:
     """Write the uncertainty report of a posterior."""
     if asked.diagnose:
         raise ConfigError("--diagnose is no part of the report: ask for it without --report")
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ConfigError("--report takes training.workers=N in place of torchrun, for N workers of Ray's")
     from proxscore.report.job import JSON, PAGE, make
     from proxscore.report.options import Options
     from proxscore.training.saved import load, run_id_of
@@ -132,27 +138,32 @@ def _shown(line: str) -> None:
 
 
 def evaluate(source: str, overrides: list[str], split: str, draws: int, output: Path, diagnose: int = 0) -> int:
-    from proxscore.storage import replacing, write
-    from proxscore.training.data.batches import TrainingData
-    from proxscore.training.data.norm_rows import least_rows
-    from proxscore.training.evaluation import evaluate as score
-    from proxscore.training.local.worker import LocalWorker
-    from proxscore.training.run import Run
-    from proxscore.training.saved import load, seen_in_training
-    from proxscore.training.worker import pick_device
+    from proxscore.training.local import torchrun
+    from proxscore.training.opened import with_processes
+    from proxscore.training.saved import describe
 
-    saved = load(source, overrides)
-    posterior, config = saved.posterior, saved.config
-    task = config.task.build(trained=posterior.description.get("data"))
-    device = pick_device(config.training.device)
-    built = task.build_model()
-    distances = diagnosis(built, task, posterior, config, device, diagnose) if diagnose else None
-    module = posterior.load_into(built).to(device)
-    worker = LocalWorker(output, device, lambda payloads: None, keep=1)
-    training = config.training  # BatchNorm statistics of each draw come from training batches, as in training
-    rows, least = task.data.train, least_rows(module, task)
-    data = TrainingData(rows, training.batch_size, rank=0, world=1, seed=config.seed, least=least)
-    metrics, figures = score(Run(config, task, worker, module, data), split, draws, posterior)
+    described = with_processes(describe(source, overrides))
+    if torchrun.launched() and diagnose:
+        raise ConfigError("--diagnose takes a whole network in one process: leave torchrun out")
+    with torchrun.process_group(described.config) if torchrun.launched() else nullcontext():
+        return _evaluate(described, source, split, draws, output, diagnose)
+
+
+def _evaluate(described: Described, source: str, split: str, draws: int, output: Path, diagnose: int) -> int:
+    from proxscore.storage import replacing, write
+    from proxscore.training.evaluation import evaluate as score
+    from proxscore.training.local import torchrun
+    from proxscore.training.opened import build_task, opened
+    from proxscore.training.saved import seen_in_training
+
+    config, task = described.config, build_task(described)
+    run, posterior = opened(described, task, output)
+    distances = None
+    if diagnose:
+        distances = diagnosis(task.build_model(), task, posterior, config, run.worker.device, diagnose)
+    metrics, figures = score(run, split, draws, posterior)
+    if torchrun.rank() > 0:
+        return 0
     output.mkdir(parents=True, exist_ok=True)
     stem = f"{config.task.data.kind}_{split}_{draws}_draws"
     drawn = figures()

@@ -68,6 +68,25 @@ def test_two_processes_give_the_metrics_of_one(
             assert ours["test"][variant] == pytest.approx(metrics, abs=1e-3)
 
 
+def test_a_posterior_in_shards_is_judged_as_in_one_process(
+    two: tuple[Path, dict[str, Any], str], repository: Path, tmp_path: Path
+) -> None:
+    folder = Path(two[1]["runs"][1]["folder"]) / "posterior"
+    job = [str(repository / "jobs" / "evaluate.py"), str(folder), "training.device=cpu", "--draws", "3", "--output"]
+    for arguments in (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *job, "two"],
+        [*job, "one"],
+    ):
+        done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("test split") == 1
+    ours, theirs = (json.loads((tmp_path / name / "digits_test_3_draws.json").read_text()) for name in ("two", "one"))
+    assert ours["metrics"] == pytest.approx(theirs["metrics"], abs=1e-5)
+    assert {key: ours[key] for key in ("draws", "split", "data")} == {
+        key: theirs[key] for key in ("draws", "split", "data")
+    }
+
+
 def test_one_process_speaks_and_records(two: tuple[Path, dict[str, Any], str]) -> None:
     folder, result, output = two
     assert output.count("test split") == 1

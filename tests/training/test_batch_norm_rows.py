@@ -10,10 +10,15 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 from timm.models import register_model
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from proxscore.config import Config, ConfigError, parse
 from proxscore.training import launch
@@ -160,3 +165,18 @@ def test_settings_that_leave_a_piece_with_one_row_are_refused_with_a_size_that_s
     if size <= 101:
         launch.check_job(launch.with_absolute_paths(config(**training | {"batch_size": size})))
     assert not list(itertools.chain(tmp_path.iterdir()))
+
+
+def _look(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    module = Flat()
+    fully_shard(module, mesh=init_device_mesh("cpu", (2,)))
+    task = config().task.build()
+    assert least_rows(module, task) == 2
+    assert all(isinstance(parameter, DTensor) for parameter in module.parameters())
+    dist.destroy_process_group()
+
+
+def test_a_sharded_network_is_left_in_shards(tmp_path: Path) -> None:
+    """An optimizer that is made of gathered weights has none when they are freed."""
+    mp.spawn(_look, (str(tmp_path),), nprocs=2)

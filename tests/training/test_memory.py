@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from PIL import Image
 from timm.models import register_model
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError
@@ -134,6 +137,45 @@ def test_activations_are_those_that_the_layers_need_for_their_gradients(workers:
     indices = first // 4 + second // 4  # int64
     counted = count_memory(config, config.method, ImageTask(config.task)).activations
     assert counted == pytest.approx(rows * (4 * floats + 8 * indices), rel=0.02)
+
+
+def peak_of(work: Callable[[], object]) -> int:
+    """Most bytes that torch's CPU allocator had handed out at once, by its profiler."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        work()
+    assert recorded.profiler is not None
+    assert recorded.profiler.kineto_results is not None
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(itertools.accumulate(sizes))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [{}, {"paired": True}, {"draws": 2}, {"keep_mean": False}, {"metric": "posterior"}],
+    ids=["single", "pairs", "two draws", "no separate mean", "posterior's metric"],
+)
+def test_a_step_takes_at_most_what_is_counted(method: dict[str, Any]) -> None:
+    """Within ten per cent. Of a single draw, the gradient of the step is allocated before it is written to."""
+    model = {"name": "vit_tiny_patch16_224", "kwargs": {"patch_size": 4, "embed_dim": 192, "depth": 4, "num_heads": 2}}
+    config = tree(model, method={"kind": "proximal_score", "initial_noise": 0.02} | method, batch_size=8)
+    task = ImageTask(config.task)
+    counted = count_memory(config, config.method, task)
+    module = task.build_model()
+    inputs, targets = task.data.train.__getitems__(list(range(8)))
+    weights = sum(4 * p.numel() for p in module.parameters())
+
+    def steps() -> None:
+        built = build_method(config.method, Setup(module, HORIZON))
+        for _ in range(2):
+            for _ in built.draws():
+                task.likelihood.nll(module(inputs), targets).mean().backward()
+            built.step()
+
+    everything = sum(counted.held.values()) + counted.gathered + counted.activations + counted.summed
+    assert weights + peak_of(steps) == pytest.approx(everything, rel=0.1)
+    single = method.get("draws", 1) == 1 and not method.get("paired")
+    assert counted.total == pytest.approx(everything - (min(counted.activations, counted.summed) if single else 0))
 
 
 @register_model

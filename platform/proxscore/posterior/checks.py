@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from proxscore.config import ConfigError
 
@@ -53,14 +54,20 @@ def check_tensors(posterior: Posterior, source: str, *, finite: bool = True) -> 
     for name, mean in posterior.mean.items():
         if name in sampled:
             _check_numbers(f"{source}: mean.{name}", mean, positive=False, finite=finite)
-        elif finite and mean.is_floating_point() and mean.isnan().any():
+        elif finite and mean.is_floating_point() and _own(mean).isnan().any():
             raise ConfigError(f"{source}: mean.{name} holds NaN: the run has diverged, or the file is damaged")
 
 
 def _check_numbers(label: str, tensor: Tensor, *, positive: bool, finite: bool) -> None:
     if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise ConfigError(f"{label} is {str(tensor.dtype).removeprefix('torch.')}; it must hold floating-point numbers")
-    if finite and not tensor.isfinite().all():
+    numbers = _own(tensor)
+    if finite and not numbers.isfinite().all():
         raise ConfigError(f"{label} is not finite somewhere: the run has diverged, or the file is damaged")
-    if finite and positive and not (tensor > 0).all():
+    if finite and positive and not (numbers > 0).all():
         raise ConfigError(f"{label} is not positive everywhere: no variance has that inverse")
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -10,51 +9,22 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.device_mesh import DeviceMesh
 
-from proxscore.config import FAMILIES, ConfigError
+from proxscore.config import ConfigError
 from proxscore.inference import ProximalScore, foreach_step, noise
-from proxscore.inference.families import State
 from proxscore.inference.gathered import reshard
 from proxscore.inference.layout import Layout
-from proxscore.inference.names import named_buffers, named_layers, named_parameters, persistent_buffers
-from proxscore.posterior import moments
-from proxscore.posterior.checks import check_tensors
+from proxscore.inference.names import named_parameters, persistent_buffers
+from proxscore.posterior import architecture, moments
 from proxscore.posterior.convergence import COLD, KEY, Verdict
-from proxscore.posterior.tensors import separate, whole
-from proxscore.storage import replacing, write
-
-WEIGHTS_FILE = "posterior.safetensors"
-DESCRIPTION_FILE = "posterior.json"
+from proxscore.posterior.joint import Joint
+from proxscore.posterior.shards import DESCRIPTION_FILE, WEIGHTS_FILE, is_sharded
+from proxscore.posterior.tensors import whole
 
 #: The name of an optimizer's parameter in the module that a posterior is of.
 NameOf = Callable[[Tensor], str]
-
-
-@dataclass
-class Joint:
-    """Parameters that one family describes together.
-
-    Attributes:
-        layout: their names, and how a vector of the family is cut into them.
-        state: of the family.
-    """
-
-    layout: Layout
-    state: State
-
-    @property
-    def names(self) -> list[str]:
-        return [name for name, _, _ in self.layout.members]
-
-    def draw_(self, targets: Mapping[str, Tensor], index: int, seed: int) -> None:
-        """Write draw ``index`` into the tensors of these names."""
-        with torch.no_grad():
-            vector = self.layout.draw(self.state, 1.0, noise.key(seed, "posterior", index))
-            self.layout.put(vector, (targets[name] for name in self.names))
 
 
 @dataclass(repr=False)
@@ -123,9 +93,7 @@ class Posterior:
             return names[id(parameter)]
 
         mean = {name: parameter.detach() for name, parameter in parameters.items()}
-        extra = {
-            name: layer.get_extra_state() for name, layer in named_layers(module).items() if _has_extra_state(layer)
-        }
+        extra = architecture.extra_state_of(module)
         found = cls(mean, {}, persistent_buffers(module), dict(description or {}), extra_state=extra)
         if isinstance(optimizer, ProximalScore):
             found.precision = {name_of(p): state["precision"] for _, p, state in optimizer.sampled()}
@@ -256,7 +224,7 @@ class Posterior:
         """
         reshard(module)
         parameters = named_parameters(module)
-        self._check(parameters)
+        architecture.check_parameters(self, parameters)
         self._check_means()
         before = {name: noise.local(parameter).clone() for name, parameter in parameters.items()}
         self._live = any(
@@ -285,54 +253,23 @@ class Posterior:
             torch.clear_autocast_cache()
 
     def load_into(self, module: nn.Module) -> nn.Module:
-        """Put the mean weights and the buffers into a module of the same architecture.
+        """Put the mean weights and the buffers into a module of the same architecture, sharded as the posterior is, or whole.
 
         Raises:
             ConfigError: the architectures differ; names the first parameter, buffer or layer that does not fit.
         """
-        parameters, buffers, layers = named_parameters(module), named_buffers(module), named_layers(module)
-        self._check(parameters)
-        for name in (*self.buffers, *persistent_buffers(module)):
-            ours, theirs = self.buffers.get(name), buffers.get(name)
-            if (
-                ours is None
-                or theirs is None
-                or ours.shape != theirs.shape
-                or ours.is_floating_point() != theirs.is_floating_point()
-            ):
-                shapes = [("no such buffer" if t is None else f"{tuple(t.shape)} {t.dtype}") for t in (ours, theirs)]
-                raise ConfigError(
-                    f"posterior of another architecture: buffer {name} is {shapes[0]} there, {shapes[1]} in the model"
-                )
-        for name in (*self.extra_state, *(name for name, layer in layers.items() if _has_extra_state(layer))):
-            if name not in self.extra_state or name not in layers or not _has_extra_state(layers[name]):
-                raise ConfigError(f"posterior of another architecture: extra state of layer {name} is on one side only")
-        with torch.no_grad():
-            for name, value in self.mean.items():
-                parameters[name].copy_(value)
-            for name, value in self.buffers.items():
-                buffers[name].copy_(value)
-        for name, state in self.extra_state.items():
-            layers[name].set_extra_state(state)
-        return module
-
-    def _check(self, parameters: Mapping[str, Tensor]) -> None:
-        for name in (*self.mean, *parameters):
-            ours, theirs = self.mean.get(name), parameters.get(name)
-            if ours is None or theirs is None or ours.shape != theirs.shape:
-                shapes = [("no such parameter" if t is None else str(tuple(t.shape))) for t in (ours, theirs)]
-                raise ConfigError(
-                    f"posterior of another architecture: {name} is {shapes[0]} there, {shapes[1]} in the model"
-                )
-        check_tensors(self, "posterior", finite=False)
+        return architecture.load_into(self, module)
 
     # ------------------------------------------------------------ storage
 
+    @property
+    def sharded(self) -> bool:
+        """Whether its tensors lie on several ranks, which then save, load and gather it together."""
+        return is_sharded(tensor for tensors in self.groups().values() for tensor in tensors.values())
+
     def gather(self) -> Posterior:
         """An unsharded copy on the CPU. With sharded tensors every rank must call it; all but rank 0 get empty tensors."""
-        states = [
-            whole({name: joint.layout.gather(value) for name, value in joint.state.items()}) for joint in self.joint
-        ]
+        states = [whole(joint.gathered()) for joint in self.joint]
         gathered = self._with_tensors(whole)
         joint = [
             Joint(Layout(old.layout.family, [(name, gathered.mean[name], 0) for name in old.names]), state)
@@ -350,25 +287,6 @@ class Posterior:
             lambda tensors: {name: tensor.detach().clone() for name, tensor in tensors.items()}
         )
 
-    def sharded_as(self, module: nn.Module) -> Posterior:
-        """A copy whose tensors, which are whole on every rank, are sharded as the module's parameters; all ranks call it.
-
-        Raises:
-            ConfigError: parameters that a family describes together.
-        """
-        parameters = named_parameters(module)
-
-        def sharded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            found = {}
-            for name, tensor in tensors.items():
-                like = parameters.get(name)
-                if isinstance(like, DTensor):
-                    tensor = distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
-                found[name] = tensor
-            return found
-
-        return self._independent()._with_tensors(sharded)
-
     def _independent(self) -> Posterior:
         if self.joint:
             kinds = ", ".join(sorted({joint.layout.family.kind for joint in self.joint}))
@@ -380,18 +298,33 @@ class Posterior:
         return replace(self, mean=change(self.mean), precision=change(self.precision), buffers=change(self.buffers))
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``posterior.safetensors`` and ``posterior.json`` (readable, no pickle) into a folder; returns it.
+        """Write ``posterior.json`` (readable) and ``posterior.safetensors`` (no pickle) into a folder; returns it.
+
+        A sharded posterior is not gathered: every rank calls this, and writes a file of its own shards,
+        ``posterior-00001-of-00002.safetensors`` and so on, beside ``posterior.safetensors.index.json``. Blocks of a joint
+        family are gathered on the first rank.
 
         Raises:
             ConfigError: a family that holds code instead of settings.
         """
-        header, tensors = self.pack()
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / WEIGHTS_FILE) as partial:
-            save_file(tensors, partial)
-        write(folder / DESCRIPTION_FILE, json.dumps(header, indent=2) + "\n")
-        return folder
+        from proxscore.posterior import stored  # which needs all kinds of posteriors
+
+        return stored.save(self, Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | Path, like: nn.Module | DeviceMesh | None = None) -> Posterior:
+        """Read what :meth:`save` wrote, on any number of ranks; needs neither Ray nor MLflow.
+
+        Args:
+            like: a module under FSDP2, or the mesh that it is sharded over: each rank, which must all call this, reads its
+                own shards alone (of blocks of a joint family, all). Without it, this process reads the whole.
+
+        Raises:
+            ConfigError: a file is missing or damaged, or the posterior is of another architecture than ``like``.
+        """
+        from proxscore.posterior import stored
+
+        return stored.load(Path(folder), like)
 
     def groups(self) -> dict[str, dict[str, Tensor]]:
         """All tensors but those of joint families, by group (a word without a dot) and name."""
@@ -401,53 +334,13 @@ class Posterior:
         )
 
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What is saved: a header of plain JSON values, and tensors by ``group.name``."""
-        for joint in self.joint:
-            if joint.layout.family.kind not in FAMILIES.kinds():
-                raise ConfigError(
-                    f"family {joint.layout.family.kind} holds code and cannot be saved; those that can: "
-                    f"{', '.join(FAMILIES.kinds())}"
-                )
-        tensors = {f"{group}.{name}": t for group, ts in self.groups().items() for name, t in ts.items()}
-        for number, joint in enumerate(self.joint):
-            tensors |= {f"joint.{number}.{name}": t for name, t in joint.state.items()}
-        described = [
-            {"kind": joint.layout.family.kind, "parameters": joint.names, **joint.layout.family.settings()}
-            for joint in self.joint
-        ]
-        header: dict[str, Any] = {"format": 1, "family": self.family} | ({"joint": described} if described else {})
-        if type(self) is not Posterior:
-            header["kind"] = self.kind
-        plain = {name: state for name, state in self.extra_state.items() if not isinstance(state, Tensor)}
-        for name, state in plain.items():
-            if not _is_json(state):
-                raise ConfigError(
-                    f"layer {name or type(self).__name__} has extra state of type {type(state).__name__}, which cannot be saved: "
-                    "only tensors and plain values (numbers, texts, lists, dictionaries) can"
-                )
-        header |= {"tensors": len(tensors)} | ({"extra_state": plain} if plain else {})
-        return header | self.description, separate({name: tensor.detach().cpu() for name, tensor in tensors.items()})
+        """What is saved: a header of plain JSON values, and tensors by ``group.name``.
 
-    @classmethod
-    def load(cls, folder: str | Path) -> Posterior:
-        """Read what :meth:`save` wrote; needs neither Ray nor MLflow.
-
-        Raises:
-            ConfigError: a file is missing or damaged; names it.
+        Tensors are sharded as they are, but for those of blocks, which the first rank has as a whole.
         """
-        folder = Path(folder)
-        for name in (DESCRIPTION_FILE, WEIGHTS_FILE):
-            if not (folder / name).is_file():
-                raise ConfigError(f"{folder}: no posterior there ({name} is missing)")
-        try:
-            header = json.loads((folder / DESCRIPTION_FILE).read_text())
-            # Copies: what load_file gives are views of the file at odd addresses, for which matrix products round differently.
-            tensors = {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
-        except (SafetensorError, ValueError, OSError, RecursionError) as error:  # ValueError: neither JSON nor UTF-8
-            raise ConfigError(f"{folder}: damaged posterior: {' '.join(str(error).split())}") from None
-        from proxscore.posterior.stored import unpack  # which needs all kinds of posteriors
+        from proxscore.posterior import stored
 
-        return unpack(folder, header, tensors)
+        return stored.pack(self)
 
     @classmethod
     def from_groups(
@@ -466,14 +359,3 @@ class Posterior:
         for group, named in groups.items():
             raise ConfigError(f"{folder / WEIGHTS_FILE}: not the tensors of a posterior ({group}.{next(iter(named))})")
         return found
-
-
-def _has_extra_state(layer: nn.Module) -> bool:
-    return type(layer).get_extra_state is not nn.Module.get_extra_state
-
-
-def _is_json(value: Any) -> bool:
-    try:
-        return json.loads(json.dumps(value)) == value
-    except (TypeError, ValueError):
-        return False

@@ -103,14 +103,11 @@ class Samples(Posterior):
     def detached(self) -> Posterior:
         return Samples([member.detached() for member in self.members], self.description)
 
-    def sharded_as(self, module: nn.Module) -> Posterior:
-        return Samples([member.sharded_as(module) for member in self.members], self.description)
-
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         packed = [member.pack() for member in self.members]
         header: dict[str, Any] = {"format": 1, "family": self.family, "kind": self.kind}
         header["members"] = [member_header for member_header, _ in packed]
-        tensors = {f"member-{k}.{name}": t.clone() for k, (_, ts) in enumerate(packed) for name, t in ts.items()}
+        tensors = {f"member-{k}.{name}": t for k, (_, ts) in enumerate(packed) for name, t in ts.items()}
         return header | self.description, tensors
 
     @classmethod

@@ -10,8 +10,19 @@ from typing import Any, cast
 from proxscore import config as configuration
 from proxscore.config import TASKS, Config, ConfigError, TaskSection, expanded
 from proxscore.posterior import Posterior
-from proxscore.posterior.posterior import DESCRIPTION_FILE
+from proxscore.posterior.shards import DESCRIPTION_FILE
+from proxscore.posterior.stored import read_header
+from proxscore.posterior.stored_tensors import StoredTensors
 from proxscore.tracking.artifacts import download
+
+
+@dataclass(frozen=True)
+class Described:
+    """A saved posterior that has not been read yet: its folder, its description, the configuration of its task with overrides."""
+
+    folder: Path
+    description: dict[str, Any]
+    config: Config
 
 
 @dataclass(frozen=True)
@@ -22,8 +33,8 @@ class Saved:
     config: Config
 
 
-def load(source: str, overrides: list[str]) -> Saved:
-    """Open a saved posterior, with the configuration that it was trained with.
+def describe(source: str, overrides: list[str]) -> Described:
+    """Find a saved posterior, with the configuration that it was trained with; its numbers are left where they are.
 
     Args:
         source: a folder, or ``runs:/<id>``, or an id of 32 hexadecimal digits: an MLflow run, whose posterior is downloaded.
@@ -32,6 +43,23 @@ def load(source: str, overrides: list[str]) -> Saved:
 
     Raises:
         ConfigError: nothing is there, its description is none of a task, or an override is not valid.
+    """
+    folder = _folder(source, overrides)
+    header = read_header(folder)
+    where = str(folder / DESCRIPTION_FILE)
+    if not isinstance(header, dict) or header.get("format") != 1:
+        raise ConfigError(f"{where}: not a posterior of format 1")
+    StoredTensors(folder)  # refuses files that are missing or cut short
+    config = _config(header, overrides, where)
+    config.task.check_description(header, where)
+    return Described(folder, header, config)
+
+
+def load(source: str, overrides: list[str]) -> Saved:
+    """Open a saved posterior, with the configuration that it was trained with; see :func:`describe`.
+
+    Raises:
+        ConfigError: nothing is there, it is damaged, its description is none of a task, or an override is not valid.
     """
     folder = _folder(source, overrides)
     posterior = Posterior.load(folder)

@@ -18,6 +18,8 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from proxscore.config import ConfigError
+from proxscore.posterior.shards import INDEX_FILE
+from proxscore.posterior.stored_tensors import StoredTensors
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +71,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a file or folder by name; see :func:`load_weights`."""
     path = path.expanduser()
     if path.is_dir():
+        if (path / INDEX_FILE).is_file():
+            stored = StoredTensors(path)
+            return _mean_network({name: stored.read(name) for name in stored.shapes if name.startswith(_OF_THE_MEAN)})
         file = next((path / name for name in FILES if (path / name).is_file()), None)
         if file is None:
             raise ConfigError(f"task.model.weights {path}: the folder holds none of {', '.join(FILES)}")

@@ -32,6 +32,7 @@ from proxscore.tasks import Task
 from proxscore.tracking import Recorder, TrackedRun
 from proxscore.tracking.runs import PARENT, git_tags
 from proxscore.training import evaluation
+from proxscore.training.loop.checkpoint import save_posterior
 from proxscore.training.loop.train import fit_all
 from proxscore.training.results import record_verdict
 from proxscore.training.run_memory import RunMemory
@@ -158,13 +159,12 @@ def measured(config: Config, task: Task, worker: Worker, settings: dict[str, Any
         scaled, _ = evaluation.evaluate_predictive(fit_run, tempered(predictive, temperature), "test", "tempered")
         metrics |= {f"{name}_tempered": scaled[name] for name in TEMPERED} | {"temperature": temperature}
     posterior.description = evaluation.description(method, task, fitted.length) | posterior.description
-    gathered = posterior.gather()
+    save_posterior(cell.folder / "posterior", posterior, worker.rank)
     if worker.rank == 0:
         for name, figure in figures().items():
             with replacing(cell.folder / f"{name}.png") as partial:
                 figure.savefig(partial, dpi=150)
         records.keep_predictions(cell.folder, kept)
-        gathered.save(cell.folder / "posterior")
     return {
         "metrics": metrics,
         "validation_nll": evaluation.evaluate_predictive(fit_run, validation, "validation", "")[0]["nll"],

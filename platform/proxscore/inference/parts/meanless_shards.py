@@ -38,7 +38,7 @@ class MeanlessShards(Shards):
             if draw.sign > 0:
                 self.restore()
                 for shard in self._shards:
-                    shard.member.parameter.grad = None
+                    shard.member.parameter.grad = shard.gradient = None
             self._add(draw, 1.0 if draw.sign > 0 else -2.0)
             self._held = draw
 

@@ -66,7 +66,7 @@ class Shards(Part):
             self._reflect(draw)
             return
         for shard in self._shards:
-            shard.member.parameter.grad = None
+            shard.member.parameter.grad = shard.gradient = None  # the last draw's would live beside this one's
             weights, mean, precision = shard.weights, shard.mean, shard.precision
             seed, start, total = (
                 noise.key(draw.seed, shard.member.name),

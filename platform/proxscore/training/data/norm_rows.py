@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from proxscore.config import Config, MethodError, MethodSection
+from proxscore.inference.gathered import reshard
 from proxscore.tasks import Task
 from proxscore.training.data.stream_order import batch_sizes
 from proxscore.training.sharding import meshes
@@ -42,6 +43,7 @@ def least_rows(module: nn.Module, task: Task) -> int:
             hook.remove()
         for layer, training in modes.items():
             layer.training = training
+        reshard(module)  # an optimizer that is made next must find the shards
     return 2 if min(values, default=2) < 2 else 1
 
 

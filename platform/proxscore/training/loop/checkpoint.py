@@ -16,19 +16,33 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint._hf_utils import (
+    CUSTOM_METADATA_KEY,
+    DCP_VERSION_KEY,
+    FORMAT_KEY,
+    FORMAT_VALUE,
+    HF_DCP_VERSION,
+    SAVED_OFFSETS_KEY,
+    _gen_file_name,
+)
 from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.checkpoint._traverse import set_element
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from proxscore.config import ConfigError
 from proxscore.inference.convergence import KEY
+from proxscore.posterior import Posterior
 from proxscore.posterior.tensors import separate
-from proxscore.storage import write
+from proxscore.storage import replacing, write
 
 INDEX_FILE = "checkpoint.json"
 _FORMAT = 2  # 1 was torch's own, with pickles
@@ -57,6 +71,29 @@ class _Writer(HuggingFaceStorageWriter):
     def __init__(self, folder: Path, values: dict[str, Any]) -> None:
         super().__init__(str(folder), save_distributed=True)
         self._folder, self._values = folder, values
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write this rank's file from the tensors where they lie: torch's own way to it takes two copies of them all."""
+        name = _gen_file_name(1, 1, plan.storage_data["shard_index"])
+        tensors, offsets, results = {}, {}, []
+        for item in plan.items:
+            assert item.tensor_data is not None
+            tensor = planner.resolve_data(item)
+            assert isinstance(tensor, Tensor)
+            tensors[item.index.fqn] = tensor = tensor.detach().cpu()
+            offsets[item.index.fqn] = {SAVED_OFFSETS_KEY: item.tensor_data.chunk.offsets}
+            results.append(WriteResult(item.index, tensor.nbytes, _StorageInfo(name, 0, tensor.nbytes)))
+        if tensors:
+            described = {
+                CUSTOM_METADATA_KEY: json.dumps(offsets),
+                DCP_VERSION_KEY: str(HF_DCP_VERSION),
+                FORMAT_KEY: FORMAT_VALUE,
+            }
+            with replacing(self._folder / name) as partial:
+                save_file(tensors, partial, described)
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(results)
+        return done
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         files = sorted({Path(result.storage_data.relative_path).name for each in results for result in each})
@@ -87,6 +124,12 @@ def save(folder: Path, snapshot: Snapshot) -> None:
         raise RuntimeError(
             f"the checkpoint at step {snapshot.progress['step']} cannot be written: {_reason(error)}"
         ) from error
+
+
+def save_posterior(folder: Path, posterior: Posterior, rank: int) -> None:
+    """Write a posterior into a folder: every rank its shards, or the first one the whole that all have; all ranks call it."""
+    if posterior.sharded or rank == 0:
+        posterior.save(folder)
 
 
 def damage(folder: Path) -> str | None:

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from proxscore.config import Config
 from proxscore.inference import noise
 from proxscore.posterior import Posterior
 from proxscore.posterior.convergence import KEY, Verdict
+from proxscore.training.loop import checkpoint
 from proxscore.training.worker import Worker, Write
 
 
@@ -50,9 +48,8 @@ class MemberWorker(Worker):
         def write_all(folder: Path) -> None:
             assert write is not None
             write(folder)
-            if self.rank == 0:
-                for k, posterior in enumerate(self.finished):
-                    posterior.save(folder / "members" / str(k))
+            for k, posterior in enumerate(self.finished):
+                checkpoint.save_posterior(folder / "members" / str(k), posterior, self.rank)
 
         self.worker.report(payload, None if write is None else write_all, wait=wait)
 
@@ -80,11 +77,11 @@ def member_folders(folder: Path) -> list[Path]:
     return sorted((folder / "members").glob("*"), key=lambda path: int(path.name))
 
 
-def finished_members(worker: Worker) -> list[Member]:
-    """Load the finished members of the newest checkpoint; there are none without a checkpoint."""
+def finished_members(worker: Worker) -> list[Posterior]:
+    """Load the finished members of the newest checkpoint, each rank its shards; there are none without a checkpoint."""
     for held in worker.checkpoints():
         with held as folder:
-            return [Member(Posterior.load(member)) for member in member_folders(folder)]
+            return [Posterior.load(member, worker.mesh) for member in member_folders(folder)]
     return []
 
 
@@ -93,34 +90,15 @@ def member_config(config: Config, number: int) -> Config:
     return config.model_copy(update={"seed": noise.key(config.seed, "member", number) % 2**31})
 
 
-@dataclass(frozen=True)
-class Member:
-    """A member that is finished.
+def finished(posterior: Posterior, seconds: float, sharded: bool) -> Posterior:
+    """The posterior of a member that has just been trained, as it stays when the next one is: sharded, or on the CPU.
 
-    Attributes:
-        saved: its posterior on the CPU, with the seconds that it took and its verdict, as checkpoints hold it. Where the
-            network is sharded, it is whole on the first rank alone, or, of one that a checkpoint gave, on every rank.
-        shards: its posterior in shards; none: it is not sharded, or comes from a checkpoint.
+    Its description has the seconds that it took, and its verdict.
     """
-
-    saved: Posterior
-    shards: Posterior | None = None
-
-    @classmethod
-    def of(cls, posterior: Posterior, seconds: float, sharded: bool) -> Member:
-        """Keep the posterior of a member that has just been trained."""
-        kept = {key: value for key, value in posterior.description.items() if key == KEY}
-        saved = posterior.gather()
-        saved.description = {"seconds": seconds} | kept
-        return cls(saved, posterior.detached() if sharded else None)
-
-    def posterior(self, module: nn.Module, sharded: bool) -> Posterior:
-        """Its posterior, as the module of the last member predicts with it."""
-        if not sharded:
-            return self.saved
-        found = self.saved.sharded_as(module) if self.shards is None else self.shards
-        found.description = self.saved.description
-        return found
+    kept = {key: value for key, value in posterior.description.items() if key == KEY}
+    found = posterior.detached() if sharded else posterior.gather()
+    found.description = {"seconds": seconds} | kept
+    return found
 
 
 def joint_verdict(members: list[Posterior]) -> dict[str, Any]:

@@ -83,13 +83,11 @@ def fit_all(
     members, count = ensemble.finished_members(worker), settings.member_count()
     while True:
         each = ensemble.member_config(config, len(members))
-        own = ensemble.MemberWorker(worker, [member.saved for member in members], count)
+        own = ensemble.MemberWorker(worker, members, count)
         fitted = fit(each, settings.member, settings.member_epochs(epochs), task, own)
-        sharded = worker.mesh is not None
-        members.append(ensemble.Member.of(fitted.posterior(), fitted.seconds, sharded))
+        members.append(ensemble.finished(fitted.posterior(), fitted.seconds, worker.mesh is not None))
         if len(members) == count:
-            posteriors = [member.posterior(fitted.run.module, sharded) for member in members]
-            samples = Samples(posteriors, ensemble.joint_verdict(posteriors))
+            samples = Samples(members, ensemble.joint_verdict(members))
             return Trained(settings, fitted, samples, count, own.seconds + fitted.seconds)
 
 
@@ -118,12 +116,12 @@ def finish(trained: Trained) -> dict[str, Any]:
     }
     if trained.members == 1 and fitted.lowest["epoch"] > 0:
         results["validation"] = fitted.lowest
-    gathered = run.task.saved_as(posterior, run.module, run.config.evaluation.seed).gather()
+    kept = run.task.saved_as(posterior, run.module, run.config.evaluation.seed)
 
     def write(folder: Path) -> None:
         checkpoint.save(folder, snapshot)
+        checkpoint.save_posterior(folder / "posterior", kept, run.worker.rank)
         if run.worker.rank == 0:
-            gathered.save(folder / "posterior")
             (folder / "figures").mkdir()
             for variant, (_, figures) in tested.items():
                 for name, figure in figures().items():

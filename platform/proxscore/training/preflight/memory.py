@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from proxscore.config import Config, ConfigError, MethodError, MethodSection
+from proxscore.inference import ProximalScore
 from proxscore.inference.convergence import KEY
 from proxscore.methods import RunLength, Setup, build_method
 from proxscore.tasks import Task
 from proxscore.training.data.norm_rows import check_rows
 from proxscore.training.sharding import meshes
 from proxscore.training.sharding.parallelize import blocks, parallelize, put_blocks
+from proxscore.training.worker import pick_device
 
 ADAMW = 4  # weights, gradients, two moments
 
@@ -34,6 +36,9 @@ class Memory:
         activations: bytes that the forward pass of a micro-batch leaves for the backward pass, as if nothing were
             compiled; in bfloat16 about half of those in float32. Gates that recurrent layers keep within are not seen: up to
             four times as much.
+        summed: bytes of the mean of a step's gradients over its draws, from the first draw to the update: the seventh number.
+        apart: whether these are taken only when activations are gone: of a single draw on the CPU, whose memory is taken when
+            it is written.
     """
 
     parameters: int
@@ -42,11 +47,14 @@ class Memory:
     held: dict[str, float]
     gathered: float
     activations: float
+    summed: float = 0.0
+    apart: bool = False
 
     @property
     def total(self) -> float:
-        """The bytes of all parts together."""
-        return sum(self.held.values()) + self.gathered + self.activations
+        """The most bytes at once."""
+        passes = self.gathered + self.activations
+        return sum(self.held.values()) + (max(passes, self.summed) if self.apart else passes + self.summed)
 
     @property
     def checkpoint(self) -> float:
@@ -114,7 +122,12 @@ def _memory(config: Config, settings: MethodSection, task: Task, meta_network: C
     gathered = 0.0 if shards == 1 else wide * (rest + sum(sizes[:2])) + 4.0 * sizes[0]
     check_rows(config, [settings], module, task)
     rows = math.ceil(config.training.batch_size / (replicas * shards) / config.training.accumulate)
-    return Memory(parameters, trained, shards, held, gathered, _activations(config, module, task, rows) * wide / 4)
+    summed = 0.0
+    if isinstance(method, ProximalScore):
+        summed = 4.0 * sum(parameter.numel() for _, parameter, _ in method.sampled()) / shards
+    single = settings.evaluations_per_step() == 1 and pick_device(config.training.device).type == "cpu"
+    activations = _activations(config, module, task, rows) * wide / 4
+    return Memory(parameters, trained, shards, held, gathered, activations, summed, single)
 
 
 def _activations(config: Config, module: nn.Module, task: Task, rows: int) -> float:
