@@ -56,6 +56,7 @@ FIGURES = {
     "compare_fashion_mnist": [Panel(0, {2: "NLL"}, "NLL"), Panel(0, {3: "ECE"}, "ECE")],
     "compare_forecasts": [Panel(0, {1: "CRPS"}, "CRPS, Taylor", True), Panel(1, {1: "CRPS"}, "CRPS, births")],
     "defaults": [Panel(0, {1: "AdamW", 2: "defaults"}, "validation NLL"), TEST],
+    "finetune_shift": [Panel(0, {3: "NLL"}, "NLL, test images"), Panel(1, {2: "NLL"}, "NLL under shift")],
     "finetune_few": [Panel(0, {at: ""}, f"{what} over images", True, 1, 0) for at, what in ((4, "NLL"), (5, "ECE"))],
     "penalty_ablation": [Panel(0, {3: "NLL"}, "NLL")],
     "shifts": [Panel(0, {at: to}, f"sure and wrong: {to}") for at, to in ((5, "turned"), (7, "photographs"))],
