@@ -29,7 +29,7 @@ def written(study: str) -> set[float]:
 def test_what_a_figure_shows_stands_in_the_table(study: str, at: int) -> None:
     panel = FIGURES["FIGURES"][study][at]
     points = [point for line in FIGURES["series"](study, panel).values() for point in line]
-    assert len(points) >= 9
+    assert len(points) >= 3
     numbers = written(study)
     finite = [(y, error) for _, _, y, error in points if math.isfinite(y)]
     assert len(finite) >= 0.8 * len(points)
