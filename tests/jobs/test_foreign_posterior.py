@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,10 +31,13 @@ class Watch:
 
     def __init__(self) -> None:
         self.on = False
+        self.others: set[int | None] = set()  # threads that earlier tests left running
         self.opened: list[str] = []
         self.connected: list[str] = []
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if threading.get_ident() in self.others:
+            return
         if self.on and event in ("socket.connect", "socket.getaddrinfo"):
             self.connected.append(f"{event} {arguments[1:]}")
         if self.on and event == "open":
@@ -49,11 +53,16 @@ def _hook() -> Watch:
 
 @pytest.fixture
 def watch(_hook: Watch, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
+    connect = socket.socket.connect
+
     def refuse(self: socket.socket, address: Any) -> None:
+        if threading.get_ident() in _hook.others:
+            return connect(self, address)
         _hook.connected.append(str(address))
         raise AssertionError(f"connects to {address}")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+    _hook.others = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
     _hook.opened.clear()
     _hook.connected.clear()
     _hook.on = True

@@ -272,7 +272,7 @@ class OneBadRow(Dataset[tuple[Tensor, int]]):
     """The rows of another data set, one of them not a number."""
 
     def __init__(self, rows: ImageDataset, bad: int) -> None:
-        self.rows, self.bad = rows, bad
+        self.rows, self.bad, self.labels = rows, bad, rows.labels
 
     def __len__(self) -> int:
         return len(self.rows)
