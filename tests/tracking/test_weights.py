@@ -9,8 +9,9 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import save_file
 
-from proxscore.config import ConfigError
+from proxscore.config import ConfigError, parse
 from proxscore.tracking.weights import local_weights
+from proxscore.training.launch import with_absolute_paths
 from proxscore.vision.weights import read_state
 
 
@@ -35,6 +36,12 @@ def test_mlflow_gives_weights_by_run_version_and_alias(uri: str, tmp_path: Path)
         return read_state(folder)["a"].tolist()
 
     assert read(f"runs:/{run.info.run_id}") == [1, 1]
+    task = {"model": {"name": "resnet18", "weights": f"runs:/{run.info.run_id}"}}
+    config = parse({"task": task, "training": {"storage": storage}, "tracking": {"uri": uri}})
+    assert config.method.prior.mean == "initial"
+    found = with_absolute_paths(config).task.weights  # as every job begins
+    assert found is not None
+    assert read_state(found)["a"].tolist() == [1, 1]
     assert read(f"runs:/{run.info.run_id}/model-2") == [2, 2]
     assert read("models:/network/1") == [1, 1]
     assert read("models:/network@champion") == [2, 2]

@@ -66,6 +66,12 @@ def persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in named_buffers(module).items() if name in persistent}
 
 
+def classifier_layers(module: nn.Module) -> tuple[str, ...]:
+    """The names of a network's classifier layers, as timm records them (``pretrained_cfg["classifier"]``); none: it does not."""
+    names = (getattr(module, "pretrained_cfg", None) or {}).get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 def parameter_kinds(module: nn.Module) -> dict[str, Kind]:
     """Whether each parameter is a weight, a bias, or belongs to a normalisation layer, by canonical name.
 

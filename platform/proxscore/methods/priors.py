@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from proxscore.config import ConfigError, Section
 from proxscore.inference import Prior
 from proxscore.inference.initial import initial_scales
-from proxscore.inference.names import named_parameters, parameter_kinds
+from proxscore.inference.names import classifier_layers, named_parameters, parameter_kinds
 from proxscore.inference.priors import Assignment
 
 
@@ -54,11 +54,9 @@ def prior_of(config: PriorConfig, module: nn.Module) -> Prior:
 
 
 def classifier(module: nn.Module) -> tuple[str, ...]:
-    """The names of the layers that give the outputs: timm's classifier (``pretrained_cfg``), or the last trained layer."""
-    names = (getattr(module, "pretrained_cfg", None) or {}).get("classifier") or ()
+    """The names of the layers that give the outputs: timm's classifier, or, where none is named, the last trained layer."""
     trained = [name for name, p in named_parameters(module).items() if p.requires_grad]
-    found = (names,) if isinstance(names, str) else tuple(names)
-    return found or (trained[-1].rpartition(".")[0],)
+    return classifier_layers(module) or (trained[-1].rpartition(".")[0],)
 
 
 def _by_pattern(scales: dict[str, float]) -> dict[str, float]:

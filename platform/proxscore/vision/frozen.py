@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from proxscore.config import ConfigError
+from proxscore.inference.names import classifier_layers
 from proxscore.posterior.drawn import KEEPS
-from proxscore.vision.weights import head_layers
 
 #: Everything but the classifier.
 BODY = "body"
@@ -49,7 +49,7 @@ def keep_statistics(model: nn.Module) -> None:
 
 def _matching(model: nn.Module, names: list[str], pattern: str) -> list[str]:
     if pattern == BODY:
-        head = head_layers(model)
+        head = classifier_layers(model)
         if not head:
             raise ConfigError(
                 "task.model.frozen=body: timm names no classifier of this network: give patterns of names"

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from proxscore.inference.names import classifier_layers
 from proxscore.posterior.dropout import dropout_layers
-from proxscore.vision.weights import head_layers
 
 _DROP = "drop"
 
@@ -20,7 +20,7 @@ _DROP = "drop"
 def make_layer(model: nn.Module) -> None:
     """Turn a network's own dropout before its classifier into a layer, if it has one and no dropout layer."""
     rate = getattr(model, "drop_rate", 0)
-    head = head_layers(model)
+    head = classifier_layers(model)
     if not isinstance(rate, int | float) or not rate or not head or dropout_layers(model):
         return
     setattr(model, "drop_rate", 0.0)  # noqa: B010 (a module's attributes have no such type)

@@ -13,12 +13,13 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 
 from proxscore.config import ConfigError
+from proxscore.inference.names import classifier_layers
 from proxscore.vision import small_cnn  # noqa: F401  (registers the name with timm)
 from proxscore.vision.frozen import freeze
 from proxscore.vision.head_dropout import make_layer
 from proxscore.vision.lora import all_used, with_adapters
 from proxscore.vision.task import ModelConfig
-from proxscore.vision.weights import head_layers, load_weights
+from proxscore.vision.weights import load_weights
 
 #: Keywords of timm that say where weights come from, and shape nothing.
 LOADING = frozenset(
@@ -59,10 +60,10 @@ def build_model(config: ModelConfig, *, classes: int, shape: tuple[int, int, int
     if config.weights is not None and not on_meta:
         load_weights(model, config.weights, lambda more: create(config.name, kwargs | more, shape[1:]))
     if config.zero_head:
-        _zero(model, head_layers(model))
+        _zero(model, classifier_layers(model))
     make_layer(model)
     if config.lora is not None:
-        model = with_adapters(model, config.lora, head_layers(model))
+        model = with_adapters(model, config.lora, classifier_layers(model))
         with all_used(model):
             _check_forward(model, config.name, classes, shape)
     freeze(model, config.frozen)

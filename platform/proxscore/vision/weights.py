@@ -18,6 +18,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from proxscore.config import ConfigError
+from proxscore.inference.names import classifier_layers
 from proxscore.posterior.shards import INDEX_FILE
 from proxscore.posterior.stored_tensors import StoredTensors
 
@@ -49,7 +50,7 @@ def load_weights(model: nn.Module, path: Path, rebuild: Rebuild) -> tuple[str, .
     """
     state, own = read_state(path), model.state_dict()
     file = f"task.model.weights {path}"
-    head = [key for key in own if key.rpartition(".")[0] in head_layers(model)]
+    head = [key for key in own if key.rpartition(".")[0] in classifier_layers(model)]
     kept = tuple(key for key in head if key in state and _other_classes(state[key], own[key]))
     fitted = state | {key: own[key] for key in kept}
     if not _fits(fitted, own):
@@ -59,12 +60,6 @@ def load_weights(model: nn.Module, path: Path, rebuild: Rebuild) -> tuple[str, .
         count = state[kept[0]].shape[0]
         log.info("%s: head of %d classes not loaded; left at its initialisation: %s", path, count, ", ".join(kept))
     return kept
-
-
-def head_layers(model: nn.Module) -> tuple[str, ...]:
-    """The names of a network's classifier layers, as timm records them (``pretrained_cfg["classifier"]``)."""
-    names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
-    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
