@@ -129,6 +129,9 @@ def test_laplace_and_temperature_scaling_refuse_what_they_do_not_know(tmp_path: 
     evaluation = config.evaluation.model_copy(update={"temperature_scaling": True})
     with pytest.raises(ConfigError, match=r"evaluation\.temperature_scaling is of classes"):
         run(config.model_copy(update={"evaluation": evaluation}), lambda line: None)
+    shifts = config.evaluation.model_copy(update={"shifts": ["rotated", "photographs"]})
+    with pytest.raises(ConfigError, match=r"evaluation\.shifts=photographs: these images are of no class"):
+        run(config.model_copy(update={"evaluation": shifts}), lambda line: None)
     smooth = parse({"task": {"data": {"kind": "digits"}, "label_smoothing": 0.1}, "method": {"kind": "laplace"}})
     with pytest.raises(ConfigError, match="laplace-torch's curvature is that of the plain log-likelihood"):
         smooth.method.check_likelihood(smooth.task.build().likelihood)

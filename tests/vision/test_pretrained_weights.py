@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from proxscore.config import METHODS, Config, ConfigError, parse
 from proxscore.methods import RunLength, Setup
 from proxscore.methods.priors import PriorConfig, classifier, prior_of
-from proxscore.posterior import Posterior
+from proxscore.posterior import Posterior, Samples
 from proxscore.posterior.drawn import refresh_batch_norm
 from proxscore.vision.models import build_model
 from proxscore.vision.task import ModelConfig
@@ -88,6 +88,9 @@ def test_a_posterior_gives_its_mean_network_and_a_training_script_its_state(tmp_
     for where in ("posterior", "last.pt"):
         loaded = build("resnet18", weights=tmp_path / where).state_dict()
         assert all(torch.equal(loaded[key], value) for key, value in model.state_dict().items())
+    Samples([Posterior.of(model)] * 2).save(tmp_path / "samples")
+    with pytest.raises(ConfigError, match=r"set of samples, .* has no mean network"):
+        build("resnet18", weights=tmp_path / "samples")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"the folder holds none of posterior\.safetensors"):
         build("resnet18", weights=tmp_path / "empty")

@@ -82,6 +82,12 @@ class ImageTask(Task):
             raise ConfigError(
                 f"evaluation.temperature_scaling is of classes, and task.likelihood is {self.config.likelihood}: leave it out"
             )
+        for name in config.evaluation.shifts:
+            if self.data.targets != "classes" and not self.shifted(name)[1]:
+                raise ConfigError(
+                    f"evaluation.shifts={name}: these images are of no class, and what is told of that is of classes; "
+                    f"task.likelihood is {self.config.likelihood}: leave it out"
+                )
 
     def streamed_rows(self, workers: int, cpus_per_worker: float, split: str = "train") -> StreamedRows:
         share = Share.of(workers, cpus_per_worker)

@@ -68,15 +68,21 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if path.is_dir():
         if (path / INDEX_FILE).is_file():
             stored = StoredTensors(path)
-            return _mean_network({name: stored.read(name) for name in stored.shapes if name.startswith(_OF_THE_MEAN)})
+            held = {name: stored.read(name) for name in stored.shapes if name.startswith(_OF_THE_MEAN)}
+            return _mean_network(held, path)
         file = next((path / name for name in FILES if (path / name).is_file()), None)
         if file is None:
             raise ConfigError(f"task.model.weights {path}: the folder holds none of {', '.join(FILES)}")
-        return _mean_network(_read(file)) if file.name == FILES[0] else _read(file)
+        return _mean_network(_read(file), path) if file.name == FILES[0] else _read(file)
     return _read(path)
 
 
-def _mean_network(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _mean_network(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    if not any(name.startswith("mean.") for name in tensors):
+        raise ConfigError(
+            f"task.model.weights {path}: a posterior that is a set of samples, as an ensemble leaves, has no mean network: name "
+            "one that has"
+        )
     return {
         name.removeprefix(group): tensor
         for group in _OF_THE_MEAN
