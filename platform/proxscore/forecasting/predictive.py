@@ -26,8 +26,8 @@ from proxscore.forecasting.mixtures import StepMixture
 from proxscore.forecasting.network import ForecastNetwork
 from proxscore.inference import noise
 from proxscore.posterior import Posterior
-from proxscore.posterior.calls import Batches, batches_of
-from proxscore.posterior.drawn import drawn
+from proxscore.posterior.calls import Batches, pairs_of
+from proxscore.posterior.drawn import Drawn, drawn
 
 SAMPLES = 200  # of each window at least, over all draws
 IN_MEMORY = 2**30  # bytes of outputs, over all draws, up to which they are held in memory
@@ -143,24 +143,30 @@ def predict(
     autocast: torch.dtype | None = None,
 ) -> ForecastPredictive:
     """The predictive distribution for all windows of a data set; arguments as :func:`proxscore.posterior.predict`."""
-    network = module
-    assert isinstance(network, ForecastNetwork)
-    generator = torch.Generator(next(module.parameters()).device).manual_seed(noise.key(seed, "paths") % 2**62)
-    outputs, paths, targets = _Rows(), _Rows(), []
     with drawn(module, posterior, draws, seed, refresh, autocast) as found:
-        each = -(-SAMPLES // len(found))
-        for inputs, labels in batches_of(batches):
-            inputs = inputs.to(found.device, non_blocking=True)
-            by_draw, sampled = [], []
-            for position in range(len(found)):
-                with found.use(position):
-                    by_draw.append(module(inputs)[: len(labels)].float().cpu())
-                    if network.autoregressive:
-                        sampled.append(network.sample(inputs, each, generator)[:, : len(labels)].float().cpu())
-            outputs.append(torch.stack(by_draw))
-            if sampled:
-                paths.append(torch.cat(sampled))
-            targets.append(labels.cpu())
+        return predicted(found, batches, seed)
+
+
+@torch.no_grad()
+def predicted(found: Drawn, batches: Batches, seed: int = 0) -> ForecastPredictive:
+    """The predictive distribution for all windows by draws that are ready in the network; see :func:`predict`."""
+    network = found.module
+    assert isinstance(network, ForecastNetwork)
+    generator = torch.Generator(found.device).manual_seed(noise.key(seed, "paths") % 2**62)
+    outputs, paths, targets = _Rows(), _Rows(), []
+    each = -(-SAMPLES // len(found))
+    for inputs, labels in pairs_of(batches):
+        inputs = inputs.to(found.device, non_blocking=True)
+        by_draw, sampled = [], []
+        for position in range(len(found)):
+            with found.use(position):
+                by_draw.append(network(inputs)[: len(labels)].float().cpu())
+                if network.autoregressive:
+                    sampled.append(network.sample(inputs, each, generator)[:, : len(labels)].float().cpu())
+        outputs.append(torch.stack(by_draw))
+        if sampled:
+            paths.append(torch.cat(sampled))
+        targets.append(labels.cpu())
     if not targets:
         raise ConfigError("batches gave no windows: an iterator that was read before, or an empty loader")
     held = paths.joined() if paths.parts else None

@@ -7,28 +7,52 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from proxscore.config import ConfigError
 
 #: Rows of a data set in batches (inputs, targets), or a function that gives a new pass over them. Inputs are a tensor, a
-#: tuple or list of arguments, or a dictionary of named ones.
-Batches = Callable[[], Iterable[tuple[Any, Tensor]]] | Iterable[tuple[Any, Tensor]]
+#: tuple or list of arguments, or a dictionary of named ones. Batches to predict may have no targets: they are then a tensor,
+#: or a list or tuple of one element.
+Batches = Callable[[], Iterable[Any]] | Iterable[Any]
 
 
-def batches_of(batches: Batches) -> Iterator[tuple[Any, Tensor]]:
-    """One pass.
+def batches_of(batches: Batches) -> Iterator[tuple[Any, Tensor | None]]:
+    """One pass over pairs of inputs and targets; without targets, the second is none.
+
+    Raises:
+        ConfigError: an element is neither a pair nor inputs alone.
+    """
+    for batch in batches() if callable(batches) else batches:
+        if isinstance(batch, Tensor):
+            yield batch, None
+        elif isinstance(batch, (tuple, list)) and len(batch) in (1, 2):
+            yield batch[0], batch[1] if len(batch) == 2 else None
+        else:
+            raise ConfigError(
+                f"a batch must be a pair (inputs, targets), or inputs alone, and this one is a {type(batch).__name__}: give "
+                "the loader a collate_fn that returns pairs"
+            )
+
+
+def pairs_of(batches: Batches) -> Iterator[tuple[Any, Tensor]]:
+    """One pass over pairs of inputs and targets.
 
     Raises:
         ConfigError: an element is no pair.
     """
-    for batch in batches() if callable(batches) else batches:
-        if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
-            raise ConfigError(
-                f"a batch must be a pair (inputs, targets), and this one is a {type(batch).__name__}: give the loader a "
-                "collate_fn that returns pairs"
-            )
-        yield batch[0], batch[1]
+    for inputs, targets in batches_of(batches):
+        if targets is None:
+            raise ConfigError("a batch must be a pair (inputs, targets) here, and this one has no targets")
+        yield inputs, targets
+
+
+def rows_of(inputs: Any) -> int:
+    """How many rows a batch of inputs has."""
+    leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim]
+    if not leaves:
+        raise ConfigError("a batch of inputs has no tensor: give tensors whose first dimension counts the rows")
+    return len(leaves[0])
 
 
 def to_device(inputs: Any, device: torch.device) -> Any:

@@ -21,7 +21,8 @@ from proxscore.inference import noise
 from proxscore.inference.buffers import kept_buffers
 from proxscore.inference.gathered import reshard
 from proxscore.inference.names import named_buffers, named_parameters
-from proxscore.posterior.calls import Batches, batches_of, call, to_device
+from proxscore.posterior.calls import Batches, batches_of, call, outputs_of, to_device
+from proxscore.posterior.draw_statistics import DrawStatistics
 from proxscore.posterior.posterior import Posterior
 
 SNAPSHOTS = 2**30
@@ -65,13 +66,30 @@ class Drawn:
     def __len__(self) -> int:
         return len(self._indices)
 
-    def prepare(self, refresh: Batches | None) -> None:
+    def outputs(self, inputs: Any) -> Iterator[Tensor]:
+        """The network's outputs for a batch that is on its device, under one draw after another."""
+        for position in range(len(self)):
+            with self.use(position):
+                yield outputs_of(self._module, inputs)
+
+    @property
+    def module(self) -> nn.Module:
+        """The network."""
+        return self._module
+
+    def statistics(self) -> dict[int | None, dict[str, Tensor]]:
+        """The buffers that :meth:`prepare` set for each draw, by its index and by name."""
+        return {index: kept.buffers for index, kept in zip(self._indices, self._kept, strict=True)}
+
+    def prepare(self, refresh: Batches | DrawStatistics | None) -> None:
         """Look at every draw once: its weights, and the running statistics of BatchNorm under them."""
         before = {name: buffer.clone() for name, buffer in named_buffers(self._module).items()}
         changed: set[str] = set()
         for index in self._indices:
             with self._weights(index):
-                if refresh is not None:
+                if isinstance(refresh, DrawStatistics):
+                    refresh.put_into(self._module, index, self._seed)
+                elif refresh is not None:
                     refresh_batch_norm(self._module, refresh, self.device)
                 kept = _Kept()
                 for name, buffer in named_buffers(self._module).items():
@@ -123,7 +141,7 @@ def drawn(
     posterior: Posterior | None,
     draws: int,
     seed: int = 0,
-    refresh: Batches | None = None,
+    refresh: Batches | DrawStatistics | None = None,
     autocast: torch.dtype | None = None,
 ) -> Iterator[Drawn]:
     """Within the context, draws of a posterior are ready to be put into a module, which is in evaluation mode.

@@ -30,7 +30,7 @@ class Running(ABC):
         """The network's outputs under the next draw."""
 
     @abstractmethod
-    def predictive(self, targets: Tensor) -> Any:
+    def predictive(self, targets: Tensor | None) -> Any:
         """The batch's predictive distribution."""
 
 
@@ -43,12 +43,12 @@ class CategoricalPredictive:
     Attributes:
         log_probabilities: (N, C) or (N, C, ...), natural logarithm of the predictive probabilities.
         expected_entropy: (N,) or (N, ...), mean over draws of the entropy of softmax(f), in nats.
-        targets: (N,) or (N, ...), as the data gave them.
+        targets: (N,) or (N, ...), as the data gave them; none, where they gave none.
     """
 
     log_probabilities: Tensor
     expected_entropy: Tensor
-    targets: Tensor
+    targets: Any
 
     @property
     def mean(self) -> Tensor:
@@ -58,13 +58,14 @@ class CategoricalPredictive:
     @property
     def log_density(self) -> Tensor:
         """Log-probability of each target, shaped as ``targets``."""
+        if self.targets is None:
+            raise ConfigError("these rows have no targets, so that nothing is known of their density")
         return self.log_probabilities.gather(1, self.targets.long().unsqueeze(1)).squeeze(1)
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """The rows of all parts, one after another."""
-        columns = ("log_probabilities", "expected_entropy", "targets")
-        return cls(*(torch.cat([getattr(part, column) for part in parts]) for column in columns))
+        return cls(*(_joined(parts, column) for column in ("log_probabilities", "expected_entropy", "targets")))
 
 
 @dataclass
@@ -96,7 +97,7 @@ class GaussianPredictive:
     def joined(cls, parts: Sequence[Self]) -> Self:
         """The rows of all parts, one after another."""
         columns = ("mean", "aleatoric", "epistemic", "log_density", "targets")
-        return cls(*(torch.cat([getattr(part, column) for part in parts]) for column in columns))
+        return cls(*(_joined(parts, column) for column in columns))
 
 
 @dataclass
@@ -124,7 +125,7 @@ class MultiLabelPredictive:
     def joined(cls, parts: Sequence[Self]) -> Self:
         """The rows of all parts, one after another."""
         columns = ("probabilities", "expected_entropy", "log_density", "targets")
-        return cls(*(torch.cat([getattr(part, column) for part in parts]) for column in columns))
+        return cls(*(_joined(parts, column) for column in columns))
 
 
 class RunningCategorical(Running):
@@ -161,7 +162,9 @@ class RunningCategorical(Running):
             )
         return outputs.log_softmax(1)
 
-    def predictive(self, targets: Tensor) -> CategoricalPredictive:
+    def predictive(self, targets: Tensor | None) -> CategoricalPredictive:
+        if targets is None:
+            return CategoricalPredictive(self._log_sum - math.log(self._count), self._entropy_sum / self._count, None)
         targets = targets.cpu()
         if self._binary and targets.ndim == 2 and targets.shape[1] == 1:
             targets = targets[:, 0]
@@ -182,7 +185,7 @@ class _EveryDraw(Running):
         self._outputs.append(_precise(outputs))
 
     def _density(self, targets: Tensor) -> Tensor:
-        """Log of the average over draws of the density of each row's targets, (N,)."""
+        """Log of the average over draws of the density of each row's targets, (N,); NaN where there are none."""
         each = torch.stack([-self._likelihood.nll(draw, targets) for draw in self._outputs])
         return each.double().logsumexp(0).to(self._outputs[0]) - math.log(len(each))
 
@@ -190,10 +193,9 @@ class _EveryDraw(Running):
 class RunningMultiLabel(_EveryDraw):
     """Probabilities of labels, and the density of all labels of a row together."""
 
-    def predictive(self, targets: Tensor) -> MultiLabelPredictive:
+    def predictive(self, targets: Tensor | None) -> MultiLabelPredictive:
         outputs = torch.stack(self._outputs)
-        targets = targets.to(outputs.device)
-        _check_targets(targets, outputs.shape[1:])
+        targets = _checked(targets, outputs[0])
         p = outputs.sigmoid()
         entropy = nn.functional.binary_cross_entropy_with_logits(outputs, p, reduction="none").sum(2).mean(0)
         return MultiLabelPredictive(p.mean(0).cpu(), entropy.cpu(), self._density(targets).cpu(), targets.cpu())
@@ -202,12 +204,11 @@ class RunningMultiLabel(_EveryDraw):
 class RunningGaussian(_EveryDraw):
     """Means, and the variances of noise and draws."""
 
-    def predictive(self, targets: Tensor) -> GaussianPredictive:
+    def predictive(self, targets: Tensor | None) -> GaussianPredictive:
         moments = [self._moments(draw) for draw in self._outputs]
         means = torch.stack([mean for mean, _ in moments])
         noise = torch.stack([variance for _, variance in moments]).mean(0)
-        targets = targets.to(means.device)
-        _check_targets(targets, means.shape[1:])
+        targets = _checked(targets, means[0])
         columns = (means.mean(0), noise, means.var(0, correction=0), self._density(targets), targets)
         return GaussianPredictive(*(column.cpu() for column in columns))
 
@@ -243,9 +244,19 @@ def running(likelihood: nn.Module) -> Running:
     )
 
 
-def _check_targets(targets: Tensor, shape: torch.Size) -> None:
-    if targets.shape != shape:
-        raise ConfigError(f"targets of shape {tuple(targets.shape)} do not fit outputs of shape {tuple(shape)}")
+def _joined(parts: Sequence[Any], column: str) -> Any:
+    """A column of all parts; none where one of them has none."""
+    values = [getattr(part, column) for part in parts]
+    return None if any(value is None for value in values) else torch.cat(values)
+
+
+def _checked(targets: Tensor | None, outputs: Tensor) -> Tensor:
+    """Targets beside the outputs of a draw; without any, NaN."""
+    if targets is None:
+        return torch.full_like(outputs, math.nan)
+    if targets.shape != outputs.shape:
+        raise ConfigError(f"targets of shape {tuple(targets.shape)} do not fit outputs of shape {tuple(outputs.shape)}")
+    return targets.to(outputs.device)
 
 
 def _precise(outputs: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from proxscore.inference import MeanField, Prior
 from proxscore.inference.families import Family, State
 from proxscore.inference.families.base import whole
 from proxscore.inference.names import named_parameters
-from proxscore.posterior.calls import Batches, batches_of, outputs_of, to_device
+from proxscore.posterior.calls import Batches, outputs_of, pairs_of, to_device
 from proxscore.posterior.diagnostics.pareto import FEWEST_DRAWS, pareto_k
 from proxscore.posterior.posterior import Posterior
 
@@ -261,7 +261,7 @@ def _of_module(
     try:
         module.eval()
         for index in range(draws):
-            chosen = batches_of(batches) if stream is None else (next(stream) for _ in range(batches_per_draw or 0))
+            chosen = pairs_of(batches) if stream is None else (next(stream) for _ in range(batches_per_draw or 0))
             with posterior.use(module, index, seed):
                 log_likelihood, score, seen = _score(module, likelihood, chosen, parameters, data_size / temperature)
                 if stream is None and rows not in (None, seen):
@@ -346,7 +346,7 @@ def _families(posterior: Posterior, device: torch.device) -> Iterator[tuple[Fami
 def _endless(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
     while True:
         empty = True
-        for batch in batches_of(batches):
+        for batch in pairs_of(batches):
             empty = False
             yield batch
         if empty:
