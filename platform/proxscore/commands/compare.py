@@ -1,0 +1,82 @@
+"""Methods x seeds on one task at an equal budget of gradient evaluations; table, curves and MLflow runs.
+
+python jobs/compare.py --config jobs/configs/compare_fashion_mnist.yaml task.data.path=/data/fashion-mnist
+
+Every method runs as it is given and, where learning rates are listed, at the one that validation data prefer (as many
+trials for each). Cells run side by side, one CPU (training.cpus_per_worker) or GPU each; the same name goes on where a
+comparison ended, and repeats only cells that failed. Exit status: 0 all cells finished; 1 some failed; 2 refused, one
+line; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from proxscore import job
+
+if TYPE_CHECKING:
+    from proxscore.experiments.comparison.driver import Records
+    from proxscore.experiments.comparison.plan import Plan
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True, help="YAML file: base, methods, seeds, budget")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="dotted overrides of the file, or of its base: budget=2"
+    )
+    options = parser.parse_intermixed_args(arguments)
+    return job.run(
+        lambda: compare(options.config, options.overrides),
+        "compare",
+        interrupted="the comparison is marked KILLED; the same name goes on with its cells",
+    )
+
+
+def compare(path: Path, overrides: list[str]) -> int:
+    from proxscore.experiments.comparison import (
+        driver,
+        figure,
+        study,
+        table,
+    )  # here: importing Ray and MLflow takes seconds
+    from proxscore.experiments.comparison.plan import plan
+    from proxscore.experiments.comparison.settings import load
+    from proxscore.storage import replacing
+    from proxscore.training.exclusive import exclusive
+
+    comparison, source = load(path, overrides)
+    planned = plan(comparison, source)
+    report, before = planned.folder / "report", driver.kept(planned)
+    if before is not None and study.finished(planned):
+        print(f"{planned.name} is finished: these are its results; another name begins a new comparison")
+        return show(planned, before, table.write(planned, before, report)[1])
+    one_job = exclusive(planned.config.training.storage, [planned.name])
+    with one_job, driver.connected(planned), study.recorded(planned, comparison) as tracked:
+        found = driver.run(planned, tracked.run_id, lambda line: print(line, flush=True))
+        rows, text = table.write(planned, found, report)
+        if (drawn := figure.draw(planned, rows)) is not None:
+            with replacing(report / "comparison.png") as partial:
+                drawn.savefig(partial, dpi=150)
+        tracked.artifacts(report, "comparison")
+        tracked.metrics({"cells": len(found), "cells_failed": failures(found)})
+    return show(planned, found, text)
+
+
+def failures(found: Records) -> int:
+    return sum(record["status"] != "finished" for record in found.values())
+
+
+def show(planned: Plan, found: Records, text: str) -> int:
+    from proxscore.tracking import browse
+
+    print(f"\n{text}")
+    for file in sorted((planned.folder / "report").iterdir()):
+        print(f"{file.suffix[1:]:<10} {file}")
+    print(f"browse     {browse(planned.config.tracking)}")
+    if failed := failures(found):
+        print(f"error: {failed} of {len(found)} cells failed; name={planned.name} tries them again", file=sys.stderr)
+    return 1 if failed else 0

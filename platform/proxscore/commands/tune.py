@@ -1,0 +1,68 @@
+"""Search settings of a training job on this machine or a cluster: every trial is a Ray Train run of its own.
+
+python jobs/tune.py --config jobs/configs/quickstart.yaml tune.trials=12 tune.time_limit=15m
+
+The file is that of a training job; its section ``tune`` (space, search, budgets) may be left out: each task has a default
+space. The same name goes on where a sweep ended, also with more trials. The best settings are repeated from other seeds, the
+winner is tested once, and its configuration is left ready for jobs/train.py. Exit status: 0 there is a winner; 1 no trial
+finished; 2 refused, one line; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from proxscore import config as configuration
+from proxscore import job
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, help="YAML file of a training job, with a section tune or without")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, e.g. tune.trials=32")
+    parser.add_argument("--print-config", action="store_true", help="print configuration and search space, and stop")
+    options = parser.parse_intermixed_args(arguments)
+    return job.run(
+        lambda: tune(options.config, options.overrides, show_only=options.print_config),
+        "tune",
+        interrupted="the sweep is marked KILLED; the same name goes on with its trials",
+    )
+
+
+def tune(path: Path | None, overrides: list[str], *, show_only: bool) -> int:
+    from proxscore.experiments.sweep import job as sweep  # here: importing Ray and MLflow takes seconds
+    from proxscore.experiments.sweep import report, settings
+    from proxscore.experiments.sweep.plan import plan
+    from proxscore.tracking import browse
+
+    planned = plan(*settings.load(path, overrides))
+    if show_only:
+        print(configuration.dump(planned.config), end="")
+        print(sweep.space_text(planned), end="")
+        return 0
+    try:
+        found = sweep.run(planned, lambda line: print(line, flush=True))
+    except sweep.NothingFoundError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    console = Console(width=120)
+    header, rows = report.leaderboard(planned, found.candidates)
+    table = Table(title=f"{planned.config.name}: leaderboard, validation split", title_justify="left")
+    for column in header:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    for name in planned.task.evaluator.headline:
+        if name in found.test:
+            print(f"test       {name} {report.spread(found.test[name])} ({found.candidates[0].label})")
+    print(f"winner     {found.config}")
+    print(f"reproduce  python jobs/train.py --config mlflow:{found.run_id}")
+    print(f"browse     {browse(planned.config.tracking)}")
+    print(f"           #/experiments/{found.experiment_id}/runs?workflowType=machine_learning behind its address")
+    return 0
