@@ -65,6 +65,6 @@ def test_kept_statistics_are_those_of_the_refresh(tmp_path: Path) -> None:
 
 def test_damaged_statistics_are_named(tmp_path: Path) -> None:
     (tmp_path / "draw_statistics.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(ConfigError, match="draw_statistics.safetensors: damaged"):
+    with pytest.raises(ConfigError, match=r"draw_statistics\.safetensors: damaged"):
         DrawStatistics.load(tmp_path)
     assert DrawStatistics.load(tmp_path / "elsewhere") is None

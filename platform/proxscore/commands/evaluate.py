@@ -104,7 +104,8 @@ def report(asked: argparse.Namespace) -> int:
         raise ConfigError("--report takes training.workers=N in place of torchrun, for N workers of Ray's")
     from proxscore.report.job import JSON, PAGE, make
     from proxscore.report.options import Options
-    from proxscore.training.saved import load, run_id_of
+    from proxscore.tracking.located import run_id_of
+    from proxscore.training.saved import load
 
     options = Options(
         split=asked.split,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from proxscore.config.registry import Component, Registry
+from proxscore.config.section import ConfigError
 
 
 class MethodSection(Component):
@@ -174,6 +175,20 @@ class TaskSection(Component):
     def prepared_as(cls, data: Mapping[str, Any], kind: str) -> dict[str, Any]:
         """What a trained network expects of data of another kind: the settings of their preparation, as they were."""
         return {}
+
+    def predictor(self, posterior: Any, config: Any, folder: Path, device: Any) -> Any:
+        """What predicts new data with a saved posterior of this task: a :class:`proxscore.tasks.predictor.Predictor`.
+
+        Args:
+            posterior: with its description.
+            config: the configuration of the task.
+            folder: that it was read from.
+            device: of the network.
+
+        Raises:
+            ConfigError: the task has none, or the description lacks something.
+        """
+        raise ConfigError(f"task.kind={self.kind} has no predictor: give its section a method predictor")
 
     def check_description(self, description: Mapping[str, Any], where: str) -> None:
         """Refuse a saved posterior's description that does not say what this task needs to predict.

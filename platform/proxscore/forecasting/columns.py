@@ -41,7 +41,27 @@ class Columns:
 
     def __init__(self, files: Sequence[Path], names: Sequence[str] | None = None, texts: Sequence[str] = ()) -> None:
         self.files = list(files)
-        self._tables = [_read(path, names, texts) for path in self.files]
+        self._hold([_read(path, names, texts) for path in self.files])
+
+    @classmethod
+    def of_table(cls, table: Any, names: Sequence[str], texts: Sequence[str] = ()) -> Columns:
+        """The columns of an Arrow table in memory, which is called "the table" in errors; arguments as above.
+
+        Raises:
+            ConfigError: it lacks a column, or has two of a name.
+        """
+        made = cls([])
+        made.files = [Path("the table")]
+        _check_names(made.files[0], table.column_names, names)
+        columns = {name: table.column(name) for name in dict.fromkeys(names)}
+        for name in texts:  # numbers that are names; times keep their type
+            if pa.types.is_integer(columns[name].type):
+                columns[name] = columns[name].cast(pa.string())
+        made._hold([pa.table(columns)])
+        return made
+
+    def _hold(self, tables: list[Any]) -> None:
+        self._tables = tables
         self._starts = np.cumsum([0, *(table.num_rows for table in self._tables)])
 
     def __len__(self) -> int:
@@ -207,15 +227,19 @@ def _read(path: Path, names: Sequence[str] | None, texts: Sequence[str]) -> Any:
         else:
             table = pyarrow.feather.read_table(path)
             present = table.column_names
-        for name in names or ():
-            if name not in present:
-                raise ConfigError(f"{path}: no column {name!r}; it has {', '.join(present)}")
-            if present.count(name) > 1:
-                raise ConfigError(f"{path}: two columns are called {name!r}; names must be unique")
+        _check_names(path, present, names or ())
         wanted = list(dict.fromkeys(names)) if names is not None else present
         return pq.read_table(path, columns=wanted) if table is None else table.select(wanted)
     except (pa.ArrowException, OSError) as error:
         raise ConfigError(f"{path}: not a readable table: {' '.join(str(error).split())}") from error
+
+
+def _check_names(path: Path, present: Sequence[str], names: Sequence[str]) -> None:
+    for name in names:
+        if name not in present:
+            raise ConfigError(f"{path}: no column {name!r}; it has {', '.join(present)}")
+        if list(present).count(name) > 1:
+            raise ConfigError(f"{path}: two columns are called {name!r}; names must be unique")
 
 
 # Of text: what follows a time of the day. A date's last number is no offset.

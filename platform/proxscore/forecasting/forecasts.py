@@ -30,14 +30,15 @@ class Forecaster:
     Args:
         config: the task's section of the configuration.
         trained: what :meth:`SeriesTask.describe` said of the data of training.
+        series: new ones; by default those of ``config.data``.
 
     Raises:
         ConfigError: see :func:`proxscore.forecasting.trained.as_trained`.
     """
 
-    def __init__(self, config: ForecastingConfig, trained: Mapping[str, Any]) -> None:
+    def __init__(self, config: ForecastingConfig, trained: Mapping[str, Any], series: SeriesData | None = None) -> None:
         self.config = config
-        self.series = as_trained(config.data.load(trained["frequency"]), trained, config.model.name)
+        self.series = as_trained(series or config.data.load(trained["frequency"]), trained, config.model.name)
         entries = self.series.to_gluonts()
         context = config.context or 2 * config.horizon
         self.blueprint = plan(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -40,6 +41,11 @@ class ForecastingConfig(TaskSection):
     train_stride: int = Field(1, ge=1, le=MAX_CONTEXT)  # steps between the starts of training windows
     # What comparisons show below the methods; arima takes minutes per series where the season is long.
     baselines: list[Literal["seasonal_naive", "ets", "theta", "arima"]] = Field(["seasonal_naive", "ets", "theta"])
+
+    def predictor(self, posterior: Any, config: Any, folder: Path, device: Any) -> Any:
+        from proxscore.forecasting.predictor import SeriesPredictor  # GluonTS takes seconds
+
+        return SeriesPredictor(posterior, config, folder, device)
 
     def build(self, *, verify: bool = True, trained: Mapping[str, Any] | None = None) -> SeriesTask:
         from proxscore.forecasting.series_task import SeriesTask  # GluonTS takes seconds

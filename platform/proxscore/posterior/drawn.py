@@ -77,6 +77,12 @@ class Drawn:
         """The network."""
         return self._module
 
+    def kept(self) -> list[dict[str, Tensor]] | None:
+        """What each draw puts into the module, weights and buffers by name; none: its weights are made anew every time."""
+        if any(kept.weights is None for kept in self._kept):
+            return None
+        return [(kept.weights or {}) | kept.buffers for kept in self._kept]
+
     def statistics(self) -> dict[int | None, dict[str, Tensor]]:
         """The buffers that :meth:`prepare` set for each draw, by its index and by name."""
         return {index: kept.buffers for index, kept in zip(self._indices, self._kept, strict=True)}

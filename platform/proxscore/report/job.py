@@ -21,10 +21,11 @@ from proxscore.report.page import page
 from proxscore.storage import write
 from proxscore.tasks import ClassificationEvaluator, Task
 from proxscore.tracking import tracking_uri
+from proxscore.tracking.located import run_id_of
 from proxscore.tracking.runs import UNREACHABLE
 from proxscore.training.evaluation import package_versions
 from proxscore.training.launch import with_absolute_paths
-from proxscore.training.saved import Saved, run_id_of, seen_in_training
+from proxscore.training.saved import Saved, seen_in_training
 from proxscore.vision.image_task import ImageTask
 from proxscore.vision.outside import BUILT_IN, load_outside
 from proxscore.vision.overlap import check_outside

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -82,6 +84,12 @@ class Task(ABC):
     def describe(self) -> dict[str, Any]:
         """Describe the data as the run records them; a saved posterior brings the description along."""
         return {"kind": self.config.data.kind, "splits": {"counts": self.counts()}}
+
+    def validation_fingerprint(self) -> str:
+        """SHA-256 of what the validation split holds: posteriors are compared by its NLL where this agrees."""
+        described = self.describe()
+        held = {key: described.get(key) for key in ("kind", "splits", "class_names", "sha256", "features")}
+        return hashlib.sha256(json.dumps(held, sort_keys=True, default=str).encode()).hexdigest()
 
     def check(self, config: Config) -> None:
         """Refuse settings of a run that do not serve the task.

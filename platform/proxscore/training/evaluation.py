@@ -11,12 +11,16 @@ import torch
 import torch.distributed as dist
 from matplotlib.figure import Figure
 from torch import nn
+from torchmetrics.utilities.distributed import gather_all_tensors
 
+from proxscore.calibration.prediction_sets import rows_needed, threshold
 from proxscore.calibration.temperature import fit_temperature, tempered
 from proxscore.config import Config, MethodSection
 from proxscore.methods import Method, RunLength
-from proxscore.posterior import Posterior
+from proxscore.posterior import CategoricalPredictive, Posterior
 from proxscore.posterior.diagnostics import Losses
+from proxscore.posterior.draw_statistics import DrawStatistics
+from proxscore.posterior.drawn import drawn
 from proxscore.tasks import Predictive, Task
 from proxscore.training.data.batches import TrainingData
 from proxscore.training.data.micro_batches import Batch
@@ -25,6 +29,9 @@ from proxscore.training.loop import divergence
 from proxscore.training.run import Run
 
 PACKAGES = ("proxscore", "torch", "torchvision", "timm", "ray", "mlflow", "torchmetrics", "numpy")
+
+#: Coverages of prediction sets that a posterior is saved with.
+SET_COVERAGES = (0.5, 0.8, 0.9, 0.95, 0.99)
 
 #: Metrics that mean something where no target is right.
 WITHOUT_TARGETS = ("entropy", "expected_entropy", "mutual_information", "confidence", "sure")
@@ -142,6 +149,43 @@ def predict(run: Run, posterior: Posterior, split: Any, draws: int) -> Any:
         refresh=None if norm is None else lambda: norm,
         autocast=run.autocast,
     )
+
+
+def validated(run: Run, posterior: Posterior) -> dict[str, Any]:
+    """What the validation split says of the posterior as it is saved, by ``evaluation.draws`` draws; all ranks call it.
+
+    Returns:
+        ``nll`` in nats per row, ``rows``, ``draws``, ``seed``, ``fingerprint`` of the split; of one class of many also
+        ``sets``: by coverage the least probability of a class in a prediction set (LAC,
+        :mod:`proxscore.calibration.prediction_sets`), for as many as there are rows enough.
+    """
+    draws = run.config.evaluation.draws if posterior.random else 0
+    predictive = predict(run, posterior, "validation", draws)
+    density = predictive.log_density.double()
+    density = density[~density.isnan()].to(run.worker.device)
+    if run.worker.world > 1:
+        density = torch.cat(gather_all_tensors(density.float())).double()
+    density = density.cpu()
+    found: dict[str, Any] = {"nll": -density.mean().item() if len(density) else math.nan}
+    found |= {"rows": len(density), "draws": draws, "seed": run.config.evaluation.seed}
+    found["fingerprint"] = run.task.validation_fingerprint()
+    if isinstance(predictive, CategoricalPredictive):
+        scores = 1 - density.exp()
+        levels = [level for level in SET_COVERAGES if rows_needed(level) <= len(scores)]
+        found["sets"] = {f"{level:g}": 1 - threshold(scores, level) for level in levels}
+    return found
+
+
+def draw_statistics(run: Run, posterior: Posterior) -> DrawStatistics | None:
+    """Estimate the running statistics of BatchNorm layers under each draw, and the mean; none where they stay as trained."""
+    norm, settings = batch_norm_batches(run), run.config.evaluation
+    if norm is None:
+        return None
+    found = []
+    for draws in (0, settings.draws) if posterior.random else (0,):
+        with drawn(run.module, posterior, draws, settings.seed, lambda: norm, run.autocast) as ready:
+            found.append(ready.statistics())
+    return DrawStatistics.of(settings.seed, *found)
 
 
 def batch_norm_batches(run: Run) -> list[Batch] | None:

@@ -45,6 +45,9 @@ def record_results(tracked: TrackedRun, results: dict[str, Any], final: Path) ->
             tracked.metrics({f"{prefix}/{name}": value for name, value in metrics.items()})
     if "mixture_weights" in results:
         tracked.describe({}, {"mixture.weights": json.dumps(results["mixture_weights"])})
+    validated = results.get("validated", {})
+    if "nll" in validated:
+        tracked.metrics({"validation/posterior_nll": validated["nll"]})
     if (lowest := results.get("validation")) is not None:
         tracked.metrics({"validation/lowest_nll": lowest["nll"], "validation/lowest_epoch": lowest["epoch"]})
     if (verdict := Verdict.of_json(results.get(VERDICT))) is not None:

@@ -110,6 +110,19 @@ class Decoder:
         except Exception as error:  # decoders of foreign bytes raise OSError, SyntaxError, struct.error, EOFError, ...
             raise _unreadable(error, where) from error
 
+    def of_picture(self, picture: Image.Image, where: str) -> Tensor:
+        """uint8 (C, size, size) of an image that is open.
+
+        Raises:
+            UnreadableError: too large, cut short, or more than 8 bits per channel; ``where`` names it.
+        """
+        try:
+            _check(picture)
+            picture = _upright(picture).convert(self.mode)
+        except Exception as error:  # as in picture
+            raise _unreadable(error, where) from error
+        return functional.pil_to_tensor(self._fitted(picture, where))
+
     def _fitted(self, picture: Image.Image, where: str) -> Image.Image:
         """Resized and cropped."""
         try:

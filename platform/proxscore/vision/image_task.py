@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -102,6 +104,28 @@ class ImageTask(Task):
         target = self._outcome.target.to(device)
         return torch.zeros(rows, *self.data.shape, device=device), target.expand(rows, *target.shape[1:]).clone()
 
+    def validation_fingerprint(self) -> str:
+        rows, classes = self.data.validation, json.dumps(self.data.classes)
+        digest = hashlib.sha256(f"{self.config.data.kind} {self.data.shape} {classes} {len(rows)}".encode())
+        digest.update(self.data.splits["sha256"]["validation"].encode())
+        digest.update(rows.labels.numpy().tobytes())
+        return digest.hexdigest()
+
+    def preprocessing(self) -> dict[str, Any]:
+        """How a picture becomes the network's input: what :mod:`proxscore.vision.inputs` needs to do the same."""
+        data, (channels, height, width) = self.config.data, self.data.shape
+        normalise = self.normalisation
+        return {
+            "channels": channels,
+            "height": height,
+            "width": width,
+            "mean": list(normalise.mean),
+            "std": list(normalise.std),
+            "interpolation": getattr(data, "interpolation", None) or "bilinear",
+            "crop": getattr(data, "crop", None) or 1.0,
+            "peak": getattr(self.data.train.reader, "peak", 255),
+        }
+
     @property
     def normalisation(self) -> Normalisation:
         """How pixels in [0, 1] become the network's inputs."""
@@ -124,6 +148,7 @@ class ImageTask(Task):
             "classes": self.classes,
             "class_names": list(self.data.classes),
             "shape": list(self.data.shape),
+            "preprocessing": self.preprocessing(),
             "splits": self.data.splits,
         }
         if self.data.targets == "classes":

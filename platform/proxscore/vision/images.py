@@ -50,10 +50,10 @@ class Normalisation:
             )
         return cls(values["mean"], values["std"])
 
-    def __call__(self, pixels: Tensor, peak: int = 255) -> Tensor:
-        """uint8 (B, C, H, W) to float32 (B, C, H, W)."""
+    def __call__(self, pixels: Tensor, peak: float = 255) -> Tensor:
+        """uint8 (B, C, H, W), or other numbers from 0 to ``peak``, to float32 (B, C, H, W) of its own."""
         mean, std = self._tensors()
-        return pixels.to(torch.float32).div_(peak).sub_(mean).div_(std)
+        return pixels.to(torch.float32, copy=True).div_(peak).sub_(mean).div_(std)
 
     def undone(self, images: Tensor) -> Tensor:
         """Normalised float32 (..., C, H, W) back to pixels in [0, 1]."""

@@ -106,6 +106,11 @@ class VisionConfig(TaskSection):
         fields = IMAGE_SOURCES.section(kind).model_fields
         return {key: data[key] for key in PREPARATION if key in data and key in fields}
 
+    def predictor(self, posterior: Any, config: Any, folder: Path, device: Any) -> Any:
+        from proxscore.vision.predictor import ImagePredictor  # timm takes seconds
+
+        return ImagePredictor(posterior, config, folder, device)
+
     def build(self, *, verify: bool = True, trained: Mapping[str, Any] | None = None) -> ImageTask:
         from proxscore.vision.image_task import ImageTask  # timm takes seconds
 

@@ -159,7 +159,8 @@ def measured(config: Config, task: Task, worker: Worker, settings: dict[str, Any
         scaled, _ = evaluation.evaluate_predictive(fit_run, tempered(predictive, temperature), "test", "tempered")
         metrics |= {f"{name}_tempered": scaled[name] for name in TEMPERED} | {"temperature": temperature}
     posterior.description = evaluation.description(method, task, fitted.length) | posterior.description
-    save_posterior(cell.folder / "posterior", posterior, worker.rank)
+    statistics = evaluation.draw_statistics(fit_run, posterior)
+    save_posterior(cell.folder / "posterior", posterior, worker.rank, statistics)
     if worker.rank == 0:
         for name, figure in figures().items():
             with replacing(cell.folder / f"{name}.png") as partial:

@@ -73,21 +73,45 @@ def load(config: SeriesTableConfig, trained: str | None = None) -> SeriesData:
     Raises:
         ConfigError: as the module says; or a file, column or setting at fault. One line names it.
     """
-    from gluonts.time_feature import get_seasonality  # takes seconds
+    texts, numbers = _wanted(config)
+    columns = Columns(
+        find_files(config.path, "task.data.path"),
+        [config.timestamp_column, *texts, *numbers],
+        texts=[config.timestamp_column, *texts],
+    )
+    if not len(columns):
+        raise ConfigError(f"task.data.path {config.path}: the table has no rows")
+    return _series_of(config, columns, trained)
 
+
+def of_table(config: SeriesTableConfig, table: pa.Table, trained: str | None = None) -> SeriesData:
+    """The series of an Arrow table in memory; as :func:`load`, whose ``path`` is not looked at."""
+    texts, numbers = _wanted(config)
+    names = [config.timestamp_column, *texts, *numbers]
+    columns = Columns.of_table(table, names, texts=[config.timestamp_column, *texts])
+    if not len(columns):
+        raise ConfigError("the table has no rows")
+    return _series_of(config, columns, trained)
+
+
+def _wanted(config: SeriesTableConfig) -> tuple[list[str], list[str]]:
+    """Columns of text, and of numbers.
+
+    Raises:
+        ConfigError: one that has two parts, or a time zone that is not known.
+    """
     features = [*config.known_covariates, *config.past_covariates]
     _check_names(config, features)
     texts = list(dict.fromkeys([*config.id_columns, *config.static_categories]))
     numeric = [config.target_column, *features, *config.static_reals]
     if config.time_zone is not None and not known(config.time_zone):
         raise ConfigError(f"task.data.time_zone is {config.time_zone!r}, which is not known; Europe/Berlin would be")
-    columns = Columns(
-        find_files(config.path, "task.data.path"),
-        [config.timestamp_column, *texts, *numeric],
-        texts=[config.timestamp_column, *texts],
-    )
-    if not len(columns):
-        raise ConfigError(f"task.data.path {config.path}: the table has no rows")
+    return texts, numeric
+
+
+def _series_of(config: SeriesTableConfig, columns: Columns, trained: str | None) -> SeriesData:
+    from gluonts.time_feature import get_seasonality  # takes seconds
+
     stamps = columns.times(config.timestamp_column, config.time_zone)
     table = _Table(
         columns=columns,

@@ -41,6 +41,7 @@ from torch.futures import Future
 from proxscore.config import ConfigError
 from proxscore.inference.convergence import KEY
 from proxscore.posterior import Posterior
+from proxscore.posterior.draw_statistics import DrawStatistics
 from proxscore.posterior.tensors import separate
 from proxscore.storage import replacing, write
 
@@ -126,10 +127,16 @@ def save(folder: Path, snapshot: Snapshot) -> None:
         ) from error
 
 
-def save_posterior(folder: Path, posterior: Posterior, rank: int) -> None:
-    """Write a posterior into a folder: every rank its shards, or the first one the whole that all have; all ranks call it."""
+def save_posterior(folder: Path, posterior: Posterior, rank: int, statistics: DrawStatistics | None = None) -> None:
+    """Write a posterior into a folder: every rank its shards, or the first one the whole that all have; all ranks call it.
+
+    Args:
+        statistics: of the draws' BatchNorm layers, which are kept beside it.
+    """
     if posterior.sharded or rank == 0:
         posterior.save(folder)
+    if statistics is not None and rank == 0:
+        statistics.save(folder)
 
 
 def damage(folder: Path) -> str | None:

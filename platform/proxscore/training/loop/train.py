@@ -105,7 +105,12 @@ def finish(trained: Trained) -> dict[str, Any]:
     with divergence.explained(length.total_steps, length.total_steps, settings, "method", run.module):
         tested = evaluation.evaluate_variants(run, posterior)
         shifted = evaluation.evaluate_shifts(run, posterior)
+    validated = evaluation.validated(run, posterior)
+    posterior.description |= {"validation": validated}
+    kept = run.task.saved_as(posterior, run.module, run.config.evaluation.seed)
+    statistics = evaluation.draw_statistics(run, posterior) if kept is posterior else None
     results |= {
+        "validated": validated,
         "test": {name: metrics for name, (metrics, _) in tested.items()},
         "shifted": shifted,
         "steps": length.total_steps * trained.members,
@@ -116,11 +121,10 @@ def finish(trained: Trained) -> dict[str, Any]:
     }
     if trained.members == 1 and fitted.lowest["epoch"] > 0:
         results["validation"] = fitted.lowest
-    kept = run.task.saved_as(posterior, run.module, run.config.evaluation.seed)
 
     def write(folder: Path) -> None:
         checkpoint.save(folder, snapshot)
-        checkpoint.save_posterior(folder / "posterior", kept, run.worker.rank)
+        checkpoint.save_posterior(folder / "posterior", kept, run.worker.rank, statistics)
         if run.worker.rank == 0:
             (folder / "figures").mkdir()
             for variant, (_, figures) in tested.items():

@@ -1,0 +1,5 @@
+"""Saved posteriors at work: opened from a folder or from MLflow, without their training data, to predict what is new."""
+
+from proxscore.predictor.opening import load
+
+__all__ = ["load"]

@@ -1,0 +1,161 @@
+"""Where a posterior lies: a folder, or what MLflow has of it, as a local copy."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from proxscore import config as configuration
+from proxscore.config import ConfigError, expanded, masked
+from proxscore.tracking.runs import tracking_uri
+
+POSTERIOR = "posterior.json"
+MODEL = "MLmodel"
+INSIDE = "artifacts/posterior"  # of a model
+_RUN = r"(?:runs:/+)?([0-9a-f]{32})(?:/(.+))?"
+_VERSION, _ALIAS, _ID = r"models:/+([^/@]+)/(.+)", r"models:/+([^/@]+)@(.+)", r"models:/+(m-[0-9a-f]{32})"
+
+
+def run_id_of(source: str) -> str | None:
+    """The MLflow run that a source names; none: it is a folder, or a model."""
+    found = re.fullmatch(_RUN, source)
+    if found is None and source.startswith("runs:/"):
+        return source.removeprefix("runs:/").strip("/")
+    return None if found is None or Path(source).exists() else found[1]
+
+
+def in_mlflow(source: str) -> bool:
+    """Whether a source names a run or a model of MLflow."""
+    return source.startswith("models:") or run_id_of(source) is not None
+
+
+def located(source: str, overrides: Sequence[str] = ()) -> Path:
+    """The folder with the files of a posterior.
+
+    Args:
+        source: that folder, that of a run of ours or of an MLflow model which holds it, or a URI: ``runs:/ID``,
+            ``models:/NAME/VERSION``, ``models:/NAME@ALIAS``, ``models:/MODEL_ID``.
+        overrides: of a configuration; those of ``tracking`` say which MLflow.
+
+    Raises:
+        ConfigError: nothing is there; the nearest names, or those that there are, are named.
+    """
+    if in_mlflow(source):
+        return _downloaded(source, overrides)
+    folder = expanded(source)
+    if not folder.exists() and "://" in source:
+        raise ConfigError(f"{source}: give a folder, runs:/ID, models:/NAME/VERSION or models:/NAME@ALIAS")
+    for inside in (".", "posterior", INSIDE):
+        if (folder / inside / POSTERIOR).is_file():
+            return folder / inside if inside != "." else folder
+    finished = folder / "finished.json"  # what a run leaves beside its checkpoints
+    if finished.is_file():
+        try:
+            place = folder / str(json.loads(finished.read_text())["checkpoint"]) / "posterior"
+            nested = folder / "checkpoints" / place.parent.name / "posterior"
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{finished}: is damaged ({error})") from error
+        for each in (place, nested):
+            if (each / POSTERIOR).is_file():
+                return each
+    raise ConfigError(f"{folder}: no posterior there ({POSTERIOR} is missing)")
+
+
+def _downloaded(source: str, overrides: Sequence[str]) -> Path:
+    from mlflow.exceptions import MlflowException
+
+    tracking = configuration.load(overrides=[o for o in overrides if o.startswith("tracking.")]).tracking
+    uri = tracking_uri(tracking)
+    try:
+        if (run_id := run_id_of(source)) is not None:
+            found = _of_run(source, run_id, uri)
+        else:
+            found = Path(_copy(_model_uri(source, uri), uri))
+    except ConfigError:
+        raise
+    except (MlflowException, OSError, ValueError) as error:
+        raise ConfigError(masked(f"{source}: not in MLflow at {uri}: {' '.join(str(error).split())[:200]}")) from error
+    for inside in (".", "posterior", INSIDE):
+        if (found / inside / POSTERIOR).is_file():
+            return found / inside if inside != "." else found
+    raise ConfigError(masked(f"{source} in MLflow at {uri} holds no posterior ({POSTERIOR} is missing)"))
+
+
+def _of_run(source: str, run_id: str, uri: str) -> Path:
+    """What a run left: the model that it logged, or the folder ``posterior`` of one of an earlier version."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    named = re.fullmatch(_RUN, source)
+    client = MlflowClient(uri)
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        raise ConfigError(masked(f"MLflow run {run_id} at {uri}: {' '.join(str(error).split())[:200]}")) from error
+    models = [] if run.outputs is None else [each.model_id for each in run.outputs.model_outputs]
+    path = named[2] if named is not None else None
+    if models and path in (None, "model", "posterior"):
+        return Path(_copy(f"models:/{models[-1]}", uri))
+    if path is None and not any(each.path == "posterior" for each in client.list_artifacts(run_id)):
+        raise ConfigError(masked(f"MLflow run {run_id} at {uri} has no posterior: {_state(run)}"))
+    return Path(_copy(f"runs:/{run_id}/{path or 'posterior'}", uri))
+
+
+def _state(run: Any) -> str:
+    return f"the run is {run.info.status}" if run.info.status != "FINISHED" else "it logged no model"
+
+
+def _model_uri(source: str, uri: str) -> str:
+    """A model's URI as it is downloaded; an alias or a version is looked up.
+
+    Raises:
+        ConfigError: there is no such model, version or alias.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    if re.fullmatch(_ID, source):
+        return source
+    client = MlflowClient(uri)
+    alias, version = re.fullmatch(_ALIAS, source), re.fullmatch(_VERSION, source)
+    found = alias or version
+    if found is None:
+        raise ConfigError(f"{source}: expected models:/NAME/VERSION, models:/NAME@ALIAS or models:/MODEL_ID")
+    name, wanted = found[1], found[2]
+    try:
+        model = client.get_registered_model(name)
+    except MlflowException:
+        names = [each.name for each in client.search_registered_models(max_results=1000)]
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:3]
+        hint = f"nearest: {', '.join(near)}" if near else "no model is registered there"
+        raise ConfigError(masked(f"{source}: MLflow at {uri} has no registered model {name!r}; {hint}")) from None
+    if alias is not None:
+        if wanted not in model.aliases:
+            has = ", ".join(f"{each}" for each in sorted(model.aliases)) or "none"
+            raise ConfigError(f"{source}: model {name} has no alias {wanted!r}; its aliases: {has}")
+        return f"models:/{name}/{client.get_model_version_by_alias(name, wanted).version}"
+    versions = sorted(int(each.version) for each in client.search_model_versions(f"name = '{name}'"))
+    if wanted.lower() == "latest" and versions:
+        return f"models:/{name}/{versions[-1]}"
+    if not wanted.isdigit() or int(wanted) not in versions:
+        shown = ", ".join(map(str, versions[-10:])) or "none"
+        raise ConfigError(f"{source}: model {name} has no version {wanted!r}; its versions: {shown}")
+    return f"models:/{name}/{wanted}"
+
+
+def _copy(artifact_uri: str, uri: str) -> str:
+    import mlflow
+
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    try:  # models:/ is resolved by the registry that is set
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+        found: str = mlflow.artifacts.download_artifacts(artifact_uri=artifact_uri, tracking_uri=uri)
+    finally:
+        mlflow.set_tracking_uri(before[0])
+        mlflow.set_registry_uri(before[1])
+    return found
