@@ -176,6 +176,14 @@ class TaskSection(Component):
         """What a trained network expects of data of another kind: the settings of their preparation, as they were."""
         return {}
 
+    def example_input(self, description: Mapping[str, Any], where: str) -> tuple[str, Any]:
+        """What such a predictor takes, in a word, and a small table of it: the input example of its model in MLflow.
+
+        Raises:
+            ConfigError: the task has no predictor, or the description lacks something; ``where`` is the file at fault.
+        """
+        raise ConfigError(f"task.kind={self.kind} has no predictor: give its section a method example_input")
+
     def predictor(self, posterior: Any, config: Any, folder: Path, device: Any) -> Any:
         """What predicts new data with a saved posterior of this task: a :class:`proxscore.tasks.predictor.Predictor`.
 

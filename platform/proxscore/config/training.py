@@ -99,4 +99,9 @@ class TrackingConfig(Section):
 
     uri: str | None = None
     experiment: str = "proxscore"
+    # A finished run's posterior is also a model of MLflow's, which predicts by itself; false: its files are artifacts of the run.
+    log_model: bool = True
+    # Register it under this name; the alias champion goes to it if its validation NLL is lower on the same data.
+    register_as: str | None = Field(None, pattern=r"^[^/:.%\"'@\s][^/:%\"'@]{0,199}$")
+    system_metrics: bool = False  # record CPU, memory, disk, network and GPU of the machines
     interval: float = Field(2, ge=0)  # seconds between reports to the driver; each step's values are recorded

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,7 +76,8 @@ class SeriesPrediction(Prediction):
 
     def to_frame(self, *, quantiles: Sequence[float] = QUANTILES, **options: Any) -> pd.DataFrame:
         """A row per series and step: ``series, timestamp, step, mean, aleatoric_sd, epistemic_sd``, quantiles ``q0.05``."""
-        return table(self.predictive, self.series, quantiles).to_pandas()
+        frame = table(self.predictive, self.series, quantiles).to_pandas()
+        return frame if self.verdict is None else frame.assign(verdict=self.verdict)
 
 
 class SeriesPredictor(Predictor):
@@ -97,26 +99,10 @@ class SeriesPredictor(Predictor):
         section, self.trained = config.task, posterior.description["data"]
         assert isinstance(section, ForecastingConfig)
         self.section = section
-        self.columns = self._columns()
+        self.columns = columns_of(section, self.trained)
         # The network is shaped by the features of series: those of an example are as they were in training.
-        example = of_table(self.columns, _arrow(self.example()), self.trained["frequency"])
-        super().__init__(posterior, self._forecaster(example).build_model(), config, folder, device)
-
-    def _columns(self) -> SeriesTableConfig:
-        """Names of the columns of tables: those of the table of training, else plain ones."""
-        data, features = self.section.data, self.trained["features"]
-        if isinstance(data, SeriesTableConfig):
-            return data
-        ids = [name for name in features["categories"] if name == "series"] or ["series"]
-        return SeriesTableConfig(
-            path=Path("table"),
-            id_columns=ids,
-            known_covariates=list(features["known"]),
-            past_covariates=list(features["past"]),
-            static_categories=list(features["categories"]),
-            static_reals=list(features["static_real"]),
-            season=data.season if hasattr(data, "season") else None,
-        )
+        series = of_table(self.columns, _arrow(example(section, self.columns, self.trained)), self.trained["frequency"])
+        super().__init__(posterior, self._forecaster(series).build_model(), config, folder, device)
 
     def _forecaster(self, series: SeriesData) -> Forecaster:
         return Forecaster(self.section, self.trained, series)
@@ -160,7 +146,7 @@ class SeriesPredictor(Predictor):
         batches = (windows.__getitems__(range(first, min(first + batch_size, len(windows)))) for first in rows)
         with self.one_by_one(draws, seed) as found:
             predictive = predicted(found, batches, seed)
-        return SeriesPrediction(draws, seed, predictive, task.series, notes=tuple(notes))
+        return SeriesPrediction(draws, seed, predictive, task.series, notes=tuple(notes), verdict=self.verdict)
 
     def _opened(self, data: Any, names: SeriesTableConfig) -> SeriesData:
         frequency = self.trained["frequency"]
@@ -168,24 +154,39 @@ class SeriesPredictor(Predictor):
             return names.model_copy(update={"path": Path(data).expanduser()}).load(frequency)
         return of_table(names, _arrow(data), frequency)
 
-    def example(self) -> Any:
-        """A table of one series that is as long as the network looks back, all ones."""
-        import numpy as np
-        import pandas as pd
 
-        columns, trained = self.columns, self.trained
-        context = self.section.context or 2 * self.section.horizon
-        known = self.section.horizon if columns.known_covariates else 0
-        stamps = pd.date_range("2020-01-01", periods=context + known, freq=trained["frequency"])
-        values = np.where(np.arange(len(stamps)) < context, 1.0 + np.arange(len(stamps)) % 2, np.nan)
-        frame = pd.DataFrame({columns.timestamp_column: stamps, columns.target_column: values})
-        for name in columns.id_columns:
-            frame.insert(0, name, "a")
-        for name, kinds in trained["features"]["categories"].items():
-            frame[name] = kinds[0]
-        for name in (*columns.known_covariates, *columns.past_covariates, *columns.static_reals):
-            frame[name] = 1.0
-        return frame
+def columns_of(section: ForecastingConfig, trained: Mapping[str, Any]) -> SeriesTableConfig:
+    """Names of the columns of tables: those of the table of training, else plain ones."""
+    data, features = section.data, trained["features"]
+    if isinstance(data, SeriesTableConfig):
+        return data
+    return SeriesTableConfig(
+        path=Path("table"),
+        id_columns=["series"],
+        known_covariates=list(features["known"]),
+        past_covariates=list(features["past"]),
+        static_categories=list(features["categories"]),
+        static_reals=list(features["static_real"]),
+        season=getattr(data, "season", None),
+    )
+
+
+def example(section: ForecastingConfig, columns: SeriesTableConfig, trained: Mapping[str, Any]) -> Any:
+    """A table of one series that is as long as the network looks back, of ones and twos."""
+    import pandas as pd
+
+    context = section.context or 2 * section.horizon
+    known = section.horizon if columns.known_covariates else 0
+    stamps = pd.date_range("2020-01-01", periods=context + known, freq=trained["frequency"])
+    values = np.where(np.arange(len(stamps)) < context, 1.0 + np.arange(len(stamps)) % 2, np.nan)
+    frame = pd.DataFrame({columns.timestamp_column: stamps, columns.target_column: values})
+    for name in columns.id_columns:
+        frame.insert(0, name, "a")
+    for name, kinds in trained["features"]["categories"].items():
+        frame[name] = kinds[0]
+    for name in (*columns.known_covariates, *columns.past_covariates, *columns.static_reals):
+        frame[name] = 1.0
+    return frame
 
 
 def _arrow(data: Any) -> Any:

@@ -42,6 +42,11 @@ class ForecastingConfig(TaskSection):
     # What comparisons show below the methods; arima takes minutes per series where the season is long.
     baselines: list[Literal["seasonal_naive", "ets", "theta", "arima"]] = Field(["seasonal_naive", "ets", "theta"])
 
+    def example_input(self, description: Mapping[str, Any], where: str) -> tuple[str, Any]:
+        from proxscore.forecasting.predictor import SeriesPredictor, columns_of, example
+
+        return SeriesPredictor.takes, example(self, columns_of(self, description["data"]), description["data"])
+
     def predictor(self, posterior: Any, config: Any, folder: Path, device: Any) -> Any:
         from proxscore.forecasting.predictor import SeriesPredictor  # GluonTS takes seconds
 

@@ -28,12 +28,14 @@ class Prediction:
         seed: of the draws.
         errors: of rows that could not be predicted, why; their numbers are NaN.
         notes: what to know before trusting it: whether the posterior had converged, and what else was found.
+        verdict: whether training found the posterior converged, still moving or diverged; none: it was not judged.
     """
 
     draws: int
     seed: int
     errors: dict[int, str] = field(default_factory=dict, kw_only=True)
     notes: tuple[str, ...] = field(default=(), kw_only=True)
+    verdict: str | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -43,10 +45,12 @@ class Prediction:
         raise NotImplementedError
 
     def to_frame(self, **options: Any) -> pd.DataFrame:
-        """A pandas table, a row per row; see :meth:`columns`."""
+        """A pandas table, a row per row: :meth:`columns`, ``verdict`` of the posterior, and ``error`` where rows have one."""
         import pandas as pd
 
         columns = self.columns(**options)
+        if self.verdict is not None:
+            columns["verdict"] = self.verdict
         if self.errors:
             columns["error"] = [self.errors.get(row) for row in range(len(self))]
         return pd.DataFrame(columns)
@@ -132,7 +136,8 @@ class ClassPrediction(Prediction):
         for name in ("confidence", "total", "aleatoric", "epistemic"):
             found[name] = getattr(self, name).double().numpy()
         if coverage is not None and f"{coverage:g}" in self.thresholds:
-            found["set"] = [list(names) for names in self.sets(coverage)]
+            sets = enumerate(self.sets(coverage))
+            found["set"] = [None if row in self.errors else list(names) for row, names in sets]
         if all:
             found |= {f"p_{name}": self.mean[:, k].double().numpy() for k, name in enumerate(self.classes)}
         return found
@@ -176,7 +181,8 @@ class LabelsPrediction(Prediction):
 
     def columns(self, *, all: bool = False, **options: Any) -> dict[str, Any]:
         """``labels, total, aleatoric, epistemic``; with ``all`` also ``p_LABEL`` of each label."""
-        found: dict[str, Any] = {"labels": [list(names) for names in self.labels]}
+        labels = enumerate(self.labels)
+        found: dict[str, Any] = {"labels": [None if row in self.errors else list(names) for row, names in labels]}
         for name in ("total", "aleatoric", "epistemic"):
             found[name] = getattr(self, name).double().numpy()
         if all:

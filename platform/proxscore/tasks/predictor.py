@@ -64,6 +64,11 @@ class Predictor(ABC):
         """What to know before its numbers are trusted; empty of a posterior that has converged."""
         return tuple(line.split(maxsplit=1)[1] for line in self.posterior.told() if line.startswith("warning"))
 
+    @property
+    def verdict(self) -> str | None:
+        """Whether training found it converged, still moving or diverged; none: it was not judged."""
+        return None if self.posterior.verdict is None else self.posterior.verdict.answer
+
     def __repr__(self) -> str:
         notes = "".join(f"\n  {note}" for note in self.notes)
         return f"{type(self).__name__}({self.config.task.network}, {self.posterior!r}){notes}"
@@ -79,10 +84,6 @@ class Predictor(ABC):
     @abstractmethod
     def predict(self, data: Any, draws: int | None = None, seed: int | None = None, **options: Any) -> Prediction:
         """Predict new data."""
-
-    @abstractmethod
-    def example(self) -> Any:
-        """A small table as ``predict`` takes it: what a model in MLflow shows as its input."""
 
     def chosen(self, draws: int | None, seed: int | None) -> tuple[int, int]:
         """The number and the seed of draws: what is asked for, else those that the posterior was judged by.

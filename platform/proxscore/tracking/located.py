@@ -49,9 +49,8 @@ def located(source: str, overrides: Sequence[str] = ()) -> Path:
     folder = expanded(source)
     if not folder.exists() and "://" in source:
         raise ConfigError(f"{source}: give a folder, runs:/ID, models:/NAME/VERSION or models:/NAME@ALIAS")
-    for inside in (".", "posterior", INSIDE):
-        if (folder / inside / POSTERIOR).is_file():
-            return folder / inside if inside != "." else folder
+    if (found := holding(folder)) is not None:
+        return found
     finished = folder / "finished.json"  # what a run leaves beside its checkpoints
     if finished.is_file():
         try:
@@ -63,6 +62,20 @@ def located(source: str, overrides: Sequence[str] = ()) -> Path:
             if (each / POSTERIOR).is_file():
                 return each
     raise ConfigError(f"{folder}: no posterior there ({POSTERIOR} is missing)")
+
+
+def holding(folder: Path) -> Path | None:
+    """The folder with a posterior's files: this one, or the one within it that a run or a model keeps it in; none: neither."""
+    for inside in (folder, folder / "posterior", folder / INSIDE):
+        if (inside / POSTERIOR).is_file():
+            return inside
+    return None
+
+
+def model_of(run: Any) -> str | None:
+    """The URI of the model that a run logged last; none: it logged none."""
+    models = [] if run.outputs is None else [each.model_id for each in run.outputs.model_outputs]
+    return f"models:/{models[-1]}" if models else None
 
 
 def _downloaded(source: str, overrides: Sequence[str]) -> Path:
@@ -79,9 +92,8 @@ def _downloaded(source: str, overrides: Sequence[str]) -> Path:
         raise
     except (MlflowException, OSError, ValueError) as error:
         raise ConfigError(masked(f"{source}: not in MLflow at {uri}: {' '.join(str(error).split())[:200]}")) from error
-    for inside in (".", "posterior", INSIDE):
-        if (found / inside / POSTERIOR).is_file():
-            return found / inside if inside != "." else found
+    if (folder := holding(found)) is not None:
+        return folder
     raise ConfigError(masked(f"{source} in MLflow at {uri} holds no posterior ({POSTERIOR} is missing)"))
 
 
@@ -96,10 +108,9 @@ def _of_run(source: str, run_id: str, uri: str) -> Path:
         run = client.get_run(run_id)
     except MlflowException as error:
         raise ConfigError(masked(f"MLflow run {run_id} at {uri}: {' '.join(str(error).split())[:200]}")) from error
-    models = [] if run.outputs is None else [each.model_id for each in run.outputs.model_outputs]
     path = named[2] if named is not None else None
-    if models and path in (None, "model", "posterior"):
-        return Path(_copy(f"models:/{models[-1]}", uri))
+    if (model := model_of(run)) is not None and path in (None, "model", "posterior"):
+        return Path(_copy(model, uri))
     if path is None and not any(each.path == "posterior" for each in client.list_artifacts(run_id)):
         raise ConfigError(masked(f"MLflow run {run_id} at {uri} has no posterior: {_state(run)}"))
     return Path(_copy(f"runs:/{run_id}/{path or 'posterior'}", uri))

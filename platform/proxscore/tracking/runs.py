@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import math
 import os
 import shlex
@@ -9,14 +10,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from mlflow.entities import Param, RunTag
+from mlflow.entities import DatasetInput, Param, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 # What a server or database that cannot be used raises; ValueError: of a malformed URI, ImportError: its driver is missing.
 UNREACHABLE = (MlflowException, SQLAlchemyError, OSError, ValueError, ImportError)
 PARENT = "mlflow.parentRunId"  # MLflow's tag, by which its pages nest runs
+NOTE = "mlflow.note.content"  # and the one with the text on a run's page
 PATIENCE = 600.0  # seconds for which a run that has begun waits for its server
 FAREWELL = 5.0  # seconds that an interrupted run takes to say so
 AFTER_FAILURE = 20.0  # and one that failed
@@ -184,12 +186,22 @@ class TrackedRun:
             self.client.log_batch(self.run_id, params=new[first : first + 100])
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
-    def metrics(self, values: Mapping[str, float]) -> None:
-        """Final values, such as ``test/nll``; one that the run has already, of an attempt that was killed, is no second point."""
+    def metrics(self, values: Mapping[str, float], model_id: str | None = None) -> None:
+        """Final values, such as ``test/nll``; one that the run has already, of an attempt that was killed, is no second point.
+
+        Args:
+            model_id: of the run's model, whose values they are, too.
+        """
         held = self.client.get_run(self.run_id).data.metrics
         for name, value in values.items():
             if name not in held or not (held[name] == value or (math.isnan(held[name]) and math.isnan(value))):
-                self.client.log_metric(self.run_id, name, value)
+                self.client.log_metric(self.run_id, name, value, model_id=model_id)
+
+    def datasets(self, inputs: Sequence[DatasetInput]) -> None:
+        """The data sets that the run used; a continued run keeps its own."""
+        held = self.client.get_run(self.run_id).inputs
+        if not (held and held.dataset_inputs):
+            self.client.log_inputs(self.run_id, list(inputs))
 
     def figure(self, figure: Figure, path: str) -> None:
         """A figure as an artifact."""
@@ -240,6 +252,18 @@ def _interrupts() -> Iterator[Callable[[], None]]:
         sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def source_tags() -> dict[str, str]:
+    """Who ran which command, as MLflow's pages show it, on a machine or as a submitted job."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user that no file names
+        user = str(os.getuid())
+    submitted = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") is not None
+    command = masked(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))[:500]
+    kind = "JOB" if submitted else "LOCAL"
+    return {"mlflow.user": user, "mlflow.source.name": command, "mlflow.source.type": kind} | git_tags()
 
 
 def git_tags() -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxscore.config import TrackingConfig, masked
 from proxscore.storage import replacing, write
-from proxscore.tracking.runs import TrackedRun, git_tags, tracking_uri
+from proxscore.tracking.runs import TrackedRun, source_tags, tracking_uri
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,6 +71,6 @@ def study(name: str, settings: Mapping[str, Any], output: Path | None = None) ->
     uri = tracking_uri(TrackingConfig())
     run = TrackedRun(uri, "studies", name)
     with run.running():
-        run.describe({key: value for key, value in settings.items()}, git_tags())
+        run.describe({key: value for key, value in settings.items()}, source_tags())
         yield Study(run, output)
     print(f"recorded in {masked(uri)}, experiment studies, run {run.run_id}", flush=True)

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from proxscore.config import ConfigError, masked
+from proxscore.tracking.located import holding, model_of
 
 _RUN, _VERSION, _ALIAS = r"runs:/+([0-9a-f]{32})(?:/(.+))?", r"models:/+([^/@]+)/(.+)", r"models:/+([^/@]+)@(.+)"
 
@@ -44,11 +45,12 @@ def _resolved(text: str, tracking_uri: str) -> tuple[str, str]:
     from mlflow import MlflowClient  # takes seconds
     from mlflow.exceptions import MlflowException
 
-    if found := re.fullmatch(_RUN, text):
-        run, path = found[1], found[2] or "posterior"
-        return f"runs:/{run}/{path}", f"{run}-{path.replace('/', '-')}"
     client = MlflowClient(tracking_uri)
     try:
+        if found := re.fullmatch(_RUN, text):
+            run, path = found[1], found[2] or "posterior"
+            model = model_of(client.get_run(run)) if path == "posterior" else None
+            return model or f"runs:/{run}/{path}", f"{run}-{path.replace('/', '-')}"
         if found := re.fullmatch(_ALIAS, text):
             version = client.get_model_version_by_alias(found[1], found[2]).version
         elif found := re.fullmatch(_VERSION, text):
@@ -75,7 +77,7 @@ def _download(text: str, uri: str, tracking_uri: str, target: Path) -> None:
         if not found.is_dir():
             raise ConfigError(f"task.model.weights {text}: is a file in MLflow; name the folder that it lies in")
         if not target.exists():
-            os.replace(found, target)
+            os.replace(holding(found) or found, target)
     except (MlflowException, OSError) as error:
         reason = masked(
             f"task.model.weights {text}: not in MLflow at {tracking_uri}: {' '.join(str(error).split())[:200]}"

@@ -13,7 +13,9 @@ from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, MethodSection
 from proxscore.methods import check_running_statistics
 from proxscore.tracking import Recorder, TrackedRun, say, tracking_uri
-from proxscore.tracking.runs import check_server, git_tags
+from proxscore.tracking.datasets import dataset_inputs
+from proxscore.tracking.machines import system_metrics
+from proxscore.tracking.runs import check_server, source_tags
 from proxscore.tracking.weights import local_weights
 from proxscore.training.data.norm_rows import check_rows
 from proxscore.training.evaluation import package_versions
@@ -23,6 +25,7 @@ from proxscore.training.local.worker import LocalWorker
 from proxscore.training.loop.train import train
 from proxscore.training.preflight import checks
 from proxscore.training.preflight.preflight import Preflight
+from proxscore.training.published import describe_run, register_run
 from proxscore.training.ray import checks as cluster_checks
 from proxscore.training.ray import connection, trainer
 from proxscore.training.results import Outcome, record_results
@@ -183,12 +186,14 @@ def _run_method(
     earlier = memory.read(config, method, epochs)
     tracked = TrackedRun(uri, config.tracking.experiment, label, earlier)
     memory.write(config, method, epochs, tracked.run_id)
-    with tracked.running():
+    watched = system_metrics(uri, tracked.run_id) if config.tracking.system_metrics else nullcontext()
+    with tracked.running(), watched:
         params = configuration.flatten(config) | {"epochs_trained": epochs}
         params = {key: value for key, value in params.items() if not key.startswith(("method.", "baseline"))}
         params |= {f"method.{key}": value for key, value in configuration.flatten(method).items()}
-        tags = {f"version.{package}": version for package, version in package_versions().items()} | git_tags()
+        tags = {f"version.{package}": version for package, version in package_versions().items()} | source_tags()
         described = preflight.task.describe()
+        tracked.datasets(dataset_inputs(described, config.task.data.model_dump(mode="json")))
         described.pop("class_names", None)  # a tag has few characters; the posterior has them all
         tags["data.splits"] = json.dumps(described)
         tracked.describe(params, tags)
@@ -205,8 +210,13 @@ def _run_method(
             )
             final, name = trainer.local_folder(checkpoint), Path(checkpoint.path).name
         results["seconds_total"] = time.perf_counter() - started
-        record_results(tracked, results, final)
-    outcome = Outcome(label, method.kind, tracked.run_id, results, final, tuple(preflight.task.evaluator.headline))
+        model_id = record_results(tracked, results, final, config.tracking.log_model)
+        headline = tuple(preflight.task.evaluator.headline)
+        text = describe_run(tracked, config, method, results, headline, model_id)
+        registered = register_run(tracked, config, results, model_id, text) if method is config.method else None
+        if registered is not None:
+            show(f"registered {registered}")
+    outcome = Outcome(label, method.kind, tracked.run_id, results, final, headline)
     memory.finish(config, outcome, name)
     return outcome
 

@@ -9,8 +9,10 @@ from typing import Any
 
 from proxscore.posterior.convergence import KEY as VERDICT
 from proxscore.posterior.convergence import Verdict
+from proxscore.predictor import logged
 from proxscore.storage import write
 from proxscore.tracking import TrackedRun
+from proxscore.tracking.located import model_of
 
 
 @dataclass(frozen=True)
@@ -34,28 +36,48 @@ class Outcome:
     headline: tuple[str, ...]
 
 
-def record_results(tracked: TrackedRun, results: dict[str, Any], final: Path) -> None:
-    """Record the results of a run, as the loop returned them, and what its last checkpoint holds for people."""
+def record_results(tracked: TrackedRun, results: dict[str, Any], final: Path, log_model: bool = True) -> str | None:
+    """Record the results of a run, as the loop returned them, and what its last checkpoint holds for people.
+
+    Args:
+        log_model: the posterior becomes a model of MLflow's; else its files are artifacts of the run.
+
+    Returns:
+        The model's id, if there is one.
+    """
+    verdict = Verdict.of_json(results.get(VERDICT))
+    model_id = None
+    if log_model:
+        tags = {} if verdict is None else {"verdict": verdict.answer}
+        model_id = logged_model(tracked) or logged.log_model(tracked, final / "posterior", tags)
+    if model_id is None:
+        tracked.artifacts(final / "posterior", "posterior")
     for variant, metrics in results["test"].items():
         prefix = "test" if variant in ("posterior", "point") else f"test_{variant}"
-        tracked.metrics({f"{prefix}/{name}": value for name, value in metrics.items()})
+        tracked.metrics({f"{prefix}/{name}": value for name, value in metrics.items()}, model_id)
     for shift, found in results["shifted"].items():
         for variant, metrics in found.items():
             prefix = shift if variant in ("posterior", "point") else f"{shift}_{variant}"
-            tracked.metrics({f"{prefix}/{name}": value for name, value in metrics.items()})
+            tracked.metrics({f"{prefix}/{name}": value for name, value in metrics.items()}, model_id)
     if "mixture_weights" in results:
         tracked.describe({}, {"mixture.weights": json.dumps(results["mixture_weights"])})
     validated = results.get("validated", {})
     if "nll" in validated:
-        tracked.metrics({"validation/posterior_nll": validated["nll"]})
+        tracked.metrics({"validation/posterior_nll": validated["nll"]}, model_id)
     if (lowest := results.get("validation")) is not None:
         tracked.metrics({"validation/lowest_nll": lowest["nll"], "validation/lowest_epoch": lowest["epoch"]})
-    if (verdict := Verdict.of_json(results.get(VERDICT))) is not None:
+    if verdict is not None:
         record_verdict(tracked, verdict)
     tracked.metrics({"parameters": results["parameters"], "gradient_evaluations": results["evaluations"]})
     tracked.artifacts(final / "figures", "figures")
-    tracked.artifacts(final / "posterior", "posterior")
     write(final / "results.json", json.dumps(results, indent=2) + "\n")
+    return model_id
+
+
+def logged_model(tracked: TrackedRun) -> str | None:
+    """The model that an earlier attempt at this run has logged whole; none: there is none."""
+    uri = model_of(tracked.client.get_run(tracked.run_id))
+    return None if uri is None else uri.removeprefix("models:/")
 
 
 def record_verdict(tracked: TrackedRun, verdict: Verdict) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +114,7 @@ class ImagePredictor(Predictor):
     def _answer(
         self, parts: list[Any], kept: list[int], count: int, chosen: tuple[int, int], failed: dict[int, str]
     ) -> Prediction:
-        told: dict[str, Any] = {"errors": failed, "notes": self.notes}
+        told: dict[str, Any] = {"errors": failed, "notes": self.notes, "verdict": self.verdict}
         if isinstance(self.likelihood, HeteroscedasticGaussian):
             shape = (max(chosen[0], 1), 0, len(self.classes))
             means, noises = (torch.cat([part[k] for part in parts], 1) if parts else torch.empty(shape) for k in (0, 1))
@@ -128,23 +130,22 @@ class ImagePredictor(Predictor):
         held = self.validation.get("sets")
         return ClassPrediction(*chosen, mean, aleatoric, self.classes, held if isinstance(held, dict) else {}, **told)
 
-    def example(self) -> Any:
-        """A table of one image: grey, of the network's size, as a PNG file's bytes."""
-        import io
 
-        import pandas as pd
-        from PIL import Image
+def example(description: Mapping[str, Any], section: VisionConfig, where: str) -> Any:
+    """A table of one image: grey, of the network's size, as a PNG file's bytes."""
+    import io
 
-        channels, height, width = self.inputs.shape
-        grey = np.full((height, width, 3) if channels == 3 else (height, width), 128, dtype=np.uint8)
-        file = io.BytesIO()
-        Image.fromarray(grey).save(file, "PNG")
-        return pd.DataFrame({"image": [file.getvalue()]})
+    import pandas as pd
+    from PIL import Image
+
+    channels, height, width = ImageInputs.of(description.get("data") or {}, section.data, where).shape
+    grey = np.full((height, width, 3) if channels == 3 else (height, width), 128, dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(grey).save(file, "PNG")
+    return pd.DataFrame({"image": [file.getvalue()]})
 
 
 def _with_texts(inputs: ImageInputs, texts: Texts) -> ImageInputs:
-    from dataclasses import replace
-
     return replace(inputs, texts=texts)
 
 

@@ -106,6 +106,11 @@ class VisionConfig(TaskSection):
         fields = IMAGE_SOURCES.section(kind).model_fields
         return {key: data[key] for key in PREPARATION if key in data and key in fields}
 
+    def example_input(self, description: Mapping[str, Any], where: str) -> tuple[str, Any]:
+        from proxscore.vision.predictor import ImagePredictor, example
+
+        return ImagePredictor.takes, example(description, self, where)
+
     def predictor(self, posterior: Any, config: Any, folder: Path, device: Any) -> Any:
         from proxscore.vision.predictor import ImagePredictor  # timm takes seconds
 

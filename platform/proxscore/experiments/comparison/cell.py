@@ -27,14 +27,15 @@ from proxscore.posterior import Posterior
 from proxscore.posterior.convergence import KEY as VERDICT
 from proxscore.posterior.convergence import Verdict
 from proxscore.posterior.stacking import stack, wants_stacking
+from proxscore.predictor import logged
 from proxscore.storage import replacing
 from proxscore.tasks import Task
 from proxscore.tracking import Recorder, TrackedRun
-from proxscore.tracking.runs import PARENT, git_tags
+from proxscore.tracking.runs import PARENT, source_tags
 from proxscore.training import evaluation
 from proxscore.training.loop.checkpoint import save_posterior
 from proxscore.training.loop.train import fit_all
-from proxscore.training.results import record_verdict
+from proxscore.training.results import logged_model, record_verdict
 from proxscore.training.run_memory import RunMemory
 from proxscore.training.worker import Worker
 
@@ -89,7 +90,7 @@ def _run(cell: Cell, parent: str) -> dict[str, Any]:
     memory.write(config, config.method, cell.budget.epochs, tracked.run_id)
     with tracked.running():
         tags = {PARENT: parent, "comparison.method": cell.method, "comparison.setting": cell.setting}
-        tracked.describe(configuration.flatten(config), tags | git_tags())
+        tracked.describe(configuration.flatten(config), tags | source_tags())
         recorder = Recorder(uri, tracked.run_id, label, None, kept=memory.beside("undelivered.json"))
         own = config.model_copy(update={"training": _beside(cell)})
         results = runner.run(measured, own, cell.folder.name, recorder, {"cell": cell})
@@ -98,6 +99,8 @@ def _run(cell: Cell, parent: str) -> dict[str, Any]:
         tracked.metrics({name: value for name, value in results.items() if isinstance(value, int | float)})
         if (verdict := Verdict.of_json(results[VERDICT])) is not None:
             record_verdict(tracked, verdict)
+        if config.tracking.log_model and logged_model(tracked) is None:
+            logged.log_model(tracked, cell.folder / "posterior", {})
     return {
         "status": "finished",
         "method": cell.method,

@@ -14,7 +14,7 @@ from proxscore.experiments.comparison.plan import Plan, slug
 from proxscore.experiments.comparison.settings import SPLIT_SEED, ComparisonConfig
 from proxscore.storage import write
 from proxscore.tracking import TrackedRun
-from proxscore.tracking.runs import check_server, git_tags
+from proxscore.tracking.runs import check_server, source_tags
 
 MEMORY = "comparison.json"
 
@@ -59,6 +59,6 @@ def recorded(plan: Plan, comparison: ComparisonConfig) -> Iterator[TrackedRun]:
         methods = {
             f"methods.{slug(name)}": json.dumps(entry.model_dump()) for name, entry in comparison.methods.items()
         }
-        tracked.describe(common, git_tags() | methods)
+        tracked.describe(common, source_tags() | methods)
         yield tracked
     write(file, json.dumps({"run_id": tracked.run_id, "finished": True}) + "\n")

@@ -17,7 +17,7 @@ from proxscore.config import Config, masked
 from proxscore.experiments.sweep.ledger import Ledger, Status, Trial
 from proxscore.experiments.sweep.plan import Plan
 from proxscore.tracking import TrackedRun
-from proxscore.tracking.runs import FAREWELL, PARENT, UNREACHABLE, git_tags
+from proxscore.tracking.runs import FAREWELL, PARENT, UNREACHABLE, source_tags
 
 STATUSES: dict[Status, str] = {
     "finished": "FINISHED",
@@ -106,7 +106,7 @@ def recorded(plan: Plan, ledger: Ledger) -> Iterator[Recording]:
         tune = {f"tune.{key}": value for key, value in plan.tune.model_dump(mode="json").items() if key != "space"}
         space = {f"tune.space.{key}": json.dumps(domain.written()) for key, domain in plan.space.items()}
         common: dict[str, Any] = configuration.flatten(config)
-        parent.describe(common | tune | space, git_tags() | {"tune": "sweep"})
+        parent.describe(common | tune | space, source_tags() | {"tune": "sweep"})
         recording = Recording(plan, ledger, parent)
         try:
             yield recording

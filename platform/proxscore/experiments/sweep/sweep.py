@@ -127,7 +127,7 @@ class Sweep(Choice):
                 results, checkpoint = trainer.train_on_ray(
                     changed, changed.method, changed.training.epochs, trials.name_of(trial.number), recorder
                 )
-                record_results(child, results, trainer.local_folder(checkpoint))
+                record_results(child, results, trainer.local_folder(checkpoint), changed.tracking.log_model)
             test = results["test"].get("posterior") or results["test"]["point"]
             for name, value in test.items():
                 found.setdefault(name, []).append(value)

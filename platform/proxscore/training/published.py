@@ -1,0 +1,76 @@
+"""What people find of a finished run in MLflow: its description, its data sets, and its place in the model registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from proxscore.config import Config, MethodSection
+from proxscore.posterior.convergence import KEY as VERDICT
+from proxscore.posterior.convergence import Verdict
+from proxscore.tracking import TrackedRun
+from proxscore.tracking.registry import Registered, register
+from proxscore.tracking.runs import NOTE
+
+
+def describe_run(
+    tracked: TrackedRun,
+    config: Config,
+    method: MethodSection,
+    results: Mapping[str, Any],
+    headline: Sequence[str],
+    model_id: str | None,
+) -> str:
+    """Write the text that stands on a run's page, in Markdown: what was trained, the headline table, and how to load it."""
+    verdict = Verdict.of_json(results.get(VERDICT))
+    validated = results.get("validated", {})
+    lines = [
+        f"**{method.kind}** on **{config.task.data.kind}**: {config.task.network}, {results['parameters']:,} parameters, "
+        f"{results['evaluations']:,} gradient evaluations.",
+        "",
+        f"| test split | {' | '.join(headline)} |",
+        f"|---|{'---|' * len(headline)}",
+    ]
+    for variant, metrics in results["test"].items():
+        cells = (f"{metrics[name]:.4f}" if name in metrics else "undefined" for name in headline)
+        lines.append(f"| {variant.replace('_', ', ')} | {' | '.join(cells)} |")
+    if "nll" in validated:
+        lines += ["", f"Validation NLL {validated['nll']:.4f}, {validated['rows']:,} rows, {validated['draws']} draws."]
+    if verdict is not None:
+        lines += ["", f"The posterior is **{verdict.answer}** ({verdict.scale})."]
+        lines += [f"* {reason}" for reason in (*verdict.reasons, *verdict.failures)]
+    if model_id is not None:
+        takes = "images" if config.task.kind == "vision" else "table"
+        lines += [
+            "",
+            "```python",
+            "import proxscore",
+            "",
+            f'predictor = proxscore.load("models:/{model_id}")',
+            f"predictor.predict({takes}).to_frame()",
+            "```",
+        ]
+    text = "\n".join(lines)
+    tracked.describe({}, {NOTE: text[:5000]})
+    return text
+
+
+def register_run(
+    tracked: TrackedRun, config: Config, results: Mapping[str, Any], model_id: str | None, text: str
+) -> Registered | None:
+    """Register the model of a run under ``tracking.register_as``; none: it is not asked for, or the run has no model."""
+    if config.tracking.register_as is None or model_id is None:
+        return None
+    verdict = Verdict.of_json(results.get(VERDICT))
+    tags = {} if verdict is None else {"verdict": verdict.answer}
+    made = register(
+        tracked.client,
+        config.tracking.register_as,
+        model_id,
+        tracked.run_id,
+        results.get("validated", {}),
+        tags,
+        text,
+    )
+    tracked.describe({}, {"registered": f"{made.name} version {made.version}", "registered.champion": made.reason})
+    return made
