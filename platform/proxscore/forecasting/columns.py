@@ -64,6 +64,13 @@ class Columns:
         self._tables = tables
         self._starts = np.cumsum([0, *(table.num_rows for table in self._tables)])
 
+    def table(self, texts: Sequence[str]) -> Any:
+        """All rows as one Arrow table, in which these columns are texts."""
+        whole = pa.concat_tables(self._tables, promote_options="permissive")
+        for name in texts:
+            whole = whole.set_column(whole.column_names.index(name), name, whole.column(name).cast(pa.string()))
+        return whole
+
     def __len__(self) -> int:
         return int(self._starts[-1])
 

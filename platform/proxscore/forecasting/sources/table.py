@@ -94,6 +94,17 @@ def of_table(config: SeriesTableConfig, table: pa.Table, trained: str | None = N
     return _series_of(config, columns, trained)
 
 
+def read_table(config: SeriesTableConfig, path: Path) -> pa.Table:
+    """The columns that a section names of the files of a table, ids and categories as texts; nothing else is checked.
+
+    Raises:
+        ConfigError: no such files, or one that lacks a column.
+    """
+    texts, numbers = _wanted(config)
+    names = [config.timestamp_column, *texts, *numbers]
+    return Columns(find_files(path, "the table"), names, texts=[config.timestamp_column, *texts]).table(texts)
+
+
 def _wanted(config: SeriesTableConfig) -> tuple[list[str], list[str]]:
     """Columns of text, and of numbers.
 

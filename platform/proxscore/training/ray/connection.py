@@ -60,6 +60,23 @@ def _started(log: bool) -> Iterator[None]:
             del os.environ[DASHBOARD]
 
 
+@contextmanager
+def for_workers(workers: int | None) -> Iterator[int]:
+    """Within the context, be connected to a cluster if any of its workers are wanted; gives their number.
+
+    Args:
+        workers: 0: none; null: one for each CPU (or GPU) of the cluster that this process is a job of, else none.
+    """
+    if workers is None and "RAY_ADDRESS" not in os.environ:
+        workers = 0
+    if workers == 0:
+        yield 0
+        return
+    with nullcontext() if ray.is_initialized() else _started(log=False):
+        held = ray.cluster_resources()
+        yield workers or max(int(held.get("GPU", 0)) or int(held.get("CPU", 0)), 1)
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
