@@ -6,6 +6,8 @@ over the stacked weights calls them once. With many rows the network's own arith
 
 from __future__ import annotations
 
+import copy
+import itertools
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -27,17 +29,29 @@ class StackedDraws:
 
     Args:
         found: the draws; their context stays open as long as this is used.
+        count: how many of them are used, the first ones; by default all.
     """
 
-    def __init__(self, found: Drawn) -> None:
+    def __init__(self, found: Drawn, count: int | None = None) -> None:
         self._found = found
         self.device = found.device
+        self._count = len(found) if count is None else count
         self._stacked: dict[str, Tensor] | None = self._stack() if len(found) > 1 else None
         #: Why the draws are taken one after another, where the network cannot be called with stacked weights.
         self.refused: str | None = None
 
     def __len__(self) -> int:
-        return len(self._found)
+        return self._count
+
+    def first(self, count: int) -> StackedDraws:
+        """The first so many of them."""
+        if count >= self._count:
+            return self
+        part = copy.copy(self)
+        part._count = count
+        if self._stacked is not None:
+            part._stacked = {name: weights[:count] for name, weights in self._stacked.items()}
+        return part
 
     @property
     def stacked(self) -> bool:
@@ -65,7 +79,7 @@ class StackedDraws:
                 return
             except (RuntimeError, ValueError, NotImplementedError) as error:  # a layer that vmap knows no rule for
                 self.refused, self._stacked = " ".join(str(error).split())[:200], None
-        yield from self._found.outputs(inputs)
+        yield from itertools.islice(self._found.outputs(inputs), self._count)
 
     def _together(self, stacked: dict[str, Tensor], inputs: Any) -> Tensor:
         """(S, rows, ...): the outputs of all draws."""

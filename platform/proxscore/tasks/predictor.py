@@ -104,6 +104,10 @@ class Predictor(ABC):
     def ready(self, draws: int, seed: int) -> Iterator[StackedDraws]:
         """Within the context, these draws are ready in the network, and nobody else uses it."""
         with self._lock:
+            if self._ready is not None and self._holds(draws, seed):
+                with torch.no_grad():
+                    yield self._ready[1].first(max(draws, 1))
+                return
             if self._ready is None or self._ready[0] != (draws, seed):
                 self.close()
                 stack = ExitStack()
@@ -113,12 +117,23 @@ class Predictor(ABC):
             with torch.no_grad():
                 yield self._ready[1]
 
+    def _holds(self, draws: int, seed: int) -> bool:
+        """Whether these draws are the first of those that are ready: a set of samples takes others if they are fewer."""
+        assert self._ready is not None
+        ready, known = self._ready[0]
+        if seed != known or not 0 < draws <= ready:
+            return False
+        return self.posterior.indices(draws) == self.posterior.indices(ready)[: len(self.posterior.indices(draws))]
+
     @contextmanager
     def one_by_one(self, draws: int, seed: int) -> Iterator[Drawn]:
         """The same, for a network that is called in other ways than with a batch."""
-        with self.ready(draws, seed):
-            assert self._ready is not None
-            yield self._ready[2]
+        with self._lock:
+            if self._ready is not None and self._ready[0] != (draws, seed):
+                self.close()
+            with self.ready(draws, seed):
+                assert self._ready is not None
+                yield self._ready[2]
 
     def close(self) -> None:
         """Let go of the draws; the network has its mean weights again."""
