@@ -1,19 +1,24 @@
-"""How many draws an answer has time for: chosen from what earlier answers took."""
+"""How many draws an answer has time for: from what answers took when the server started, and how fast it is now."""
 
 from __future__ import annotations
 
 import math
 import threading
 
-WEIGHT = 0.2  # of the newest measurement
-MARGIN = 0.8  # of the budget that draws may take; the rest is for reading the request and writing the answer
+import numpy as np
+
+WEIGHT = 0.1  # of the newest answer in the pace
+LARGEST = 4.0  # ratio that one answer counts with: a pause of the machine says little about the next answer
+MARGIN = 0.9  # of the budget
 
 
 class LatencyBudget:
-    """Learns what a draw takes for batches of each size, and how many fit into a time.
+    """Knows what answers take, and how many draws fit into a time.
 
-    The time of a batch is taken to grow with its draws: seconds = draws * c(rows), where c is a running average for batches of
-    1, 2, 3-4, 5-8, ... rows; of a size that has not been seen, that of the next smaller one in proportion to its rows.
+        seconds = pace (a(rows) + draws b(rows))
+
+    a and b are measured for a few numbers of rows before the first request, and interpolated between them (beyond the last, in
+    proportion). The pace is a running average of measured by expected seconds: more than 1 while others use the machine.
 
     Args:
         seconds: that an answer may take; none: there is no bound.
@@ -21,33 +26,35 @@ class LatencyBudget:
 
     def __init__(self, seconds: float | None) -> None:
         self.seconds = seconds
-        self._each: dict[int, float] = {}
+        self.pace = 1.0
+        self._known: dict[int, tuple[float, float]] = {}
         self._lock = threading.Lock()
 
+    def measured(self, rows: int, draws: tuple[int, int], seconds: tuple[float, float]) -> None:
+        """Answers for so many rows took so long, one with few draws and one with many."""
+        each = max((seconds[1] - seconds[0]) / max(draws[1] - draws[0], 1), 1e-7)
+        self._known[rows] = max(seconds[0] - draws[0] * each, 0.0), each
+
     def learn(self, rows: int, draws: int, seconds: float) -> None:
-        """A batch took so long."""
-        size, each = _size(rows), seconds / max(draws, 1)
+        """An answer took so long."""
+        if not self._known:
+            return
+        fixed, each = self._costs(rows)
+        ratio = min(seconds / max(fixed + draws * each, 1e-9), LARGEST)
         with self._lock:
-            held = self._each.get(size)
-            self._each[size] = each if held is None else held + WEIGHT * (each - held)
+            self.pace += WEIGHT * (ratio - self.pace)
 
     def draws(self, rows: int, wanted: int) -> int:
         """As many of the wanted draws as there is time for, one at least."""
-        if self.seconds is None or wanted <= 1:
+        if self.seconds is None or wanted <= 1 or not self._known:
             return wanted
-        each = self._seconds_of_a_draw(rows)
-        if each is None:
-            return wanted
-        return max(1, min(wanted, math.floor(MARGIN * self.seconds / max(each, 1e-9))))
+        fixed, each = self._costs(rows)
+        fitting = math.floor((MARGIN * self.seconds / self.pace - fixed) / each)
+        return max(1, min(wanted, fitting))
 
-    def _seconds_of_a_draw(self, rows: int) -> float | None:
-        size = _size(rows)
-        with self._lock:
-            smaller = [known for known in self._each if known <= size]
-            if not smaller:
-                return min(self._each.values(), default=None)
-            return self._each[max(smaller)] * 2 ** (size - max(smaller))
-
-
-def _size(rows: int) -> int:
-    return math.ceil(math.log2(max(rows, 1)))
+    def _costs(self, rows: int) -> tuple[float, float]:
+        """a and b."""
+        sizes = sorted(self._known)
+        fixed, each = ([self._known[size][k] for size in sizes] for k in (0, 1))
+        beyond = max(rows / sizes[-1], 1.0)
+        return float(np.interp(rows, sizes, fixed)) * beyond, float(np.interp(rows, sizes, each)) * beyond

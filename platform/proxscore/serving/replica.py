@@ -16,6 +16,9 @@ from proxscore.serving.requests import Limits, RefusedError, Request
 from proxscore.tasks.predictor import Predictor
 
 
+SIZES = (1, 16, 32)  # images of the answers that are measured before the first request
+
+
 @dataclass(frozen=True)
 class Served:
     """What is served, and how.
@@ -55,17 +58,19 @@ class Replica:
     def _warm_up(self) -> None:
         """Make all draws that a request may have ready, and see what they take."""
         example = self.predictor.config.task.example_input(self.predictor.description, self.served.posterior)[1]
-        sizes = (1, 8) if self.predictor.takes == "images" else (1,)
         most = self.served.limits.draws if self.predictor.posterior.random else 0
         if self.predictor.statistics is not None:  # of no more draws are the statistics known
             most = min(most, self.predictor.statistics.draws)
-        for rows in sizes:
-            for _ in range(2):
-                table = pd.concat([example] * rows, ignore_index=True) if rows > 1 else example
-                started = time.perf_counter()
-                self._predict(Request(table), most)
-                seconds = time.perf_counter() - started
-            self.budget.learn(rows, max(most, 1), seconds)
+        self._predict(Request(example), most)
+        for rows in SIZES if self.predictor.takes == "images" else (1,):
+            table = pd.concat([example] * rows, ignore_index=True)
+            seconds = [min(self._seconds(table, draws) for _ in range(3)) for draws in (min(most, 1), most)]
+            self.budget.measured(rows, (min(most, 1), most), (seconds[0], seconds[1]))
+
+    def _seconds(self, table: pd.DataFrame, draws: int) -> float:
+        started = time.perf_counter()
+        self._predict(Request(table), draws)
+        return time.perf_counter() - started
 
     def answers(self, requests: Sequence[Request]) -> list[dict[str, Any] | RefusedError]:
         """Answer requests, those that are alike together."""
@@ -91,7 +96,7 @@ class Replica:
         except ConfigError as error:
             return [RefusedError(" ".join(str(error).split()))] * len(requests)
         seconds = time.perf_counter() - started
-        self.budget.learn(rows, max(draws, 1), seconds)
+        self.budget.learn(rows, draws, seconds)
         about: dict[str, Any] = {
             "draws": draws,
             "draws_wanted": wanted,

@@ -153,7 +153,13 @@ def exported() -> str:
         except OSError as error:
             lines.append(f"# {address}: {error}")
             continue
-        wanted = ("ray_proxscore", "ray_serve_deployment", "ray_serve_num", "# HELP ray_proxscore", "# TYPE ray_proxscore")
+        wanted = (
+            "ray_proxscore",
+            "ray_serve_deployment",
+            "ray_serve_num",
+            "# HELP ray_proxscore",
+            "# TYPE ray_proxscore",
+        )
         lines += [line for line in text.splitlines() if line.startswith(wanted)]
     return "\n".join(lines) + "\n"
 
