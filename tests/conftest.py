@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from photographs import photographs  # noqa: F401  (a fixture)
 
 # Before anything imports Ray or torch. No test may join a cluster that happens to run here, or write a token into the
 # user's home; a lost worker is noticed in tenths of a second; and several processes share few cores.

@@ -72,21 +72,32 @@ class DrawStatistics:
         """How many draws are known, from the first on."""
         return len(self.buffers.keys() - {None})
 
+    def check(self, draws: int, seed: int) -> None:
+        """Refuse draws whose statistics are not known.
+
+        Raises:
+            ConfigError: they are more, or of another seed.
+        """
+        if draws and seed != self.seed:
+            raise ConfigError(
+                f"seed is {seed}: the statistics of BatchNorm layers are known of draws of seed {self.seed} alone: use it"
+            )
+        if draws > self.draws:
+            raise ConfigError(
+                f"the statistics of BatchNorm layers are known of {self.draws} draws: ask for at most so many, or train with a "
+                "larger evaluation.draws"
+            )
+
     def put_into(self, module: nn.Module, index: int | None, seed: int) -> None:
         """Put the statistics of a draw into the layers of a network.
 
         Raises:
             ConfigError: that draw's are not known.
         """
-        if index is not None and seed != self.seed:
-            raise ConfigError(
-                f"seed is {seed}: the statistics of BatchNorm layers are known of draws of seed {self.seed} alone: use it"
-            )
+        if index is not None:
+            self.check(index + 1, seed)
         if index not in self.buffers:
-            raise ConfigError(
-                f"the statistics of BatchNorm layers are known of {self.draws} draws: ask for at most so many, or train with a "
-                "larger evaluation.draws"
-            )
+            raise ConfigError("the statistics of BatchNorm layers under the mean weights are not known")
         held = named_buffers(module)
         with torch.no_grad():
             for name, value in self.buffers[index].items():

@@ -79,9 +79,13 @@ class Drawn:
 
     def kept(self) -> list[dict[str, Tensor]] | None:
         """What each draw puts into the module, weights and buffers by name; none: its weights are made anew every time."""
-        if any(kept.weights is None for kept in self._kept):
-            return None
-        return [(kept.weights or {}) | kept.buffers for kept in self._kept]
+        shapes = {name: parameter.shape for name, parameter in (self._copied or {}).items()}
+        found = []
+        for kept in self._kept:
+            if kept.weights is None or any(kept.weights[name].numel() != shapes[name].numel() for name in shapes):
+                return None  # or they are shards
+            found.append({name: kept.weights[name].view(shape) for name, shape in shapes.items()} | kept.buffers)
+        return found
 
     def statistics(self) -> dict[int | None, dict[str, Tensor]]:
         """The buffers that :meth:`prepare` set for each draw, by its index and by name."""

@@ -37,8 +37,7 @@ class StackedDraws:
         self.device = found.device
         self._count = len(found) if count is None else count
         self._stacked: dict[str, Tensor] | None = self._stack() if len(found) > 1 else None
-        #: Why the draws are taken one after another, where the network cannot be called with stacked weights.
-        self.refused: str | None = None
+        self._reasons: list[str] = []  # shared with parts of these draws
 
     def __len__(self) -> int:
         return self._count
@@ -56,7 +55,12 @@ class StackedDraws:
     @property
     def stacked(self) -> bool:
         """Whether batches of few rows go through the network once for all draws."""
-        return self._stacked is not None
+        return self._stacked is not None and not self._reasons
+
+    @property
+    def refused(self) -> str | None:
+        """Why the draws are taken one after another, where the network cannot be called with stacked weights."""
+        return self._reasons[0] if self._reasons else None
 
     def _stack(self) -> dict[str, Tensor] | None:
         kept = self._found.kept()
@@ -73,12 +77,12 @@ class StackedDraws:
     @torch.no_grad()
     def outputs(self, inputs: Any) -> Iterator[Tensor]:
         """The network's outputs for a batch that is on its device, under one draw after another."""
-        if self._stacked is not None and rows_of(inputs) <= MOST_ROWS:
+        if self._stacked is not None and not self._reasons and rows_of(inputs) <= MOST_ROWS:
             try:
                 yield from self._together(self._stacked, inputs).unbind()
                 return
             except (RuntimeError, ValueError, NotImplementedError) as error:  # a layer that vmap knows no rule for
-                self.refused, self._stacked = " ".join(str(error).split())[:200], None
+                self._reasons.append(" ".join(str(error).split())[:200])
         yield from itertools.islice(self._found.outputs(inputs), self._count)
 
     def _together(self, stacked: dict[str, Tensor], inputs: Any) -> Tensor:

@@ -15,7 +15,6 @@ from proxscore.serving.budget import LatencyBudget
 from proxscore.serving.requests import Limits, RefusedError, Request
 from proxscore.tasks.predictor import Predictor
 
-
 SIZES = (1, 16, 32)  # images of the answers that are measured before the first request
 
 

@@ -98,7 +98,10 @@ class Predictor(ABC):
             raise ConfigError(f"draws is {draws}; it must be zero (mean weights) or positive, at most {MAX_DRAWS}")
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
             raise ConfigError(f"seed is {seed}; it must be a whole number from 0 to {MAX_SEED}")
-        return (draws if self.posterior.random else 0), seed
+        draws = draws if self.posterior.random else 0
+        if self.statistics is not None:
+            self.statistics.check(draws, seed)
+        return draws, seed
 
     @contextmanager
     def ready(self, draws: int, seed: int) -> Iterator[StackedDraws]:

@@ -38,7 +38,7 @@ class Client:
     """
 
     def __init__(self, uri: str, patience: float = 0.0) -> None:
-        self._thread = _Thread()
+        self._thread, self.uri = _Thread(), uri
         self.patience = patience
         #: When the current call failed for the first time; none: it did not. In seconds of the monotonic clock.
         self.failing_since: float | None = None

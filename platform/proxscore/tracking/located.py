@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -161,12 +162,21 @@ def _model_uri(source: str, uri: str) -> str:
 def _copy(artifact_uri: str, uri: str) -> str:
     import mlflow
 
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-    try:  # models:/ is resolved by the registry that is set
-        mlflow.set_tracking_uri(uri)
-        mlflow.set_registry_uri(uri)
+    with everywhere(uri):
         found: str = mlflow.artifacts.download_artifacts(artifact_uri=artifact_uri, tracking_uri=uri)
+    return found
+
+
+@contextmanager
+def everywhere(uri: str) -> Iterator[None]:
+    """Within the context, this is the tracking server of the whole process: MLflow looks up ``models:/`` there alone."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        yield
     finally:
         mlflow.set_tracking_uri(before[0])
         mlflow.set_registry_uri(before[1])
-    return found

@@ -14,6 +14,7 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 
 from proxscore.tracking.client import Client
+from proxscore.tracking.located import everywhere
 
 CHAMPION = "champion"
 NLL, FINGERPRINT, VERDICT = "validation_nll", "validation_fingerprint", "verdict"
@@ -65,12 +66,13 @@ def register(
             raise
     for old in client.search_model_versions(f"name = '{name}'"):
         if old.run_id == run_id and old.tags.get("model_id") == model_id:
-            return Registered(name, old.version, False, "it was registered before")
+            return Registered(name, str(old.version), False, "it was registered before")
     nll, fingerprint = float(validated.get("nll", math.nan)), str(validated.get("fingerprint", ""))
     tags = dict(tags) | {NLL: repr(nll), FINGERPRINT: fingerprint, "model_id": model_id}
-    made = client.create_model_version(
-        name, f"models:/{model_id}", run_id=run_id, tags=tags, description=text, model_id=model_id
-    )
+    with everywhere(client.uri):
+        made = client.create_model_version(
+            name, f"models:/{model_id}", run_id=run_id, tags=tags, description=text, model_id=model_id
+        )
     better, reason = _against_champion(client, name, nll, fingerprint)
     if better:
         client.set_registered_model_alias(name, CHAMPION, made.version)

@@ -156,7 +156,7 @@ class ImageInputs:
 
     def _of_array(self, image: Any, where: str, decoder: Decoder) -> Tensor:
         try:
-            values = torch.as_tensor(np.asarray(image) if not isinstance(image, Tensor) else image).detach().cpu()
+            values = torch.as_tensor(np.array(image) if not isinstance(image, Tensor) else image).detach().cpu()
         except (TypeError, ValueError, RuntimeError) as error:
             raise UnreadableError(where, f"no array of numbers: {' '.join(str(error).split())[:100]}") from error
         values = self._channels_first(values, where, tensor=isinstance(image, Tensor))
