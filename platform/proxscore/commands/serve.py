@@ -102,14 +102,14 @@ def serve(options: argparse.Namespace, seconds: float | None, wait: float, token
     most = options.max_replicas or options.replicas
     scale = Scale(options.batch, wait, options.replicas, most, options.cpus, options.gpus)
     ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
     print("starting   Ray and the first replica, which measures what draws take", flush=True)
     with connection.for_workers(most):
         ray_serve.start(
             http_options={"host": options.host, "port": options.port}, logging_config={"log_level": "WARNING"}
         )
         ray_serve.run(application(served, scale, token), name="proxscore", blocking=False)
+        for number in (signal.SIGINT, signal.SIGTERM):  # after Ray's start, which sets its own
+            signal.signal(number, lambda *_: ended.set())
         address = f"http://{options.host}:{options.port}"
         header = ' -H "Authorization: Bearer $PROXSCORE_SERVE_TOKEN"' if token else ""
         print(f"serving    {options.posterior} at {address}: POST /predict, GET /health, /metrics")

@@ -7,7 +7,7 @@ mean, lie in ``draw_statistics.safetensors`` beside the posterior: twice as many
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,17 +72,17 @@ class DrawStatistics:
         """How many draws are known, from the first on."""
         return len(self.buffers.keys() - {None})
 
-    def check(self, draws: int, seed: int) -> None:
-        """Refuse draws whose statistics are not known.
+    def check(self, indices: Sequence[int], seed: int) -> None:
+        """Refuse draws, by their indices, whose statistics are not known.
 
         Raises:
             ConfigError: they are more, or of another seed.
         """
-        if draws and seed != self.seed:
+        if indices and seed != self.seed:
             raise ConfigError(
                 f"seed is {seed}: the statistics of BatchNorm layers are known of draws of seed {self.seed} alone: use it"
             )
-        if draws > self.draws:
+        if not self.buffers.keys() >= set(indices):
             raise ConfigError(
                 f"the statistics of BatchNorm layers are known of {self.draws} draws: ask for at most so many, or train with a "
                 "larger evaluation.draws"
@@ -95,7 +95,7 @@ class DrawStatistics:
             ConfigError: that draw's are not known.
         """
         if index is not None:
-            self.check(index + 1, seed)
+            self.check([index], seed)
         if index not in self.buffers:
             raise ConfigError("the statistics of BatchNorm layers under the mean weights are not known")
         held = named_buffers(module)

@@ -100,7 +100,7 @@ class Predictor(ABC):
             raise ConfigError(f"seed is {seed}; it must be a whole number from 0 to {MAX_SEED}")
         draws = draws if self.posterior.random else 0
         if self.statistics is not None:
-            self.statistics.check(draws, seed)
+            self.statistics.check(self.posterior.indices(draws) if draws else [], seed)
         return draws, seed
 
     @contextmanager
