@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Mapping
+from importlib.util import find_spec
 
 import shtab
 
@@ -37,6 +38,8 @@ def script(commands: Mapping[str, Command], shell: str) -> str:
     whole = argparse.ArgumentParser(prog="proxscore")
     inner = whole.add_subparsers()
     for name, command in commands.items():
+        if find_spec(f"proxscore.commands.{command.module}") is None:
+            continue
         own = importlib.import_module(f"proxscore.commands.{command.module}").parser()
         for action in own._actions:
             if action.dest in FILES:

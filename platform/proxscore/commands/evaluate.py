@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     parser = parsers.parser("evaluate", __doc__)
     parser.add_argument("posterior", help="folder of a saved posterior, or an MLflow run (runs:/<id>)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the task it was trained on")
-    parser.add_argument("--split", choices=("train", "validation", "test"), default="test")
+    parser.add_argument("--split", choices=("train", "validation", "test"), default="test", help="whose rows")
     parser.add_argument("--draws", type=int, default=16, help="posterior draws; 0: the mean weights")
     parser.add_argument(
         "--diagnose",

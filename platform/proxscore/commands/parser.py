@@ -9,6 +9,7 @@ from typing import Any
 from proxscore.terminal import command
 
 _CALL = re.compile(r"python jobs/(\w+)\.py")
+_UNDER_TORCHRUN = re.compile(r"(?<=torchrun)(.* )jobs/(\w+)\.py")
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -16,7 +17,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text, default = action.help or "", action.default
-        if default in (None, False, argparse.SUPPRESS) or default == [] or not action.option_strings:
+        if not action.option_strings or default is None or default is False or default in ([], argparse.SUPPRESS):
             return action.help
         shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else str(default)
         return f"{text}{' ' if text else ''}(default: {shown})".replace("%", "%%")
@@ -31,4 +32,5 @@ def parser(name: str, documented: str | None, **options: Any) -> argparse.Argume
         options: as ``ArgumentParser`` takes them.
     """
     text = _CALL.sub(lambda found: command(found[1].replace("_", "-")), documented or "")
+    text = _UNDER_TORCHRUN.sub(lambda found: f"{found[1]}-m proxscore {found[2].replace('_', '-')}", text)
     return argparse.ArgumentParser(prog=command(name), description=text, formatter_class=_Help, **options)

@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--size", type=int, metavar="PIXELS", help="make larger images smaller: their shorter side; JPEG, quality 95"
     )
-    parser.add_argument("--rows-per-shard", type=int, default=5000, metavar="N")
+    parser.add_argument("--rows-per-shard", type=int, default=5000, metavar="N", help="of a file, at most")
     parser.add_argument("--workers", type=int, help="processes; by default one per core, at most eight")
     parser.add_argument("--image-column", default="image", help="of a Parquet table")
     parser.add_argument("--label-column", default="label", help="of a Parquet table")

@@ -114,6 +114,7 @@ def _print(config: Config, outcomes: list[Outcome]) -> None:
     shown(_scores(config, rows, outcomes[0].headline, verdicts))
     if config.evaluation.shifts:
         shown(_shifted(config, rows))
+    print()
     for outcome in outcomes:
         costs = f"{outcome.results['seconds']:.1f} seconds, {outcome.results['evaluations']} gradient evaluations"
         print(f"cost       {POINTS.get(outcome.kind, outcome.kind)}: {costs}")
@@ -128,6 +129,7 @@ def _print(config: Config, outcomes: list[Outcome]) -> None:
             print(f"figure     {near(figure)}")
         what = "posterior" if "point" not in outcome.results["test"] else "weights"
         print(f"{what:<10} {near(outcome.folder / 'posterior')}")
+    print("\nWhat to do next:")
     for line in next_steps(config, outcomes[-1].folder / "posterior"):
         print(line)
 
@@ -139,13 +141,16 @@ def next_steps(config: Config, posterior: Path) -> list[str]:
     where = shlex.quote(near(posterior))
     commands = {"evaluate": f"{command('evaluate')} {where} --draws 64"}
     if config.task.kind == "vision":
+        path = getattr(config.task.data, "path", None)
+        images = "IMAGES" if path is None else shlex.quote(near(path))
+        hint = "  # IMAGES: a folder, a table (.parquet) or a list of paths (.csv)" if path is None else ""
         commands["report"] = f"{command('report')} {where} --ood noise"
-        commands["predict"] = f"{command('predict')} {where} IMAGES --output predictions.parquet"
+        commands["predict"] = f"{command('predict')} {where} {images} --output predictions.parquet{hint}"
         commands["serve"] = f"{command('serve')} {where}"
     elif config.task.kind == "forecasting":
         commands["forecast"] = f"{command('forecast')} {where} --output forecasts.parquet"
     commands["browse"] = browse(config.tracking)
-    return ["next:", *(f"{name:<10} {text}" for name, text in commands.items())]
+    return [f"{name:<10} {text}" for name, text in commands.items()]
 
 
 def _scores(config: Config, rows: list[Row], columns: tuple[str, ...], verdicts: dict[str, Verdict | None]) -> Table:

@@ -12,6 +12,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
 
 from proxscore.terminal.progress import Progress
 
@@ -62,7 +63,7 @@ class Lines:
 
     def _print(self, line: str) -> None:
         if self._bars is not None:
-            self._bars.console.print(line, markup=False, soft_wrap=True)
+            self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
             print(line, file=self.console.file, flush=True)
 
@@ -86,8 +87,10 @@ class Lines:
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=12),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[about]}", markup=False),
+                # Takes the room that is left, and is cut at its end.
+                TextColumn("{task.fields[about]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
                 console=self.console,
+                expand=True,
                 transient=True,
                 refresh_per_second=2,
             )
@@ -95,7 +98,9 @@ class Lines:
         about = " · ".join(progress.about)
         if progress.label not in self._tasks:
             method = progress.label.rpartition("-")[2]  # a label ends in it; what is before takes half a line
-            self._tasks[progress.label] = self._bars.add_task(method, total=progress.total, about=about)
+            self._tasks[progress.label] = self._bars.add_task(
+                method, total=progress.total, completed=progress.step, about=about
+            )
         self._bars.update(self._tasks[progress.label], completed=progress.step, about=about)
 
     def _close(self) -> None:

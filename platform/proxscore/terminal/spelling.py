@@ -15,7 +15,7 @@ def command(name: str) -> str:
     Args:
         name: as ``prepare-data``.
     """
-    called = Path(sys.argv[0])
+    called = Path(os.path.abspath(sys.argv[0]))
     if called.name == "__main__.py":
         return f"{_program(Path(sys.executable))} -m proxscore {name}"
     if called.suffix == ".py" and called.parent.name == "jobs":

@@ -28,5 +28,6 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, l
 
 
 def shown(made: Table) -> None:
-    """Print a table; what is too wide is folded within its column."""
+    """Print a table below an empty line; what is too wide is folded within its column."""
+    print()
     Console(width=WIDTH).print(made)

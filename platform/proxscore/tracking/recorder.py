@@ -93,7 +93,9 @@ class Recorder:
         self._shown = time.monotonic()
         rate = first["step"] / max(first["seconds"], 1e-9)
         left = (first["total_steps"] - first["step"]) / max(rate, 1e-9)
-        about = [f"{duration(left)} left", f"NLL {first['records'][-1]['train/nll']:.3f}", self._validation]
+        ended = first["step"] == first["total_steps"]
+        time_left = f"took {duration(first['seconds'])}" if ended else f"{duration(left)} left"
+        about = [time_left, f"NLL {first['records'][-1]['train/nll']:.3f}", self._validation]
         about += [f"{rate:.1f} steps/s", *_costs(first["resources"]), self._away()]
         told = tuple(part for part in about if part)
         self.show(str(Progress(self.label, first["step"], first["total_steps"], first["epoch"], told)))

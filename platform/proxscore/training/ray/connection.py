@@ -69,6 +69,8 @@ def _started(show: Callable[[str], None] | None) -> Iterator[None]:
             ray.init(logging_level=logging.WARNING, log_to_driver=show is not None, **where)
         with ExitStack() as stack:
             if show is not None:
+                nodes, has = sum(node["Alive"] for node in ray.nodes()), ray.cluster_resources()
+                show(f"ray        {nodes} nodes with {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs")
                 stack.enter_context(logs.shown_by(show))
             yield
     finally:

@@ -40,7 +40,8 @@ def told(label: str, asked: str, workers: int, show: Callable[[str], None]) -> I
             now = time.monotonic()
             if ready != shown or now - since > REMIND:
                 waited = f" after {duration(now - start)}" if ready == shown else ""
-                show(f"{label} · {asked} workers asked, {ready} ready{waited}")
+                doing = ": they read the data and build the network" if ready >= workers else ""
+                show(f"{label} · {asked} workers asked, {ready} ready{waited}{doing}")
                 shown, since = ready, now
 
     thread = threading.Thread(target=watch, name="workers", daemon=True)
