@@ -17,12 +17,16 @@ from typing import TYPE_CHECKING
 
 from proxscore import job
 from proxscore.commands import parser as parsers
-from proxscore.terminal import command
+from proxscore.terminal import near
 from proxscore.terminal.lines import Lines
+from proxscore.terminal.tables import shown, table
 
 if TYPE_CHECKING:
     from proxscore.experiments.comparison.driver import Records
     from proxscore.experiments.comparison.plan import Plan
+    from proxscore.experiments.comparison.table import Told
+
+METRICS = 3  # that the printed table has; the file has all
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,7 +61,8 @@ def compare(path: Path, overrides: list[str], *, show_only: bool = False) -> int
 
 def _compare(path: Path, overrides: list[str], show: Lines) -> int:
     show(f"compare    reading {path}, the data and the networks")
-    from proxscore.experiments.comparison import driver, figure, study, table  # importing Ray and MLflow takes seconds
+    from proxscore.experiments.comparison import driver, figure, study  # importing Ray and MLflow takes seconds
+    from proxscore.experiments.comparison import table as tables
     from proxscore.experiments.comparison.plan import plan
     from proxscore.experiments.comparison.settings import load
     from proxscore.storage import replacing
@@ -68,31 +73,34 @@ def _compare(path: Path, overrides: list[str], show: Lines) -> int:
     report, before = planned.folder / "report", driver.kept(planned)
     if before is not None and study.finished(planned):
         print(f"{planned.name} is finished: these are its results; another name begins a new comparison")
-        return results(planned, before, table.write(planned, before, report)[1])
+        return results(planned, before, tables.write(planned, before, report))
     one_job = exclusive(planned.config.training.storage, [planned.name])
     with one_job, driver.connected(planned, show), study.recorded(planned, comparison) as tracked:
         found = driver.run(planned, tracked.run_id, show)
-        rows, text = table.write(planned, found, report)
-        if (drawn := figure.draw(planned, rows)) is not None:
+        told = tables.write(planned, found, report)
+        if (drawn := figure.draw(planned, told.rows)) is not None:
             with replacing(report / "comparison.png") as partial:
                 drawn.savefig(partial, dpi=150)
         tracked.artifacts(report, "comparison")
         tracked.metrics({"cells": len(found), "cells_failed": failures(found)})
-    return results(planned, found, text)
+    return results(planned, found, told)
 
 
 def failures(found: Records) -> int:
     return sum(record["status"] != "finished" for record in found.values())
 
 
-def results(planned: Plan, found: Records, text: str) -> int:
-    """Print the table, the files, and what to do next."""
+def results(planned: Plan, found: Records, told: Told) -> int:
+    """Print the first columns of the table, what is to say of it, the files, and what shows the runs."""
     from proxscore.tracking import browse
 
-    print(f"\n{text}")
+    places = [0, *range(2, min(2 + METRICS, len(told.header)))]
+    places += [told.header.index("converged")] if "converged" in told.header else []
+    rows = [[row[place] for place in places] for row in told.body]
+    shown(f"{planned.name}\n{told.about}", table([told.header[place] for place in places], rows, left=(0,)))
+    print("\n".join(["", *told.notes, ""]))
     for file in sorted((planned.folder / "report").iterdir()):
-        print(f"{file.suffix[1:]:<10} {file}")
-    print(f"train      {command('train')} --config mlflow:RUN_ID: the configuration of a cell's run, in MLflow")
+        print(f"{file.suffix[1:]:<10} {near(file)}{' (all columns)' if file.name == 'comparison.md' else ''}")
     print(f"browse     {browse(planned.config.tracking)}")
     if failed := failures(found):
         print(f"error: {failed} of {len(found)} cells failed; name={planned.name} tries them again", file=sys.stderr)

@@ -184,7 +184,7 @@ def _evaluate(described: Described, source: str, split: str, draws: int, output:
     for line in [*posterior.told(), *seen_in_training(posterior.description, config, task.describe(), split)]:
         print(line)
     title = f"{config.task.data.kind}, {split} split, {draws} draws"
-    shown(table(title, ["metric", "value"], [[name, f"{value:.4f}"] for name, value in metrics.items()], left=(0,)))
+    shown(title, table(["metric", "value"], [[name, f"{value:.4f}"] for name, value in metrics.items()], left=(0,)))
     for line in distances.lines() if distances is not None else ():
         print(f"diagnosis  {line}")
     print(f"metrics  {output / stem}.json")

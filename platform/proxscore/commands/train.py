@@ -111,9 +111,10 @@ def _print(config: Config, outcomes: list[Outcome]) -> None:
     rows = [(outcome, variant, metrics) for outcome in outcomes for variant, metrics in outcome.results["test"].items()]
     rows.sort(key=lambda row: (list(VARIANTS).index(row[1].removesuffix("_tempered")), row[1]))
     verdicts = {o.label: Verdict.of_json(o.results.get(VERDICT)) for o in outcomes}
-    shown(_scores(config, rows, outcomes[0].headline, verdicts))
+    shown(f"{config.name}: test split", _scores(rows, outcomes[0].headline, verdicts))
     if config.evaluation.shifts:
-        shown(_shifted(config, rows))
+        meaning = "conf.: mean confidence; sure: confidence of 0.9 or more"
+        shown(f"{config.name}: test images as they are and shifted\n{meaning}", _shifted(config, rows))
     print()
     for outcome in outcomes:
         costs = f"{outcome.results['seconds']:.1f} seconds, {outcome.results['evaluations']} gradient evaluations"
@@ -153,7 +154,7 @@ def next_steps(config: Config, posterior: Path) -> list[str]:
     return [f"{name:<10} {text}" for name, text in commands.items()]
 
 
-def _scores(config: Config, rows: list[Row], columns: tuple[str, ...], verdicts: dict[str, Verdict | None]) -> Table:
+def _scores(rows: list[Row], columns: tuple[str, ...], verdicts: dict[str, Verdict | None]) -> Table:
     """Metrics of the test split, with what the posterior's verdict is."""
     lines = []
     for outcome, variant, metrics in rows:
@@ -161,7 +162,7 @@ def _scores(config: Config, rows: list[Row], columns: tuple[str, ...], verdicts:
         verdict = verdicts[outcome.label]
         lines.append([_name(outcome, variant), *values, "–" if verdict is None else verdict.answer])
     header = ["", *(name.upper() if name in ACRONYMS else name for name in columns), "verdict"]
-    return table(f"{config.name}: test split", header, lines, left=(0, len(header) - 1))
+    return table(header, lines, left=(0, len(header) - 1))
 
 
 def _lowest(validation: dict[str, float] | None) -> str | None:
@@ -194,11 +195,8 @@ def _shifted(config: Config, rows: list[Row]) -> Table:
             values = ("–" if v is None else f"{v:.4f}" for v in shown)
             lines.append(["" if named else shift, _name(outcome, variant), *values])
             named = True
-    title = (
-        f"{config.name}: test images as they are and shifted\nconf.: mean confidence; sure: confidence of 0.9 or more"
-    )
     header = ["images", "", "accuracy", "NLL", "ECE", "conf.", "sure", "sure and\nwrong"]
-    return table(title, header, lines, left=(0, 1))
+    return table(header, lines, left=(0, 1))
 
 
 def _summary(config: Config, outcomes: list[Outcome]) -> dict[str, Any]:

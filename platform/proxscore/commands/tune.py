@@ -58,7 +58,7 @@ def tune(path: Path | None, overrides: list[str], *, show_only: bool) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     header, rows = report.leaderboard(planned, found.candidates)
-    shown(table(f"{planned.config.name}: leaderboard, validation split", header, rows, left=(0, len(header) - 1)))
+    shown(f"{planned.config.name}: leaderboard, validation split", table(header, rows, left=(0, len(header) - 1)))
     for name in planned.task.evaluator.headline:
         if name in found.test:
             print(f"test       {name} {report.spread(found.test[name])} ({found.candidates[0].label})")

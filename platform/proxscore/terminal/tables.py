@@ -11,15 +11,13 @@ from rich.table import Table
 WIDTH = 80
 
 
-def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Collection[int]) -> Table:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Collection[int]) -> Table:
     """A table without a frame.
 
     Args:
         left: columns that hold texts, by position; all others hold numbers, at the right edge of theirs.
     """
-    made = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False
-    )
+    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for index, column in enumerate(header):
         made.add_column(column, justify="left" if index in left else "right", overflow="fold")
     for row in rows:
@@ -27,7 +25,7 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, l
     return made
 
 
-def shown(made: Table) -> None:
-    """Print a table below an empty line; what is too wide is folded within its column."""
-    print()
+def shown(title: str, made: Table) -> None:
+    """Print a table below an empty line and its title; what is too wide is folded within its column."""
+    print(f"\n{title}")
     Console(width=WIDTH).print(made)
