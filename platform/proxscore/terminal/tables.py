@@ -27,5 +27,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Collect
 
 def shown(title: str, made: Table) -> None:
     """Print a table below an empty line and its title; what is too wide is folded within its column."""
-    print(f"\n{title}")
-    Console(width=WIDTH).print(made)
+    console = Console(width=WIDTH)
+    with console.capture() as text:
+        console.print(made)
+    print("\n{}\n{}".format(title, text.get().rstrip("\n")), flush=True)
