@@ -109,6 +109,7 @@ def report(asked: argparse.Namespace) -> int:
         raise ConfigError("--diagnose is no part of the report: ask for it without --report")
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise ConfigError("--report takes training.workers=N in place of torchrun, for N workers of Ray's")
+    Lines()(f"report     reading {asked.posterior}")
     from proxscore.report.job import JSON, PAGE, make
     from proxscore.report.options import Options
     from proxscore.training.saved import load, run_id_of
@@ -190,6 +191,8 @@ def _evaluate(described: Described, source: str, split: str, draws: int, output:
     print(f"metrics  {output / stem}.json")
     for name in drawn:
         print(f"figure   {output / stem}_{name}.png")
+    if config.task.kind == "vision" and getattr(config.task, "likelihood", None) == "categorical":
+        print(f"report   {command('report')} {shlex.quote(source)} --ood noise")
     return 0
 
 
