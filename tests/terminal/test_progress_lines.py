@@ -89,6 +89,16 @@ def test_a_log_has_few_lines_of_progress_and_always_the_last(clock: Clock) -> No
     assert [line for line in printed if Progress.parse(line) is None] == ["something else"]
 
 
+def test_trouble_its_end_and_steps_that_are_done_again_are_news_in_a_log(clock: Clock) -> None:
+    out = io.StringIO()
+    show = Lines(Console(file=out))
+    away = "tracking server away for 3 s, 2 reports wait"
+    for step, about in [(1, ()), (2, ()), (3, (away,)), (4, (away,)), (5, ()), (6, ()), (4, ()), (5, ())]:
+        show(str(Progress("a-adamw", step, 100, 0.1, about)))
+    steps = [found.step for line in out.getvalue().splitlines() if (found := Progress.parse(line)) is not None]
+    assert steps == [1, 3, 5, 4]
+
+
 def test_two_runs_at_once_are_both_in_a_log(clock: Clock) -> None:
     out = io.StringIO()
     show = Lines(Console(file=out))

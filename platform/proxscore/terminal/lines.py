@@ -23,7 +23,8 @@ SHARE = 0.05  # of the time since the first one, between two lines: a day's log 
 class Lines:
     """Prints each line that it is called with, at once; of lines of progress in a log only some.
 
-    The last line of a run is always printed. Of the processes that torchrun started the first alone prints. Within the
+    The last line of a run is always printed, and so is one that tells of trouble or of its end, or of steps that are done
+    again. Of the processes that torchrun started the first alone prints. Within the
     context, what anyone else prints appears above the bar. It may be called from several threads.
 
     Args:
@@ -38,7 +39,7 @@ class Lines:
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
         self._first: dict[str, float] = {}
-        self._last: dict[str, float] = {}
+        self._last: dict[str, tuple[float, Progress]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -70,12 +71,13 @@ class Lines:
     def _due(self, progress: Progress) -> bool:
         """Whether a line of progress is to be printed into a log."""
         now = time.monotonic()
-        first = self._first.setdefault(progress.label, now)
-        pause = max(PAUSE, SHARE * (now - first))
-        due = progress.ended or now - self._last.get(progress.label, -pause) >= pause
-        if due:
-            self._last[progress.label] = now
-        return due
+        pause = max(PAUSE, SHARE * (now - self._first.setdefault(progress.label, now)))
+        when, last = self._last.get(progress.label, (now, None))
+        news = last is None or progress.ended or progress.step < last.step or progress.troubled != last.troubled
+        if news or now - when >= pause:
+            self._last[progress.label] = now, progress
+            return True
+        return False
 
     def _draw(self, progress: Progress) -> None:
         if progress.ended:

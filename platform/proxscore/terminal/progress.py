@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+AWAY = "tracking server away for"  # so begins what is told of one
+
 _LINE = re.compile(
     r"(?P<label>[^ ]+) · step (?P<step>\d+)/(?P<total>\d+) \(epoch (?P<epoch>[\d.]+)\)(?P<about>( · [^·]+)*)"
 )
@@ -32,6 +34,10 @@ class Progress:
     @property
     def ended(self) -> bool:
         return self.step >= self.total
+
+    @property
+    def troubled(self) -> bool:
+        return any(part.startswith(AWAY) for part in self.about)
 
     def __str__(self) -> str:
         step = f"{self.label} · step {self.step}/{self.total} (epoch {self.epoch:.1f})"

@@ -9,6 +9,7 @@ from typing import Any
 
 from proxscore.config import masked
 from proxscore.terminal import Progress, duration
+from proxscore.terminal.progress import AWAY
 from proxscore.tracking.delivery import Delivery, Parcel
 
 CHECKPOINT_PATIENCE = 2.0  # seconds: a server that is there takes milliseconds
@@ -104,7 +105,7 @@ class Recorder:
         """Tell of a server that is away, for the line of progress."""
         assert self._delivery is not None
         away, waiting = self._delivery.away, self._delivery.waiting
-        return "" if away is None else f"tracking server away for {duration(away)}, {waiting} reports wait"
+        return "" if away is None else f"{AWAY} {duration(away)}, {waiting} reports wait"
 
 
 def parcel(payloads: Sequence[dict[str, Any]]) -> Parcel:
