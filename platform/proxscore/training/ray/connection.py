@@ -70,9 +70,7 @@ def _started(show: Callable[[str], None] | None) -> Iterator[None]:
         with ExitStack() as stack:
             if show is not None:
                 nodes, has = sum(node["Alive"] for node in ray.nodes()), ray.cluster_resources()
-                show(
-                    f"ray        {nodes} node{'s' if nodes > 1 else ''} with {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs"
-                )
+                show(f"ray        {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs, on {nodes} node(s)")
                 stack.enter_context(logs.shown_by(show))
             yield
     finally:
