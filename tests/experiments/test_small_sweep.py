@@ -70,7 +70,7 @@ def test_a_finished_sweep_prints_its_results_and_ends(swept: Swept, repository: 
     for _ in lines(process, output):
         pass
     assert process.wait() == 0, "".join(output)
-    assert output[0].startswith("sweep is finished: these are its results")
+    assert output[1].startswith("sweep is finished: these are its results")
     assert output[-6:] == swept.outputs[0].splitlines(keepends=True)[-6:]
     assert points() == before
     assert ledger(swept.folder) == swept.ended

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,8 +42,11 @@ def test_a_submitted_job_trains_on_the_cluster_and_records_its_run(
     done = submit(repository, ray_head, *QUICKSTART, *TINY, *places, "name=submitted")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "submitted-proximal_score · step 4/4 (epoch 1.0)" in done.stdout
-    rows = [line for line in done.stdout.splitlines() if line.startswith("│")][:2]  # of the first table
-    assert [row.split("│")[1].strip() for row in rows] == ["posterior mean", "posterior"]
+    lines = done.stdout.splitlines()
+    assert "submitted-proximal_score · 2 workers asked, 0 ready" in lines
+    assert not [line for line in lines if "pid=" in line or "PreemptionWatcher" in line]
+    rows = [line for line in lines if line.startswith("posterior ")][:2]  # of the first table
+    assert [re.split(r"\s{2,}", row)[0] for row in rows] == ["posterior mean", "posterior"]
 
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("proxscore").experiment_id])

@@ -205,7 +205,7 @@ def test_a_process_of_its_own_exits_with_2_and_one_line(small: list[str], reposi
         timeout=100,
     )
     assert done.returncode == 2
-    assert done.stdout == ""
+    assert done.stdout == "train      reading the defaults\n"
     assert done.stderr == "error: command line: unknown key 'training.epoch'; did you mean 'epochs'?\n"
 
 

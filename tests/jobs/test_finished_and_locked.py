@@ -56,7 +56,7 @@ def test_a_finished_run_prints_its_results_and_ends(
     assert json.loads((tmp_path / "result.json").read_text()) == first
     assert sorted(file for file in (tmp_path / "runs").rglob("*")) == files
     again = capsys.readouterr().out
-    assert again.startswith("done is finished: these are its results")
+    assert "\ndone is finished: these are its results" in again
     assert again[again.index("done: test split") :] == shown[shown.index("done: test split") :]
     assert train([*overrides, "evaluation.draws=3"]) == 2
     assert "finished, with evaluation.draws=16, now it is 3: jobs/evaluate.py" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -114,9 +115,13 @@ def test_a_run_in_a_process_of_its_own_shows_progress_a_table_and_where_to_look(
     assert done.returncode == 0, done.stderr
     assert "own-adamw · step " in done.stdout
     assert "own-proximal_score · step " in done.stdout
-    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in done.stdout.splitlines() if "│" in line]
+    lines = done.stdout.splitlines()
+    assert lines[0] == "train      reading the defaults"
+    table = next(number for number, line in enumerate(lines) if line.startswith("own: test split"))
+    rows = [re.split(r"\s{2,}", line.strip()) for line in lines[table + 3 : table + 6]]
     assert [row[0] for row in rows] == ["AdamW", "posterior mean", "posterior"]
-    paths = [Path(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("figure ")]
+    assert max(len(line) for line in lines[table : table + 6]) <= 80
+    paths = [tmp_path / line.split()[1] for line in lines if line.startswith("figure ")]
     assert len(paths) == 3
     assert all(path.is_file() for path in paths)
     assert f"ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db" in done.stdout.replace("\n", "")
@@ -129,6 +134,14 @@ def test_a_run_in_a_process_of_its_own_shows_progress_a_table_and_where_to_look(
     ):
         metrics = found[name].data.metrics
         assert row[1:5] == [f"{metrics[f'{prefix}/{key}']:.4f}" for key in ("accuracy", "nll", "ece", "brier")]
+    after = lines[lines.index("What to do next:") + 1 :]
+    assert [line.split()[0] for line in after] == ["evaluate", "report", "predict", "serve", "browse"]
+    # As a user pastes it into the same shell.
+    pasted = subprocess.run(
+        after[0].split(maxsplit=1)[1], shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=200
+    )
+    assert pasted.returncode == 0, pasted.stderr
+    assert "digits, test split, 64 draws" in pasted.stdout
 
 
 def test_a_posterior_that_the_penalty_held_still_says_so_wherever_it_is_shown(

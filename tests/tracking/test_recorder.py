@@ -111,7 +111,7 @@ def test_the_progress_says_how_far_how_fast_and_how_good(uri: str) -> None:
     recorder = Recorder(run.uri, run.run_id, "digits-adamw", lines.append)
     recorder([payload(range(1, 3), 0.5) | {"seconds": 4.0}])
     assert lines == [
-        "digits-adamw · step 2/10 (epoch 0.5) · 0.5 steps/s · 16 s left · NLL 2.000 · validation NLL 0.500 ECE 0.100"
+        "digits-adamw · step 2/10 (epoch 0.5) · 16 s left · NLL 2.000 · validation NLL 0.500 ECE 0.100 · 0.5 steps/s"
         " · data 25% forward+backward 75% · 1.5 GB"
     ]
 

@@ -98,8 +98,13 @@ def alone(folder: Path) -> list[Outcome]:
 
 def test_two_workers_give_the_losses_and_metrics_of_one_process(folder: Path, alone: list[Outcome]) -> None:
     config = tree(folder, "pair", baseline=True, families=FAMILIES, workers=2)
-    outcomes = launch.run(config)
+    told: list[str] = []
+    outcomes = launch.run(config, told.append)
     assert [outcome.kind for outcome in outcomes] == ["adamw", "proximal_score"]
+    for outcome in outcomes:  # how many workers are there is told while they are waited for
+        waited = [line.removeprefix(f"{outcome.label} · ") for line in told if line.startswith(f"{outcome.label} ")]
+        assert waited[0] == "2 workers asked, 0 ready"
+        assert waited[-1] == "2 workers asked, 2 ready: they read the data and build the network"
     for ours, theirs in zip(outcomes, alone, strict=True):
         losses, expected = (curve(config, outcome.run_id) for outcome in (ours, theirs))
         assert list(losses) == list(expected) == list(range(1, ours.results["steps"] + 1))

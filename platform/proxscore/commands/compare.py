@@ -16,33 +16,53 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from proxscore import job
+from proxscore.commands import parser as parsers
+from proxscore.terminal import near
+from proxscore.terminal.lines import Lines
+from proxscore.terminal.tables import shown, table
 
 if TYPE_CHECKING:
     from proxscore.experiments.comparison.driver import Records
     from proxscore.experiments.comparison.plan import Plan
+    from proxscore.experiments.comparison.table import Told
+
+METRICS = 3  # that the printed table has; the file has all
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = parsers.parser("compare", __doc__)
     parser.add_argument("--config", type=Path, required=True, help="YAML file: base, methods, seeds, budget")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="dotted overrides of the file, or of its base: budget=2"
     )
-    options = parser.parse_intermixed_args(arguments)
+    parser.add_argument("--print-config", action="store_true", help="print the whole configuration, and stop")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_intermixed_args(arguments)
     return job.run(
-        lambda: compare(options.config, options.overrides),
+        lambda: compare(options.config, options.overrides, show_only=options.print_config),
         "compare",
         interrupted="the comparison is marked KILLED; the same name goes on with its cells",
     )
 
 
-def compare(path: Path, overrides: list[str]) -> int:
-    from proxscore.experiments.comparison import (
-        driver,
-        figure,
-        study,
-        table,
-    )  # here: importing Ray and MLflow takes seconds
+def compare(path: Path, overrides: list[str], *, show_only: bool = False) -> int:
+    from proxscore.experiments.comparison.settings import load, written
+
+    if show_only:
+        print(written(*load(path, overrides)), end="")
+        return 0
+    with Lines() as show:
+        return _compare(path, overrides, show)
+
+
+def _compare(path: Path, overrides: list[str], show: Lines) -> int:
+    show(f"compare    reading {path}, the data and the networks")
+    from proxscore.experiments.comparison import driver, figure, study  # importing Ray and MLflow takes seconds
+    from proxscore.experiments.comparison import table as tables
     from proxscore.experiments.comparison.plan import plan
     from proxscore.experiments.comparison.settings import load
     from proxscore.storage import replacing
@@ -53,29 +73,34 @@ def compare(path: Path, overrides: list[str]) -> int:
     report, before = planned.folder / "report", driver.kept(planned)
     if before is not None and study.finished(planned):
         print(f"{planned.name} is finished: these are its results; another name begins a new comparison")
-        return show(planned, before, table.write(planned, before, report)[1])
+        return results(planned, before, tables.write(planned, before, report))
     one_job = exclusive(planned.config.training.storage, [planned.name])
-    with one_job, driver.connected(planned), study.recorded(planned, comparison) as tracked:
-        found = driver.run(planned, tracked.run_id, lambda line: print(line, flush=True))
-        rows, text = table.write(planned, found, report)
-        if (drawn := figure.draw(planned, rows)) is not None:
+    with one_job, driver.connected(planned, show), study.recorded(planned, comparison) as tracked:
+        found = driver.run(planned, tracked.run_id, show)
+        told = tables.write(planned, found, report)
+        if (drawn := figure.draw(planned, told.rows)) is not None:
             with replacing(report / "comparison.png") as partial:
                 drawn.savefig(partial, dpi=150)
         tracked.artifacts(report, "comparison")
         tracked.metrics({"cells": len(found), "cells_failed": failures(found)})
-    return show(planned, found, text)
+    return results(planned, found, told)
 
 
 def failures(found: Records) -> int:
     return sum(record["status"] != "finished" for record in found.values())
 
 
-def show(planned: Plan, found: Records, text: str) -> int:
+def results(planned: Plan, found: Records, told: Told) -> int:
+    """Print the first columns of the table, what is to say of it, the files, and what shows the runs."""
     from proxscore.tracking import browse
 
-    print(f"\n{text}")
+    places = [0, *range(2, min(2 + METRICS, len(told.header)))]
+    places += [told.header.index("converged")] if "converged" in told.header else []
+    rows = [[row[place] for place in places] for row in told.body]
+    shown(f"{planned.name}\n{told.about}", table([told.header[place] for place in places], rows, left=(0,)))
+    print("\n".join(["", *told.notes, ""]))
     for file in sorted((planned.folder / "report").iterdir()):
-        print(f"{file.suffix[1:]:<10} {file}")
+        print(f"{file.suffix[1:]:<10} {near(file)}{' (all columns)' if file.name == 'comparison.md' else ''}")
     print(f"browse     {browse(planned.config.tracking)}")
     if failed := failures(found):
         print(f"error: {failed} of {len(found)} cells failed; name={planned.name} tries them again", file=sys.stderr)

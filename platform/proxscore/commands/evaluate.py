@@ -13,18 +13,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-
 from proxscore import config as configuration
 from proxscore import job
+from proxscore.commands import parser as parsers
 from proxscore.config import MAX_DRAWS, Config, ConfigError, expanded
 from proxscore.config.files import check_folder_destination
+from proxscore.terminal import command
+from proxscore.terminal.lines import Lines
+from proxscore.terminal.tables import shown, table
 
 if TYPE_CHECKING:
     import torch
@@ -36,11 +38,12 @@ if TYPE_CHECKING:
     from proxscore.training.saved import Described
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = parsers.parser("evaluate", __doc__)
     parser.add_argument("posterior", help="folder of a saved posterior, or an MLflow run (runs:/<id>)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the task it was trained on")
-    parser.add_argument("--split", choices=("train", "validation", "test"), default="test")
+    parser.add_argument("--split", choices=("train", "validation", "test"), default="test", help="whose rows")
     parser.add_argument("--draws", type=int, default=16, help="posterior draws; 0: the mean weights")
     parser.add_argument(
         "--diagnose",
@@ -68,12 +71,16 @@ def main(arguments: list[str] | None = None) -> int:
         choices=("validation", "test"),
         default="validation",
         metavar="SPLIT",
-        help="whose rows set temperature and prediction sets: validation (default) or test",
+        help="whose rows set temperature and prediction sets: validation or test",
     )
     report.add_argument(
         "--shift-rows", type=int, metavar="ROWS", help="corrupt so many images of the split; default: all"
     )
-    options = parser.parse_intermixed_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_intermixed_args(arguments)
     options.arguments = sys.argv[1:] if arguments is None else arguments
     return job.run(lambda: _work(options), "evaluate")
 
@@ -102,6 +109,7 @@ def report(asked: argparse.Namespace) -> int:
         raise ConfigError("--diagnose is no part of the report: ask for it without --report")
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise ConfigError("--report takes training.workers=N in place of torchrun, for N workers of Ray's")
+    Lines()(f"report     reading {asked.posterior}")
     from proxscore.report.job import JSON, PAGE, make
     from proxscore.report.options import Options
     from proxscore.tracking.located import run_id_of
@@ -120,8 +128,9 @@ def report(asked: argparse.Namespace) -> int:
     # The configuration's default is that of training; a report takes more than this process only if it is told to.
     told = any(override.startswith("training.workers=") for override in asked.overrides)
     workers = saved.config.training.workers if told else 0
-    command = ["python", "jobs/evaluate.py", *asked.arguments]
-    record = make(saved, asked.posterior, options, asked.output, workers=workers, command=command, show=_shown)
+    typed = [*shlex.split(command("evaluate")), *asked.arguments]
+    with Lines() as show:
+        record = make(saved, asked.posterior, options, asked.output, workers=workers, command=typed, show=show)
     for sentence in record["headline"]:
         print(f"{_TONES[sentence['tone']]:<11}{sentence['text']}")
     print(f"record     {asked.output / JSON}")
@@ -134,11 +143,8 @@ def report(asked: argparse.Namespace) -> int:
 _TONES = {"good": "trust", "caution": "care", "bad": "doubt", "plain": "note"}
 
 
-def _shown(line: str) -> None:
-    print(line, flush=True)
-
-
 def evaluate(source: str, overrides: list[str], split: str, draws: int, output: Path, diagnose: int = 0) -> int:
+    Lines()(f"evaluate   reading {source}")
     from proxscore.training.local import torchrun
     from proxscore.training.opened import with_processes
     from proxscore.training.saved import describe
@@ -179,17 +185,15 @@ def _evaluate(described: Described, source: str, split: str, draws: int, output:
     write(output / f"{stem}.json", json.dumps(record, indent=2) + "\n")
     for line in [*posterior.told(), *seen_in_training(posterior.description, config, task.describe(), split)]:
         print(line)
-    table = Table(
-        "metric", "value", title=f"{config.task.data.kind}, {split} split, {draws} draws", title_justify="left"
-    )
-    for name, value in metrics.items():
-        table.add_row(name, f"{value:.4f}")
-    Console(width=100).print(table)
+    title = f"{config.task.data.kind}, {split} split, {draws} draws"
+    shown(title, table(["metric", "value"], [[name, f"{value:.4f}"] for name, value in metrics.items()], left=(0,)))
     for line in distances.lines() if distances is not None else ():
         print(f"diagnosis  {line}")
     print(f"metrics  {output / stem}.json")
     for name in drawn:
         print(f"figure   {output / stem}_{name}.png")
+    if config.task.kind == "vision" and getattr(config.task, "likelihood", None) == "categorical":
+        print(f"report   {command('report')} {shlex.quote(source)} --ood noise")
     return 0
 
 

@@ -12,14 +12,18 @@ import argparse
 from pathlib import Path
 
 from proxscore import job
+from proxscore.commands import parser as parsers
 from proxscore.config import MAX_DRAWS, ConfigError, expanded
 from proxscore.config.files import check_file_destination
+from proxscore.terminal import command
+from proxscore.terminal.lines import Lines
 
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = parsers.parser("forecast", __doc__)
     parser.add_argument("posterior", help="folder with posterior.safetensors, or an MLflow run (runs:/<id>)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the task it was trained on")
     parser.add_argument("--draws", type=int, default=16, help="posterior draws; 0: the mean weights")
@@ -27,7 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=expanded, default=Path("forecasts.parquet"), help="file to write: .parquet or .csv"
     )
-    options = parser.parse_intermixed_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_intermixed_args(arguments)
     return job.run(lambda: _work(options), "forecast")
 
 
@@ -46,6 +54,7 @@ def _work(options: argparse.Namespace) -> int:
 
 
 def forecast(source: str, overrides: list[str], draws: int, quantiles: list[float], output: Path) -> int:
+    Lines()(f"forecast   reading {source}")
     from pyarrow import csv, parquet
 
     from proxscore.forecasting.task import ForecastingConfig
@@ -57,7 +66,7 @@ def forecast(source: str, overrides: list[str], draws: int, quantiles: list[floa
     saved = load(source, overrides)
     config = saved.config
     if not isinstance(config.task, ForecastingConfig):
-        raise ConfigError(f"{source}: a posterior of task.kind={config.task.kind}; jobs/evaluate.py judges it")
+        raise ConfigError(f"{source}: a posterior of task.kind={config.task.kind}; {command('evaluate')} judges it")
     from proxscore.forecasting.forecasts import Forecaster, ahead, floored, table
     from proxscore.forecasting.predictive import predict
 

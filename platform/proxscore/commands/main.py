@@ -52,6 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
     if name == "--version":
         print(f"proxscore {version('proxscore')}")
         return 0
+    if name == "--print-completion":
+        from proxscore.commands.completion import show
+
+        return show(COMMANDS, rest)
     command = COMMANDS.get(name.replace("_", "-"))
     if command is None:
         print(f"error: {_unknown(name)}", file=sys.stderr)

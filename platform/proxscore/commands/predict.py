@@ -1,8 +1,8 @@
 """Predict images or series with a saved posterior: a row for each, with its mean, uncertainties, and sets or quantiles.
 
-proxscore predict runs/digits-proximal_score photographs/ --output predictions.parquet
-proxscore predict models:/digits@champion images.parquet --output predictions --workers 4
-proxscore predict runs:/ID series.csv --output forecasts.parquet --quantiles 0.1 0.5 0.9
+python jobs/predict.py runs/digits-proximal_score photographs/ --output predictions.parquet
+python jobs/predict.py models:/digits@champion images.parquet --output predictions --workers 4
+python jobs/predict.py runs:/ID series.csv --output forecasts.parquet --quantiles 0.1 0.5 0.9
 
 INPUT is a folder of images, a CSV file with a column path, Parquet files with a column image (or path), or a long table of
 series. OUTPUT is a Parquet file, or a folder of them, also at a URI. The same command goes on where an earlier one was stopped.
@@ -16,28 +16,24 @@ import shutil
 from pathlib import Path
 
 from proxscore import job
+from proxscore.commands import parser as parsers
 from proxscore.config import MAX_DRAWS, ConfigError, expanded
 from proxscore.config.files import check_file_destination, check_folder_destination
 
 QUANTILES = (0.05, 0.5, 0.95)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="proxscore predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = parsers.parser("predict", __doc__)
     parser.add_argument("posterior", help="folder of a posterior or a run, runs:/ID, models:/NAME@ALIAS")
     parser.add_argument("input", type=expanded, help="images or series; see above")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, e.g. tracking.uri=http://...")
-    parser.add_argument(
-        "--output", default="predictions.parquet", help="FILE.parquet, folder or URI (default: %(default)s)"
-    )
+    parser.add_argument("--output", default="predictions.parquet", help="FILE.parquet, folder or URI")
     parser.add_argument("--draws", type=int, help="posterior draws; 0: the mean weights (default: as it was judged by)")
     parser.add_argument("--seed", type=int, help="of the draws (default: as it was judged by)")
     parser.add_argument("--all", action="store_true", help="also the probability of every class")
-    parser.add_argument(
-        "--quantiles", type=float, nargs="+", default=QUANTILES, metavar="Q", help="of numbers (default: 0.05 0.5 0.95)"
-    )
+    parser.add_argument("--quantiles", type=float, nargs="+", default=QUANTILES, metavar="Q", help="of numbers")
     parser.add_argument("--column", metavar="NAME", help="with the images of a table (default: image, or path)")
     parser.add_argument(
         "--keep", nargs="+", default=[], metavar="NAME", help="columns of a Parquet table to take along"
@@ -47,8 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
         type=int,
         help="processes of a Ray cluster; 0: this process (default: all of the cluster that the job runs on, else 0)",
     )
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="(default: %(default)s)")
-    options = parser.parse_intermixed_args(arguments)
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="of the network")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_intermixed_args(arguments)
     return job.run(lambda: _work(options), "predict", interrupted="the same command goes on with what is left")
 
 
@@ -73,7 +73,7 @@ def _work(options: argparse.Namespace) -> int:
         check_file_destination("--output", target)
     elif "://" not in options.output:
         check_folder_destination("--output", expanded(options.output))
-    print(f"reading    {options.posterior}", flush=True)
+    print(f"predict    reading {options.posterior}", flush=True)
     return predict(options, single)
 
 

@@ -13,17 +13,22 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 from proxscore import job
+from proxscore.commands import parser as parsers
 from proxscore.config import MAX_SEED, ConfigError, expanded
+from proxscore.terminal import command
+from proxscore.terminal.lines import Lines
 
 MOST_WORKERS = 8  # by default
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = parsers.parser("prepare-data", __doc__)
     parser.add_argument("source", type=expanded, help="folder, .csv, .npz or .parquet")
     parser.add_argument("output", type=expanded, help="a new or an empty folder")
     for split in ("validation", "test"):
@@ -34,16 +39,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--size", type=int, metavar="PIXELS", help="make larger images smaller: their shorter side; JPEG, quality 95"
     )
-    parser.add_argument("--rows-per-shard", type=int, default=5000, metavar="N")
+    parser.add_argument("--rows-per-shard", type=int, default=5000, metavar="N", help="of a file, at most")
     parser.add_argument("--workers", type=int, help="processes; by default one per core, at most eight")
     parser.add_argument("--image-column", default="image", help="of a Parquet table")
     parser.add_argument("--label-column", default="label", help="of a Parquet table")
     parser.add_argument("--numbers", action="store_true", help="labels are numbers to tell of an image, and no classes")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
     return job.run(lambda: _work(options), "prepare_data")
 
 
 def _work(options: argparse.Namespace) -> int:
+    Lines()(f"prepare    reading {options.source}")
     from proxscore.vision.preparation.preparing import Plan, prepare
 
     named = {"validation": options.validation_fraction, "test": options.test_fraction}
@@ -105,7 +115,8 @@ def told(summary: dict[str, Any], output: Path) -> list[str]:
         lines.append(f"warning    pictures that are there with different labels: {conflicting}")
     lines.append(f"summary    {output / 'dataset.json'}")
     lines.append(f"look at    {output / 'contact_sheet.png'}")
+    where = shlex.quote(f"task.data.path={output}")
     likelihood = " task.likelihood=gaussian" if summary["numbers"] else ""
     likelihood = " task.likelihood=multi_label" if summary["multi_label"] else likelihood
-    lines.append(f"train      python jobs/train.py task.data.kind=parquet task.data.path={output}{likelihood}")
+    lines.append(f"train      {command('train')} task.data.kind=parquet {where}{likelihood}")
     return lines

@@ -1,7 +1,7 @@
 """Answer requests for predictions over HTTP, by replicas of a saved posterior on Ray Serve.
 
-proxscore serve models:/digits@champion
-proxscore serve runs/digits-proximal_score --latency-budget 50ms --max-replicas 4
+python jobs/serve.py models:/digits@champion
+python jobs/serve.py runs/digits-proximal_score --latency-budget 50ms --max-replicas 4
 curl -s localhost:8000/predict -d '{"images": ["'$(base64 -w0 image.png)'"]}'
 
 The answer has a row for each image (or series and step), the number of draws it was made with, and whether the posterior had
@@ -17,36 +17,38 @@ import signal
 import threading
 
 from proxscore import job
+from proxscore.commands import parser as parsers
 from proxscore.config import MAX_DRAWS, ConfigError
 
 TOKEN = "PROXSCORE_SERVE_TOKEN"
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="proxscore serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = parsers.parser("serve", __doc__)
     parser.add_argument("posterior", help="folder of a posterior or a run, runs:/ID, models:/NAME@ALIAS")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, e.g. tracking.uri=http://...")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=8000, help="to listen on")
     parser.add_argument("--draws", type=int, help="of an answer that asks for no number (default: as it was judged by)")
     parser.add_argument(
         "--latency-budget", metavar="TIME", help="50ms, 0.2s: take as many draws as fit into it (default: no bound)"
     )
-    parser.add_argument("--max-draws", type=int, default=64, help="of a request (default: %(default)s)")
-    parser.add_argument("--max-rows", type=int, default=256, help="of a request (default: %(default)s)")
-    parser.add_argument("--max-bytes", type=int, default=32 * 2**20, help="of a request (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=16, help="requests predicted together (default: %(default)s)")
-    parser.add_argument(
-        "--batch-wait", default="2ms", metavar="TIME", help="that a request waits for others (default: %(default)s)"
-    )
-    parser.add_argument("--replicas", type=int, default=1, help="at least (default: %(default)s)")
+    parser.add_argument("--max-draws", type=int, default=64, help="of a request")
+    parser.add_argument("--max-rows", type=int, default=256, help="of a request")
+    parser.add_argument("--max-bytes", type=int, default=32 * 2**20, help="of a request")
+    parser.add_argument("--batch", type=int, default=16, help="requests predicted together")
+    parser.add_argument("--batch-wait", default="2ms", metavar="TIME", help="that a request waits for others")
+    parser.add_argument("--replicas", type=int, default=1, help="at least")
     parser.add_argument("--max-replicas", type=int, help="at most, as requests queue (default: as --replicas)")
-    parser.add_argument("--cpus", type=float, default=1, help="of each replica (default: %(default)s)")
-    parser.add_argument("--gpus", type=float, default=0, help="of each replica (default: %(default)s)")
-    options = parser.parse_intermixed_args(arguments)
+    parser.add_argument("--cpus", type=float, default=1, help="of each replica")
+    parser.add_argument("--gpus", type=float, default=0, help="of each replica")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_intermixed_args(arguments)
     return job.run(lambda: _work(options), "serve", interrupted="the server has ended")
 
 
@@ -70,7 +72,7 @@ def _work(options: argparse.Namespace) -> int:
     _check_port(options.host, options.port)
     seconds = None if options.latency_budget is None else duration("--latency-budget", options.latency_budget)
     wait = duration("--batch-wait", options.batch_wait)
-    print(f"opening    {options.posterior}", flush=True)
+    print(f"serve      opening {options.posterior}", flush=True)
     return serve(options, seconds, wait, token)
 
 

@@ -7,16 +7,27 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from proxscore import config as configuration
 from proxscore import job
+from proxscore.commands import parser as parsers
 from proxscore.config import Config, expanded
 from proxscore.config.files import check_file_destination
+from proxscore.storage import write
+from proxscore.terminal import command, near
+from proxscore.terminal.lines import Lines
+from proxscore.terminal.tables import shown, table
+
+if TYPE_CHECKING:  # Ray and MLflow take seconds
+    from proxscore.posterior.convergence import Verdict
+    from proxscore.training.results import Outcome
+
+    Row = tuple[Outcome, str, dict[str, float]]
 
 MLFLOW = "mlflow:"
 ACRONYMS = ("nll", "ece", "crps", "mase")
@@ -29,8 +40,9 @@ VARIANTS = {
 }  # from worst to best
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = parsers.parser("train", __doc__)
     parser.add_argument("--config", help="YAML file, or mlflow:RUN_ID (of a run or a sweep); without it, defaults")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, e.g. training.epochs=3")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
@@ -39,7 +51,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--profile", action="store_true", help="leave a trace of a few steps in MLflow")
     parser.add_argument("--result", type=expanded, metavar="FILE.json", help="write the results there, too")
-    options = parser.parse_intermixed_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_intermixed_args(arguments)
     killed = "the run is marked KILLED; the same name resumes it from its last checkpoint"
     return job.run(lambda: _work(options), "train", interrupted=killed)
 
@@ -47,10 +63,14 @@ def main(arguments: list[str] | None = None) -> int:
 def _work(options: argparse.Namespace) -> int:
     if options.result is not None:
         check_file_destination("--result", options.result)
+    if not options.print_config:
+        Lines()(f"train      reading {options.config or 'the defaults'}")
     profile = ["training.profile=true"] if options.profile else []
     config = configuration.load(_file(options.config, options.overrides), [*options.overrides, *profile])
     if options.print_config:
-        print(configuration.dump(config), end="")
+        from proxscore.config.commented import dump_commented
+
+        print(dump_commented(config), end="")
         return 0
     if options.dry_run:
         from proxscore.training.preflight.dry_run import dry_run
@@ -70,38 +90,35 @@ def _file(source: str | None, overrides: list[str]) -> Path | None:
 
 
 def train(config: Config, result: Path | None) -> int:
+    with Lines() as show:
+        show("train      loading torch, Ray and MLflow")
+        from proxscore.training import launch
+
+        config = launch.with_absolute_paths(config)
+        outcomes = launch.run(config, show)
+    if outcomes:  # torchrun: the first process has them
+        _print(config, outcomes)
+        if result is not None:
+            write(result, json.dumps(_summary(config, outcomes), indent=2) + "\n")
+    return 0
+
+
+def _print(config: Config, outcomes: list[Outcome]) -> None:
+    """The tables, what to know of each run, its files, and what to do next."""
     from proxscore.posterior.convergence import KEY as VERDICT
     from proxscore.posterior.convergence import Verdict
-    from proxscore.storage import write
-    from proxscore.tracking import browse
-    from proxscore.training import launch  # here: importing Ray and MLflow takes seconds that --print-config spares
 
-    config = launch.with_absolute_paths(config)
-    outcomes = launch.run(config, lambda line: print(line, flush=True))
-    if not outcomes:  # torchrun: the first process has them
-        return 0
     rows = [(outcome, variant, metrics) for outcome in outcomes for variant, metrics in outcome.results["test"].items()]
     rows.sort(key=lambda row: (list(VARIANTS).index(row[1].removesuffix("_tempered")), row[1]))
-    columns, verdicts = outcomes[0].headline, {o.label: Verdict.of_json(o.results.get(VERDICT)) for o in outcomes}
-    table = Table(title=f"{config.name}: test split", title_justify="left")
-    for column in (
-        "",
-        *(name.upper() if name in ACRONYMS else name for name in columns),
-        "seconds",
-        "evaluations",
-        "verdict",
-    ):
-        table.add_column(column, justify="left" if not column else "right")
-    for outcome, variant, metrics in rows:
-        name = _name(outcome, variant)
-        values = [f"{metrics[column]:.4f}" if column in metrics else "–" for column in columns]  # it may be undefined
-        verdict = verdicts[outcome.label]
-        costs = f"{outcome.results['seconds']:.1f}", str(outcome.results["evaluations"])
-        table.add_row(name, *values, *costs, "–" if verdict is None else verdict.answer)
-    Console(width=100).print(table)
+    verdicts = {o.label: Verdict.of_json(o.results.get(VERDICT)) for o in outcomes}
+    shown(f"{config.name}: test split", _scores(rows, outcomes[0].headline, verdicts))
     if config.evaluation.shifts:
-        Console(width=100).print(_shifted(config, rows))
+        meaning = "conf.: mean confidence; sure: confidence of 0.9 or more"
+        shown(f"{config.name}: test images as they are and shifted\n{meaning}", _shifted(config, rows))
+    print()
     for outcome in outcomes:
+        costs = f"{outcome.results['seconds']:.1f} seconds, {outcome.results['evaluations']} gradient evaluations"
+        print(f"cost       {POINTS.get(outcome.kind, outcome.kind)}: {costs}")
         if "mixture_weights" in outcome.results:
             print(f"weights    {' '.join(f'{w:.3f}' for w in outcome.results['mixture_weights'])} (stacked mixture)")
         if line := _lowest(outcome.results.get("validation")):
@@ -110,16 +127,42 @@ def train(config: Config, result: Path | None) -> int:
             for line in found.lines():
                 print(f"verdict    {line}")
         for figure in sorted((outcome.folder / "figures").glob("*.png")):
-            print(f"figure     {figure}")
-        print(
-            f"posterior  {outcome.folder / 'posterior'}"
-            if "point" not in outcome.results["test"]
-            else f"weights    {outcome.folder / 'posterior'}"
-        )
-    print(f"browse     {browse(config.tracking)}")
-    if result is not None:
-        write(result, json.dumps(_summary(config, outcomes), indent=2) + "\n")
-    return 0
+            print(f"figure     {near(figure)}")
+        what = "posterior" if "point" not in outcome.results["test"] else "weights"
+        print(f"{what:<10} {near(outcome.folder / 'posterior')}")
+    print("\nWhat to do next:")
+    for line in next_steps(config, outcomes[-1].folder / "posterior"):
+        print(line)
+
+
+def next_steps(config: Config, posterior: Path) -> list[str]:
+    """Commands that make use of a posterior, ready to be pasted; the last one shows the runs in MLflow."""
+    from proxscore.tracking import browse
+
+    where = shlex.quote(near(posterior))
+    commands = {"evaluate": f"{command('evaluate')} {where} --draws 64"}
+    if config.task.kind == "vision":
+        path = getattr(config.task.data, "path", None)
+        images = "IMAGES" if path is None else shlex.quote(near(path))
+        hint = "  # IMAGES: a folder, a table (.parquet) or a list of paths (.csv)" if path is None else ""
+        commands["report"] = f"{command('report')} {where} --ood noise"
+        commands["predict"] = f"{command('predict')} {where} {images} --output predictions.parquet{hint}"
+        commands["serve"] = f"{command('serve')} {where}"
+    elif config.task.kind == "forecasting":
+        commands["forecast"] = f"{command('forecast')} {where} --output forecasts.parquet"
+    commands["browse"] = browse(config.tracking)
+    return [f"{name:<10} {text}" for name, text in commands.items()]
+
+
+def _scores(rows: list[Row], columns: tuple[str, ...], verdicts: dict[str, Verdict | None]) -> Table:
+    """Metrics of the test split, with what the posterior's verdict is."""
+    lines = []
+    for outcome, variant, metrics in rows:
+        values = [f"{metrics[column]:.4f}" if column in metrics else "–" for column in columns]  # it may be undefined
+        verdict = verdicts[outcome.label]
+        lines.append([_name(outcome, variant), *values, "–" if verdict is None else verdict.answer])
+    header = ["", *(name.upper() if name in ACRONYMS else name for name in columns), "verdict"]
+    return table(header, lines, left=(0, len(header) - 1))
 
 
 def _lowest(validation: dict[str, float] | None) -> str | None:
@@ -132,20 +175,16 @@ def _lowest(validation: dict[str, float] | None) -> str | None:
     return f"{found}, which is judged: training.early_stopping=true keeps the better state"
 
 
-def _name(outcome: Any, variant: str) -> str:
+def _name(outcome: Outcome, variant: str) -> str:
     name = VARIANTS[variant.removesuffix("_tempered")].format(POINTS.get(outcome.kind, outcome.kind))
     return name + (", tempered" if variant.endswith("_tempered") else "")
 
 
-def _shifted(config: Config, rows: list[tuple[Any, str, dict[str, float]]]) -> Table:
+def _shifted(config: Config, rows: list[Row]) -> Table:
     """The test images as they are and under shifts: how often a prediction is sure of itself, and wrong."""
-    table = Table(
-        title=f"{config.name}: test images as they are and shifted; sure: confidence of 0.9 or more",
-        title_justify="left",
-    )
-    for column in ("images", "", "accuracy", "NLL", "ECE", "confidence", "sure", "sure and wrong"):
-        table.add_column(column, justify="left" if column in ("images", "") else "right")
+    lines = []
     for shift in ("as they are", *config.evaluation.shifts):
+        named = False
         for outcome, variant, metrics in rows:
             if shift != "as they are":
                 metrics = outcome.results.get("shifted", {}).get(shift, {}).get(variant, {})
@@ -153,12 +192,14 @@ def _shifted(config: Config, rows: list[tuple[Any, str, dict[str, float]]]) -> T
                 continue  # tempered
             wrong = metrics.get("sure_errors", metrics.get("sure"))  # where no label is right, all are wrong
             shown = [metrics.get(key) for key in ("accuracy", "nll", "ece", "confidence", "sure")] + [wrong]
-            table.add_row(shift, _name(outcome, variant), *("–" if v is None else f"{v:.4f}" for v in shown))
-        table.add_section()
-    return table
+            values = ("–" if v is None else f"{v:.4f}" for v in shown)
+            lines.append(["" if named else shift, _name(outcome, variant), *values])
+            named = True
+    header = ["images", "", "accuracy", "NLL", "ECE", "conf.", "sure", "sure and\nwrong"]
+    return table(header, lines, left=(0, 1))
 
 
-def _summary(config: Config, outcomes: list[Any]) -> dict[str, Any]:
+def _summary(config: Config, outcomes: list[Outcome]) -> dict[str, Any]:
     runs = [
         {"label": o.label, "method": o.kind, "mlflow_run_id": o.run_id, "folder": str(o.folder), **o.results}
         for o in outcomes

@@ -14,19 +14,24 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
-from proxscore import config as configuration
 from proxscore import job
+from proxscore.commands import parser as parsers
+from proxscore.terminal import command
+from proxscore.terminal.lines import Lines
+from proxscore.terminal.tables import shown, table
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = parsers.parser("tune", __doc__)
     parser.add_argument("--config", type=Path, help="YAML file of a training job, with a section tune or without")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, e.g. tune.trials=32")
     parser.add_argument("--print-config", action="store_true", help="print configuration and search space, and stop")
-    options = parser.parse_intermixed_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_intermixed_args(arguments)
     return job.run(
         lambda: tune(options.config, options.overrides, show_only=options.print_config),
         "tune",
@@ -35,6 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def tune(path: Path | None, overrides: list[str], *, show_only: bool) -> int:
+    if not show_only:
+        Lines()(f"tune       reading {path or 'the defaults'}, the data and the network")
     from proxscore.experiments.sweep import job as sweep  # here: importing Ray and MLflow takes seconds
     from proxscore.experiments.sweep import report, settings
     from proxscore.experiments.sweep.plan import plan
@@ -42,27 +49,21 @@ def tune(path: Path | None, overrides: list[str], *, show_only: bool) -> int:
 
     planned = plan(*settings.load(path, overrides))
     if show_only:
-        print(configuration.dump(planned.config), end="")
-        print(sweep.space_text(planned), end="")
+        print(settings.written(planned.config, planned.tune, planned.space), end="")
         return 0
     try:
-        found = sweep.run(planned, lambda line: print(line, flush=True))
+        with Lines() as show:
+            found = sweep.run(planned, show)
     except sweep.NothingFoundError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    console = Console(width=120)
     header, rows = report.leaderboard(planned, found.candidates)
-    table = Table(title=f"{planned.config.name}: leaderboard, validation split", title_justify="left")
-    for column in header:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    shown(f"{planned.config.name}: leaderboard, validation split", table(header, rows, left=(0, len(header) - 1)))
     for name in planned.task.evaluator.headline:
         if name in found.test:
             print(f"test       {name} {report.spread(found.test[name])} ({found.candidates[0].label})")
     print(f"winner     {found.config}")
-    print(f"reproduce  python jobs/train.py --config mlflow:{found.run_id}")
+    print(f"reproduce  {command('train')} --config mlflow:{found.run_id}")
     print(f"browse     {browse(planned.config.tracking)}")
     print(f"           #/experiments/{found.experiment_id}/runs?workflowType=machine_learning behind its address")
     return 0

@@ -16,7 +16,7 @@ class Config(Section):
 
     # Null: a new one; a known one resumes.
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")
-    seed: int = Field(0, ge=0, le=MAX_SEED)
+    seed: int = Field(0, ge=0, le=MAX_SEED)  # of initial weights, of the order of rows, and of draws
     task: Annotated[TaskSection, TASKS] = Field(default_factory=TASKS.make)
     method: Annotated[MethodSection, METHODS] = Field(default_factory=METHODS.make)
     # Trained too, with the same number of gradient evaluations.

@@ -25,7 +25,7 @@ class TrainingConfig(Section):
     epochs: float = Field(10, gt=0, le=MAX_EPOCHS)  # passes over the training data by the posterior's steps
     batch_size: int = Field(100, gt=0, le=MAX_ROWS)  # global: over all workers
     accumulate: int = Field(1, ge=1, le=MAX_ROWS)  # micro-batches per step
-    workers: int = Field(2, ge=0, le=MAX_WORKERS)
+    workers: int = Field(2, ge=0, le=MAX_WORKERS)  # 0: the same loop in one plain process, without Ray
     # Go on with so few while nodes are away; null: always all.
     min_workers: int | None = Field(None, ge=1, le=MAX_WORKERS)
     resize_interval: float = Field(60, gt=0)  # seconds between looks for nodes that have joined, with min_workers
@@ -33,11 +33,11 @@ class TrainingConfig(Section):
     replicate: int = Field(1, ge=1, le=MAX_WORKERS)
     # Groups of workers that score different draws of a step on the same batch.
     draw_groups: int = Field(1, ge=1, le=MAX_WORKERS)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    cpus_per_worker: float = Field(1, ge=0.01, le=10_000)
-    precision: Literal["fp32", "bf16"] = "fp32"
-    compile: bool = False
-    activation_checkpointing: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: GPUs if there are enough
+    cpus_per_worker: float = Field(1, ge=0.01, le=10_000)  # that Ray sets aside for each
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast; weights and state stay fp32
+    compile: bool = False  # torch.compile the network
+    activation_checkpointing: bool = False  # compute activations of a block again in the backward pass, for less memory
     meta_init: bool = False  # initial weights are made shard by shard: no worker ever holds the whole model
     # Processes of a worker that read its training rows. Null: none for data in memory; one or two where images are decoded.
     loader_processes: int | None = Field(None, ge=0, le=1000)
@@ -47,7 +47,7 @@ class TrainingConfig(Section):
     checkpoint_every: float = Field(1, gt=0)  # epochs
     keep_checkpoints: int = Field(2, ge=1, le=MAX_EPOCHS)  # the best by validation NLL; beside them, always the newest
     profile: bool = False  # leave a trace of a few early steps in MLflow (profile/rank-0.json.gz)
-    max_failures: int = Field(3, ge=-1, le=MAX_EPOCHS)
+    max_failures: int = Field(3, ge=-1, le=MAX_EPOCHS)  # of workers, before the run is given up; -1: any number
     storage: str = Field("runs", min_length=1)  # a folder, or a URI that pyarrow or fsspec reads (s3://..., gs://...)
 
     @field_validator("storage")
@@ -69,11 +69,11 @@ class TrainingConfig(Section):
 class EvaluationConfig(Section):
     """How predictions are evaluated. The same fixed draws serve the whole data set."""
 
-    draws: int = Field(16, ge=1, le=MAX_DRAWS)
+    draws: int = Field(16, ge=1, le=MAX_DRAWS)  # of the weights, whose predictions are averaged; at the end
     validation_draws: int = Field(4, ge=1, le=MAX_DRAWS)  # during training
-    batch_size: int = Field(500, gt=0, le=MAX_ROWS)
-    seed: int = Field(0, ge=0, le=MAX_SEED)
-    bins: int = Field(15, ge=2, le=10_000)
+    batch_size: int = Field(500, gt=0, le=MAX_ROWS)  # rows of one forward pass
+    seed: int = Field(0, ge=0, le=MAX_SEED)  # of the draws
+    bins: int = Field(15, ge=2, le=10_000)  # of confidence, for calibration errors and diagrams
     # Also evaluate the test images under these: turned by 30 degrees (rotated), with noise (noisy), photographs in their place
     # (photographs), or a corruption in a strength from 1 to 5 (blur_3); see vision.shifts and vision.corruptions.
     shifts: list[str] = Field([])
@@ -97,11 +97,11 @@ class EvaluationConfig(Section):
 class TrackingConfig(Section):
     """MLflow. ``uri: null`` takes ``MLFLOW_TRACKING_URI``, else SQLite in the current folder."""
 
-    uri: str | None = None
-    experiment: str = "proxscore"
+    uri: str | None = None  # null: MLFLOW_TRACKING_URI, else SQLite in the current folder (mlflow.db)
+    experiment: str = "proxscore"  # that the runs belong to
     # A finished run's posterior is also a model of MLflow's, which predicts by itself; false: its files are artifacts of the run.
     log_model: bool = True
     # Register it under this name; the alias champion goes to it if its validation NLL is lower on the same data.
     register_as: str | None = Field(None, pattern=r"^[^/:.%\"'@\s][^/:%\"'@]{0,199}$")
-    system_metrics: bool = False  # record CPU, memory, disk, network and GPU of the machines
+    system_metrics: bool = False  # record CPU, memory, disk, network and GPU of the driver's machine
     interval: float = Field(2, ge=0)  # seconds between reports to the driver; each step's values are recorded

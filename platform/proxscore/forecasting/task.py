@@ -22,8 +22,8 @@ _SOURCES = SERIES_SOURCES.default("taylor")
 class ForecastModelConfig(Section):
     """A forecasting network by its name in ``forecasting.networks``. ``kwargs`` go to GluonTS's estimator (or to Koopa)."""
 
-    name: str = "PatchTST"
-    kwargs: dict[str, Any] = Field({})
+    name: str = "PatchTST"  # of a network in forecasting.networks
+    kwargs: dict[str, Any] = Field({})  # go to GluonTS's estimator, or to Koopa, as they are
     # Least scale of a window, in mean steps |y_t - y_(t-1)| of the calmest series; for windows that are all zero.
     scale_floor: float = Field(0.1, ge=0, allow_inf_nan=False)
     likelihood: Literal["student_t", "normal"] = "student_t"  # of each step, given the network's outputs

@@ -127,12 +127,12 @@ class Schedule:
 class ScheduleConfig(Section):
     """How a proximal step (the inverse of a proximal weight) moves over the run; see :class:`Schedule`."""
 
-    kind: Kind = "constant"
-    unit: Literal["steps", "epochs"] = "steps"
-    warmup: float = Field(0, ge=0)
-    length: float | None = Field(None, gt=0)  # None: the rest of the run
-    end: float = Field(0.0, ge=0)
-    power: float = Field(0.5, gt=0)
+    kind: Kind = "constant"  # how the step falls after the warm-up
+    unit: Literal["steps", "epochs"] = "steps"  # of warmup and length
+    warmup: float = Field(0, ge=0)  # over which the step grows from zero
+    length: float | None = Field(None, gt=0)  # null: the rest of the run
+    end: float = Field(0.0, ge=0)  # the last step as a fraction of the first, of all kinds but constant and power
+    power: float = Field(0.5, gt=0)  # of kind=power: the step falls as time to the minus this
     multipliers: list[float] = Field([])  # of equal parts of the run: what a population has learned
 
     def build(self) -> Schedule:

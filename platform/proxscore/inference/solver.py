@@ -103,10 +103,10 @@ def check_penalty(penalty: Penalty, family: Family) -> None:
 class SolverConfig(Section):
     """The gradient solver. ``optimizer`` is a name of ``torch.optim``."""
 
-    inner_steps: int = Field(10, ge=2, le=100_000)
-    optimizer: str = "Adam"
-    lr: float = Field(0.01, gt=0)
-    options: dict[str, Any] = Field({})
+    inner_steps: int = Field(10, ge=2, le=100_000)  # gradient steps for each step of the posterior
+    optimizer: str = "Adam"  # a name of torch.optim
+    lr: float = Field(0.01, gt=0)  # of that optimizer
+    options: dict[str, Any] = Field({})  # that the optimizer takes beside
 
     def build(self) -> GradientSolver:
         """The solver.

@@ -17,9 +17,10 @@ class AdamWConfig(LayerwiseRates):
     """Point estimate by AdamW, cosine learning rate with warm-up."""
 
     kind: Literal["adamw"] = "adamw"
-    lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
+    lr: float = Field(1e-3, gt=0)  # learning rate after the warm-up
+    weight_decay: float = Field(0.01, ge=0)  # decoupled: a step takes off lr times this fraction of the weights
     warmup: float = Field(0.05, ge=0, lt=1)  # fraction of the run
+    # Steps in a row with gradients that are not finite, after which the run ends as diverged.
     max_skipped_steps: int = Field(10, ge=1)
 
     fixed_weights: ClassVar[bool] = True

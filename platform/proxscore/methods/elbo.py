@@ -44,6 +44,7 @@ class ELBOConfig(LayerwiseRates):
     draws: int = Field(1, ge=1, le=10_000)  # per step
     temperature: float = Field(1.0, gt=0)  # of the KL
     warmup: float = Field(0.05, ge=0, lt=1)  # fraction of the run
+    # Steps in a row with gradients that are not finite, after which the run ends as diverged.
     max_skipped_steps: int = Field(10, ge=1)
 
     def evaluations_per_step(self) -> int:

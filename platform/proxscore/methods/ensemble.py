@@ -19,7 +19,7 @@ class EnsembleConfig(MethodSection):
     """Members trained one after another from different seeds."""
 
     kind: Literal["ensemble"] = "ensemble"
-    members: int = Field(5, ge=2, le=1000)
+    members: int = Field(5, ge=2, le=1000)  # networks, each from a seed of its own
     of: Annotated[MethodSection, MEMBER_METHODS] = Field(default_factory=MEMBER_METHODS.make)
     budget: Literal["each", "shared"] = "each"  # each member takes training.epochs, or they share them
 

@@ -20,15 +20,16 @@ class IVONConfig(MethodSection):
     """IVON by ivon-opt, with its authors' settings for CIFAR. One worker."""
 
     kind: Literal["ivon"] = "ivon"
-    lr: float = Field(0.2, gt=0)
+    lr: float = Field(0.2, gt=0)  # learning rate after the warm-up
     ess: float | None = Field(None, gt=0)  # effective sample size; null: the training rows
-    hess_init: float = Field(0.5, gt=0)
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.99999, ge=0, lt=1)
+    hess_init: float = Field(0.5, gt=0)  # Hessian at the start: less is a wider start
+    beta1: float = Field(0.9, ge=0, lt=1)  # momentum of the gradient
+    beta2: float = Field(0.99999, ge=0, lt=1)  # of the running mean of the Hessian
     weight_decay: float = Field(1e-4, ge=0)  # prior precision divided by ess
     draws: int = Field(1, ge=1, le=10_000)  # per step
-    clip_radius: float | None = Field(None, gt=0)
+    clip_radius: float | None = Field(None, gt=0)  # largest entry of a preconditioned step; null: any
     warmup: float = Field(0.05, ge=0, lt=1)  # fraction of the run
+    # Steps in a row with gradients that are not finite, after which the run ends as diverged.
     max_skipped_steps: int = Field(10, ge=1)
 
     extra: ClassVar[str | None] = "peers"

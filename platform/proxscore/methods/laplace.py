@@ -36,7 +36,9 @@ class LaplaceConfig(MethodSection):
     of: Annotated[MethodSection, POINT_METHODS] = Field(
         default_factory=POINT_METHODS.make
     )  # how the weights are trained
-    subset: Literal["last_layer", "all"] = "last_layer"
+    subset: Literal["last_layer", "all"] = (
+        "last_layer"  # weights that are Gaussian; all others stay as they were trained
+    )
     # full: takes the cube of the numbers it describes: minutes beyond 3,000 of them, hours beyond 10,000.
     structure: Literal["full", "diag"] = "full"
     prior_precision: float | None = Field(None, gt=0)  # null: that of the highest marginal likelihood

@@ -19,8 +19,11 @@ class PriorConfig(Section):
     """Gaussian prior, by groups of parameters; see ``inference.priors``."""
 
     scale: Annotated[float, Field(gt=0)] | Literal["fan_in"] = 1.0  # fan_in: sqrt(2 / fan-in), tensor by tensor
+    # Informative: as all others; flat: no prior; point: not sampled.
     biases: Literal["informative", "flat", "point"] = "informative"
-    norms: Literal["informative", "flat", "point"] = "informative"
+    norms: Literal["informative", "flat", "point"] = (
+        "informative"  # the same for the parameters of normalisation layers
+    )
     scales: dict[str, float] = Field({})  # glob pattern of parameter names -> scale
     # With mean=initial, of each tensor but the classifier's: the scale is this fraction of the root mean square of its weights.
     relative_scale: float | None = Field(None, gt=0)

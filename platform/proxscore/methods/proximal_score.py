@@ -40,14 +40,15 @@ class ProximalScoreConfig(LayerwiseRates):
     paired: bool = False  # true: pairs m + e, m - e, two gradient evaluations each
     draws: int = Field(1, ge=1, le=10_000)  # single draws (or pairs) per step
     keep_mean: bool = True  # false: a number less per parameter, and more time for the noise
-    momentum: float = Field(0.9, ge=0, lt=1)
-    max_log_precision_step: float | None = Field(1.0, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)  # of the score, over steps
+    max_log_precision_step: float | None = Field(1.0, gt=0)  # largest change of a log-precision in a step; null: any
     # Of the posterior's metric, in its standard deviations (null: 0.1), of the adaptive one in lr (null: 3).
     max_mean_step: float | None = Field(None, gt=0)
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0)  # of the posterior; below one, it is colder than the data say
     point_lr: float | None = Field(None, gt=0)  # Adam's, for parameters that are not sampled; null: lr, or 0.001
     clip_norm: float | None = Field(None, gt=0)  # 2-norm of a draw's gradient of the mean negative log-likelihood
     effective_data_size: float | None = Field(None, gt=0)  # null: the training rows; more is a cold posterior
+    # Steps in a row with gradients that are not finite, after which the run ends as diverged.
     max_skipped_steps: int = Field(10, ge=1)
 
     @model_validator(mode="after")

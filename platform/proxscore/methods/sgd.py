@@ -23,11 +23,12 @@ class SGDConfig(LayerwiseRates):
     """Point estimate (maximum a posteriori) by SGD with momentum."""
 
     kind: Literal["sgd"] = "sgd"
-    lr: float = Field(0.1, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    nesterov: bool = False
+    lr: float = Field(0.1, gt=0)  # learning rate after the warm-up
+    momentum: float = Field(0.9, ge=0, lt=1)  # of the gradient, over steps
+    nesterov: bool = False  # look ahead along the momentum
     weight_decay: float = Field(5e-4, ge=0)  # prior precision divided by the training rows
     warmup: float = Field(0.05, ge=0, lt=1)  # fraction of the run
+    # Steps in a row with gradients that are not finite, after which the run ends as diverged.
     max_skipped_steps: int = Field(10, ge=1)
 
     fixed_weights: ClassVar[bool] = True

@@ -38,12 +38,14 @@ class SGLDConfig(MethodSection):
     kind: Literal["sgld"] = "sgld"
     prior: PriorConfig = PriorConfig()
     lr: float = Field(0.5, gt=0)  # at the start of a cycle, of the mean loss
+    # Of the learning rate: cosine cycles from lr to zero, or lr throughout.
     schedule: Literal["cyclical", "constant"] = "cyclical"
-    cycles: int = Field(4, ge=1, le=1_000_000)
+    cycles: int = Field(4, ge=1, le=1_000_000)  # of the learning rate over the run
     exploration: float = Field(0.8, ge=0, lt=1)  # fraction of each cycle without noise and samples
     burn_in: float = Field(0, ge=0)  # epochs at the start from which no sample is kept
     samples: int = Field(12, ge=1, le=10_000)  # kept, each a copy of the weights
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0)  # of the noise; below one, the posterior is colder than the data say
+    # Steps in a row with gradients that are not finite, after which the run ends as diverged.
     max_skipped_steps: int = Field(10, ge=1)
 
     def build(self, setup: Setup) -> Sampler:

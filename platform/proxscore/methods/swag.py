@@ -29,13 +29,14 @@ class SWAGConfig(LayerwiseRates):
     """SGD whose late iterates make a Gaussian, with its authors' settings."""
 
     kind: Literal["swag"] = "swag"
-    lr: float = Field(0.05, gt=0)
+    lr: float = Field(0.05, gt=0)  # learning rate before weights are collected
     swag_lr: float = Field(0.01, gt=0)  # constant while weights are collected
     start: float = Field(0.75, ge=0, lt=1)  # fraction of the run before
     collect_every: float = Field(1, gt=0)  # epochs
     rank: int = Field(20, ge=2, le=10_000)  # deviations kept, each a copy of the weights; of one there is no variance
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)  # of the gradient, over steps
+    weight_decay: float = Field(5e-4, ge=0)  # prior precision divided by the training rows
+    # Steps in a row with gradients that are not finite, after which the run ends as diverged.
     max_skipped_steps: int = Field(10, ge=1)
 
     def build(self, setup: Setup) -> SWAG:

@@ -88,7 +88,7 @@ def make(
     outside = [load_outside(asked, task) for asked in options.outside]
     compared = [check_outside(asked, each, task) for asked, each in zip(options.outside, outside, strict=True)]
     if workers:
-        results = work.on_ray(config, saved.posterior, options, trained)
+        results = work.on_ray(config, saved.posterior, options, trained, show)
     else:
         results = work.alone(config, task, saved.posterior, options, outside, show)
     for each, name, found in zip(results["out_of_distribution"], names, compared, strict=True):

@@ -41,7 +41,13 @@ def alone(
     return Report(run, posterior, options, outside, Place(), show).compute()
 
 
-def on_ray(config: Config, posterior: Posterior, options: Options, trained: dict[str, Any] | None) -> Results:
+def on_ray(
+    config: Config,
+    posterior: Posterior,
+    options: Options,
+    trained: dict[str, Any] | None,
+    show: Callable[[str], None],
+) -> Results:
     """Compute a report by ``training.workers`` workers, which share the rows.
 
     Raises:
@@ -51,7 +57,7 @@ def on_ray(config: Config, posterior: Posterior, options: Options, trained: dict
     from proxscore.training.ray.connection import connected
     from proxscore.training.ray.parallel import on_workers
 
-    with connected(config):
+    with connected(config, show):
         import ray
 
         header, tensors = posterior.pack()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import secrets
 import tempfile
@@ -24,6 +25,9 @@ from proxscore.config import ConfigError
 from proxscore.storage.files import forget_partials
 
 SQLITE = "sqlite:///"
+
+# It tells of every table of a new database.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
 
 
 def database(uri: str) -> Path | None:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from proxscore.config import masked
+from proxscore.terminal import Progress, duration
+from proxscore.terminal.progress import AWAY
 from proxscore.tracking.delivery import Delivery, Parcel
 
 CHECKPOINT_PATIENCE = 2.0  # seconds: a server that is there takes milliseconds
@@ -69,7 +71,7 @@ class Recorder:
             return
         if self.show is not None:
             self.show(
-                f"{self.label} · the tracking server {masked(self.uri)} is away: waiting up to {_duration(self.patience)} for it"
+                f"{self.label} · the tracking server {masked(self.uri)} is away: waiting up to {duration(self.patience)} for it"
             )
         if not delivery.wait(self.patience):
             raise RuntimeError(
@@ -82,7 +84,7 @@ class Recorder:
         if first["metrics"]:
             found = {name: first["metrics"].get(f"validation/{name}") for name in ("nll", "ece", "crps")}
             shown = (f"{name.upper()} {value:.3f}" for name, value in found.items() if value is not None)
-            self._validation = f" · validation {' '.join(shown)}"
+            self._validation = f"validation {' '.join(shown)}"
             last = first["records"][-1] if first["records"] else {}
             if "verdict/k" in last:
                 self._validation += f" k {last['verdict/k']:.2f} drift {last['verdict/drift_mean_sd']:.2f} sd"
@@ -90,23 +92,20 @@ class Recorder:
         if self.show is None or not first["records"] or quiet:
             return
         self._shown = time.monotonic()
-        costs = _costs(first["resources"])
         rate = first["step"] / max(first["seconds"], 1e-9)
         left = (first["total_steps"] - first["step"]) / max(rate, 1e-9)
-        self.show(
-            f"{self.label} · step {first['step']}/{first['total_steps']} (epoch {first['epoch']:.1f}) · {rate:.1f} steps/s · "
-            f"{_duration(left)} left · NLL {first['records'][-1]['train/nll']:.3f}{self._validation}{costs}{self._away()}"
-        )
+        ended = first["step"] == first["total_steps"]
+        time_left = f"took {duration(first['seconds'])}" if ended else f"{duration(left)} left"
+        about = [time_left, f"NLL {first['records'][-1]['train/nll']:.3f}", self._validation]
+        about += [f"{rate:.1f} steps/s", *_costs(first["resources"]), self._away()]
+        told = tuple(part for part in about if part)
+        self.show(str(Progress(self.label, first["step"], first["total_steps"], first["epoch"], told)))
 
     def _away(self) -> str:
         """Tell of a server that is away, for the line of progress."""
         assert self._delivery is not None
-        away = self._delivery.away
-        return (
-            ""
-            if away is None
-            else f" · tracking server away for {_duration(away)}, {self._delivery.waiting} reports wait"
-        )
+        away, waiting = self._delivery.away, self._delivery.waiting
+        return "" if away is None else f"{AWAY} {duration(away)}, {waiting} reports wait"
 
 
 def parcel(payloads: Sequence[dict[str, Any]]) -> Parcel:
@@ -157,21 +156,15 @@ def resources(payloads: Sequence[dict[str, Any]]) -> dict[str, float]:
     return found
 
 
-def _costs(own: dict[str, Any]) -> str:
+def _costs(own: dict[str, Any]) -> list[str]:
     """Tell where a step's time goes, and how much memory is held, for the line of progress."""
     parts = {key.removeprefix("seconds_"): value for key, value in own.items() if key.startswith("seconds_")}
     total = sum(parts.values())
     if not total:
-        return ""
+        return []
     shares = " ".join(f"{part.replace('_', '+')} {100 * value / total:.0f}%" for part, value in parts.items())
-    return f" · {shares} · {own['peak_memory_gb']:.1f} GB"
+    return [shares, f"{own['peak_memory_gb']:.1f} GB"]
 
 
 def _name(key: str) -> str:
     return key if "/" in key or key == "step" else f"posterior/{key}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

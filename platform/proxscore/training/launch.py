@@ -51,13 +51,15 @@ def run(config: Config, show: Callable[[str], None] = say) -> list[Outcome]:
     if all(before):  # no cluster, no data, and nothing that is recorded twice
         show(f"{config.name} is finished: these are its results; another name begins a new run")
         return [outcome for outcome in before if outcome is not None and torchrun.rank() == 0]
+    if torchrun.rank() == 0:
+        show(f"train      reading the data, building the network: {config.task.data.kind}, {config.task.network}")
     preflight, plan = check_job(config)
     methods = [method for method, _ in plan]
     alone = _alone(config)
     if torchrun.launched():
         processes: AbstractContextManager[None] = torchrun.process_group(config)
     else:
-        processes = connection.connected(config) if config.training.workers else nullcontext()
+        processes = connection.connected(config, show) if config.training.workers else nullcontext()
     with ExitStack() as stack:
         if not torchrun.launched():
             stack.enter_context(_exclusive(config, methods))
@@ -199,14 +201,17 @@ def _run_method(
         tracked.describe(params, tags)
         if tracked.run_id != earlier:  # a continued run keeps its own
             tracked.text(configuration.dump(config.model_copy(update={"name": None})), "config.yaml")
-        recorder = Recorder(uri, tracked.run_id, label, show, kept=memory.beside("undelivered.json"))
+        # In the process that trains, or in that of Ray's controller, whose lines come here.
+        here = config.training.workers == 0 or torchrun.launched()
+        kept = memory.beside("undelivered.json")
+        recorder = Recorder(uri, tracked.run_id, label, show if here else say, kept=kept)
         started = time.perf_counter()
-        if config.training.workers == 0 or torchrun.launched():
+        if here:
             results, final = _train_here(config, method, epochs, preflight, label, recorder)
             name = f"{final.parent.name}/{final.name}"
         else:
             results, checkpoint = trainer.train_on_ray(
-                config, method, epochs, label, recorder, counted=preflight.countable(method)
+                config, method, epochs, label, recorder, counted=preflight.countable(method), show=show
             )
             final, name = trainer.local_folder(checkpoint), Path(checkpoint.path).name
         results["seconds_total"] = time.perf_counter() - started

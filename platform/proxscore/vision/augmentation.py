@@ -49,12 +49,13 @@ class AugmentationConfig(Section):
     ``strong`` (RandAugment and random erasing beside these crops, as DeiT has it).
     """
 
+    # Light: crops and flips; standard: ImageNet's usual ones and colours; strong: RandAugment and erasing beside.
     preset: Literal["none", "light", "standard", "strong"] = "none"
-    # Random resized crop: smallest and largest part of the area, and of width by height.
+    # Random resized crop: smallest and largest part of the area.
     scale: tuple[float, float] | None = None
-    ratio: tuple[float, float] | None = None
+    ratio: tuple[float, float] | None = None  # smallest and largest width by height of such a crop
     hflip: float | None = Field(None, ge=0, le=1)  # probability of a flip from left to right
-    vflip: float | None = Field(None, ge=0, le=1)
+    vflip: float | None = Field(None, ge=0, le=1)  # probability of a flip from top to bottom
     color_jitter: float | None = Field(None, ge=0, le=1)  # of brightness, contrast and saturation
     auto_augment: str | None = None  # timm's name: rand-m9-mstd0.5-inc1, augmix-m3-w3, original, ...
     erasing: float | None = Field(None, ge=0, le=1)  # probability that a rectangle is erased

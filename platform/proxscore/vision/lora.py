@@ -26,7 +26,7 @@ ATTENTION = ("attn.qkv", "attn.proj")
 class LoRAConfig(Section):
     """Low-rank adapters beside layers of a network; needs the extra ``lora``."""
 
-    rank: int = Field(8, ge=1, le=4096)
+    rank: int = Field(8, ge=1, le=4096)  # of the adapters
     alpha: float = Field(16, gt=0)  # the adapters' part counts alpha / rank times
     targets: list[str] = Field([*ATTENTION])  # ends of the names of the layers that get an adapter
     dropout: float = Field(0, ge=0, lt=1)  # of an adapter's input, in training

@@ -24,8 +24,8 @@ PREPARATION = ("mean", "std", "interpolation", "crop", "size", "channels")
 class ModelConfig(Section):
     """A network by its timm name. ``kwargs`` go to ``timm.create_model`` as they are."""
 
-    name: str = "vit_tiny_patch16_224"
-    kwargs: dict[str, Any] = Field({})
+    name: str = "vit_tiny_patch16_224"  # timm's, or small_cnn
+    kwargs: dict[str, Any] = Field({})  # go to timm.create_model as they are
     pretrained: bool = (
         False  # start from timm's weights of that name, from the hub or its cache; also the mean of the prior
     )

@@ -90,7 +90,7 @@ def kept(plan: Plan) -> Records | None:
 
 
 @contextmanager
-def connected(plan: Plan) -> Iterator[None]:
+def connected(plan: Plan, show: Callable[[str], None]) -> Iterator[None]:
     """A Ray cluster within the context, if anything has to run.
 
     To be entered before the comparison's MLflow run begins: Ray takes signals to itself when it starts.
@@ -102,7 +102,7 @@ def connected(plan: Plan) -> Iterator[None]:
         yield
         return
     config = plan.config
-    with connection.connected(config):
+    with connection.connected(config, show):
         if config.training.workers > 1:
             cluster_checks.check_storage(config)
             yield

@@ -19,6 +19,7 @@ methods:
 from __future__ import annotations
 
 import re
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from pydantic import Field
 
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, Section
+from proxscore.config.commented import comments, dump_commented, with_comment
 
 
 class _Model(Section):
@@ -43,7 +45,7 @@ class _Task(Section):
 class EntryConfig(Section):
     """One method: its section, and the learning rates that are tried for it on validation data."""
 
-    method: dict[str, Any]
+    method: dict[str, Any]  # its section, as that of a training job
     tune: dict[str, list[float]] = Field({})  # one (dotted) key of the section, and its values
     task: _Task = _Task()
 
@@ -54,9 +56,9 @@ class ComparisonConfig(Section):
     name: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$"
     )  # null: a new one; a known one goes on
-    base: dict[str, Any] = Field({})
-    methods: dict[str, EntryConfig]
-    seeds: list[int] = Field([0, 1, 2])
+    base: dict[str, Any] = Field({})  # task, training, evaluation and tracking of a training job, common to all
+    methods: dict[str, EntryConfig]  # name -> its section, and the learning rates to try
+    seeds: list[int] = Field([0, 1, 2])  # that each method is trained from
     split_by_seed: bool = False  # task.data.split_seed of a cell is its seed; else all cells have the same rows
     budget: float = 10.0  # epochs of the training data, in gradient evaluations of a batch each
 
@@ -132,3 +134,23 @@ def method_config(comparison: ComparisonConfig, source: str, name: str, value: f
         model = dict(task.get("model") or {})
         tree["task"] = task | {"model": model | {"kwargs": dict(model.get("kwargs") or {}) | kwargs}}
     return configuration.parse(tree, source)
+
+
+def written(comparison: ComparisonConfig, source: str) -> str:
+    """The whole comparison as YAML with comments, as :func:`load` reads it; the base has all its settings."""
+    beside = comments(ComparisonConfig)
+    base = configuration.parse({**comparison.base}, f"{source}, base")
+    tree = base.model_dump(mode="json", exclude={*NOT_OF_BASE})
+    del tree["training"]["epochs"]  # follows from the budget
+    if comparison.split_by_seed:
+        del tree["task"]["data"][SPLIT_SEED]  # is the seed
+    own = comparison.model_dump(mode="json", exclude={"base"})
+    methods = {"methods": own.pop("methods")}
+    return "".join(
+        (
+            dump_commented(comparison, own),
+            with_comment(beside["methods"], configuration.dump_yaml(methods).rstrip("\n")),
+            with_comment(beside["base"], "base:"),
+            textwrap.indent(dump_commented(base, tree), "  "),
+        )
+    )

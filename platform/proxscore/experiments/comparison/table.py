@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -97,19 +97,49 @@ def baselines(plan: Plan) -> dict[str, dict[str, float]]:
     return evaluated
 
 
-def markdown(plan: Plan, table: Sequence[Row], below: Mapping[str, dict[str, float]]) -> str:
+class Told(NamedTuple):
+    """A comparison in words and numbers.
+
+    Attributes:
+        rows: of its methods.
+        about: what was compared.
+        header: of the whole table, whose cells are ``body``: method, setting, the task's metrics, costs, convergence.
+        notes: what is missing, whose posteriors are not converged, and how methods were tuned.
+    """
+
+    rows: list[Row]
+    about: str
+    header: list[str]
+    body: list[list[str]]
+    notes: list[str]
+
+
+def markdown(plan: Plan, told: Told) -> str:
     """The table, and below it what is missing and what was tuned."""
+    table = tabular(told.header, told.body, texts=2)
+    return "\n".join([f"# {plan.name}", "", told.about, "", table, "", *told.notes]) + "\n"
+
+
+def about(plan: Plan) -> str:
+    """What was compared, in a sentence."""
+    return (
+        f"Test split, mean ± standard error over {len(plan.seeds)} seed(s){BY_SEED if plan.split_by_seed else ''}; "
+        f"{plan.evaluations} gradient evaluations of {plan.config.training.batch_size} rows for every method."
+    )
+
+
+def cells_of(
+    plan: Plan, table: Sequence[Row], below: Mapping[str, dict[str, float]]
+) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the table.
+
+    Args:
+        below: metrics of what any method must beat, by name.
+    """
     columns = [
         column for column in (*plan.task.evaluator.columns, *COSTS) if any(row.numbers(column[1]) for row in table)
     ]
     judged = any(row.verdicts for row in table)
-    lines = [
-        f"# {plan.name}",
-        "",
-        f"Test split, mean ± standard error over {len(plan.seeds)} seed(s){BY_SEED if plan.split_by_seed else ''}; "
-        f"{plan.evaluations} gradient evaluations of {plan.config.training.batch_size} rows for every method.",
-        "",
-    ]
     header = ["method", "setting", *(heading for heading, _, _ in columns), *(["converged"] if judged else [])]
     body = []
     for row in table:
@@ -119,7 +149,11 @@ def markdown(plan: Plan, table: Sequence[Row], below: Mapping[str, dict[str, flo
     for name, metrics in below.items():
         cells = [average([metrics[key]] if key in metrics else [], digits) for _, key, digits in columns]
         body.append([name, NONE, *cells, *([NONE] if judged else [])])
-    lines.append(tabular(header, body, texts=2))
+    return header, body
+
+
+def notes_of(plan: Plan, table: Sequence[Row]) -> list[str]:
+    """What is missing, whose posteriors are not converged, and how methods were tuned."""
     notes = [f"* {row.label}, seed {seed}: missing: {why}" for row in table for seed, why in row.missing.items()]
     for row in table:
         notes += [
@@ -135,7 +169,7 @@ def markdown(plan: Plan, table: Sequence[Row], below: Mapping[str, dict[str, flo
         "* Forward passes: for one prediction. Seconds: of training, on one machine's share each; peak MB: of the whole "
         "process at the end of training (on a GPU, of its memory)."
     )
-    return "\n".join([*lines, "", *notes]) + "\n"
+    return notes
 
 
 def converged(row: Row) -> str:
@@ -160,16 +194,12 @@ def setting(row: Row) -> str:
     return f"{AS_GIVEN}, {row.contender.key}={given[0]:g}" if given else AS_GIVEN
 
 
-def write(plan: Plan, found: Records, folder: Path) -> tuple[list[Row], str]:
-    """Write ``comparison.md``, ``comparison.csv`` (a row per method, setting and seed) and ``trials.csv``.
-
-    Returns:
-        The table's rows, and the Markdown.
-    """
+def write(plan: Plan, found: Records, folder: Path) -> Told:
+    """Write ``comparison.md``, ``comparison.csv`` (a row per method, setting and seed) and ``trials.csv``."""
     folder.mkdir(parents=True, exist_ok=True)
     table, below = rows(plan, found), baselines(plan)
-    text = markdown(plan, table, below)
-    write_file(folder / "comparison.md", text)
+    told = Told(table, about(plan), *cells_of(plan, table, below), notes_of(plan, table))
+    write_file(folder / "comparison.md", markdown(plan, told))
     keys = list(dict.fromkeys(name for row in table for record in row.records.values() for name in numbers(record)))
     with replacing(folder / "comparison.csv") as partial, partial.open("w", newline="") as file:
         out = csv.writer(file)
@@ -190,7 +220,7 @@ def write(plan: Plan, found: Records, folder: Path) -> tuple[list[Row], str]:
             for value, name in contender.trials.items():
                 record = found.get((contender.name, name, plan.seeds[0]), {})
                 out.writerow([contender.name, contender.key, value, plan.seeds[0], record.get("validation_nll", "")])
-    return table, text
+    return told
 
 
 def numbers(record: dict[str, Any]) -> dict[str, float]:

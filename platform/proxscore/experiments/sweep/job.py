@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from proxscore import config as configuration
 from proxscore.config import ConfigError
 from proxscore.experiments.sweep import report
 from proxscore.experiments.sweep.choice import Candidate, Choice
@@ -60,7 +59,7 @@ def run(plan: Plan, show: Callable[[str], None]) -> Found:
     with (
         quiet(),
         exclusive(plan.config.training.storage, [plan.config.name]),
-        connection.connected(plan.config, log=False),
+        connection.connected(plan.config, None),
     ):
         ledger = Ledger(plan.folder, plan.settings())
         cluster_checks.check_storage(plan.config)
@@ -134,10 +133,3 @@ def keep_winner(plan: Plan, ledger: Ledger, recording: Recording, candidates: li
     path = f"{ledger.path.removesuffix('sweep.json')}best.yaml"
     put(ledger.files, path, text)
     return f"{plan.folder}/best.yaml"
-
-
-def space_text(plan: Plan) -> str:
-    """The section ``tune`` with the space that will be searched, as YAML."""
-    section = plan.tune.model_dump(mode="json", exclude={"space"})
-    section["space"] = {key: domain.written() for key, domain in plan.space.items()}
-    return configuration.dump_yaml({"tune": section})

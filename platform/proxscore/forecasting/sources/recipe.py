@@ -40,7 +40,7 @@ class RecipeConfig(SeriesSource):
     """A long-horizon benchmark with the splits of its literature."""
 
     kind: Literal["recipe"] = "recipe"
-    name: Literal["ETTh1", "ETTh2", "ETTm1", "ETTm2", "ECL", "Exchange", "Traffic", "Weather", "ILI"]
+    name: Literal["ETTh1", "ETTh2", "ETTm1", "ETTm2", "ECL", "Exchange", "Traffic", "Weather", "ILI"]  # of the data set
     path: Path  # the folder with the official CSV file, or one above that has its usual subfolder
     standardise: bool = True  # each series by mean and standard deviation of its training part, as published errors are
     # Steps between the windows of validation and test; 1 in the literature.

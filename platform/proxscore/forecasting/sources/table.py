@@ -47,8 +47,8 @@ class SeriesTableConfig(WindowedSeries):
     kind: Literal["table"] = "table"
     path: Path  # a file, or a folder of files
     id_columns: list[str] = Field([])  # together the name of a series; none: the table is one series
-    timestamp_column: str = "timestamp"
-    target_column: str = "target"
+    timestamp_column: str = "timestamp"  # of the steps' times
+    target_column: str = "target"  # of the values to forecast
     known_covariates: list[str] = Field([])  # known in advance; rows past the last target give their future
     past_covariates: list[str] = Field([])  # known only when their step is over
     static_categories: list[str] = Field([])  # text, constant in each series; an id column may be one

@@ -125,7 +125,9 @@ class Penalty(ABC):
 class PenaltySection(Component):
     """Proximal weights and their schedules. ``precision: null`` is the number of steps of the run."""
 
-    precision: float | None = Field(None, gt=0)
+    precision: float | None = Field(
+        None, gt=0
+    )  # proximal weight of the precision; null: the number of steps of the run
     precision_schedule: ScheduleConfig = ScheduleConfig()
     mean: float = Field(0.5, gt=0)  # of method.metric=posterior; the adaptive metric has method.lr
     mean_schedule: ScheduleConfig = ScheduleConfig(kind="cosine", unit="epochs", warmup=0.5)  # of the mean's step

@@ -7,23 +7,27 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import ray
 
-from proxscore.config import Config
+from proxscore.config import Config, masked
+from proxscore.tracking import say
+from proxscore.training.ray import logs
 from proxscore.training.ray.checks import check_resources
 
 DASHBOARD = "RAY_API_SERVER_ADDRESS"
 
 
 @contextmanager
-def connected(config: Config, *, log: bool = True) -> Iterator[None]:
+def connected(config: Config, show: Callable[[str], None] | None = say) -> Iterator[None]:
     """Within the context, be connected to the cluster at ``RAY_ADDRESS`` (or that a job runs on), else to a new local one.
 
     Args:
-        log: show what its processes print.
+        show: receives lines: what is waited for, and the progress that the cluster's processes print; all else that they print
+            is printed here, too. None: nothing is.
 
     Raises:
         ConfigError: the cluster can never place the workers.
@@ -33,13 +37,13 @@ def connected(config: Config, *, log: bool = True) -> Iterator[None]:
     if config.training.min_workers is not None:  # a group for a node that has just been lost is given up sooner
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     ours = not ray.is_initialized()
-    with _started(log) if ours else nullcontext():
+    with _started(show) if ours else nullcontext():
         check_resources(config)
         yield
 
 
 @contextmanager
-def _started(log: bool) -> Iterator[None]:
+def _started(show: Callable[[str], None] | None) -> Iterator[None]:
     """Within the context, be connected; a new cluster's processes know its dashboard.
 
     What clears up after a run whose driver was stopped (a trial's) asks the dashboard who is alive. It looks for the cluster on
@@ -50,10 +54,25 @@ def _started(log: bool) -> Iterator[None]:
     port = _free_port()
     if new:
         os.environ[DASHBOARD] = f"http://127.0.0.1:{port}"
+    # A note on every start, which says what the README does.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    if show is not None:
+        show(
+            "ray        starting"
+            if address == "local"
+            else f"ray        connecting to the cluster at {masked(address)}"
+        )
     try:
         where = {"address": "local", "dashboard_port": port} if new else {}
-        ray.init(logging_level=logging.WARNING, log_to_driver=log, **where)
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)
+            ray.init(logging_level=logging.WARNING, log_to_driver=show is not None, **where)
+        with ExitStack() as stack:
+            if show is not None:
+                nodes, has = sum(node["Alive"] for node in ray.nodes()), ray.cluster_resources()
+                show(f"ray        {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs, on {nodes} node(s)")
+                stack.enter_context(logs.shown_by(show))
+            yield
     finally:
         ray.shutdown()
         if new:
@@ -72,7 +91,7 @@ def for_workers(workers: int | None) -> Iterator[int]:
     if workers == 0:
         yield 0
         return
-    with nullcontext() if ray.is_initialized() else _started(log=False):
+    with nullcontext() if ray.is_initialized() else _started(None):
         held = ray.cluster_resources()
         yield workers or max(int(held.get("GPU", 0)) or int(held.get("CPU", 0)), 1)
 

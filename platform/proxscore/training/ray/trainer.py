@@ -11,6 +11,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from proxscore.config import Config, ConfigError, DivergedError, MethodSection, masked
 from proxscore.storage import filesystem
 from proxscore.tracking import Recorder
-from proxscore.training.ray import cluster
+from proxscore.training.ray import cluster, waiting
 
 if TYPE_CHECKING:  # what only workers use takes seconds to import: not in every process of a cluster
     from proxscore.tasks import Task
@@ -53,6 +54,7 @@ def train_on_ray(
     settings: dict[str, Any] | None = None,
     callbacks: Sequence[UserCallback] = (),
     counted: Memory | None = None,
+    show: Callable[[str], None] | None = None,
 ) -> tuple[dict[str, Any], Any]:
     """Run the loop on the configured workers, resuming the run of this name if there is one.
 
@@ -61,6 +63,7 @@ def train_on_ray(
         settings: for it, beside the configuration.
         callbacks: of the controller, beside the recorder's.
         counted: what a worker holds; without it, a worker on a GPU counts for itself.
+        show: receives lines while workers are waited for; none: nothing is said.
 
     Returns:
         The loop's results, and Ray's last checkpoint (posterior and figures among it); see :func:`local_folder`.
@@ -101,8 +104,10 @@ def train_on_ray(
     )
     main = threading.current_thread() is threading.main_thread()
     interrupt = signal.getsignal(signal.SIGINT)
+    asked = str(training.workers) if training.min_workers is None else f"{training.min_workers} to {training.workers}"
     try:
-        result = trainer.fit()
+        with nullcontext() if show is None else waiting.told(name, asked, training.workers, show):
+            result = trainer.fit()
     except TrainingFailedError as error:
         if isinstance(error, ControllerError) and isinstance(error.controller_failure, FINAL):
             raise error.controller_failure from None

@@ -30,7 +30,7 @@ class IdxConfig(ImageSource):
     """IDX files (plain or gz) in one folder, named as MNIST and Fashion-MNIST name them (train-..., t10k-...)."""
 
     kind: Literal["idx"] = "idx"
-    path: Path
+    path: Path  # the folder with the four files of MNIST's form
     classes: int = Field(10, gt=1, le=256)  # a label is a byte; labels are 0..classes-1
 
     def load(self) -> Source:

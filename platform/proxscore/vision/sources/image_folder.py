@@ -24,7 +24,7 @@ class ImageFolderConfig(EncodedImageSource):
     """A folder per class; either directly under ``path`` or under ``path/train``, ``path/val(idation)``, ``path/test``."""
 
     kind: Literal["image_folder"] = "image_folder"
-    path: Path
+    path: Path  # a folder per class, or train, val and test with these in each
 
     def load(self) -> Source:
         return load(self)

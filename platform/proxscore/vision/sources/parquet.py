@@ -49,9 +49,9 @@ class ParquetConfig(EncodedImageSource):
     """
 
     kind: Literal["parquet"] = "parquet"
-    path: Path
-    image_column: str = "image"
-    label_column: str = "label"
+    path: Path  # a file, or a folder of shards
+    image_column: str = "image"  # of encoded images, or structures with their bytes
+    label_column: str = "label"  # of classes, lists of classes, or numbers
     # Their number; needed where labels are integers, and the files' schemas do not name the classes.
     classes: int | None = Field(None, gt=1, le=MOST_CLASSES)
 

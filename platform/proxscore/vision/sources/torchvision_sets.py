@@ -44,7 +44,7 @@ class TorchvisionConfig(EncodedImageSource):
     """
 
     kind: Literal["torchvision"] = "torchvision"
-    name: Literal["pets", "flowers102", "aircraft", "dtd", "cifar10", "cifar100"]
+    name: Literal["pets", "flowers102", "aircraft", "dtd", "cifar10", "cifar100"]  # of the data set
     path: Path  # the folder that holds the data set's own (oxford-iiit-pet, flowers-102, ...)
     size: int | None = Field(None, gt=0, le=16_384)  # type: ignore[assignment]  # null: 32 of CIFAR, 224 of photographs
 
