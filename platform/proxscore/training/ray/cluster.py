@@ -19,6 +19,11 @@ def fewest_workers(config: Config) -> int:
     return config.training.min_workers or config.training.workers
 
 
+def resources_per_worker(config: Config) -> dict[str, float]:
+    """Give what each worker holds of a node, by resource."""
+    return {"CPU": config.training.cpus_per_worker} | ({"GPU": 1} if use_gpu(config) else {})
+
+
 def capacity() -> dict[str, float]:
     """Look up the most that the cluster can ever hold, by resource: what it has, or what its autoscaler may add."""
     now = ray.cluster_resources()

@@ -13,6 +13,8 @@ from contextlib import contextmanager, nullcontext
 import ray
 
 from proxscore.config import Config
+from proxscore.tracking import say
+from proxscore.training.ray import waiting
 from proxscore.training.ray.checks import check_resources
 
 DASHBOARD = "RAY_API_SERVER_ADDRESS"
@@ -35,7 +37,8 @@ def connected(config: Config, *, log: bool = True) -> Iterator[None]:
     ours = not ray.is_initialized()
     with _started(log) if ours else nullcontext():
         check_resources(config)
-        yield
+        with waiting.told(config, say):
+            yield
 
 
 @contextmanager
