@@ -1,4 +1,4 @@
-"""Cluster files are what `ray up` accepts, keep what must survive off the spot market, fall back on demand, and never start open."""
+"""Cluster files are what `ray up` accepts, spare what must survive the spot market, fall back on demand, never start open."""
 
 from __future__ import annotations
 

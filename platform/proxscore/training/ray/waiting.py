@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import ray
 from ray.util import placement_group_table
@@ -25,7 +24,7 @@ def told(config: Config, show: Callable[[str], None]) -> Iterator[None]:
     """
     watch = _Watch(config, show)
     thread = threading.Thread(target=watch.run, daemon=True)
-    if watch.room().free < config.training.workers:
+    if cluster.room(watch.each).free < config.training.workers:
         thread.start()
     try:
         yield
@@ -35,14 +34,6 @@ def told(config: Config, show: Callable[[str], None]) -> Iterator[None]:
             thread.join()
 
 
-@dataclass(frozen=True)
-class Room:
-    """How many workers the nodes that are there can hold: if nothing else ran, and beside what runs."""
-
-    total: int
-    free: int
-
-
 class _Watch:
     def __init__(self, config: Config, show: Callable[[str], None]) -> None:
         self.config, self.show, self.over = config, show, threading.Event()
@@ -50,10 +41,14 @@ class _Watch:
         self._before = set(placement_group_table())
 
     def run(self) -> None:
-        said, pause = None, GRACE
+        said = None
+        lacking = cluster.room(self.each).total < cluster.fewest_workers(
+            self.config
+        )  # known at once, what is free is not
+        pause = 0.0 if lacking else GRACE
         while not self.over.wait(pause):
             pause = INTERVAL
-            room, placed = self.room(), self._placed()
+            room, placed = cluster.room(self.each), self._placed()
             if placed or room.free >= cluster.fewest_workers(self.config):
                 if said is not None:
                     of = self.config.training.workers
@@ -66,18 +61,6 @@ class _Watch:
                 self.show(line)
                 said = line
 
-    def room(self) -> Room:
-        """Count workers by node, as a worker's resources are all of one node."""
-        free = ray._private.state.available_resources_per_node()
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        return Room(
-            sum(self._hold(node["Resources"]) for node in nodes),
-            sum(self._hold(free.get(node["NodeID"], {})) for node in nodes),
-        )
-
-    def _hold(self, resources: dict[str, float]) -> int:
-        return min(int(resources.get(name, 0) / amount + 1e-9) for name, amount in self.each.items())
-
     def _placed(self) -> int:
         """Count the workers of the group that has its places; 0: none has. Another job's of the same kind may be taken for it."""
         for key, group in placement_group_table().items():
@@ -86,7 +69,7 @@ class _Watch:
                 return len(bundles)
         return 0
 
-    def _line(self, room: Room) -> str:
+    def _line(self, room: cluster.Room) -> str:
         wanted, least = self.config.training.workers, cluster.fewest_workers(self.config)
         needs = " and ".join(f"{amount:g} {name}" for name, amount in self.each.items())
         missing = f"waiting for {least - room.free} of {_counted(wanted, 'worker')}"
