@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import psutil
 import pytest
 import ray
 import yaml
-from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
 from ray.util import placement_group, remove_placement_group
 
 from proxscore import config as configuration
@@ -49,8 +49,8 @@ def test_a_job_on_a_busy_cluster_says_what_it_waits_for_and_when_there_is_room()
         with waiting.told(wanting(2, 2), said.append):
             wait_for(lambda: bool(said))
             assert said == [
-                "waiting for 2 of 2 workers, each with 2 CPU: the cluster has 4 CPU on 1 node, and other work holds the places of "
-                "2; nodes that join are used"
+                "waiting for 2 of 2 workers, each with 2 CPU: the cluster has 4 CPU on 1 node, and other work holds the places "
+                "of 2; nodes that join are used"
             ]
             remove_placement_group(other)
             wait_for(lambda: len(said) == 2)
@@ -67,8 +67,7 @@ def test_a_job_that_has_room_says_nothing() -> None:
     assert said == []
 
 
-def wait_for(condition: object, seconds: float = 60) -> None:
-    assert callable(condition)
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -96,7 +95,7 @@ def scaled(repository: Path) -> Iterator[Scaled]:
     address = f"{ray.util.get_node_ip_address()}:{6385 + os.getpid() % 100}"
     empty: list[str] = []
     kinds = {
-        "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        FAKE_HEAD_NODE_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "cpu": {"resources": {"CPU": 1, "object_store_memory": 100_000_000}, "node_config": {}, "max_workers": 2},
     }
     file = {
@@ -107,10 +106,11 @@ def scaled(repository: Path) -> Iterator[Scaled]:
             **{"launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID, "gcs_address": address},
         },
         "available_node_types": kinds,
-        "head_node_type": "head",
+        "head_node_type": FAKE_HEAD_NODE_TYPE,
         "idle_timeout_minutes": 0.1,
         "auth": {},
-        "file_mounts": {},
+        **{"docker": {}, "file_mounts": {}, "upscaling_speed": 1.0},
+        **{"cluster_synced_files": empty, "rsync_exclude": empty, "rsync_filter": empty},
         **{f"{part}_commands": empty for part in ("initialization", "setup", "head_setup", "worker_setup")},
         **{f"{part}_start_ray_commands": empty for part in ("head", "worker")},
     }
@@ -157,7 +157,7 @@ def train(scaled: Scaled, repository: Path, folder: Path, *overrides: str) -> su
         ),
         *("training.epochs=2", "evaluation.draws=2", "name=scaled", *overrides),
     ]
-    return subprocess.run(command, cwd=folder, env=scaled.env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=folder, env=scaled.env, capture_output=True, text=True, timeout=180)
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ def _hold(resources: dict[str, float], each: dict[str, float]) -> int:
 
 
 def grows() -> bool:
-    """Say whether an autoscaler watches the cluster that may add nodes, and tells what it never can (Ray's v2, `ray up`'s default)."""
+    """Say whether the cluster has an autoscaler that tells what it can never add: Ray's v2, the default of `ray up`."""
     return bool(is_autoscaler_v2(fetch_from_server=True))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import ray
+from ray._private import ray_constants
 
 from proxscore.config import Config
 from proxscore.tracking import say
@@ -48,19 +49,37 @@ def _started(log: bool) -> Iterator[None]:
     What clears up after a run whose driver was stopped (a trial's) asks the dashboard who is alive. It looks for the cluster on
     this machine, and gives up if there are several.
     """
-    address = os.environ.get("RAY_ADDRESS", "local")
-    new = address == "local" and DASHBOARD not in os.environ
-    port = _free_port()
+    new = os.environ.get("RAY_ADDRESS", "local") == "local"
+    port, before = _free_port(), os.environ.get(DASHBOARD)
     if new:
         os.environ[DASHBOARD] = f"http://127.0.0.1:{port}"
     try:
-        where = {"address": "local", "dashboard_port": port} if new else {}
-        ray.init(logging_level=logging.WARNING, log_to_driver=log, **where)
+        if new:
+            with _loopback():
+                ray.init(address="local", dashboard_port=port, logging_level=logging.WARNING, log_to_driver=log)
+        else:
+            ray.init(logging_level=logging.WARNING, log_to_driver=log)
         yield
     finally:
         ray.shutdown()
         if new:
-            del os.environ[DASHBOARD]
+            os.environ.pop(DASHBOARD)
+            os.environ |= {} if before is None else {DASHBOARD: before}
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """Within the context, a new cluster's processes listen on 127.0.0.1 alone.
+
+    Ray takes the address of a network for a node, also where loopback's is asked for, unless it is told that no cluster is meant,
+    as it is by itself on macOS and Windows.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _free_port() -> int:
