@@ -1,5 +1,8 @@
 """What a Ray cluster can hold: now, and ever, when its autoscaler has added nodes."""
 
+# Ray's generated messages and its worker come without types.
+# mypy: disable-error-code="attr-defined"
+
 from __future__ import annotations
 
 import time

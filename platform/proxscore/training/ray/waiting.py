@@ -41,17 +41,13 @@ class _Watch:
         self._before = set(placement_group_table())
 
     def run(self) -> None:
-        said = None
-        lacking = cluster.room(self.each).total < cluster.fewest_workers(
-            self.config
-        )  # known at once, what is free is not
-        pause = 0.0 if lacking else GRACE
+        said, of, least = None, self.config.training.workers, cluster.fewest_workers(self.config)
+        pause = 0.0 if cluster.room(self.each).total < least else GRACE  # what there is, is known at once
         while not self.over.wait(pause):
             pause = INTERVAL
             room, placed = cluster.room(self.each), self._placed()
-            if placed or room.free >= cluster.fewest_workers(self.config):
+            if placed or room.free >= least:
                 if said is not None:
-                    of = self.config.training.workers
                     self.show(
                         f"there is room for {placed or min(room.free, of)} of {_counted(of, 'worker')}: they start"
                     )
