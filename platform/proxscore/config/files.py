@@ -124,10 +124,9 @@ def tell_if_it_vanishes(setting: str, place: str) -> None:
 
     Args:
         setting: that names the place, for the message.
-        place: a path, or a URI, of which SQLite's alone are files.
+        place: a path, or a URI, which outlives it.
     """
-    file = place.removeprefix("sqlite:///")
-    parts = () if "://" in file else Path(file).absolute().parts
+    parts = () if "://" in place else Path(place).absolute().parts
     if any(folder == WORKING_FOLDERS and job.startswith("_ray_pkg_") for folder, job in pairwise(parts)):
         print(
             f"note: {setting} {place} is in this submitted job's own folder, which the cluster removes: give a place that "

@@ -11,7 +11,6 @@ from typing import Any
 
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, MethodSection
-from proxscore.config.files import tell_if_it_vanishes
 from proxscore.methods import check_running_statistics
 from proxscore.tracking import Recorder, TrackedRun, say, tracking_uri
 from proxscore.tracking.runs import check_server, git_tags
@@ -154,8 +153,6 @@ def with_absolute_paths(config: Config) -> Config:
     training = config.training.model_copy(update={"storage": storage})
     tracking = config.tracking.model_copy(update={"uri": tracking_uri(config.tracking)})
     assert tracking.uri is not None
-    tell_if_it_vanishes("training.storage", storage)
-    tell_if_it_vanishes("tracking.uri", tracking.uri)
     model = config.task.model
     if config.task.weights is not None:
         model = model.model_copy(update={"weights": local_weights(config.task.weights, storage, tracking.uri)})
