@@ -39,7 +39,7 @@ FORECASTS = (
 )
 COMPARISON = """
 name: pair
-budget: 1
+budget: 2
 seeds: [0]
 base:
   task: {model: {name: small_cnn, kwargs: {width: 4, hidden: 8}}, data: {kind: digits, limit: 200}}

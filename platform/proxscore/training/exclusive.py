@@ -17,7 +17,8 @@ from proxscore.storage import UNREACHABLE, HeldError, Lock, LostError, filesyste
 def exclusive(storage: str, folders: Sequence[str]) -> Iterator[None]:
     """Within the context, no other job works in some folders of a storage; see :class:`proxscore.storage.Lock`.
 
-    That the storage will not outlive a submitted job is said. Folders that were made for it and hold nothing at its end are removed again.
+    Folders that were made for it and hold nothing at its end are removed again. A storage that does not outlive a submitted job
+    is named in a line.
 
     Raises:
         ConfigError: another one does; names who, since when. Or the storage cannot be written.
