@@ -254,6 +254,7 @@ def test_a_submitted_job_that_is_refused_fails_with_its_one_line_and_says_what_w
     assert note.startswith("note: --output scores is in this submitted job's own folder, which the cluster removes: ")
 
 
+@pytest.mark.slow
 def test_a_stopped_job_is_killed_and_goes_on_when_it_is_submitted_again(cluster: Cluster) -> None:
     entrypoint = (
         *(*QUICKSTART, *TINY, "training.epochs=200", "training.validate_every=200", "training.checkpoint_every=5"),
