@@ -98,6 +98,7 @@ def ray_head() -> Iterator[RayHead]:
             "RAY_ADDRESS": f"127.0.0.1:{gcs}",
             "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
             "RAY_TMPDIR": str(folder),
+            "RAY_JOB_STOP_WAIT_TIME_S": "15",  # a busy machine is slow to stop a job
         },
     )
     command = [

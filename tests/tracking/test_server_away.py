@@ -277,3 +277,12 @@ def test_a_job_whose_server_is_away_for_a_while_is_recorded_whole(server: Server
     assert epochs == [4 * epoch for epoch in range(1, 21)]
     assert run.data.metrics["test/nll"] == pytest.approx(outcome.results["test"]["posterior"]["nll"])
     assert client.list_artifacts(outcome.run_id, "figures")
+
+
+def test_a_run_that_ends_does_not_show_the_servers_password(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
+    run = TrackedRun(server.uri.replace("://", "://alice:s3cret@"), "experiment", "run", None)
+    with run.running():
+        pass
+    assert MlflowClient(server.uri).get_run(run.run_id).info.status == "FINISHED"
+    shown = capfd.readouterr()
+    assert "s3cret" not in shown.out + shown.err

@@ -90,7 +90,7 @@ def test_nodes_that_cannot_hold_the_workers_are_refused(tmp_path: Path, monkeypa
     needed = count_memory(config, config.method, ImageTask(config.task)).total
     nodes = [{"Alive": True, "Resources": {"memory": 2 * needed - 2}}]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    monkeypatch.setattr(cluster, "capacity", lambda: {"CPU": 4, "memory": 2 * needed - 2})
+    monkeypatch.setattr(cluster, "room", lambda each: cluster.Room(8, 8))
     with pytest.raises(ConfigError, match="on this cluster each has"):
         cluster_checks.check_memory(Preflight(config, ImageTask(config.task)), [config.method])
 

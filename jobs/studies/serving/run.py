@@ -18,13 +18,15 @@ import base64
 import functools
 import json
 import os
+import signal
+import socket
 import statistics
 import subprocess
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +39,23 @@ from proxscore.tracking import Study
 from proxscore.tracking.located import located
 
 COLUMNS = ["server", "clients", "draws", "requests per second", "p50, ms", "p99, ms", "failed"]
-PORT = 8351
 
 
 @contextmanager
 def started(name: str, options: Namespace) -> Iterator[str]:
     """A server, for as long as the context lasts; its address."""
-    address = f"http://127.0.0.1:{PORT}"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    address = f"http://127.0.0.1:{port}"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     if name == "mlflow":
         model = located(options.posterior).parents[1]  # the model's folder, which holds artifacts/posterior
         line = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "--env-manager", "local"]
-        line += ["--port", str(PORT), "--host", "127.0.0.1"]
+        line += ["--port", port, "--host", "127.0.0.1"]
     else:
         budget = name.removeprefix("serve").strip()
-        line = [sys.executable, str(Path(__file__).parents[2] / "serve.py"), options.posterior, "--port", str(PORT)]
+        line = [sys.executable, str(Path(__file__).parents[2] / "serve.py"), options.posterior, "--port", port]
         line += ["--latency-budget", budget] if budget else []
     with (options.output / "server.log").open("a") as log:
         process = subprocess.Popen(line, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -62,9 +66,9 @@ def started(name: str, options: Namespace) -> Iterator[str]:
             process.terminate()
             try:
                 process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            subprocess.run(["pkill", "-f", f"mlflow.*{PORT}"], check=False)
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
 
 
 async def healthy(address: str, process: subprocess.Popen[bytes]) -> None:

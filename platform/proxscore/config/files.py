@@ -5,14 +5,19 @@ from __future__ import annotations
 import gzip
 import io
 import stat
+import sys
 import tempfile
 import zlib
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from proxscore.config.section import ConfigError
+
+WORKING_FOLDERS = "working_dir_files"  # where Ray unpacks what was submitted, on every node
 
 
 def check_regular(path: Path, where: str | None = None) -> None:
@@ -73,6 +78,7 @@ def check_file_destination(option: str, path: Path) -> None:
         ConfigError: it cannot.
     """
     where = f"{option} {path}"
+    tell_if_it_vanishes(option, str(path))
     try:
         folder = path.absolute().parent
         if not folder.is_dir():
@@ -98,6 +104,7 @@ def check_folder_destination(option: str, path: Path) -> None:
         ConfigError: it cannot.
     """
     where = f"{option} {path}"
+    tell_if_it_vanishes(option, str(path))
     try:
         full = path.absolute()
         found = next(place for place in (full, *full.parents) if place.exists() or place.is_symlink())
@@ -109,6 +116,24 @@ def check_folder_destination(option: str, path: Path) -> None:
             (made / "probe").touch()
     except (OSError, ValueError) as error:
         raise _unwritable(where, error) from error
+
+
+@cache  # once in a process
+def tell_if_it_vanishes(setting: str, place: str) -> None:
+    """Say in one line that a place lies in the folder that Ray has unpacked for a submitted job, and may remove after it.
+
+    Args:
+        setting: that names the place, for the message.
+        place: a path, or a URI, which outlives it.
+    """
+    parts = () if "://" in place else Path(place).absolute().parts
+    if any(folder == WORKING_FOLDERS and job.startswith("_ray_pkg_") for folder, job in pairwise(parts)):
+        print(
+            f"note: {setting} {place} is in this submitted job's own folder, which the cluster removes: give a place that "
+            "outlives it, a bucket or an absolute path that all nodes share",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _unwritable(where: str, error: Exception) -> ConfigError:

@@ -21,7 +21,7 @@ class Config(Section):
     method: Annotated[MethodSection, METHODS] = Field(default_factory=METHODS.make)
     # Trained too, with the same number of gradient evaluations.
     baseline: Annotated[MethodSection, METHODS.only("adamw")] | None = None
-    training: TrainingConfig = TrainingConfig()
+    training: TrainingConfig = Field(default_factory=TrainingConfig)  # the environment has a part in it
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
 

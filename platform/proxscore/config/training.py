@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -48,7 +49,8 @@ class TrainingConfig(Section):
     keep_checkpoints: int = Field(2, ge=1, le=MAX_EPOCHS)  # the best by validation NLL; beside them, always the newest
     profile: bool = False  # leave a trace of a few early steps in MLflow (profile/rank-0.json.gz)
     max_failures: int = Field(3, ge=-1, le=MAX_EPOCHS)  # of workers, before the run is given up; -1: any number
-    storage: str = Field("runs", min_length=1)  # a folder, or a URI that pyarrow or fsspec reads (s3://..., gs://...)
+    # A folder, or a URI that pyarrow or fsspec reads (s3://..., gs://...); PROXSCORE_STORAGE of the environment is the default.
+    storage: str = Field(default_factory=lambda: os.environ.get("PROXSCORE_STORAGE") or "runs", min_length=1)
 
     @field_validator("storage")
     @classmethod

@@ -71,15 +71,7 @@ def _worker(payload: dict[str, Any]) -> dict[str, Any]:
 
 def slots(config: Config, at_most: int | None = None) -> int:
     """Trials that the cluster holds at a time; one more where its autoscaler may add nodes for it."""
-    import ray
-
-    training = config.training
-    workers = max(training.workers, 1)
-    each = {"CPU": workers * training.cpus_per_worker}
-    if cluster.use_gpu(config):
-        each["GPU"] = float(workers)
-    now, later = (
-        min(int(held.get(name, 0) / amount + 1e-9) for name, amount in each.items())
-        for held in (ray.cluster_resources(), cluster.capacity())
-    )
-    return max(1, min(now + (later > now), at_most or later))
+    workers, each = max(config.training.workers, 1), cluster.resources_per_worker(config)
+    now = cluster.room(each).total // workers
+    later = now + int(cluster.can_ever_place((now + 1) * workers, each))
+    return max(1, min(later, at_most or later))

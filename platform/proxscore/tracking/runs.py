@@ -22,6 +22,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from proxscore.config import MASK, ConfigError, TrackingConfig, expanded, masked
+from proxscore.config.files import tell_if_it_vanishes
 from proxscore.tracking.client import Client
 from proxscore.tracking.databases import SQLITE, check_place, database, sqlite_uri
 
@@ -85,6 +86,7 @@ def check_server(uri: str) -> None:
         path = database(uri)
         if path is not None:
             check_place(path)
+            tell_if_it_vanishes("tracking.uri", str(path))
         if path is None or path.exists():
             Client(uri).search_experiments(max_results=1)
     except UNREACHABLE as error:

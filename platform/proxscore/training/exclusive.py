@@ -9,6 +9,7 @@ from pathlib import Path
 from pyarrow.fs import LocalFileSystem
 
 from proxscore.config import ConfigError
+from proxscore.config.files import tell_if_it_vanishes
 from proxscore.storage import UNREACHABLE, HeldError, Lock, LostError, filesystem
 
 
@@ -16,11 +17,13 @@ from proxscore.storage import UNREACHABLE, HeldError, Lock, LostError, filesyste
 def exclusive(storage: str, folders: Sequence[str]) -> Iterator[None]:
     """Within the context, no other job works in some folders of a storage; see :class:`proxscore.storage.Lock`.
 
-    Folders that were made for it and hold nothing at its end are removed again.
+    Folders that were made for it and hold nothing at its end are removed again. A storage that does not outlive a submitted job
+    is named in a line.
 
     Raises:
         ConfigError: another one does; names who, since when. Or the storage cannot be written.
     """
+    tell_if_it_vanishes("training.storage", storage)
     with ExitStack() as stack:
         for folder in folders:
             try:

@@ -107,8 +107,8 @@ def connected(plan: Plan, show: Callable[[str], None]) -> Iterator[None]:
             cluster_checks.check_storage(config)
             yield
             return
-        cpus = cluster.capacity().get("CPU", 0)
-        if config.training.cpus_per_worker > cpus:
+        if not cluster.can_ever_place(1, {"CPU": config.training.cpus_per_worker}):
+            cpus = cluster.capacity().get("CPU", 0)
             raise ConfigError(
                 f"training.cpus_per_worker={config.training.cpus_per_worker:g}: a cell needs so many CPUs; the cluster can have "
                 f"{cpus:g}"
@@ -121,7 +121,7 @@ def connected(plan: Plan, show: Callable[[str], None]) -> Iterator[None]:
 
 def _gpus(config: Config) -> int:
     """How many GPUs a cell takes."""
-    return int(config.training.device != "cpu" and cluster.capacity().get("GPU", 0) >= 1)
+    return int(config.training.device != "cpu" and cluster.can_ever_place(1, {"GPU": 1}))
 
 
 def run(plan: Plan, parent: str, show: Callable[[str], None]) -> Records:

@@ -24,21 +24,37 @@ def check_resources(config: Config) -> None:
     training, available = config.training, cluster.capacity()
     cpus, gpus = available.get("CPU", 0), available.get("GPU", 0)
     setting = "training.workers" if training.min_workers is None else "training.min_workers"
-    workers = cluster.fewest_workers(config)
-    wanted = workers * training.cpus_per_worker
-    if wanted > cpus:
-        raise ConfigError(
-            f"{setting}={workers} at {training.cpus_per_worker:g} CPUs each need {wanted:g} CPUs; the cluster "
-            f"can have {cpus:g}: use at most {int(cpus // training.cpus_per_worker)} workers, or fewer cpus_per_worker"
-        )
-    if training.device == "cuda" and workers > gpus:
-        raise ConfigError(f"{setting}={workers} need a GPU each; the cluster can have {gpus:g}")
+    workers, each = cluster.fewest_workers(config), cluster.resources_per_worker(config)
+    if not cluster.can_ever_place(workers, each):
+        raise ConfigError(_unplaceable(config, f"{setting}={workers}", workers, cpus, gpus))
+    if cluster.room(each).total < workers:  # the autoscaler makes room
+        return
     most = min(training.workers, int(cpus // training.cpus_per_worker))
     if config.task.data.streamed and cpus - most * training.cpus_per_worker < 1:
         raise ConfigError(
             f"training.workers={training.workers} take all {cpus:g} CPUs and leave none for Ray Data to read "
             f"{config.task.data.kind} with: use training.cpus_per_worker={math.floor(10 * (cpus - 1) / most) / 10 or 0.1:g}"
         )
+
+
+def _unplaceable(config: Config, asked: str, workers: int, cpus: float, gpus: float) -> str:
+    each = config.training.cpus_per_worker
+    if cluster.grows():
+        has = f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs, and its autoscaler can never add nodes enough"
+        return (
+            f"{asked} at {each:g} CPUs each cannot all be placed: {has}; use fewer workers, or more max_workers there"
+        )
+    if workers * each > cpus:
+        return (
+            f"{asked} at {each:g} CPUs each need {workers * each:g} CPUs; the cluster can have {cpus:g}: use at most "
+            f"{int(cpus // each)} workers, or fewer cpus_per_worker"
+        )
+    if config.training.device == "cuda" and workers > gpus:
+        return f"{asked} need a GPU each; the cluster can have {gpus:g}"
+    fit = cluster.room(cluster.resources_per_worker(config)).total
+    return (
+        f"{asked} at {each:g} CPUs each: the cluster's nodes can hold {fit} of them, as a worker's CPUs are of one node"
+    )
 
 
 def check_storage(config: Config) -> None:
@@ -75,9 +91,9 @@ def check_memory(preflight: Preflight, methods: list[MethodSection]) -> None:
 
     config = preflight.config
     sizes = [node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]]
-    if cluster.use_gpu(config) or cluster.capacity().get("memory", 0) > sum(sizes):  # the autoscaler may add nodes
+    training, each = config.training, cluster.resources_per_worker(config)
+    if "GPU" in each or cluster.room(each).total < training.workers:  # nodes of another size may join
         return
-    training = config.training
     if training.min_workers is not None:
         training = training.model_copy(update={"workers": cluster.fewest_workers(config), "min_workers": None})
     for method in methods:

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 
 import ray
+from ray._private import ray_constants
 
 from proxscore.config import Config, masked
 from proxscore.tracking import say
-from proxscore.training.ray import logs
+from proxscore.training.ray import logs, room
 from proxscore.training.ray.checks import check_resources
 
 DASHBOARD = "RAY_API_SERVER_ADDRESS"
@@ -39,7 +40,8 @@ def connected(config: Config, show: Callable[[str], None] | None = say) -> Itera
     ours = not ray.is_initialized()
     with _started(show) if ours else nullcontext():
         check_resources(config)
-        yield
+        with room.told(config, show or (lambda line: None)):
+            yield
 
 
 @contextmanager
@@ -50,8 +52,8 @@ def _started(show: Callable[[str], None] | None) -> Iterator[None]:
     this machine, and gives up if there are several.
     """
     address = os.environ.get("RAY_ADDRESS", "local")
-    new = address == "local" and DASHBOARD not in os.environ
-    port = _free_port()
+    new = address == "local"
+    port, before = _free_port(), os.environ.get(DASHBOARD)
     if new:
         os.environ[DASHBOARD] = f"http://127.0.0.1:{port}"
     # A note on every start, which says what the README does.
@@ -63,9 +65,9 @@ def _started(show: Callable[[str], None] | None) -> Iterator[None]:
             else f"ray        connecting to the cluster at {masked(address)}"
         )
     try:
-        where = {"address": "local", "dashboard_port": port} if new else {}
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _loopback() if new else nullcontext():
             warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)
+            where = {"address": "local", "dashboard_port": port} if new else {}
             ray.init(logging_level=logging.WARNING, log_to_driver=show is not None, **where)
         with ExitStack() as stack:
             if show is not None:
@@ -76,7 +78,23 @@ def _started(show: Callable[[str], None] | None) -> Iterator[None]:
     finally:
         ray.shutdown()
         if new:
-            del os.environ[DASHBOARD]
+            os.environ.pop(DASHBOARD)
+            os.environ |= {} if before is None else {DASHBOARD: before}
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """Within the context, a new cluster's processes listen on 127.0.0.1 alone.
+
+    Ray takes the address of a network for a node, also where loopback's is asked for, unless it is told that no cluster is meant,
+    as it is by itself on macOS and Windows.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextmanager

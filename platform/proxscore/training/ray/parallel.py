@@ -54,7 +54,7 @@ def on_workers(
         scaling_config=ScalingConfig(
             num_workers=training.workers,
             use_gpu=gpu,
-            resources_per_worker={"CPU": training.cpus_per_worker} | ({"GPU": 1} if gpu else {}),
+            resources_per_worker=cluster.resources_per_worker(config),
         ),
         run_config=RunConfig(
             name=name,

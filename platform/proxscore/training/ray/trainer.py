@@ -88,7 +88,7 @@ def train_on_ray(
             num_workers=training.workers if training.min_workers is None else (training.min_workers, training.workers),
             elastic_resize_monitor_interval_s=training.resize_interval,
             use_gpu=cluster.use_gpu(config),
-            resources_per_worker={"CPU": training.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu(config) else {}),
+            resources_per_worker=cluster.resources_per_worker(config),
         ),
         run_config=RunConfig(
             name=name,
