@@ -21,11 +21,14 @@ from mlflow.entities import Run
 from PIL import Image
 from small_sweeps import settings
 
+from proxscore.config import TrackingConfig
 from proxscore.experiments.sweep import job, recording
 from proxscore.experiments.sweep.choice import Candidate
 from proxscore.experiments.sweep.ledger import Ledger, Trial
 from proxscore.experiments.sweep.plan import plan
 from proxscore.experiments.sweep.space import applied
+from proxscore.tracking import browse
+from proxscore.tracking.browsing import HERE
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Locator, Page
@@ -242,6 +245,21 @@ def test_the_page_of_a_sweep_names_its_best_trial_and_links_to_it(
     (best,) = (trial for trial in trials if trial.info.run_id == parent.data.tags["best.run_id"])
     main.get_by_role("link", name=best.info.run_name, exact=True).wait_for()
     keep(page, main, tmp_path / "sweep.png")
+
+
+def test_what_browse_prints_opens_the_page_of_the_run_among_those_of_machine_learning(
+    page: Page, server: str, recorded: tuple[str, str], parent: Run
+) -> None:
+    served = browse(TrackingConfig(uri=server), parent.info.run_id)
+    command, address = browse(TrackingConfig(uri=recorded[0]), parent.info.run_id).splitlines()
+    assert command.endswith(f"mlflow ui --backend-store-uri {recorded[0]}")
+    assert address.split()[:3] == ["#", "then", "open"]
+    for each in (served, address.split()[3].replace(HERE, server)):
+        page.goto("about:blank")
+        page.goto(each)
+        page.get_by_role("main").get_by_role("heading", name=parent.info.run_name, exact=True).wait_for()
+        page.get_by_role("link", name="Runs", exact=True).first.wait_for()
+        assert not page.get_by_text("Evaluation runs", exact=True).is_visible()  # of the pages about language models
 
 
 def test_the_artifacts_of_a_sweep_show_its_figures(

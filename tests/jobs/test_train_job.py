@@ -129,13 +129,16 @@ def test_a_run_in_a_process_of_its_own_shows_progress_a_table_and_where_to_look(
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("proxscore").experiment_id])
     found = {run.info.run_name: run for run in runs}
+    trained_run = found["own-proximal_score"].info.run_id
     for row, name, prefix in zip(
         rows, ("own-adamw", "own-proximal_score", "own-proximal_score"), ("test", "test_mean", "test"), strict=True
     ):
         metrics = found[name].data.metrics
         assert row[1:5] == [f"{metrics[f'{prefix}/{key}']:.4f}" for key in ("accuracy", "nll", "ece", "brier")]
     after = lines[lines.index("What to do next:") + 1 :]
-    assert [line.split()[0] for line in after] == ["evaluate", "report", "predict", "serve", "browse"]
+    assert [line.split()[0] for line in after] == ["evaluate", "report", "predict", "serve", "browse", "#"]
+    page = f"/#/experiments/{runs[0].info.experiment_id}/runs/{trained_run}?workflowType=machine_learning"
+    assert after[-1].split() == ["#", "then", "open", f"http://127.0.0.1:5000{page}"]
     # As a user pastes it into the same shell.
     pasted = subprocess.run(
         after[0].split(maxsplit=1)[1], shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=200

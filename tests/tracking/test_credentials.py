@@ -135,3 +135,9 @@ def test_a_uri_from_the_environment_is_taken_whole(monkeypatch: pytest.MonkeyPat
 
 def test_the_last_line_of_a_workers_error_keeps_them_out() -> None:
     assert SECRET not in last_line(RuntimeError(f"Traceback\n  in worker: {URIS[0]}"))
+
+
+def test_the_address_to_browse_has_no_credentials_and_needs_no_server() -> None:
+    away = "http://someone:secret@127.0.0.1:9/mlflow/"
+    assert browse(TrackingConfig(uri=away)) == "http://127.0.0.1:9/mlflow/#/experiments?workflowType=machine_learning"
+    assert browse(TrackingConfig(uri=away), "0" * 32) == browse(TrackingConfig(uri=away))

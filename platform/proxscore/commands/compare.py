@@ -92,6 +92,7 @@ def failures(found: Records) -> int:
 
 def results(planned: Plan, found: Records, told: Told) -> int:
     """Print the first columns of the table, what is to say of it, the files, and what shows the runs."""
+    from proxscore.experiments.comparison import study
     from proxscore.tracking import browse
 
     places = [0, *range(2, min(2 + METRICS, len(told.header)))]
@@ -101,7 +102,7 @@ def results(planned: Plan, found: Records, told: Told) -> int:
     print("\n".join(["", *told.notes, ""]))
     for file in sorted((planned.folder / "report").iterdir()):
         print(f"{file.suffix[1:]:<10} {near(file)}{' (all columns)' if file.name == 'comparison.md' else ''}")
-    print(f"browse     {browse(planned.config.tracking)}")
+    print(f"browse     {browse(planned.config.tracking, study.run_of(planned))}")
     if failed := failures(found):
         print(f"error: {failed} of {len(found)} cells failed; name={planned.name} tries them again", file=sys.stderr)
     return 1 if failed else 0

@@ -131,12 +131,12 @@ def _print(config: Config, outcomes: list[Outcome]) -> None:
         what = "posterior" if "point" not in outcome.results["test"] else "weights"
         print(f"{what:<10} {near(outcome.folder / 'posterior')}")
     print("\nWhat to do next:")
-    for line in next_steps(config, outcomes[-1].folder / "posterior"):
+    for line in next_steps(config, outcomes[-1].folder / "posterior", outcomes[-1].run_id):
         print(line)
 
 
-def next_steps(config: Config, posterior: Path) -> list[str]:
-    """Commands that make use of a posterior, ready to be pasted; the last one shows the runs in MLflow."""
+def next_steps(config: Config, posterior: Path, run_id: str) -> list[str]:
+    """Commands that make use of a posterior, ready to be pasted; the last one shows its run in MLflow."""
     from proxscore.tracking import browse
 
     where = shlex.quote(near(posterior))
@@ -150,7 +150,7 @@ def next_steps(config: Config, posterior: Path) -> list[str]:
         commands["serve"] = f"{command('serve')} {where}"
     elif config.task.kind == "forecasting":
         commands["forecast"] = f"{command('forecast')} {where} --output forecasts.parquet"
-    commands["browse"] = browse(config.tracking)
+    commands["browse"] = browse(config.tracking, run_id)
     return [f"{name:<10} {text}" for name, text in commands.items()]
 
 

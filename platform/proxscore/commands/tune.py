@@ -64,6 +64,5 @@ def tune(path: Path | None, overrides: list[str], *, show_only: bool) -> int:
             print(f"test       {name} {report.spread(found.test[name])} ({found.candidates[0].label})")
     print(f"winner     {found.config}")
     print(f"reproduce  {command('train')} --config mlflow:{found.run_id}")
-    print(f"browse     {browse(planned.config.tracking)}")
-    print(f"           #/experiments/{found.experiment_id}/runs?workflowType=machine_learning behind its address")
+    print(f"browse     {browse(planned.config.tracking, found.run_id)}")
     return 0

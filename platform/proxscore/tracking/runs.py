@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import math
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -48,14 +47,6 @@ def tracking_uri(config: TrackingConfig) -> str:
     if uri.startswith(f"{SQLITE}~"):
         uri = sqlite_uri(expanded(uri.removeprefix(SQLITE)))
     return _completed(uri) if MASK in uri else uri
-
-
-def browse(config: TrackingConfig) -> str:
-    """What shows the runs: a server's own address, or MLflow's page on a database."""
-    uri = masked(tracking_uri(config))
-    if uri.startswith(("http://", "https://")):
-        return uri
-    return f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {shlex.quote(uri)}"
 
 
 def _completed(uri: str) -> str:

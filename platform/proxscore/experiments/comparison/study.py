@@ -25,6 +25,12 @@ def finished(plan: Plan) -> bool:
     return file.exists() and bool(json.loads(file.read_text()).get("finished"))
 
 
+def run_of(plan: Plan) -> str | None:
+    """The MLflow run of the comparison; none: it has not begun."""
+    file = plan.folder / MEMORY
+    return str(json.loads(file.read_text())["run_id"]) if file.exists() else None
+
+
 @contextmanager
 def recorded(plan: Plan, comparison: ComparisonConfig) -> Iterator[TrackedRun]:
     """The run, RUNNING within the context.
@@ -41,8 +47,7 @@ def recorded(plan: Plan, comparison: ComparisonConfig) -> Iterator[TrackedRun]:
     file = plan.folder / MEMORY
     try:
         plan.folder.mkdir(parents=True, exist_ok=True)
-        earlier = json.loads(file.read_text())["run_id"] if file.exists() else None
-        tracked = TrackedRun(uri, config.tracking.experiment, plan.name, earlier)
+        tracked = TrackedRun(uri, config.tracking.experiment, plan.name, run_of(plan))
         write(file, json.dumps({"run_id": tracked.run_id}) + "\n")
     except OSError as error:
         raise ConfigError(f"training.storage {config.training.storage}: cannot be written: {error}") from error

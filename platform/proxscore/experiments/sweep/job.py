@@ -30,14 +30,13 @@ class Found:
         candidates: repeated settings, the best first.
         test: metrics of the winner on the test split by name, a value for each seed.
         config: file or URI of the winner's configuration.
-        run_id, experiment_id: of the sweep in MLflow, which has it too.
+        run_id: of the sweep in MLflow, which has it too.
     """
 
     candidates: list[Candidate]
     test: dict[str, list[float]]
     config: str
     run_id: str
-    experiment_id: str
 
 
 class NothingFoundError(RuntimeError):
@@ -82,8 +81,8 @@ def run(plan: Plan, show: Callable[[str], None]) -> Found:
             show(f"testing {winner.label} with {len(winner.trials)} seeds")
             test = sweep.test(winner)
             recording.parent.metrics(_moments(test))
-            found = Found(candidates, test, file, recording.parent.run_id, recording.parent.experiment_id)
-        ledger.found = {"winner": winner.label, "test": test, "config": file, "experiment_id": found.experiment_id}
+            found = Found(candidates, test, file, recording.parent.run_id)
+        ledger.found = {"winner": winner.label, "test": test, "config": file}
         ledger.write()
         return found
 
@@ -97,7 +96,7 @@ def finished(plan: Plan) -> Found | None:
     candidates = choice.candidates()
     if not choice.ended() or candidates[0].label != held["winner"]:
         return None
-    return Found(candidates, held["test"], held["config"], ledger.run_id, held["experiment_id"])
+    return Found(candidates, held["test"], held["config"], ledger.run_id)
 
 
 def _moments(test: dict[str, list[float]]) -> dict[str, float]:
