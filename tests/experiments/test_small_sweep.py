@@ -34,7 +34,7 @@ def test_trials_are_children_of_the_sweep_with_every_step_once(swept: Swept) -> 
         run = swept.client.get_run(trial["run_id"])
         assert run.info.status == {"finished": "FINISHED", "stopped": "KILLED"}[trial["status"]]
         assert run.data.tags["mlflow.parentRunId"] == swept.parent.info.run_id
-    points = swept.client.get_metric_history(trials[0]["run_id"], "train/nll")
+    points = swept.client.get_metric_history(trials[0]["run_id"], "nll/train")
     assert [point.step for point in points] == list(range(1, 9))
     assert [row["epoch"] for row in trials[0]["curve"]] == [1.0]  # what comes at the end is the result
 

@@ -105,7 +105,7 @@ def test_a_sweep_may_grow(swept: Swept) -> None:
 def test_a_run_that_lost_its_worker_has_every_step_once(swept: Swept) -> None:
     for trial in swept.ended["trials"]:
         if trial["status"] == "finished":
-            points = swept.client.get_metric_history(trial["run_id"], "train/nll")
+            points = swept.client.get_metric_history(trial["run_id"], "nll/train")
             assert [point.step for point in points] == list(range(1, STEPS + 1)), trial["number"]
 
 

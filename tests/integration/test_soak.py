@@ -77,7 +77,7 @@ def await_training(process: subprocess.Popen[str]) -> None:
 def points(client: MlflowClient, run_id: str) -> dict[str, Counter[int]]:
     """How often each metric but those of the machine was recorded at each step."""
     names = [
-        name for name in client.get_run(run_id).data.metrics if name.startswith(("train/nll", "validation/", "test/"))
+        name for name in client.get_run(run_id).data.metrics if name.startswith(("nll/", "validation/", "test/"))
     ]
     return {name: Counter(point.step for point in client.get_metric_history(run_id, name)) for name in names}
 
@@ -124,6 +124,6 @@ def test_a_run_that_is_killed_at_random_moments_is_the_undisturbed_one(repositor
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     recorded = {name: points(client, results[name]["mlflow_run_id"]) for name in ("calm", "shaken")}
     assert recorded["shaken"] == recorded["calm"]
-    assert sorted(recorded["calm"]["train/nll"].items()) == [(step, 1) for step in range(1, 1201)]
+    assert sorted(recorded["calm"]["nll/train"].items()) == [(step, 1) for step in range(1, 1201)]
     assert set(recorded["calm"]["test/nll"].values()) == {1}
     assert client.get_run(results["shaken"]["mlflow_run_id"]).info.status == "FINISHED"

@@ -177,7 +177,7 @@ def test_a_submitted_job_trains_on_both_nodes_and_records_its_run(cluster: Clust
     assert run.info.status == "FINISHED"
     assert run.data.params["training.workers"] == "2"
     assert f"{run.data.metrics['test/nll']:.4f}" in rows[1]
-    assert len(client.get_metric_history(run.info.run_id, "train/nll")) == 4
+    assert len(client.get_metric_history(run.info.run_id, "nll/train")) == 4
     artifacts = {Path(item.path).name for item in client.list_artifacts(run.info.run_id)}
     assert artifacts >= {"config.yaml", "figures", "posterior"}
     assert (cluster.folder / "runs" / "submitted-proximal_score" / "run.json").is_file()
@@ -281,7 +281,7 @@ def test_a_stopped_job_is_killed_and_goes_on_when_it_is_submitted_again(cluster:
     assert again.returncode == 0, again.stdout + again.stderr
     run = cluster.run("stopped-proximal_score")  # one run of this name
     assert (run.info.run_id, run.info.status) == (first.info.run_id, "FINISHED")
-    history = MlflowClient(cluster.tracking).get_metric_history(run.info.run_id, "train/nll")
+    history = MlflowClient(cluster.tracking).get_metric_history(run.info.run_id, "nll/train")
     assert [point.step for point in history] == list(range(1, 801))  # nothing lost, nothing twice
     began = min(int(step) for step in re.findall(r" · step (\d+)/800", again.stdout))
     assert began > 20  # not from the start

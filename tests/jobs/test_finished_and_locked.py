@@ -73,8 +73,8 @@ def test_what_a_killed_attempt_has_recorded_at_its_end_is_not_recorded_again(
     (tmp_path / "runs" / "done-proximal_score" / "finished.json").unlink()
     assert train(overrides) == 0
     after = points(uri)
-    assert {name: after[name] for name in after if name.startswith(("test/", "train/", "validation/"))} == {
-        name: before[name] for name in before if name.startswith(("test/", "train/", "validation/"))
+    assert {name: after[name] for name in after if name.startswith(("test/", "train/", "nll/", "validation/"))} == {
+        name: before[name] for name in before if name.startswith(("test/", "train/", "nll/", "validation/"))
     }
 
 
@@ -105,7 +105,7 @@ def test_a_second_job_of_the_name_is_refused_in_a_line_and_touches_nothing(
     assert job.returncode == 0, output
     (run,) = recorded(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert run.info.status == "FINISHED"
-    assert sorted(points(f"sqlite:///{tmp_path / 'mlflow.db'}")["train/nll"].items()) == [
+    assert sorted(points(f"sqlite:///{tmp_path / 'mlflow.db'}")["nll/train"].items()) == [
         (s, 1) for s in range(1, 1201)
     ]
     assert not list((tmp_path / "runs").rglob("lock-*"))

@@ -78,7 +78,7 @@ def test_an_interrupted_job_is_killed_and_its_name_continues_it(
     again = recorded(tmp_path)
     assert again.info.run_id == run.info.run_id
     assert again.info.status == "FINISHED"
-    history = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_metric_history(run.info.run_id, "train/nll")
+    history = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_metric_history(run.info.run_id, "nll/train")
     assert [point.step for point in history] == list(range(1, 1201))
 
 
@@ -107,7 +107,7 @@ def test_a_job_whose_process_is_killed_is_continued_by_its_name_with_nothing_los
     assert train(overrides) == 0
     run = recorded(tmp_path)
     assert run.info.status == "FINISHED"
-    history = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_metric_history(run.info.run_id, "train/nll")
+    history = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_metric_history(run.info.run_id, "nll/train")
     assert [point.step for point in history] == list(range(1, 601))
 
 

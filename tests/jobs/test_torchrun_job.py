@@ -96,7 +96,7 @@ def test_one_process_speaks_and_records(two: tuple[Path, dict[str, Any], str]) -
     for run in runs:
         assert run.info.status == "FINISHED"
         assert run.data.params["training.workers"] == "2"
-        steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/nll")]
+        steps = [point.step for point in client.get_metric_history(run.info.run_id, "nll/train")]
         assert steps == list(range(1, len(steps) + 1))
 
 
@@ -109,9 +109,9 @@ def test_a_run_says_where_its_time_goes_how_fast_its_ranks_are_and_leaves_traces
         metrics = client.get_run(described["mlflow_run_id"]).data.metrics
         parts = [metrics[f"time/{part}"] for part in ("data", "forward_backward", "update")]
         assert all(0 < seconds < 60 for seconds in parts)
-        rates = [metrics[f"rank_{rank}/rows_per_second"] for rank in range(2)]
+        rates = [metrics[f"system/rank_{rank}/rows_per_second"] for rank in range(2)]
         assert metrics["train/rows_per_second"] == pytest.approx(sum(rates))
-        assert all(0.1 < metrics[f"rank_{rank}/peak_memory_gb"] < 20 for rank in range(2))
+        assert all(0.1 < metrics[f"system/rank_{rank}/peak_memory_gb"] < 20 for rank in range(2))
         for rank in range(2):
             path = client.download_artifacts(described["mlflow_run_id"], f"profile/rank-{rank}.json.gz", str(tmp_path))
             events = json.loads(gzip.decompress(Path(path).read_bytes()))["traceEvents"]

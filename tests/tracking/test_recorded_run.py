@@ -107,7 +107,7 @@ def test_the_tags_hold_versions_commit_and_split(recorded: Any, repository: Path
 def test_every_step_has_loss_throughput_and_the_state_of_the_posterior(recorded: Any) -> None:
     config, _, (point, posterior) = recorded
     steps = list(range(1, 3 * STEPS_PER_EPOCH + 1))
-    for key in ("train/nll", "train/rows_per_second", "train/skipped_steps"):
+    for key in ("nll/train", "train/rows_per_second", "train/skipped_steps"):
         assert list(history(config, posterior, key)) == steps
         assert list(history(config, point, key)) == list(range(1, 6 * STEPS_PER_EPOCH + 1))
     for key in ("log_precision", "ratio"):
@@ -130,7 +130,8 @@ def test_every_epoch_has_validation_metrics(recorded: Any) -> None:
     config, _, (_, posterior) = recorded
     ends = [STEPS_PER_EPOCH * epoch for epoch in (1, 2, 3)]
     for key in ("accuracy", "nll", "ece", "brier"):
-        assert list(history(config, posterior, f"validation/{key}")) == ends
+        name = "nll/validation" if key == "nll" else f"validation/{key}"
+        assert list(history(config, posterior, name)) == ends
     assert history(config, posterior, "epoch") == dict(zip(ends, (1.0, 2.0, 3.0), strict=True))
 
 
@@ -167,7 +168,7 @@ def test_the_same_name_continues_the_same_runs(recorded: Any) -> None:
     again = launch.run(config)
     assert [outcome.run_id for outcome in again] == [outcome.run_id for outcome in outcomes]
     assert [outcome.results["test"] for outcome in again] == [outcome.results["test"] for outcome in outcomes]
-    assert list(history(config, runs[1], "train/nll")) == list(range(1, 3 * STEPS_PER_EPOCH + 1))
+    assert list(history(config, runs[1], "nll/train")) == list(range(1, 3 * STEPS_PER_EPOCH + 1))
 
 
 def test_training_that_aborts_leaves_a_failed_run_that_says_why(uri: str, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_the_statistics_of_shards_combine_to_those_of_all_their_elements() -> No
         assert merged[f"posterior/{name}_min"] == min(low)
         assert merged[f"posterior/{name}_max"] == max(high)
     assert merged["posterior/kappa_mean"] == shards[0]["kappa_mean"]
-    assert merged["train/nll"] == 1.5
+    assert merged["nll/train"] == 1.5
     assert merged["step"] == 3
     assert not {key for key in merged if "count" in key}
 
@@ -57,7 +57,7 @@ def test_a_rank_without_sampled_elements_changes_nothing() -> None:
 
 def test_a_proximal_weight_that_holds_the_iterate_still_is_left_out_and_a_loss_that_is_no_number_is_not() -> None:
     merged = combine([{"train/nll": math.nan, "kappa_mean": math.inf, "kappa_precision": 2.0}])
-    assert merged.keys() == {"train/nll", "posterior/kappa_precision"}
+    assert merged.keys() == {"nll/train", "posterior/kappa_precision"}
 
 
 RESOURCES = {"seconds_data": 0.1, "seconds_forward_backward": 0.3, "rows_per_second": 50.0, "peak_memory_gb": 1.5}
@@ -95,13 +95,13 @@ def test_steps_that_a_resumed_run_repeats_are_recorded_once(uri: str) -> None:
     other = Recorder(run.uri, run.run_id, "a run", lines.append)
     other([payload(range(3, 8), None)])
     other([payload(range(8, 10), 0.4)])
-    assert points(run, "train/nll") == [(step, float(step)) for step in range(1, 10)]
+    assert points(run, "nll/train") == [(step, float(step)) for step in range(1, 10)]
     assert points(run, "posterior/ratio_max")[:6] == [(step, 1.0) for step in range(1, 7)]
-    assert points(run, "validation/nll") == [(6, 0.5), (9, 0.4)]
+    assert points(run, "nll/validation") == [(6, 0.5), (9, 0.4)]
     assert points(run, "epoch") == [(6, 1.5), (9, 2.25)]
     # What a report says of the time since the last one stands at its step: of both ranks, and once.
     assert points(run, "train/rows_per_second") == [(3, 100.0), (6, 100.0), (7, 50.0), (9, 50.0)]
-    assert points(run, "rank_1/rows_per_second") == [(3, 50.0), (6, 50.0)]
+    assert points(run, "system/rank_1/rows_per_second") == [(3, 50.0), (6, 50.0)]
     assert points(run, "time/data") == [(step, 0.1) for step in (3, 6, 7, 9)]
 
 
@@ -120,4 +120,4 @@ def test_a_recorder_travels_to_the_process_that_uses_it(uri: str) -> None:
     run = TrackedRun(uri, "recorder", "a run")
     travelled = pickle.loads(pickle.dumps(Recorder(run.uri, run.run_id, "a run")))
     travelled([payload(range(1, 3))])
-    assert points(run, "train/nll") == [(1, 1.0), (2, 2.0)]
+    assert points(run, "nll/train") == [(1, 1.0), (2, 2.0)]

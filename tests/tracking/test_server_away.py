@@ -77,7 +77,7 @@ def payload(step: int, total: int = 100, *, checkpoint: bool = False) -> dict[st
 
 
 def steps(uri: str, run_id: str) -> list[int]:
-    return [point.step for point in MlflowClient(uri).get_metric_history(run_id, "train/nll")]
+    return [point.step for point in MlflowClient(uri).get_metric_history(run_id, "nll/train")]
 
 
 def test_points_wait_for_the_server_without_stopping_training_and_arrive_once(server: Server, tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_a_job_whose_server_is_away_for_a_while_is_recorded_whole(server: Server
     run = client.get_run(outcome.run_id)
     assert run.info.status == "FINISHED"
     assert steps(server.uri, outcome.run_id) == list(range(1, outcome.results["steps"] + 1))
-    epochs = [point.step for point in client.get_metric_history(outcome.run_id, "validation/nll")]
+    epochs = [point.step for point in client.get_metric_history(outcome.run_id, "nll/validation")]
     assert epochs == [4 * epoch for epoch in range(1, 21)]
     assert run.data.metrics["test/nll"] == pytest.approx(outcome.results["test"]["posterior"]["nll"])
     assert client.list_artifacts(outcome.run_id, "figures")

@@ -76,7 +76,7 @@ def tree(
     )
 
 
-def curve(config: Config, run_id: str, key: str = "train/nll") -> dict[int, list[float]]:
+def curve(config: Config, run_id: str, key: str = "nll/train") -> dict[int, list[float]]:
     """All values recorded for a metric, by step."""
     assert config.tracking.uri is not None
     values: dict[int, list[float]] = {}

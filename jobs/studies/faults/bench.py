@@ -277,7 +277,7 @@ class Bench:
             return
         result = self.outcome(job.name)
         client = MlflowClient(f"sqlite:///{self.folder / 'mlflow.db'}")
-        history = client.get_metric_history(result["mlflow_run_id"], "train/nll")
+        history = client.get_metric_history(result["mlflow_run_id"], "nll/train")
         times = Counter(point.step for point in history)
         if sorted(times) != list(range(1, result["steps"] + 1)):
             trial.problems.append(f"{result['steps'] - len(times)} steps are missing from the record")

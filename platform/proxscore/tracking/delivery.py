@@ -18,7 +18,7 @@ from proxscore.tracking.client import Client
 
 LIMIT = 1000  # metrics that MLflow takes in one batch
 #: Series whose steps are recorded once, and the metric that tells which step of them is the last one recorded.
-SERIES = {"steps": "train/nll", "resources": "rank_0/rows_per_second", "validation": "validation/nll"}
+SERIES = {"steps": "nll/train", "resources": "system/rank_0/rows_per_second", "validation": "nll/validation"}
 
 
 @dataclass

@@ -115,7 +115,8 @@ def parcel(payloads: Sequence[dict[str, Any]]) -> Parcel:
     points = {"steps": [(int(values.pop("step")), values) for values in steps]}
     points["resources"] = [(first["step"], resources(payloads))]
     if first["metrics"]:
-        points["validation"] = [(first["step"], first["metrics"] | {"epoch": first["epoch"]})]
+        metrics = {metric_name(key): value for key, value in first["metrics"].items()}
+        points["validation"] = [(first["step"], metrics | {"epoch": first["epoch"]})]
     for rank, payload in enumerate(payloads):
         if "trace" in payload["resources"]:
             traces[rank] = payload["resources"]["trace"]
@@ -138,7 +139,7 @@ def combine(records: Sequence[dict[str, float]]) -> dict[str, float]:
             merged[key] = sum(record[key] * record["count"] for record in records if key in record) / total
         else:  # the same on all ranks
             merged[key] = values[0]
-    return {_name(key): value for key, value in merged.items() if math.isfinite(value) or not key.startswith("kappa")}
+    return {metric_name(key): value for key, value in merged.items() if math.isfinite(value) or not key.startswith("kappa")}
 
 
 def resources(payloads: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -150,7 +151,7 @@ def resources(payloads: Sequence[dict[str, Any]]) -> dict[str, float]:
                 name = f"time/{key.removeprefix('seconds_')}"
                 found[name] = max(found.get(name, 0.0), value)
             elif key != "trace":
-                found[f"rank_{rank}/{key}"] = value
+                found[f"system/rank_{rank}/{key}"] = value
     if found:
         found["train/rows_per_second"] = sum(payload["resources"]["rows_per_second"] for payload in payloads)
     return found
@@ -166,5 +167,12 @@ def _costs(own: dict[str, Any]) -> list[str]:
     return [shares, f"{own['peak_memory_gb']:.1f} GB"]
 
 
-def _name(key: str) -> str:
+def metric_name(key: str) -> str:
+    """What MLflow calls a number of a report.
+
+    Its page of charts lists groups (what precedes the last ``/``) by the alphabet: the curves that tell most, training and
+    validation NLL, are a group of their own, ``nll``, which comes first.
+    """
+    if key in ("train/nll", "validation/nll"):
+        return f"nll/{key.removesuffix('/nll')}"
     return key if "/" in key or key == "step" else f"posterior/{key}"

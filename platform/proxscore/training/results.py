@@ -57,7 +57,7 @@ def record_results(tracked: TrackedRun, results: dict[str, Any], final: Path, lo
         tracked.metrics({f"{prefix}/{name}": value for name, value in metrics.items()}, model_id)
     for shift, found in results["shifted"].items():
         for variant, metrics in found.items():
-            prefix = shift if variant in ("posterior", "point") else f"{shift}_{variant}"
+            prefix = f"shifted/{shift}" if variant in ("posterior", "point") else f"shifted/{shift}_{variant}"
             tracked.metrics({f"{prefix}/{name}": value for name, value in metrics.items()}, model_id)
     if "mixture_weights" in results:
         tracked.describe({}, {"mixture.weights": json.dumps(results["mixture_weights"])})
