@@ -27,7 +27,7 @@ from proxscore.experiments.sweep.choice import Candidate
 from proxscore.experiments.sweep.ledger import Ledger, Trial
 from proxscore.experiments.sweep.plan import plan
 from proxscore.experiments.sweep.space import applied
-from proxscore.tracking import browse
+from proxscore.tracking import Recorder, TrackedRun, browse
 from proxscore.tracking.browsing import HERE
 
 if TYPE_CHECKING:
@@ -260,6 +260,40 @@ def test_what_browse_prints_opens_the_page_of_the_run_among_those_of_machine_lea
         page.get_by_role("main").get_by_role("heading", name=parent.info.run_name, exact=True).wait_for()
         page.get_by_role("link", name="Runs", exact=True).first.wait_for()
         assert not page.get_by_text("Evaluation runs", exact=True).is_visible()  # of the pages about language models
+
+
+def test_the_page_of_a_run_tells_of_metrics_that_are_no_numbers(
+    page: Page, server: str, recorded: tuple[str, str]
+) -> None:
+    made = TrackedRun(recorded[0], "numbers", "a run without an ECE")
+    with made.running():
+        made.metrics({"test/nll": 0.5, "test/ece": float("nan")})
+    run = MlflowClient(recorded[0]).get_run(made.run_id)
+    main = open_run(page, server, run)
+    main.get_by_text("test/nll", exact=True).wait_for()
+    assert not main.get_by_text("test/ece", exact=True).is_visible()  # what MLflow does of itself
+    tag(main, run, "not_finite").wait_for()
+
+
+def test_the_charts_of_a_run_begin_with_its_nll(page: Page, server: str, recorded: tuple[str, str]) -> None:
+    made = TrackedRun(recorded[0], "charts", "a run with charts")
+    resources = {"rows_per_second": 50.0, "peak_memory_gb": 0.1, "seconds_data": 0.1}
+    payload = {"step": 2, "total_steps": 2, "epoch": 1.0, "seconds": 1.0, "checkpoint": False, "resources": resources}
+    payload["records"] = [{"step": step, "train/nll": 1.0 / step, "kappa_mean": 2.0} for step in (1, 2)]
+    payload["metrics"] = {"validation/nll": 0.5, "validation/ece": 0.1}
+    with made.running():
+        Recorder(recorded[0], made.run_id, "a run", None)([payload])
+        made.metrics({"test/nll": 0.5, "shifted/noisy/nll": 0.7, "parameters": 10.0, "verdict/k": 1.0})
+    page.goto(browse(TrackingConfig(uri=server), made.run_id).replace("?", "/model-metrics?"))
+    groups = ("nll", "posterior", "shifted/noisy", "test", "time", "train", "validation", "verdict", "Model metrics")
+    main = page.get_by_role("main")
+    tops = []
+    for group in groups:
+        box = main.get_by_text(re.compile(rf"^{group} \(\d+\)$")).first.bounding_box(timeout=WAIT_MS)
+        assert box is not None
+        tops.append(box["y"])
+    assert tops == sorted(tops)
+    assert not main.get_by_text(re.compile("rank_0")).first.is_visible()
 
 
 def test_the_artifacts_of_a_sweep_show_its_figures(

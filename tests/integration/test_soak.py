@@ -76,9 +76,7 @@ def await_training(process: subprocess.Popen[str]) -> None:
 
 def points(client: MlflowClient, run_id: str) -> dict[str, Counter[int]]:
     """How often each metric but those of the machine was recorded at each step."""
-    names = [
-        name for name in client.get_run(run_id).data.metrics if name.startswith(("nll/", "validation/", "test/"))
-    ]
+    names = [name for name in client.get_run(run_id).data.metrics if name.startswith(("nll/", "validation/", "test/"))]
     return {name: Counter(point.step for point in client.get_metric_history(run_id, name)) for name in names}
 
 

@@ -83,7 +83,7 @@ class Cluster:
         client = MlflowClient(self.tracking)
         experiment = client.get_experiment_by_name("proxscore")
         assert experiment is not None
-        (run,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
+        (run,) = client.search_runs([experiment.experiment_id], f"tags.name = '{name}'")
         return run
 
 

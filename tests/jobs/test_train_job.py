@@ -128,7 +128,7 @@ def test_a_run_in_a_process_of_its_own_shows_progress_a_table_and_where_to_look(
     assert {path.name for path in tmp_path.iterdir()} == {"runs", "mlflow.db", "mlartifacts"}
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("proxscore").experiment_id])
-    found = {run.info.run_name: run for run in runs}
+    found = {run.data.tags["name"]: run for run in runs}
     trained_run = found["own-proximal_score"].info.run_id
     for row, name, prefix in zip(
         rows, ("own-adamw", "own-proximal_score", "own-proximal_score"), ("test", "test_mean", "test"), strict=True

@@ -91,7 +91,10 @@ def test_the_default_database_lies_in_the_current_folder_whatever_its_name(
     (text,) = (folder / "mlartifacts").glob("*/artifacts/text.txt")
     assert text.read_text() == "content"
     shown = subprocess.run(
-        ["bash", "-c", f"printf '%s\\n' {browse(TrackingConfig(), run.run_id)}"], capture_output=True, text=True, check=True
+        ["bash", "-c", f"printf '%s\\n' {browse(TrackingConfig(), run.run_id)}"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert shown.stdout.splitlines()[-1] == uri  # as a shell reads it
 

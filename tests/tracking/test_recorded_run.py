@@ -16,6 +16,7 @@ from mlflow.entities import Run
 from proxscore import config as configuration
 from proxscore.config import Config
 from proxscore.posterior import Posterior
+from proxscore.tracking.located import located
 from proxscore.training import launch
 from proxscore.training.results import Outcome
 
@@ -65,10 +66,15 @@ def history(config: Config, run: Run, key: str) -> dict[int, float]:
 
 def test_both_runs_finish_under_one_experiment(recorded: Any) -> None:
     config, _, runs = recorded
-    assert [run.info.run_name for run in runs] == ["recorded-adamw", "recorded-proximal_score"]
+    assert [run.info.run_name for run in runs] == [
+        "adamw · digits · small_cnn · recorded",
+        "proximal_score · digits · small_cnn · recorded",
+    ]
+    assert [run.data.tags["name"] for run in runs] == ["recorded-adamw", "recorded-proximal_score"]
     assert {run.info.status for run in runs} == {"FINISHED"}
     experiment = MlflowClient(config.tracking.uri).get_experiment_by_name("recorded")
     assert {run.info.experiment_id for run in runs} == {experiment.experiment_id}
+    assert "`nll/validation`" in experiment.tags["mlflow.note.content"]
 
 
 def test_the_params_are_the_resolved_configuration_flattened(recorded: Any) -> None:
@@ -147,13 +153,13 @@ def test_the_test_metrics_are_those_the_driver_returned(recorded: Any) -> None:
     assert [run.data.metrics["gradient_evaluations"] for run in runs] == [24, 24]  # the posterior's steps take two
 
 
-def test_figures_and_posterior_are_artifacts_that_load(recorded: Any, tmp_path: Path) -> None:
+def test_figures_and_posterior_are_artifacts_that_load(recorded: Any) -> None:
     config, outcomes, runs = recorded
     client = MlflowClient(config.tracking.uri)
     figures = [{Path(item.path).name for item in client.list_artifacts(run.info.run_id, "figures")} for run in runs]
     assert figures == [{"reliability_point.png"}, {"reliability_posterior.png", "reliability_mean.png"}]
     for outcome, run in zip(outcomes, runs, strict=True):
-        downloaded = Posterior.load(client.download_artifacts(run.info.run_id, "posterior", str(tmp_path)))
+        downloaded = Posterior.load(located(f"runs:/{run.info.run_id}", [f"tracking.uri={config.tracking.uri}"]))
         kept = Posterior.load(outcome.folder / "posterior")
         assert downloaded.mean.keys() == kept.mean.keys()
         for group in ("mean", "precision"):
@@ -180,7 +186,7 @@ def test_training_that_aborts_leaves_a_failed_run_that_says_why(uri: str, tmp_pa
         launch.run(config)
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("recorded").experiment_id
-    (run,) = client.search_runs([experiment], "attributes.run_name = 'aborted-proximal_score'")
+    (run,) = client.search_runs([experiment], "tags.name = 'aborted-proximal_score'")
     assert run.info.status == "FAILED"
     assert run.data.tags["failure"] == str(failure.value)
     assert "\n" not in str(failure.value)

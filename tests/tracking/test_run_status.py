@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sqlite3
@@ -212,3 +213,14 @@ def test_the_database_is_one_that_sqlite_itself_reads(uri: str) -> None:
     run = new(uri)
     with sqlite3.connect(uri.removeprefix("sqlite:///")) as database:
         assert database.execute("select name from runs where run_uuid = ?", [run.run_id]).fetchall() == [("a run",)]
+
+
+def test_metrics_without_a_number_are_named_by_a_tag_until_they_have_one(uri: str) -> None:
+    run = new(uri)
+    with run.running():
+        run.metrics({"test/ece": math.nan, "test/nll": 0.5, "test/worst": math.inf, "test/least": -math.inf})
+    tags = MlflowClient(uri).get_run(run.run_id).data.tags
+    assert tags["not_finite"] == "test/ece: NaN, test/least: infinite, test/worst: infinite"
+    with new(uri, run.run_id).running() as again:
+        again.metrics({"test/ece": 0.1, "test/worst": 1.0, "test/least": 0.0})
+    assert "not_finite" not in MlflowClient(uri).get_run(run.run_id).data.tags

@@ -170,7 +170,7 @@ def test_lost_workers_cost_no_more_than_the_steps_since_the_last_checkpoint(fold
     assert len(killed) == 1
     assert "\n" not in str(failure.value)
     (found,) = client.search_runs(
-        [client.get_experiment_by_name("proxscore").experiment_id], "attributes.run_name = 'lost-proximal_score'"
+        [client.get_experiment_by_name("proxscore").experiment_id], "tags.name = 'lost-proximal_score'"
     )
     assert found.info.status == "FAILED"
     assert found.data.tags["failure"] == str(failure.value)

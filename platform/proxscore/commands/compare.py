@@ -66,6 +66,7 @@ def _compare(path: Path, overrides: list[str], show: Lines) -> int:
     from proxscore.experiments.comparison.plan import plan
     from proxscore.experiments.comparison.settings import load
     from proxscore.storage import replacing
+    from proxscore.tracking.runs import NOTE
     from proxscore.training.exclusive import exclusive
 
     comparison, source = load(path, overrides)
@@ -82,6 +83,7 @@ def _compare(path: Path, overrides: list[str], show: Lines) -> int:
             with replacing(report / "comparison.png") as partial:
                 drawn.savefig(partial, dpi=150)
         tracked.artifacts(report, "comparison")
+        tracked.describe({}, {NOTE: tables.markdown(planned, told)[:5000]})
         tracked.metrics({"cells": len(found), "cells_failed": failures(found)})
     return results(planned, found, told)
 

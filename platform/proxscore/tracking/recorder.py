@@ -139,7 +139,9 @@ def combine(records: Sequence[dict[str, float]]) -> dict[str, float]:
             merged[key] = sum(record[key] * record["count"] for record in records if key in record) / total
         else:  # the same on all ranks
             merged[key] = values[0]
-    return {metric_name(key): value for key, value in merged.items() if math.isfinite(value) or not key.startswith("kappa")}
+    return {
+        metric_name(key): value for key, value in merged.items() if math.isfinite(value) or not key.startswith("kappa")
+    }
 
 
 def resources(payloads: Sequence[dict[str, Any]]) -> dict[str, float]:

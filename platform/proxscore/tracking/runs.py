@@ -24,6 +24,7 @@ from proxscore.config import MASK, ConfigError, TrackingConfig, expanded, masked
 from proxscore.config.files import tell_if_it_vanishes
 from proxscore.tracking.client import Client
 from proxscore.tracking.databases import SQLITE, check_place, database, sqlite_uri
+from proxscore.tracking.names import EXPERIMENT_TAGS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 UNREACHABLE = (MlflowException, SQLAlchemyError, OSError, ValueError, ImportError)
 PARENT = "mlflow.parentRunId"  # MLflow's tag, by which its pages nest runs
 NOTE = "mlflow.note.content"  # and the one with the text on a run's page
+NOT_FINITE = "not_finite"  # the tag that names metrics without a number
 PATIENCE = 600.0  # seconds for which a run that has begun waits for its server
 FAREWELL = 5.0  # seconds that an interrupted run takes to say so
 AFTER_FAILURE = 20.0  # and one that failed
@@ -121,7 +123,7 @@ class TrackedRun:
         path = database(self.uri)
         location = None if path is None else (path.resolve().parent / "mlartifacts").as_uri()
         try:
-            return self.client.create_experiment(name, artifact_location=location)
+            return self.client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS)
         except MlflowException:  # made by someone else meanwhile
             found = self.client.get_experiment_by_name(name)
             if found is None:
@@ -143,8 +145,11 @@ class TrackedRun:
             try:
                 self.client.update_run(self.run_id, status="RUNNING")
                 yield self
-                held = self.client.get_run(self.run_id).data.tags
-                for tag in {"failure", "diverged"} & set(held):  # of an attempt that this one mended
+                data = self.client.get_run(self.run_id).data
+                if found := not_finite(data.metrics):
+                    self.client.set_tag(self.run_id, NOT_FINITE, found[:5000])
+                mended = {"failure", "diverged"} | (set() if found else {NOT_FINITE})  # of an attempt before this one
+                for tag in mended & set(data.tags):
                     self.client.delete_tag(self.run_id, tag)
                 self.client.set_terminated(self.run_id, status="FINISHED")
             except (KeyboardInterrupt, SystemExit):
@@ -207,6 +212,12 @@ class TrackedRun:
     def artifacts(self, folder: Path, path: str) -> None:
         """A folder's files as artifacts under ``path``."""
         self.client.log_artifacts(self.run_id, str(folder), path)
+
+
+def not_finite(metrics: Mapping[str, float]) -> str:
+    """What is to say of metrics that are no numbers: MLflow's pages leave out NaN, and show 1.8e308 for infinity."""
+    words = {name: "NaN" if math.isnan(value) else "infinite" for name, value in sorted(metrics.items())}
+    return ", ".join(f"{name}: {word}" for name, word in words.items() if not abs(metrics[name]) < sys.float_info.max)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from proxscore.methods import check_running_statistics
 from proxscore.tracking import Recorder, TrackedRun, say, tracking_uri
 from proxscore.tracking.datasets import dataset_inputs
 from proxscore.tracking.machines import system_metrics
+from proxscore.tracking.names import run_name
 from proxscore.tracking.runs import check_server, source_tags
 from proxscore.tracking.weights import local_weights
 from proxscore.training.data.norm_rows import check_rows
@@ -186,7 +187,7 @@ def _run_method(
     assert uri is not None
     memory = RunMemory(config.training.storage, label)
     earlier = memory.read(config, method, epochs)
-    tracked = TrackedRun(uri, config.tracking.experiment, label, earlier)
+    tracked = TrackedRun(uri, config.tracking.experiment, run_name(method.kind, config), earlier)
     memory.write(config, method, epochs, tracked.run_id)
     watched = system_metrics(uri, tracked.run_id) if config.tracking.system_metrics else nullcontext()
     with tracked.running(), watched:
@@ -194,6 +195,7 @@ def _run_method(
         params = {key: value for key, value in params.items() if not key.startswith(("method.", "baseline"))}
         params |= {f"method.{key}": value for key, value in configuration.flatten(method).items()}
         tags = {f"version.{package}": version for package, version in package_versions().items()} | source_tags()
+        tags["name"] = label
         described = preflight.task.describe()
         tracked.datasets(dataset_inputs(described, config.task.data.model_dump(mode="json")))
         described.pop("class_names", None)  # a tag has few characters; the posterior has them all

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,7 +33,9 @@ def describe_run(
         f"|---|{'---|' * len(headline)}",
     ]
     for variant, metrics in results["test"].items():
-        cells = (f"{metrics[name]:.4f}" if name in metrics else "undefined" for name in headline)
+        cells = (
+            "undefined" if math.isnan(metrics.get(name, math.nan)) else f"{metrics[name]:.4f}" for name in headline
+        )
         lines.append(f"| {variant.replace('_', ', ')} | {' | '.join(cells)} |")
     if "nll" in validated:
         lines += ["", f"Validation NLL {validated['nll']:.4f}, {validated['rows']:,} rows, {validated['draws']} draws."]

@@ -85,12 +85,12 @@ def _run(cell: Cell, parent: str) -> dict[str, Any]:
     uri = config.tracking.uri
     assert uri is not None
     earlier = memory.read(config, config.method, cell.budget.epochs)
-    label = f"{config.name}: {cell.method}, {cell.setting}, seed {cell.seed}"
+    label = f"{cell.method}, {cell.setting}, seed {cell.seed}"
     tracked = TrackedRun(uri, config.tracking.experiment, label, earlier)
     memory.write(config, config.method, cell.budget.epochs, tracked.run_id)
     with tracked.running():
         tags = {PARENT: parent, "comparison.method": cell.method, "comparison.setting": cell.setting}
-        tracked.describe(configuration.flatten(config), tags | source_tags())
+        tracked.describe(configuration.flatten(config), tags | source_tags() | {"name": str(config.name)})
         recorder = Recorder(uri, tracked.run_id, label, None, kept=memory.beside("undelivered.json"))
         own = config.model_copy(update={"training": _beside(cell)})
         results = runner.run(measured, own, cell.folder.name, recorder, {"cell": cell})

@@ -14,6 +14,7 @@ from proxscore.experiments.comparison.plan import Plan, slug
 from proxscore.experiments.comparison.settings import SPLIT_SEED, ComparisonConfig
 from proxscore.storage import write
 from proxscore.tracking import TrackedRun
+from proxscore.tracking.names import run_name
 from proxscore.tracking.runs import check_server, source_tags
 
 MEMORY = "comparison.json"
@@ -47,7 +48,8 @@ def recorded(plan: Plan, comparison: ComparisonConfig) -> Iterator[TrackedRun]:
     file = plan.folder / MEMORY
     try:
         plan.folder.mkdir(parents=True, exist_ok=True)
-        tracked = TrackedRun(uri, config.tracking.experiment, plan.name, run_of(plan))
+        named = run_name("comparison", config.model_copy(update={"name": plan.name}))
+        tracked = TrackedRun(uri, config.tracking.experiment, named, run_of(plan))
         write(file, json.dumps({"run_id": tracked.run_id}) + "\n")
     except OSError as error:
         raise ConfigError(f"training.storage {config.training.storage}: cannot be written: {error}") from error
@@ -64,6 +66,6 @@ def recorded(plan: Plan, comparison: ComparisonConfig) -> Iterator[TrackedRun]:
         methods = {
             f"methods.{slug(name)}": json.dumps(entry.model_dump()) for name, entry in comparison.methods.items()
         }
-        tracked.describe(common, source_tags() | methods)
+        tracked.describe(common, source_tags() | methods | {"name": plan.name})
         yield tracked
     write(file, json.dumps({"run_id": tracked.run_id, "finished": True}) + "\n")

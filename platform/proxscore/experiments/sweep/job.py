@@ -17,6 +17,7 @@ from proxscore.experiments.sweep.recording import Recording, recorded
 from proxscore.experiments.sweep.stage import quiet
 from proxscore.experiments.sweep.sweep import Sweep
 from proxscore.storage import put
+from proxscore.tracking.runs import NOTE
 from proxscore.training.exclusive import exclusive
 from proxscore.training.ray import checks as cluster_checks
 from proxscore.training.ray import cluster, connection
@@ -121,7 +122,10 @@ def keep_winner(plan: Plan, ledger: Ledger, recording: Recording, candidates: li
     winner = candidates[0]
     text = report.winner_config(plan, winner)
     recording.parent.text(text, "config.yaml")
-    recording.parent.text(report.markdown(*report.leaderboard(plan, candidates)), "leaderboard.md")
+    leaderboard = report.markdown(*report.leaderboard(plan, candidates))
+    recording.parent.text(leaderboard, "leaderboard.md")
+    about = f"**{winner.label}** is the best by the validation split; `config.yaml` among the artifacts trains it."
+    recording.parent.describe({}, {NOTE: f"{about}\n\n{leaderboard}"[:5000]})
     recording.parent.text(report.trials_table(plan, ledger), "trials.csv")
     recording.parent.describe({}, {"best.trial": winner.label, "best.run_id": winner.trials[0].run_id})
     means = {f"best/{name}": winner.mean(name) for name in plan.objectives}

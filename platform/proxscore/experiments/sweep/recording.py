@@ -17,6 +17,7 @@ from proxscore.config import Config, masked
 from proxscore.experiments.sweep.ledger import Ledger, Status, Trial
 from proxscore.experiments.sweep.plan import Plan
 from proxscore.tracking import TrackedRun
+from proxscore.tracking.names import run_name
 from proxscore.tracking.runs import FAREWELL, PARENT, UNREACHABLE, source_tags
 
 STATUSES: dict[Status, str] = {
@@ -99,14 +100,15 @@ def recorded(plan: Plan, ledger: Ledger) -> Iterator[Recording]:
     config = plan.config
     assert config.tracking.uri is not None
     assert config.name is not None
-    parent = TrackedRun(config.tracking.uri, config.tracking.experiment, config.name, ledger.run_id)
+    name = run_name(f"sweep of {config.method.kind}", config)
+    parent = TrackedRun(config.tracking.uri, config.tracking.experiment, name, ledger.run_id)
     ledger.run_id = parent.run_id
     ledger.write()
     with parent.running():
         tune = {f"tune.{key}": value for key, value in plan.tune.model_dump(mode="json").items() if key != "space"}
         space = {f"tune.space.{key}": json.dumps(domain.written()) for key, domain in plan.space.items()}
         common: dict[str, Any] = configuration.flatten(config)
-        parent.describe(common | tune | space, source_tags() | {"tune": "sweep"})
+        parent.describe(common | tune | space, source_tags() | {"tune": "sweep", "name": config.name})
         recording = Recording(plan, ledger, parent)
         try:
             yield recording
