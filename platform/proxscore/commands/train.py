@@ -21,7 +21,7 @@ from proxscore.config.files import check_file_destination
 from proxscore.storage import write
 from proxscore.terminal import command, near
 from proxscore.terminal.lines import Lines
-from proxscore.terminal.tables import shown, table
+from proxscore.terminal.tables import ACRONYMS, shown, table
 
 if TYPE_CHECKING:  # Ray and MLflow take seconds
     from proxscore.posterior.convergence import Verdict
@@ -30,7 +30,6 @@ if TYPE_CHECKING:  # Ray and MLflow take seconds
     Row = tuple[Outcome, str, dict[str, float]]
 
 MLFLOW = "mlflow:"
-ACRONYMS = ("nll", "ece", "crps", "mase")
 POINTS = {"adamw": "AdamW", "sgd": "SGD"}
 VARIANTS = {
     "point": "{}",

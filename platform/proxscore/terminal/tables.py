@@ -8,6 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+ACRONYMS = ("nll", "ece", "crps", "mase")  # names of metrics that are written so
 WIDTH = 80
 
 

@@ -29,7 +29,7 @@ _DEFAULT = re.compile(r".*-\d{8}-\d{6}")  # a name that was made of the time
 
 
 def run_name(what: str, config: Config) -> str:
-    """What a run is called: by its method (or what else it is), data, network, and the configuration's name, if a person gave it."""
+    """What a run is called: its method (or what else it is), data, network, and the configuration's name if a person gave it."""
     parts = [what, config.task.data.kind, config.task.network]
     if config.name and not _DEFAULT.fullmatch(config.name):
         parts.append(config.name)

@@ -9,6 +9,7 @@ from typing import Any
 from proxscore.config import Config, MethodSection
 from proxscore.posterior.convergence import KEY as VERDICT
 from proxscore.posterior.convergence import Verdict
+from proxscore.terminal.tables import ACRONYMS
 from proxscore.tracking import TrackedRun
 from proxscore.tracking.registry import Registered, register
 from proxscore.tracking.runs import NOTE
@@ -27,21 +28,22 @@ def describe_run(
     validated = results.get("validated", {})
     lines = [
         f"**{method.kind}** on **{config.task.data.kind}**: {config.task.network}, {results['parameters']:,} parameters, "
-        f"{results['evaluations']:,} gradient evaluations.",
-        "",
-        f"| test split | {' | '.join(headline)} |",
-        f"|---|{'---|' * len(headline)}",
+        f"{results['evaluations']:,} gradient evaluations."
     ]
+    if verdict is not None:  # the page shows the first lines alone until one asks for more
+        lines += ["", f"The posterior is **{verdict.answer}** ({verdict.scale})."]
+    header = [
+        f"\u2003\u2003{name.upper() if name in ACRONYMS else name}" for name in headline
+    ]  # cells have no margin there
+    lines += ["", f"| test split |{'|'.join(header)} |", f"|---|{'---:|' * len(headline)}"]
     for variant, metrics in results["test"].items():
-        cells = (
-            "undefined" if math.isnan(metrics.get(name, math.nan)) else f"{metrics[name]:.4f}" for name in headline
-        )
-        lines.append(f"| {variant.replace('_', ', ')} | {' | '.join(cells)} |")
+        numbers = [metrics.get(name, math.nan) for name in headline]
+        cells = " | ".join("undefined" if math.isnan(number) else f"{number:.4f}" for number in numbers)
+        lines.append(f"| {variant.replace('_', ', ')} | {cells} |")
     if "nll" in validated:
         lines += ["", f"Validation NLL {validated['nll']:.4f}, {validated['rows']:,} rows, {validated['draws']} draws."]
-    if verdict is not None:
-        lines += ["", f"The posterior is **{verdict.answer}** ({verdict.scale})."]
-        lines += [f"* {reason}" for reason in (*verdict.reasons, *verdict.failures)]
+    if verdict is not None and (why := (*verdict.reasons, *verdict.failures)):
+        lines += ["", f"Why it is {verdict.answer}:", "", *(f"* {reason}" for reason in why)]
     if model_id is not None:
         takes = "images" if config.task.kind == "vision" else "table"
         lines += [
