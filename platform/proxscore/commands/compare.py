@@ -83,7 +83,7 @@ def _compare(path: Path, overrides: list[str], show: Lines) -> int:
             with replacing(report / "comparison.png") as partial:
                 drawn.savefig(partial, dpi=150)
         tracked.artifacts(report, "comparison")
-        tracked.describe({}, {NOTE: tables.markdown(planned, told)[:5000]})
+        tracked.describe({}, {NOTE: description(told)[:5000]})
         tracked.metrics({"cells": len(found), "cells_failed": failures(found)})
     return results(planned, found, told)
 
@@ -92,15 +92,30 @@ def failures(found: Records) -> int:
     return sum(record["status"] != "finished" for record in found.values())
 
 
+def first_columns(told: Told) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of what fits a screen: methods, the first metrics, whether posteriors are converged."""
+    places = [0, *range(2, min(2 + METRICS, len(told.header)))]
+    places += [told.header.index("converged")] if "converged" in told.header else []
+    return [told.header[place] for place in places], [[row[place] for place in places] for row in told.body]
+
+
+def description(told: Told) -> str:
+    """The text on the page of the comparison's run, in Markdown; cells of a table have no margin there."""
+    from proxscore.experiments.tables import markdown
+
+    header, rows = first_columns(told)
+    header = [header[0], *(f"&emsp;{name}&emsp;" for name in header[1:])]
+    all_columns = "All columns: `comparison/comparison.md` among the artifacts."
+    return "\n".join([told.about, "", markdown(header, rows, texts=1), "", all_columns, "", *told.notes])
+
+
 def results(planned: Plan, found: Records, told: Told) -> int:
     """Print the first columns of the table, what is to say of it, the files, and what shows the runs."""
     from proxscore.experiments.comparison import study
     from proxscore.tracking import browse
 
-    places = [0, *range(2, min(2 + METRICS, len(told.header)))]
-    places += [told.header.index("converged")] if "converged" in told.header else []
-    rows = [[row[place] for place in places] for row in told.body]
-    shown(f"{planned.name}\n{told.about}", table([told.header[place] for place in places], rows, left=(0,)))
+    header, rows = first_columns(told)
+    shown(f"{planned.name}\n{told.about}", table(header, rows, left=(0,)))
     print("\n".join(["", *told.notes, ""]))
     for file in sorted((planned.folder / "report").iterdir()):
         print(f"{file.suffix[1:]:<10} {near(file)}{' (all columns)' if file.name == 'comparison.md' else ''}")

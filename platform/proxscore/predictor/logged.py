@@ -17,7 +17,7 @@ from proxscore.config import ConfigError
 from proxscore.posterior.shards import DESCRIPTION_FILE
 from proxscore.predictor import pyfunc_code
 from proxscore.predictor.described import configuration_of
-from proxscore.tracking.runs import TrackedRun
+from proxscore.tracking.runs import TrackedRun, source_tags
 
 NAME = "model"
 
@@ -53,7 +53,7 @@ def log_model(tracked: TrackedRun, folder: Path, tags: Mapping[str, str]) -> str
         tracked.experiment_id,
         name=NAME,
         source_run_id=tracked.run_id,
-        tags=dict(tags),
+        tags=source_tags() | dict(tags),
         params={key: str(value) for key, value in params.items()},
         model_type="proxscore",
     )

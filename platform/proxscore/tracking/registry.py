@@ -6,12 +6,14 @@ validation splits have one fingerprint. Versions carry both as tags.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from proxscore.tracking.client import Client
 from proxscore.tracking.located import everywhere
@@ -59,7 +61,9 @@ def register(
     """
     try:
         client.create_registered_model(
-            name, description="Posteriors by proxscore; the alias champion is the best of them."
+            name,
+            description="Posteriors by proxscore; the alias champion is the best of them by validation NLL: "
+            f'`proxscore.load("models:/{name}@champion")`',
         )
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
@@ -73,6 +77,10 @@ def register(
         made = client.create_model_version(
             name, f"models:/{model_id}", run_id=run_id, tags=tags, description=text, model_id=model_id
         )
+    link = [
+        {"name": name, "version": str(made.version)}
+    ]  # what MLflow's own function for it leaves: its pages link by this
+    client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps(link)})
     better, reason = _against_champion(client, name, nll, fingerprint)
     if better:
         client.set_registered_model_alias(name, CHAMPION, made.version)

@@ -267,7 +267,9 @@ def source_tags() -> dict[str, str]:
     submitted = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") is not None
     command = masked(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))[:500]
     kind = "JOB" if submitted else "LOCAL"
-    return {"mlflow.user": user, "mlflow.source.name": command, "mlflow.source.type": kind} | git_tags()
+    # MLflow's pages show of a source what follows its last slash: the arguments have a tag of their own.
+    source = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": kind}
+    return {"mlflow.user": user, "command": command} | source | git_tags()
 
 
 def git_tags() -> dict[str, str]:

@@ -27,13 +27,13 @@ def describe_run(
     verdict = Verdict.of_json(results.get(VERDICT))
     validated = results.get("validated", {})
     lines = [
-        f"**{method.kind}** on **{config.task.data.kind}**: {config.task.network}, {results['parameters']:,} parameters, "
+        f"{method.kind} on {config.task.data.kind}: {config.task.network}, {results['parameters']:,} parameters, "
         f"{results['evaluations']:,} gradient evaluations."
     ]
     if verdict is not None:  # the page shows the first lines alone until one asks for more
         lines += ["", f"The posterior is **{verdict.answer}** ({verdict.scale})."]
     header = [
-        f"\u2003\u2003{name.upper() if name in ACRONYMS else name}" for name in headline
+        f"&emsp;{name.upper() if name in ACRONYMS else name}&emsp;" for name in headline
     ]  # cells have no margin there
     lines += ["", f"| test split |{'|'.join(header)} |", f"|---|{'---:|' * len(headline)}"]
     for variant, metrics in results["test"].items():
@@ -57,6 +57,8 @@ def describe_run(
         ]
     text = "\n".join(lines)
     tracked.describe({}, {NOTE: text[:5000]})
+    if model_id is not None:
+        tracked.client.set_logged_model_tags(model_id, {NOTE: text[:5000]})
     return text
 
 
