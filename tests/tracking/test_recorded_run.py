@@ -16,6 +16,7 @@ from mlflow.entities import Run
 from proxscore import config as configuration
 from proxscore.config import Config
 from proxscore.posterior import Posterior
+from proxscore.tracking.located import located
 from proxscore.training import launch
 from proxscore.training.results import Outcome
 
@@ -146,13 +147,13 @@ def test_the_test_metrics_are_those_the_driver_returned(recorded: Any) -> None:
     assert [run.data.metrics["gradient_evaluations"] for run in runs] == [24, 24]  # the posterior's steps take two
 
 
-def test_figures_and_posterior_are_artifacts_that_load(recorded: Any, tmp_path: Path) -> None:
+def test_figures_are_artifacts_and_the_posterior_a_model_that_loads(recorded: Any) -> None:
     config, outcomes, runs = recorded
     client = MlflowClient(config.tracking.uri)
     figures = [{Path(item.path).name for item in client.list_artifacts(run.info.run_id, "figures")} for run in runs]
     assert figures == [{"reliability_point.png"}, {"reliability_posterior.png", "reliability_mean.png"}]
     for outcome, run in zip(outcomes, runs, strict=True):
-        downloaded = Posterior.load(client.download_artifacts(run.info.run_id, "posterior", str(tmp_path)))
+        downloaded = Posterior.load(located(f"runs:/{run.info.run_id}", [f"tracking.uri={config.tracking.uri}"]))
         kept = Posterior.load(outcome.folder / "posterior")
         assert downloaded.mean.keys() == kept.mean.keys()
         for group in ("mean", "precision"):
