@@ -21,6 +21,7 @@ from proxscore.config.components import (
     TaskSection,
     around,
 )
+from proxscore.config.cost import CostConfig
 from proxscore.config.credentials import MASK, masked
 from proxscore.config.reading import dump, flatten, load, parse, plain, read, validated, with_value
 from proxscore.config.registry import Built, Component, Registry
@@ -45,6 +46,7 @@ __all__ = [
     "Component",
     "Config",
     "ConfigError",
+    "CostConfig",
     "DataSection",
     "DivergedError",
     "EvaluationConfig",
