@@ -19,7 +19,7 @@ BASE: dict[str, Any] = {
         "model": {"name": "small_cnn", "kwargs": {"width": 4, "hidden": 16}},
         "data": {"kind": "digits", "limit": 200},
     },
-    "training": {"device": "cpu", "batch_size": 20, "workers": 0, "epochs": 2},
+    "training": {"device": "cpu", "batch_size": 20, "workers": 1, "epochs": 2},
     "cost": {"hourly": {"cpu": 3600}},
 }
 COMPARISON = """

@@ -10,8 +10,6 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from proxscore.config.section import ConfigError
 
 
@@ -41,6 +39,8 @@ class Inflated(io.RawIOBase):
     def __init__(self, path: Path) -> None:
         self._path, self._read = path, 0
         self._file = gzip.GzipFile(path)  # closed by close
+        import psutil
+
         self._bound = psutil.virtual_memory().available // 4
 
     def readable(self) -> bool:

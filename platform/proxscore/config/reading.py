@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args, get_origin
 from pydantic import ValidationError
 
 from proxscore.config.credentials import masked
-from proxscore.config.plain import fault
+from proxscore.config.plain_values import fault
 from proxscore.config.registry import Registry
 from proxscore.config.root import Config
 from proxscore.config.section import REVEAL, ConfigError, Section, expanded

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+from typing import TYPE_CHECKING
 
 import torch
 
 from proxscore.config import Config
 from proxscore.experiments.comparison.plan import AS_GIVEN
 from proxscore.experiments.comparison.plan import Plan as Comparison
-from proxscore.experiments.sweep.plan import Plan as Sweep
 from proxscore.training.loop.run_length import run_length
 from proxscore.training.preflight.dry_run import counted, estimate_lines, total_lines
 from proxscore.training.preflight.estimate import estimate, work_of
@@ -18,6 +18,9 @@ from proxscore.training.preflight.preflight import Preflight
 from proxscore.training.preflight.price import duration
 from proxscore.training.preflight.remarks import remarks
 from proxscore.training.worker import pick_device
+
+if TYPE_CHECKING:  # a search is an extra
+    from proxscore.experiments.sweep.plan import Plan as Sweep
 
 
 def of_comparison(plan: Comparison) -> str:
