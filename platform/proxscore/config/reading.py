@@ -18,6 +18,7 @@ from proxscore.config.section import REVEAL, ConfigError, Section, expanded
 from proxscore.config.yaml_text import dump_yaml, parse_yaml, read_yaml
 
 Root = TypeVar("Root", bound=Section)
+CONFIGS = Path(__file__).parents[1] / "configs"  # that are shipped with the package
 
 
 def load(path: str | Path | None = None, overrides: Sequence[str] = (), base: dict[str, Any] | None = None) -> Config:
@@ -41,13 +42,29 @@ def read(
     source = "command line"
     if path is not None:
         source = str(path)
-        loaded = read_yaml(expanded(path))
+        loaded = read_yaml(_shipped(expanded(path)))
         if loaded is not None and not isinstance(loaded, dict):
             raise ConfigError(f"configuration file {path}: expected keys and values, got a {type(loaded).__name__}")
         tree = loaded or {}
     for override in overrides:
         _override(tree, override)
     return tree, source
+
+
+def _shipped(path: Path) -> Path:
+    """The configuration of this package that a bare name means, as ``quickstart``; any other path as it is.
+
+    Raises:
+        ConfigError: a bare name, and there is neither such a file nor such a configuration.
+    """
+    if path.suffix or path.name != str(path) or path.exists():
+        return path
+    shipped = {file.stem: file for file in sorted(CONFIGS.glob("*.yaml"))}
+    if path.name not in shipped:
+        raise ConfigError(
+            f"configuration {path}: there is no such file, and of those that are shipped ({', '.join(shipped)}) none"
+        )
+    return shipped[path.name]
 
 
 def parse(tree: dict[str, Any], source: str = "configuration") -> Config:

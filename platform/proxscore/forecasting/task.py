@@ -62,6 +62,7 @@ class ForecastingConfig(TaskSection):
         return SeriesTask(self, verify=verify, trained=trained)
 
     def check_description(self, description: Mapping[str, Any], where: str) -> None:
+        need("forecast", "task.kind=forecasting")
         from proxscore.forecasting.trained import check_trained
 
         check_trained(description.get("data"), where)
