@@ -53,6 +53,19 @@ def test_the_extrapolation_of_an_affine_clock_is_exact_and_keeps_to_its_budget(b
     assert ("extrapolated" in found.how) == (largest < 100)
 
 
+def test_a_posterior_that_is_led_astray_ends_the_timing() -> None:
+    clock = Clock()
+
+    def step(rows: int) -> tuple[float, float]:
+        if rows == 8:
+            raise FloatingPointError("astray")
+        return clock.step(rows)
+
+    found = speed.extrapolated(step, 1, 100, row_seconds=9.0, budget=1000.0, clock=clock)
+    assert found.how == "1 to 4 rows timed, extrapolated to 100 rows"
+    assert found.passes(100) == pytest.approx(26.5)
+
+
 def test_where_there_is_time_for_one_step_alone_operations_give_the_slope() -> None:
     clock = Clock()
     found = speed.extrapolated(clock.step, 1, 100, row_seconds=0.25, budget=1.0, clock=clock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -64,49 +65,44 @@ def extrapolated(
         timed: takes a step of so many rows.
         least: rows that a pass needs.
         most: rows of a micro-batch, or those that memory holds.
-        row_seconds: of the operations of a row.
+        row_seconds: of the operations of a row; zero: they cannot be counted.
         budget: seconds.
+
+    Raises:
+        FloatingPointError: the first step has led the posterior astray.
     """
     begun = clock()
-
-    def left() -> float:
-        return budget - (clock() - begun)
-
     rows, (seconds, update) = least, timed(least)
     found: dict[int, tuple[float, float]] = {}
-    while (seconds + update) < left():
-        taken = [timed(rows)]
-        if sum(taken[0]) < QUICK:
-            taken += [timed(rows) for _ in range(2)]
+    while seconds + update < budget - (clock() - begun):
+        try:
+            taken = [timed(rows)]
+            if sum(taken[0]) < QUICK:
+                taken += [timed(rows) for _ in range(2)]
+        except FloatingPointError:  # steps of a few rows have led the posterior astray
+            break
         seconds, update = (statistics.median(times) for times in zip(*taken, strict=True))
         found[rows] = seconds, update
         if rows == most:
             break
         rows = min(2 * rows, most)
         seconds *= 2  # of the next, at most
-    found = found or {rows: (seconds, update)}
+    return _fitted(found or {least: (seconds, update)}, most, row_seconds)
+
+
+def _fitted(found: dict[int, tuple[float, float]], most: int, row_seconds: float) -> Speed:
+    """The speed from seconds of passes and updates by rows."""
     update = statistics.median(update for _, update in found.values())
+    (least, (seconds, _)), largest = next(iter(found.items())), max(found)
+    if largest == most == least:
+        return Speed(0.0, seconds / least, update, f"{_rows(least)} timed, the whole micro-batch")
     if len(found) == 1:
-        (rows, (seconds, _)) = next(iter(found.items()))
-        if rows == most:
-            return Speed(0.0, seconds / rows, update, f"timed, {_rows(rows)}")
-        per_row = min(row_seconds, seconds / rows)
-        fixed = seconds - rows * per_row
-        return Speed(
-            fixed,
-            per_row,
-            update,
-            f"{_rows(rows)} timed, further ones by their operations (expect up to twice as long)",
-        )
+        per_row = min(row_seconds or math.inf, seconds / least)
+        how = f"{_rows(least)} timed, further ones by their operations, expect up to twice as long"
+        return Speed(seconds - least * per_row, per_row, update, how)
     fixed, per_row = _line({rows: seconds for rows, (seconds, _) in found.items()})
-    sizes = list(found)
-    how = f"{sizes[0]} to {_rows(sizes[-1])} timed"
-    return Speed(
-        fixed,
-        per_row,
-        update,
-        f"{how}, the whole micro-batch" if sizes[-1] == most else f"{how}, extrapolated to {_rows(most)}",
-    )
+    to = "the whole micro-batch" if largest == most else f"extrapolated to {_rows(most)}"
+    return Speed(fixed, per_row, update, f"{least} to {_rows(largest)} timed, {to}")
 
 
 def _rows(count: int) -> str:
@@ -133,7 +129,8 @@ def by_operations(row_seconds: float, numbers: float, rate: float, why: str) -> 
         rate: operations per second.
         why: there is no step, for people.
     """
-    how = f"{why}; from counted operations, expect up to twice as long"
+    counted = "from counted operations, expect up to twice as long"
+    how = f"{why}; {counted if row_seconds else 'its operations cannot be counted: THE TIME IS NOT KNOWN'}"
     return Speed(0.0, row_seconds, update_seconds(numbers, rate), how)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -72,7 +73,10 @@ def speed_of(preflight: Preflight, device: torch.device, rows: int) -> Speed:
             why = f"not taken: {LEAST} rows would take {slowest:.0f} s or more"
             return speed.by_operations(row_seconds, held / 4, rate, why)
         most = min(rows, max(int((free - held - whole.summed) / max(at_a_row, 1)), 1))
-        return _timed(preflight, device, most, row_seconds)
+        try:
+            return _timed(preflight, device, most, row_seconds)
+        except FloatingPointError as error:
+            return speed.by_operations(row_seconds, held / 4, rate, f"not taken to its end: {error}")
 
 
 @contextmanager
@@ -105,7 +109,8 @@ def _timed(preflight: Preflight, device: torch.device, most: int, row_seconds: f
     least = min(least_rows(module, task), len(task.data.train))
     run = Run(config, task, worker, module)
     settings = config.method.member.without_measuring()
-    method = build_method(settings, Setup(module, run_length(1, config.training.epochs, task), config.seed))
+    length = run_length(math.ceil(len(task.data.train) / config.training.batch_size), config.training.epochs, task)
+    method = build_method(settings, Setup(module, length, config.seed))
     module.train()
 
     def timed(rows: int) -> tuple[float, float]:
