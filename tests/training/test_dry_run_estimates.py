@@ -173,7 +173,7 @@ def test_a_table_that_cannot_be_is_refused_in_a_line(cost: dict[str, Any], messa
 
 def test_a_link_is_assumed_by_where_workers_are_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 4)
-    assert link(tree(workers=4), CPU)[0] == 8
+    assert link(tree(workers=4), CPU)[0] == 3
     bandwidth, _, source = link(tree(workers=5), CPU)
     assert (bandwidth, "set cost.bandwidth_gbit" in source) == (10, True)
     assert link(_costs(tree(workers=5), bandwidth_gbit=100, latency_us=5), CPU)[:2] == (100, 5)

@@ -17,11 +17,10 @@ class CostConfig(Section):
     currency: str = Field("USD", min_length=1, max_length=12)  # of these prices
     instance: str | None = None  # a name in hourly: workers run on machines of this type; null: by core or by GPU
     workers_per_instance: int = Field(1, ge=1, le=10_000)  # that run on one such machine
-    # Between two workers, Gbit/s; null: 8 (gloo on one machine), 200 (GPUs of one machine), or 10 (a network).
+    # Between two workers, Gbit/s; null: 3 (gloo on one machine), 200 (GPUs of one machine), or 10 (a network).
     bandwidth_gbit: float | None = Field(None, gt=0)
-    latency_us: float | None = Field(
-        None, ge=0
-    )  # of a message, microseconds; null: 200 (gloo), 30 (GPUs), or 500 (a network)
+    # Of a message, microseconds; null: 600 (gloo on one machine), 30 (GPUs of one machine), or 500 (a network).
+    latency_us: float | None = Field(None, ge=0)
     # What a worker's device computes in training, TFLOP/s; null: measured, on this machine.
     device_tflops: float | None = Field(None, gt=0)
 

@@ -52,19 +52,9 @@ def read(
 
 
 def _shipped(path: Path) -> Path:
-    """The configuration of this package that a bare name means, as ``quickstart``; any other path as it is.
-
-    Raises:
-        ConfigError: a bare name, and there is neither such a file nor such a configuration.
-    """
-    if path.suffix or path.name != str(path) or path.exists():
-        return path
-    shipped = {file.stem: file for file in sorted(CONFIGS.glob("*.yaml"))}
-    if path.name not in shipped:
-        raise ConfigError(
-            f"configuration {path}: there is no such file, and of those that are shipped ({', '.join(shipped)}) none"
-        )
-    return shipped[path.name]
+    """The configuration of this package that a bare name means, as ``quickstart``, where no file has it; else the path."""
+    shipped = {file.stem: file for file in CONFIGS.glob("*.yaml")}
+    return path if str(path) not in shipped or path.exists() else shipped[str(path)]
 
 
 def parse(tree: dict[str, Any], source: str = "configuration") -> Config:

@@ -19,7 +19,7 @@ from proxscore.training.sharding.parallelize import blocks
 
 GROUP_NUMBERS = 2  # a score and a curvature of each parameter
 #: Gbit/s and microseconds of a message where ``cost`` has none.
-ONE_MACHINE, ONE_MACHINE_GPUS, NETWORK = (8.0, 200.0), (200.0, 30.0), (10.0, 500.0)
+ONE_MACHINE, ONE_MACHINE_GPUS, NETWORK = (3.0, 600.0), (200.0, 30.0), (10.0, 500.0)
 
 
 @dataclass(frozen=True)
