@@ -214,9 +214,9 @@ def test_a_dry_run_counts_the_messages_and_bytes_that_ranks_send(layout: str, me
     """Bytes to within the padding of shards, and the few numbers beside the loss."""
     expected, sent = predicted(layout, method), counts[layout, f"{method}, bytes"]
     assert expected.messages == sum(counts[layout, method].values())
-    assert expected.gathered == pytest.approx(sent["c10d._allgather_base_"], rel=0.03)
-    assert expected.scattered == pytest.approx(sent["c10d._reduce_scatter_base_"], rel=0.03)
-    assert expected.reduced == pytest.approx(sent["c10d.allreduce_"], rel=0.03, abs=100)
+    assert expected.gathered == pytest.approx(sent["c10d._allgather_base_"], rel=0.05)
+    assert expected.scattered == pytest.approx(sent["c10d._reduce_scatter_base_"], rel=0.05)
+    assert expected.reduced == pytest.approx(sent["c10d.allreduce_"], rel=0.05, abs=100)
 
 
 def test_a_worker_alone_sends_nothing() -> None:

@@ -98,22 +98,12 @@ def estimate(preflight: Preflight, device: torch.device) -> Estimate:
     sent = traffic(config, method, preflight.meta_network)
     bandwidth, latency, _ = link(config, device)
     each = method.member.evaluations_per_step()
-    passes, update, sending = (
-        found.passes(rows, training.accumulate),
-        found.update / shards,
-        sent.seconds(bandwidth, latency),
-    )
+    passes, update = found.passes(rows, training.accumulate), found.update / shards
+    sending = sent.seconds(bandwidth, latency)
     work = work_of(config, preflight.task)
     step = each / groups * passes + update + sending
     beside = (work.evaluations - work.steps * each) * passes
     baseline = work.baseline * (passes + update + sending * groups / each)
     workers = groups * replicas * shards
-    return Estimate(
-        found,
-        step,
-        sending,
-        work.steps * step + beside + baseline,
-        found.forward(work.predicted / workers),
-        workers,
-        sent,
-    )
+    training_seconds, evaluating = work.steps * step + beside + baseline, found.forward(work.predicted / workers)
+    return Estimate(found, step, sending, training_seconds, evaluating, workers, sent)

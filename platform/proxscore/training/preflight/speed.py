@@ -143,11 +143,19 @@ def operations(module: nn.Module, task: Task, checkpointed: bool) -> float:
     """Count the floating-point operations of a row's forward and backward pass, on the meta device.
 
     Those of matrix products, convolutions and attention are seen; a recurrent layer's are not.
+
+    Returns:
+        Their number; zero where the backward pass cannot be run without numbers.
     """
     inputs, targets = task.example(COUNTED_ROWS, torch.device("meta"))
-    with FlopCounterMode(display=False) as counter:
-        task.likelihood.nll(module.train()(inputs), targets).sum().backward()
-    module.zero_grad(set_to_none=True)
+    counter = FlopCounterMode(display=False)
+    try:
+        with counter:
+            task.likelihood.nll(module.train()(inputs), targets).sum().backward()
+    except (NotImplementedError, RuntimeError):
+        return 0.0
+    finally:
+        module.zero_grad(set_to_none=True)
     return counter.get_total_flops() / COUNTED_ROWS * (CHECKPOINTED if checkpointed else 1.0)
 
 

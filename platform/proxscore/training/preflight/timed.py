@@ -54,10 +54,8 @@ def speed_of(preflight: Preflight, device: torch.device, rows: int) -> Speed:
     config, method = preflight.config, preflight.config.method
     flops = speed.operations(preflight.meta_network, preflight.task, config.training.activation_checkpointing)
     whole = preflight.memory(method, _one_worker(config.training))
-    held, at_a_row = (
-        sum(whole.held.values()),
-        whole.activations / config.training.batch_size * config.training.accumulate,
-    )
+    held = sum(whole.held.values())
+    at_a_row = whole.activations / config.training.batch_size * config.training.accumulate
     if config.cost.device_tflops is not None:
         rate = config.cost.device_tflops * 1e12
         return speed.by_operations(flops / rate, held / 4, rate, f"at cost.device_tflops={config.cost.device_tflops:g}")
