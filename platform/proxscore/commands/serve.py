@@ -22,8 +22,13 @@ from proxscore.config import MAX_DRAWS, ConfigError
 from proxscore.config.extras import need
 
 TOKEN = "PROXSCORE_SERVE_TOKEN"
-#: Ray Serve's ways of handing a request on that take the least time; predictions run on threads of their own anyway.
-QUICKER = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1"}
+#: Ray Serve's ways of handing a request on that take the least time (predictions run on threads of their own anyway), and
+#: replicas that are no background work, as Ray's workers are by default (niceness 15).
+QUICKER = {
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_worker_niceness": "0",
+}
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
