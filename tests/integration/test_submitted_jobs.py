@@ -16,11 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pandas as pd
 import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
+
+import proxscore
 
 if TYPE_CHECKING:  # only: several folders may have a module called conftest
     from conftest import RayHead
@@ -162,15 +166,18 @@ def alive_nodes(head: RayHead) -> int:
 def trained(cluster: Cluster) -> str:
     """The log of a job that trained on both nodes."""
     storage = f"training.storage={cluster.folder / 'runs'}"
-    done = cluster.submit(*QUICKSTART, *TINY, "training.epochs=1", storage, "name=submitted")
+    own = ("name=submitted", "tracking.register_as=submitted")
+    done = cluster.submit(*QUICKSTART, *TINY, "training.epochs=1", storage, *own)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def test_a_submitted_job_trains_on_both_nodes_and_records_its_run(cluster: Cluster, trained: str) -> None:
     assert "submitted-proximal_score · step 4/4 (epoch 1.0)" in trained
-    rows = [line for line in trained.splitlines() if line.startswith("│")][:2]  # of the first table
-    assert [row.split("│")[1].strip() for row in rows] == ["posterior mean", "posterior"]
+    rows = [line for line in trained.splitlines() if line.startswith("posterior ")][:2]  # of the first table
+    assert [re.split(r"\s{2,}", row)[0] for row in rows] == ["posterior mean", "posterior"]
+    assert "registered submitted version 1, champion" in trained
+    assert not [line for line in trained.splitlines() if "pid=" in line or "PreemptionWatcher" in line]
     assert "note: " not in trained  # nothing is written where it would vanish
 
     client, run = MlflowClient(cluster.tracking), cluster.run("submitted-proximal_score")
@@ -179,14 +186,19 @@ def test_a_submitted_job_trains_on_both_nodes_and_records_its_run(cluster: Clust
     assert f"{run.data.metrics['test/nll']:.4f}" in rows[1]
     assert len(client.get_metric_history(run.info.run_id, "nll/train")) == 4
     artifacts = {Path(item.path).name for item in client.list_artifacts(run.info.run_id)}
-    assert artifacts >= {"config.yaml", "figures", "posterior"}
+    assert artifacts >= {"config.yaml", "figures"}
+    assert client.get_model_version_by_alias("submitted", "champion").run_id == run.info.run_id
     assert (cluster.folder / "runs" / "submitted-proximal_score" / "run.json").is_file()
+
+
+def output_of(cluster: Cluster, name: str) -> Path:
+    return cluster.folder / name
 
 
 def jobs(cluster: Cluster, name: str) -> tuple[tuple[str, ...], str, Path]:
     """A job's command, what its log says, and what it leaves."""
     folder = cluster.folder
-    output, storage = folder / name, f"training.storage={folder / 'runs'}"
+    output, storage = output_of(cluster, name), f"training.storage={folder / 'runs'}"
     match name:
         case "evaluate":
             source = f"runs:/{cluster.run('submitted-proximal_score').info.run_id}"
@@ -196,6 +208,16 @@ def jobs(cluster: Cluster, name: str) -> tuple[tuple[str, ...], str, Path]:
             source = f"runs:/{cluster.run('submitted-proximal_score').info.run_id}"
             report = ("python", "jobs/evaluate.py", source, "--report", "--draws", "2", "--shift-rows", "20")
             return (*report, "--output", str(output)), "under report/", output / "report.html"
+        case "predict":
+            (folder / "digits").mkdir()
+            for shade in range(0, 250, 10):
+                Image.new("L", (8, 8), shade).save(folder / "digits" / f"{shade:03d}.png")
+            predict = ("python", "jobs/predict.py", "models:/submitted@champion", str(folder / "digits"))
+            return (
+                (*predict, "--output", str(output), "--workers", "2"),
+                "25 images of",
+                output / "part-00000-of-00001.parquet",
+            )
         case "prepare_data":
             for label in "ab":
                 (folder / "pictures" / label).mkdir(parents=True)
@@ -224,6 +246,7 @@ def jobs(cluster: Cluster, name: str) -> tuple[tuple[str, ...], str, Path]:
     "name",
     [
         "evaluate",
+        "predict",
         "prepare_data",
         pytest.param("report", marks=pytest.mark.slow),
         pytest.param("train a forecaster", marks=pytest.mark.slow),
@@ -239,6 +262,11 @@ def test_a_submitted_job_succeeds_says_so_and_leaves_what_it_names(name: str, cl
     assert said in done.stdout
     assert left.exists()
     assert "note: " not in done.stdout
+    if name == "predict":  # the numbers are those of this process
+        tracking = [f"tracking.uri={cluster.tracking}"]
+        expected = proxscore.load("models:/submitted@champion", overrides=tracking).predict(cluster.folder / "digits")
+        found = pd.read_parquet(output_of(cluster, name))
+        np.testing.assert_allclose(found["confidence"], expected.confidence.numpy(), atol=1e-5)
 
 
 def test_a_submitted_job_that_is_refused_fails_with_its_one_line_and_says_what_would_vanish(

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from proxscore import config as configuration
+from proxscore.config import ConfigError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -97,3 +100,14 @@ def test_a_shipped_configuration_is_counted_and_takes_a_step(
         planned = plan(*settings.load(path, []))
         assert len(planned.possible()) >= len(planned.contenders)
     assert sorted(file.name for file in tmp_path.iterdir()) in ([], ["trial.yaml"])
+
+
+def test_a_bare_name_is_the_configuration_that_is_shipped_by_it(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert configuration.load("quickstart") == configuration.load(repository / "jobs" / "configs" / "quickstart.yaml")
+    (tmp_path / "quickstart").write_text("seed: 5")  # a file of that name goes first
+    assert configuration.load("quickstart").seed == 5
+    with pytest.raises(ConfigError, match=r"configuration file quick: No such file"):
+        configuration.load("quick")

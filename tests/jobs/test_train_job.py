@@ -75,7 +75,8 @@ def test_a_dry_run_counts_parameters_and_memory_and_leaves_nothing(
     assert f" {4 * total / max(workers, 1) / 2**20:.1f} MiB per worker on {max(workers, 1)} worker" in lines["memory"]
     steps = 6 * 4  # 60 + 60 + 60 + 20 rows
     assert f" {steps} steps, {steps} gradient evaluations of 60 rows" in lines["work"]
-    assert " min in one process here" in lines["estimate"]
+    assert " of training; " in lines["estimate"]
+    assert "cost.hourly.cpu" in lines["price"]
     assert not list(tmp_path.iterdir())  # no run, no database
 
 

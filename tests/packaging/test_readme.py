@@ -31,7 +31,7 @@ def test_the_first_two_commands_are_single_lines_that_do_all_the_set_up(reposito
     for command in (train, test):
         assert len(command.strip().splitlines()) == 1
         assert command.startswith("python3 -m venv .venv && .venv/bin/pip install ")
-    assert ".venv/bin/python jobs/train.py" in train
+    assert ".venv/bin/proxscore train --config quickstart" in train
     assert test.strip().endswith(".venv/bin/pytest -n 2 --dist loadfile")
     assert "test" in test.split("[")[1]
 

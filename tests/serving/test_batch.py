@@ -145,6 +145,21 @@ def test_bad_input_is_one_line(
     assert not list(tmp_path.glob("predictions*"))
 
 
+def test_a_dry_run_counts_and_leaves_nothing(
+    photographs: Photographs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    assert (
+        predict([str(photographs.run), str(photographs.tests), "--output", str(output), "--dry-run", "--workers", "3"])
+        == 0
+    )
+    told = capsys.readouterr().out
+    assert "30 images of" in told
+    assert "for one of them in this process" in told
+    assert "by 3 workers" in told
+    assert not list(tmp_path.iterdir())
+
+
 def test_pieces_hold_every_row_once(tmp_path: Path) -> None:
     for name, rows, groups in (("a", 10, 3), ("b", 1, 1), ("c", 7, 7)):
         values = [f"{name}{row}".encode() for row in range(rows)]

@@ -153,7 +153,7 @@ def test_the_test_metrics_are_those_the_driver_returned(recorded: Any) -> None:
     assert [run.data.metrics["gradient_evaluations"] for run in runs] == [24, 24]  # the posterior's steps take two
 
 
-def test_figures_and_posterior_are_artifacts_that_load(recorded: Any) -> None:
+def test_figures_are_artifacts_and_the_posterior_a_model_that_loads(recorded: Any) -> None:
     config, outcomes, runs = recorded
     client = MlflowClient(config.tracking.uri)
     figures = [{Path(item.path).name for item in client.list_artifacts(run.info.run_id, "figures")} for run in runs]

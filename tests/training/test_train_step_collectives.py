@@ -1,4 +1,7 @@
-"""What a step of the loop sends between ranks, counted on four gloo processes: plain FSDP2 training plus one number."""
+"""What a step of the loop sends between ranks, counted on four gloo processes: plain FSDP2 training plus one number.
+
+And what a dry run counts of it without any process.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,14 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.debug import CommDebugMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from proxscore import config as configuration
 from proxscore.config import Config
 from proxscore.methods import Setup, build_method
 from proxscore.training.loop.run_length import run_length
 from proxscore.training.loop.step import train_step
+from proxscore.training.preflight.traffic import Traffic, traffic
 from proxscore.training.run import Run, training_data
 from proxscore.training.sharding.meshes import Meshes
 from proxscore.training.sharding.parallelize import parallelize
@@ -58,6 +63,23 @@ class Rank(Worker):
         raise AssertionError("a step resumes nothing")
 
 
+class Sizes(TorchDispatchMode):
+    """Sums the bytes of whole tensors in collectives, by sort."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        whole = {"c10d._allgather_base_": 0, "c10d._reduce_scatter_base_": 1, "c10d.allreduce_": 0}
+        for prefix, place in whole.items():
+            if name.startswith(prefix):
+                tensors = args[place] if isinstance(args[place], (list, tuple)) else [args[place]]
+                self.bytes[prefix] += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return func(*args, **(kwargs or {}))
+
+
 def build(config: Config, worker: Rank) -> tuple[ImageTask, nn.Module, Any]:
     task = ImageTask(config.task)
     torch.manual_seed(0)
@@ -66,19 +88,19 @@ def build(config: Config, worker: Rank) -> tuple[ImageTask, nn.Module, Any]:
     return task, module, data
 
 
-def counted_step(config: Config, worker: Rank) -> Counter[str]:
-    """Collectives of a later step of the loop."""
+def counted_step(config: Config, worker: Rank) -> tuple[Counter[str], Counter[str]]:
+    """Collectives of a later step of the loop, and their bytes."""
     task, module, data = build(config, worker)
     length = run_length(data.steps_per_epoch, 1, task)
     method = build_method(config.method, Setup(module, length, draw_mesh=worker.draw_mesh))
     method.monitor = True
     run = Run(config, task, worker, module, data)
     for step, (micro_batches, size) in enumerate(data.epoch(0)):
-        counts = CommDebugMode()
-        with counts:
+        counts, sizes = CommDebugMode(), Sizes()
+        with counts, sizes:
             train_step(run, method, micro_batches, size, step)
         if step == WARM_UP:
-            return named(counts)
+            return named(counts), sizes.bytes
     raise AssertionError("too few batches")
 
 
@@ -120,7 +142,8 @@ def worker(rank: int, folder: str) -> None:
         for name, method in METHODS.items():
             if meshes.draw is None or method.get("draws", 1) > 1:
                 config = configuration.parse({**TREE, "method": method})
-                counts[layout, name] = dict(counted_step(config, worker))
+                found, sizes = counted_step(config, worker)
+                counts[layout, name], counts[layout, f"{name}, bytes"] = dict(found), dict(sizes)
         counts[layout, "plain"] = dict(counted_plain_step(configuration.parse(TREE), worker))
     if rank == 0:
         torch.save(counts, f"{folder}/counts.pt")
@@ -169,3 +192,37 @@ def test_draw_groups_add_one_message_for_scores_and_curvatures(counts: Counts) -
     assert counts["draw x shard", "two draws"] == plain + Counter({"allreduce_": 2})
     alone = counts["shard", "plain"]
     assert counts["shard", "two draws"] == alone + alone + Counter({"allreduce_": 1})
+
+
+ARRANGED: dict[str, dict[str, int]] = {
+    "shard": {},
+    "replicate x shard": {"replicate": 2},
+    "draw x shard": {"draw_groups": 2},
+}
+
+
+def predicted(layout: str, method: str) -> Traffic:
+    training = TREE["training"] | {"workers": RANKS} | ARRANGED[layout]
+    config = configuration.parse({**TREE, "training": training, "method": METHODS[method]})
+    return traffic(config, config.method, ImageTask(config.task).build_model(torch.device("meta")))
+
+
+@pytest.mark.parametrize(
+    ("layout", "method"), [(layout, name) for layout in LAYOUTS for name in METHODS] + [("draw x shard", "two draws")]
+)
+def test_a_dry_run_counts_the_messages_and_bytes_that_ranks_send(layout: str, method: str, counts: Counts) -> None:
+    """Bytes to within the padding of shards, and the few numbers beside the loss."""
+    expected, sent = predicted(layout, method), counts[layout, f"{method}, bytes"]
+    assert expected.messages == sum(counts[layout, method].values())
+    assert expected.gathered == pytest.approx(sent["c10d._allgather_base_"], rel=0.05)
+    assert expected.scattered == pytest.approx(sent["c10d._reduce_scatter_base_"], rel=0.05)
+    assert expected.reduced == pytest.approx(sent["c10d.allreduce_"], rel=0.05, abs=100)
+
+
+def test_a_worker_alone_sends_nothing() -> None:
+    config = configuration.parse({**TREE, "training": TREE["training"] | {"workers": 1}})
+    assert traffic(config, config.method, ImageTask(config.task).build_model(torch.device("meta"))) == Traffic()
+
+
+def test_traffic_takes_the_time_of_its_bytes_and_messages() -> None:
+    assert Traffic(messages=5, received=1e9).seconds(bandwidth=8, latency=100) == pytest.approx(1.0005)

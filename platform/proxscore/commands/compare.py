@@ -37,23 +37,31 @@ def parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="key=value", help="dotted overrides of the file, or of its base: budget=2"
     )
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="estimate time, hours and price of all cells, and stop")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_intermixed_args(arguments)
     return job.run(
-        lambda: compare(options.config, options.overrides, show_only=options.print_config),
+        lambda: compare(options.config, options.overrides, show_only=options.print_config, dry=options.dry_run),
         "compare",
         interrupted="the comparison is marked KILLED; the same name goes on with its cells",
     )
 
 
-def compare(path: Path, overrides: list[str], *, show_only: bool = False) -> int:
+def compare(path: Path, overrides: list[str], *, show_only: bool = False, dry: bool = False) -> int:
     from proxscore.experiments.comparison.settings import load, written
 
     if show_only:
         print(written(*load(path, overrides)), end="")
+        return 0
+    if dry:
+        from proxscore.experiments.comparison.plan import plan
+        from proxscore.experiments.dry_run import of_comparison
+
+        Lines()(f"compare    reading {path}, the data and the networks")
+        print(of_comparison(plan(*load(path, overrides))))
         return 0
     with Lines() as show:
         return _compare(path, overrides, show)

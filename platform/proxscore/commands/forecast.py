@@ -14,6 +14,7 @@ from pathlib import Path
 from proxscore import job
 from proxscore.commands import parser as parsers
 from proxscore.config import MAX_DRAWS, ConfigError, expanded
+from proxscore.config.extras import need
 from proxscore.config.files import check_file_destination
 from proxscore.terminal import command
 from proxscore.terminal.lines import Lines
@@ -67,6 +68,7 @@ def forecast(source: str, overrides: list[str], draws: int, quantiles: list[floa
     config = saved.config
     if not isinstance(config.task, ForecastingConfig):
         raise ConfigError(f"{source}: a posterior of task.kind={config.task.kind}; {command('evaluate')} judges it")
+    need("forecast", "task.kind=forecasting")
     from proxscore.forecasting.forecasts import Forecaster, ahead, floored, table
     from proxscore.forecasting.predictive import predict
 

@@ -19,6 +19,7 @@ from proxscore import job
 from proxscore.commands import parser as parsers
 from proxscore.config import MAX_DRAWS, ConfigError, expanded
 from proxscore.config.files import check_file_destination, check_folder_destination
+from proxscore.terminal import duration
 
 QUANTILES = (0.05, 0.5, 0.95)
 
@@ -42,6 +43,9 @@ def parser() -> argparse.ArgumentParser:
         "--workers",
         type=int,
         help="processes of a Ray cluster; 0: this process (default: all of the cluster that the job runs on, else 0)",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what there is to predict and how long it takes, and stop"
     )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="of the network")
     return parser
@@ -110,10 +114,19 @@ def predict(options: argparse.Namespace, single: bool) -> int:
     )
     place = options.posterior if in_mlflow(options.posterior) else str(folder)
     work = batch.Job(place, len(found), wanted, output, options.device, overrides)
+    what, total = predictor.takes, sum(piece.count for piece in found)
+    if options.dry_run:
+        each = batch.seconds_per_row(batch.Worker(work, predictor), found[0])
+        print(f"input      {total:,} {what} of {source}, in {len(found):,} pieces; {draws} draws, seed {seed}")
+        print(
+            f"time       {each:.3g} s for one of them in this process, from its first few; all: about {duration(each * total)}"
+        )
+        if options.workers:
+            quicker = duration(each * total / options.workers)
+            print(f"           about {quicker} by {options.workers} workers as quick as this process, and their start")
+        return 0
     told = {"posterior": options.posterior, "input": list(pieces.fingerprints(source, found))}
     left = batch.begin(work, found, told)
-    what = predictor.takes
-    total = sum(piece.count for piece in found)
     before = total - sum(piece.count for piece in left)
     held = f", {before:,} of them predicted before" if before else ""
     print(f"input      {total:,} {what} of {source}{held}; {draws} draws, seed {seed}", flush=True)

@@ -19,10 +19,16 @@ import threading
 from proxscore import job
 from proxscore.commands import parser as parsers
 from proxscore.config import MAX_DRAWS, ConfigError
+from proxscore.config.extras import need
 
 TOKEN = "PROXSCORE_SERVE_TOKEN"
-#: Ray Serve's ways of handing a request on that take the least time; predictions run on threads of their own anyway.
-QUICKER = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1"}
+#: Ray Serve's ways of handing a request on that take the least time (predictions run on threads of their own anyway), and
+#: replicas that are no background work, as Ray's workers are by default (niceness 15).
+QUICKER = {
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_worker_niceness": "0",
+}
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -80,10 +86,9 @@ def _work(options: argparse.Namespace) -> int:
 
 def serve(options: argparse.Namespace, seconds: float | None, wait: float, token: str | None) -> int:
     """Start the server, and wait until it is told to end."""
-    try:
-        from ray import serve as ray_serve
-    except ImportError as error:
-        raise ConfigError("serving needs Ray Serve: pip install 'proxscore[serve]'") from error
+    need("serve", "serving")
+    from ray import serve as ray_serve
+
     from proxscore.serving.replica import Served
     from proxscore.serving.requests import Limits
     from proxscore.serving.server import Scale, application

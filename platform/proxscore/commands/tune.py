@@ -27,19 +27,20 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, help="YAML file of a training job, with a section tune or without")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, e.g. tune.trials=32")
     parser.add_argument("--print-config", action="store_true", help="print configuration and search space, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="estimate time, hours and price of all trials, and stop")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_intermixed_args(arguments)
     return job.run(
-        lambda: tune(options.config, options.overrides, show_only=options.print_config),
+        lambda: tune(options.config, options.overrides, show_only=options.print_config, dry=options.dry_run),
         "tune",
         interrupted="the sweep is marked KILLED; the same name goes on with its trials",
     )
 
 
-def tune(path: Path | None, overrides: list[str], *, show_only: bool) -> int:
+def tune(path: Path | None, overrides: list[str], *, show_only: bool, dry: bool = False) -> int:
     if not show_only:
         Lines()(f"tune       reading {path or 'the defaults'}, the data and the network")
     from proxscore.experiments.sweep import job as sweep  # here: importing Ray and MLflow takes seconds
@@ -50,6 +51,11 @@ def tune(path: Path | None, overrides: list[str], *, show_only: bool) -> int:
     planned = plan(*settings.load(path, overrides))
     if show_only:
         print(settings.written(planned.config, planned.tune, planned.space), end="")
+        return 0
+    if dry:
+        from proxscore.experiments.dry_run import of_sweep
+
+        print(of_sweep(planned))
         return 0
     try:
         with Lines() as show:

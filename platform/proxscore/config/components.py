@@ -33,7 +33,7 @@ class MethodSection(Component):
     draw_groups: ClassVar[bool] = False
     proximal: ClassVar[bool] = False
 
-    # Of a proximal method, :class:`proxscore.inference.penalties.PenaltySection`.
+    # Of a proximal method, :class:`proxscore.inference.penalties.sections.PenaltySection`.
     if TYPE_CHECKING:
         penalty: Any
 
@@ -244,10 +244,10 @@ PENALTIES = Registry(
     "penalty",
     "proxscore.penalties",
     {
-        "forward_kl": "proxscore.inference.penalties.forward_kl:ForwardKLConfig",
-        "reverse_kl": "proxscore.inference.penalties.reverse_kl:ReverseKLConfig",
-        "quadratic": "proxscore.inference.penalties.quadratic:QuadraticConfig",
-        "none": "proxscore.inference.penalties.no_penalty:NoPenaltyConfig",
+        "forward_kl": "proxscore.inference.penalties.sections:ForwardKLConfig",
+        "reverse_kl": "proxscore.inference.penalties.sections:ReverseKLConfig",
+        "quadratic": "proxscore.inference.penalties.sections:QuadraticConfig",
+        "none": "proxscore.inference.penalties.sections:NoPenaltyConfig",
     },
 )
 

@@ -13,8 +13,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from proxscore.config.section import ConfigError
 
 WORKING_FOLDERS = "working_dir_files"  # where Ray unpacks what was submitted, on every node
@@ -46,6 +44,8 @@ class Inflated(io.RawIOBase):
     def __init__(self, path: Path) -> None:
         self._path, self._read = path, 0
         self._file = gzip.GzipFile(path)  # closed by close
+        import psutil
+
         self._bound = psutil.virtual_memory().available // 4
 
     def readable(self) -> bool:

@@ -11,13 +11,14 @@ from typing import Any, TypeVar, get_args, get_origin
 from pydantic import ValidationError
 
 from proxscore.config.credentials import masked
-from proxscore.config.plain import fault
+from proxscore.config.plain_values import fault
 from proxscore.config.registry import Registry
 from proxscore.config.root import Config
 from proxscore.config.section import REVEAL, ConfigError, Section, expanded
 from proxscore.config.yaml_text import dump_yaml, parse_yaml, read_yaml
 
 Root = TypeVar("Root", bound=Section)
+CONFIGS = Path(__file__).parents[1] / "configs"  # that are shipped with the package
 
 
 def load(path: str | Path | None = None, overrides: Sequence[str] = (), base: dict[str, Any] | None = None) -> Config:
@@ -41,13 +42,19 @@ def read(
     source = "command line"
     if path is not None:
         source = str(path)
-        loaded = read_yaml(expanded(path))
+        loaded = read_yaml(_shipped(expanded(path)))
         if loaded is not None and not isinstance(loaded, dict):
             raise ConfigError(f"configuration file {path}: expected keys and values, got a {type(loaded).__name__}")
         tree = loaded or {}
     for override in overrides:
         _override(tree, override)
     return tree, source
+
+
+def _shipped(path: Path) -> Path:
+    """The configuration of this package that a bare name means, as ``quickstart``, where no file has it; else the path."""
+    shipped = {file.stem: file for file in CONFIGS.glob("*.yaml")}
+    return path if str(path) not in shipped or path.exists() else shipped[str(path)]
 
 
 def parse(tree: dict[str, Any], source: str = "configuration") -> Config:

@@ -7,6 +7,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from proxscore.config.components import METHODS, TASKS, MethodSection, TaskSection
+from proxscore.config.cost import CostConfig
 from proxscore.config.section import Section
 from proxscore.config.training import MAX_SEED, EvaluationConfig, TrackingConfig, TrainingConfig
 
@@ -24,6 +25,7 @@ class Config(Section):
     training: TrainingConfig = Field(default_factory=TrainingConfig)  # the environment has a part in it
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
+    cost: CostConfig = CostConfig()
 
     @model_validator(mode="after")
     def _about_initial_weights(self) -> Self:

@@ -1,4 +1,4 @@
-"""The base class of every part of the configuration, and the errors of settings."""
+"""The base class of every part of the configuration."""
 
 from __future__ import annotations
 
@@ -19,21 +19,10 @@ from pydantic import (
 )
 
 from proxscore.config.credentials import masked_tree
+from proxscore.config.errors import ConfigError
 
 REVEAL = {"credentials": True}  # context of a dump that stays in the process
 MAX_NAME = 255  # bytes of a part of a path, on any common file system
-
-
-class ConfigError(ValueError):
-    """A setting, file or row that is at fault; the message is one line that says what would be right."""
-
-
-class MethodError(ConfigError):
-    """A setting or network that a method refuses."""
-
-
-class DivergedError(FloatingPointError):
-    """The numbers of a run are no longer finite; the message is one line with the step and the settings to change."""
 
 
 class Section(BaseModel):

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from proxscore.config.files import check_regular
-from proxscore.config.plain import MAX_VALUES
+from proxscore.config.plain_values import MAX_VALUES
 from proxscore.config.section import ConfigError
 
 MAX_BYTES = 2**17  # of a file; what takes longest to read takes seconds

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from gluonts.dataset.field_names import FieldName
 from numpy.typing import NDArray
 
 from proxscore.config import ConfigError
@@ -169,6 +168,8 @@ class SeriesData:
         return [self._entry(each, horizon) for each in self.series]
 
     def _entry(self, each: Series, horizon: int) -> dict[str, Any]:
+        from gluonts.dataset.field_names import FieldName  # an extra, which settings do without
+
         entry: dict[str, Any] = {FieldName.ITEM_ID: each.id, FieldName.START: each.start, FieldName.TARGET: each.target}
         if self.known:
             end = len(each) + horizon

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from proxscore.config import SERIES_SOURCES, Section, TaskSection
+from proxscore.config.extras import need
 from proxscore.forecasting.sources.base import MAX_CONTEXT, SeriesSource
 
 if TYPE_CHECKING:
@@ -43,21 +44,25 @@ class ForecastingConfig(TaskSection):
     baselines: list[Literal["seasonal_naive", "ets", "theta", "arima"]] = Field(["seasonal_naive", "ets", "theta"])
 
     def example_input(self, description: Mapping[str, Any], where: str) -> tuple[str, Any]:
+        need("forecast", "task.kind=forecasting")
         from proxscore.forecasting.predictor import SeriesPredictor, columns_of, example
 
         return SeriesPredictor.takes, example(self, columns_of(self, description["data"]), description["data"])
 
     def predictor(self, posterior: Any, config: Any, folder: Path, device: Any) -> Any:
+        need("forecast", "task.kind=forecasting")
         from proxscore.forecasting.predictor import SeriesPredictor  # GluonTS takes seconds
 
         return SeriesPredictor(posterior, config, folder, device)
 
     def build(self, *, verify: bool = True, trained: Mapping[str, Any] | None = None) -> SeriesTask:
+        need("forecast", "task.kind=forecasting")
         from proxscore.forecasting.series_task import SeriesTask  # GluonTS takes seconds
 
         return SeriesTask(self, verify=verify, trained=trained)
 
     def check_description(self, description: Mapping[str, Any], where: str) -> None:
+        need("forecast", "task.kind=forecasting")
         from proxscore.forecasting.trained import check_trained
 
         check_trained(description.get("data"), where)

@@ -12,10 +12,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from pydantic import Field
-
-from proxscore.config.section import Section
-
 Kind = Literal["constant", "linear", "cosine", "exponential", "power"]
 
 
@@ -122,19 +118,3 @@ class Schedule:
         if self.kind == "cosine":
             return self.end + (1 - self.end) * (1 + math.cos(math.pi * progress)) / 2
         return self.end**progress
-
-
-class ScheduleConfig(Section):
-    """How a proximal step (the inverse of a proximal weight) moves over the run; see :class:`Schedule`."""
-
-    kind: Kind = "constant"  # how the step falls after the warm-up
-    unit: Literal["steps", "epochs"] = "steps"  # of warmup and length
-    warmup: float = Field(0, ge=0)  # over which the step grows from zero
-    length: float | None = Field(None, gt=0)  # null: the rest of the run
-    end: float = Field(0.0, ge=0)  # the last step as a fraction of the first, of all kinds but constant and power
-    power: float = Field(0.5, gt=0)  # of kind=power: the step falls as time to the minus this
-    multipliers: list[float] = Field([])  # of equal parts of the run: what a population has learned
-
-    def build(self) -> Schedule:
-        """The schedule, still in its own units; see :meth:`Schedule.resolve`."""
-        return Schedule(**self.model_dump() | {"multipliers": tuple(self.multipliers)})

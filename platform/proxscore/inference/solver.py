@@ -10,17 +10,14 @@ penalty, taken at the anchor, is zero: it would do nothing. Source: M. Kim, arXi
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from proxscore.config.section import Section
 from proxscore.inference.families import Family, State
 from proxscore.inference.families.base import Total
 from proxscore.inference.penalties import Penalty
@@ -98,29 +95,3 @@ def check_penalty(penalty: Penalty, family: Family) -> None:
     if type(penalty).value is Penalty.value:
         raise ValueError(f"penalty {type(penalty).__name__} has no form for the gradient solver")
     penalty.check_family(family)
-
-
-class SolverConfig(Section):
-    """The gradient solver. ``optimizer`` is a name of ``torch.optim``."""
-
-    inner_steps: int = Field(10, ge=2, le=100_000)  # gradient steps for each step of the posterior
-    optimizer: str = "Adam"  # a name of torch.optim
-    lr: float = Field(0.01, gt=0)  # of that optimizer
-    options: dict[str, Any] = Field({})  # that the optimizer takes beside
-
-    def build(self) -> GradientSolver:
-        """The solver.
-
-        Raises:
-            ValueError: ``optimizer`` is none of ``torch.optim``, or does not take the options.
-        """
-        optimizer: Any = getattr(torch.optim, self.optimizer, None)
-        known = isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)
-        if not known:
-            names = [name for name, value in vars(torch.optim).items() if isinstance(value, type)]
-            near = difflib.get_close_matches(self.optimizer, names, n=1, cutoff=0.3)
-            hint = f"did you mean {near[0]!r}?" if near else "for example 'Adam'"
-            raise ValueError(f"solver.optimizer is {self.optimizer!r}, no optimizer of torch.optim; {hint}")
-        solver = GradientSolver(self.inner_steps, optimizer, self.lr, self.options)
-        solver.build([torch.zeros(1)])
-        return solver

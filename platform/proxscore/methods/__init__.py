@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from proxscore.config import ConfigError, MethodError, MethodSection
+from proxscore.config.extras import needs
 from proxscore.methods.method import Method, RunLength, Setup
 
 __all__ = ["Method", "RunLength", "Setup", "build_method", "check_running_statistics"]
@@ -23,8 +24,7 @@ def build_method(config: MethodSection, setup: Setup) -> Method:
     try:
         method: Method = config.build(setup)
     except ModuleNotFoundError as error:
-        install = f"proxscore[{config.extra}]" if config.extra else error.name
-        raise MethodError(f"method.kind={config.kind} needs the package {error.name}: install {install}") from error
+        raise MethodError(needs(f"method.kind={config.kind}", str(error.name), config.extra)) from error
     except ConfigError as error:
         raise MethodError(str(error)) from error
     except (ValueError, OverflowError) as error:  # of a part that knows no settings, such as a prior

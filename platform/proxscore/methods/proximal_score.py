@@ -10,8 +10,8 @@ from proxscore.config import FAMILIES, PENALTIES, Built, ConfigError, MethodSect
 from proxscore.inference import ProximalScore, Schedule
 from proxscore.inference.initial import INITIAL_NOISE, bearable_noise
 from proxscore.inference.metric import LR
-from proxscore.inference.penalties import PenaltySection
-from proxscore.inference.solver import SolverConfig
+from proxscore.inference.penalties.sections import PenaltySection
+from proxscore.inference.sections import SolverConfig
 from proxscore.methods.method import FIRST_BATCHES, Method, RunLength, Setup
 from proxscore.methods.priors import PriorConfig, prior_of
 from proxscore.methods.rates import LayerwiseRates

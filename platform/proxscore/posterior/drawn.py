@@ -77,6 +77,11 @@ class Drawn:
         """The network."""
         return self._module
 
+    @property
+    def copied(self) -> bool:
+        """Whether the weights of all draws are kept; else they are made anew for every batch."""
+        return self._copied is not None
+
     def kept(self) -> list[dict[str, Tensor]] | None:
         """What each draw puts into the module, weights and buffers by name; none: its weights are made anew every time."""
         shapes = {name: parameter.shape for name, parameter in (self._copied or {}).items()}
@@ -142,6 +147,13 @@ class Drawn:
             if self._autocast:
                 stack.enter_context(torch.autocast(self.device.type, self._autocast))
             yield self._module
+
+
+def most_copied(posterior: Posterior) -> int | None:
+    """How many draws' weights are kept at most; none: they are of no weights, and nothing is to be kept."""
+    varying = posterior.varying
+    size = 0 if varying is None else sum(noise.local(posterior.mean[name]).nbytes for name in varying)
+    return SNAPSHOTS // size if size else None
 
 
 @contextmanager

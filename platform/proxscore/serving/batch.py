@@ -13,7 +13,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,16 +88,17 @@ class Worker:
 
     Args:
         job: of which pieces come.
+        predictor: the posterior, where it is open.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, predictor: Any = None) -> None:
         self.job = job
-        self.predictor: Any = load(job.posterior, device=job.device, overrides=job.overrides)
+        self.predictor: Any = predictor or load(job.posterior, device=job.device, overrides=job.overrides)
         self.files, self.folder = filesystem(job.output)
 
     def __call__(self, piece: Piece) -> Done:
         """Predict a piece."""
-        frame = self._series(piece) if self.predictor.takes == "series" else self._images(piece)
+        frame = self.frame(piece)
         if "error" not in frame:
             frame["error"] = None
         frame["error"] = frame["error"].astype("string")  # one type in all files, also where there is none
@@ -106,6 +107,10 @@ class Worker:
         put(self.files, f"{self.folder}/{self.job.part(piece)}", buffer.getvalue())
         failed = frame.loc[frame["error"].notna()]
         return Done(piece.number, piece.count, len(failed), tuple(dict.fromkeys(failed["error"].head(5))))
+
+    def frame(self, piece: Piece) -> pd.DataFrame:
+        """The answers for a piece."""
+        return self._series(piece) if self.predictor.takes == "series" else self._images(piece)
 
     def _images(self, piece: Piece) -> pd.DataFrame:
         wanted = self.job.wanted
@@ -201,6 +206,20 @@ def begin(job: Job, found: Sequence[Piece], told: dict[str, Any]) -> list[Piece]
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def seconds_per_row(worker: Worker, piece: Piece) -> float:
+    """What a row takes, from the first few of a piece; reading them counts, writing answers does not."""
+    few, more = (replace(piece, count=n, names=piece.names[:n]) for n in (min(piece.count, 4), min(piece.count, 32)))
+    worker.frame(few)  # makes the draws
+    taken = []
+    for part in (few, more):
+        started = time.perf_counter()
+        worker.frame(part)
+        taken.append(time.perf_counter() - started)
+    if more.count == few.count:
+        return taken[1] / more.count
+    return max(taken[1] - taken[0], 0.05 * taken[1]) / (more.count - few.count)
 
 
 def run(job: Job, left: Sequence[Piece], workers: int, show: Callable[[str], None]) -> Iterator[Done]:

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from proxscore.config import ConfigError
+from proxscore.posterior.drawn import most_copied
 from proxscore.predictor.opening import load
 from proxscore.serving.budget import LatencyBudget
 from proxscore.serving.requests import Limits, RefusedError, Request
@@ -60,6 +61,8 @@ class Replica:
         most = self.served.limits.draws if self.predictor.posterior.random else 0
         if self.predictor.statistics is not None:  # of no more draws are the statistics known
             most = min(most, self.predictor.statistics.draws)
+        if (fitting := most_copied(self.predictor.posterior)) is not None:  # of more, none would be kept
+            most = min(most, max(fitting, self.draws))
         self._predict(Request(example), most)
         for rows in SIZES if self.predictor.takes == "images" else (1,):
             table = pd.concat([example] * rows, ignore_index=True)

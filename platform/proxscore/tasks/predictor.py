@@ -126,6 +126,8 @@ class Predictor(ABC):
         ready, known = self._ready[0]
         if seed != known or not 0 < draws <= ready:
             return False
+        if draws < ready and not self._ready[2].copied:  # fewer may be kept
+            return False
         return self.posterior.indices(draws) == self.posterior.indices(ready)[: len(self.posterior.indices(draws))]
 
     @contextmanager

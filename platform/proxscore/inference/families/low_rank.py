@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
+from proxscore.config.bounds import Bounds
 from proxscore.inference.families.base import Family, State, Total
 
 
@@ -33,7 +33,7 @@ class LowRank(Family):
     shardable = True
 
     def __init__(
-        self, rank: Annotated[int, Field(ge=1, le=10_000)] = 8, spread: Annotated[float, Field(gt=0)] = 0.1
+        self, rank: Annotated[int, Bounds(ge=1, le=10_000)] = 8, spread: Annotated[float, Bounds(gt=0)] = 0.1
     ) -> None:
         if rank < 1:
             raise ValueError(f"family low_rank: rank is {rank}; it must be at least 1")

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
+from proxscore.config.bounds import Bounds
 from proxscore.inference.families.base import Family, State, Total
 
 
@@ -36,8 +36,8 @@ class Mixture(Family):
 
     def __init__(
         self,
-        components: Annotated[int, Field(ge=1, le=1000)] = 2,
-        spread: Annotated[float, Field(gt=0)] = 1.0,
+        components: Annotated[int, Bounds(ge=1, le=1000)] = 2,
+        spread: Annotated[float, Bounds(gt=0)] = 1.0,
         weights: list[float] | Literal["uniform", "stacked"] = "uniform",
     ) -> None:
         if components < 1:

@@ -1,6 +1,6 @@
 """Proximal penalties, one file each; :mod:`proxscore.inference.penalties.base` has what they share."""
 
-from proxscore.inference.penalties.base import SMALLEST_RATIO, Penalty, PenaltySection, Tensors
+from proxscore.inference.penalties.base import SMALLEST_RATIO, Penalty, Tensors
 from proxscore.inference.penalties.forward_kl import ForwardKL
 from proxscore.inference.penalties.no_penalty import NoPenalty
 from proxscore.inference.penalties.quadratic import Quadratic
@@ -11,7 +11,6 @@ __all__ = [
     "ForwardKL",
     "NoPenalty",
     "Penalty",
-    "PenaltySection",
     "Quadratic",
     "ReverseKL",
     "Tensors",

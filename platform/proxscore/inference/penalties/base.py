@@ -4,8 +4,8 @@ In whitened coordinates of a Gaussian anchor, a candidate is r = precision ratio
 d = 0 at the anchor; its mean lies d / r from the anchor's), and the score-matching loss per coordinate is
 (r - k)^2 / 2 + (d - u)^2 / 2 up to constants, where k is the curvature statistic and u the mean statistic. A penalty
 supplies the minimiser of loss plus penalty, first in r, then in d given r. For a full covariance, the coordinates are
-the eigenvectors of the curvature statistic. To add one: a file here with a class and its section, and a line in
-:mod:`proxscore.config.components`.
+the eigenvectors of the curvature statistic. To add one: a file here with a class, its
+section in :mod:`proxscore.inference.penalties.sections`, and a line in :mod:`proxscore.config.components`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from proxscore.config.registry import Component
-from proxscore.inference.schedules import Schedule, ScheduleConfig
+from proxscore.inference.schedules import Schedule
 
 if TYPE_CHECKING:
     from proxscore.inference.families.base import Family, State, Total
@@ -120,26 +118,3 @@ class Penalty(ABC):
             ValueError: the penalty has the closed-form step alone.
         """
         raise ValueError(f"penalty {type(self).__name__} has no form for the gradient solver")
-
-
-class PenaltySection(Component):
-    """Proximal weights and their schedules. ``precision: null`` is the number of steps of the run."""
-
-    precision: float | None = Field(
-        None, gt=0
-    )  # proximal weight of the precision; null: the number of steps of the run
-    precision_schedule: ScheduleConfig = ScheduleConfig()
-    mean: float = Field(0.5, gt=0)  # of method.metric=posterior; the adaptive metric has method.lr
-    mean_schedule: ScheduleConfig = ScheduleConfig(kind="cosine", unit="epochs", warmup=0.5)  # of the mean's step
-
-    builds: ClassVar[Any]
-
-    def build(self, total_steps: int, steps_per_epoch: int) -> Penalty:
-        """The penalty, its schedules counted in the steps of a run of that length."""
-        penalty: Penalty = self.builds(
-            precision=self.precision or float(total_steps),
-            mean=self.mean,
-            precision_schedule=self.precision_schedule.build(),
-            mean_schedule=self.mean_schedule.build(),
-        )
-        return penalty.resolve(total_steps, steps_per_epoch)

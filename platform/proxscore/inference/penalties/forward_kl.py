@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from proxscore.inference.families.base import Family, State, Total
-from proxscore.inference.penalties.base import Penalty, PenaltySection, Tensors
+from proxscore.inference.penalties.base import Penalty, Tensors
 
 
 @dataclass(frozen=True)
@@ -59,11 +58,3 @@ class ForwardKL(Penalty):
             return 2 * precision * parts[0] + 2 * mean * parts[1]
         density = [family.log_prob(candidate, draw, total) for draw in draws]
         return -precision * (density[0] + density[1])
-
-
-class ForwardKLConfig(PenaltySection):
-    """The forward Kullback-Leibler penalty."""
-
-    kind: Literal["forward_kl"] = "forward_kl"
-
-    builds: ClassVar[type[Penalty]] = ForwardKL

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from proxscore.inference.families.base import Family, State, Total
-from proxscore.inference.penalties.base import Penalty, PenaltySection, Tensors
+from proxscore.inference.penalties.base import Penalty, Tensors
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,3 @@ class NoPenalty(Penalty):
     ) -> Tensor | None:
         """None."""
         return None
-
-
-class NoPenaltyConfig(PenaltySection):
-    """The absence of a penalty: score matching alone."""
-
-    kind: Literal["none"] = "none"
-
-    builds: ClassVar[type[Penalty]] = NoPenalty

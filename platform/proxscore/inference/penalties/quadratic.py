@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from proxscore.inference.families.base import Family, State, Total
-from proxscore.inference.penalties.base import Penalty, PenaltySection, Tensors
+from proxscore.inference.penalties.base import Penalty, Tensors
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,3 @@ class Quadratic(Penalty):
         one, two = (family.score(candidate, draw, total) - score for draw, score in zip(draws, before, strict=True))
         curvature = family.norm(anchor, (one - two) / 2, total)
         return precision / 2 * curvature + mean * family.norm(anchor, (one + two) / 2, total)
-
-
-class QuadraticConfig(PenaltySection):
-    """The quadratic penalty."""
-
-    kind: Literal["quadratic"] = "quadratic"
-
-    builds: ClassVar[type[Penalty]] = Quadratic

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from proxscore.inference.families.base import Family, State, Total
-from proxscore.inference.penalties.base import Penalty, PenaltySection, Tensors
+from proxscore.inference.penalties.base import Penalty, Tensors
 
 #: Newton steps for the reverse divergence's cubic; from r = 1 they converge quadratically and never leave (0, 3).
 NEWTON_STEPS = 12
@@ -65,11 +64,3 @@ class ReverseKL(Penalty):
         parts = family.kl(candidate, anchor, total)
         assert parts is not None
         return 2 * weights[0] * parts[0] + 2 * weights[1] * parts[1]
-
-
-class ReverseKLConfig(PenaltySection):
-    """The reverse Kullback-Leibler penalty."""
-
-    kind: Literal["reverse_kl"] = "reverse_kl"
-
-    builds: ClassVar[type[Penalty]] = ReverseKL

@@ -1,96 +1,94 @@
-"""What a job would do: the arithmetic of memory, and the time of one real step where this machine can hold it."""
+"""What a job would do and take, within seconds whatever the network: memory, time, hours, price, and what looks wrong."""
 
 from __future__ import annotations
 
-import itertools
 import math
-import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from functools import partial
-from pathlib import Path
 
 import torch
 
-from proxscore.config import Config, ConfigError, TrainingConfig
-from proxscore.methods import RunLength, Setup, build_method
+from proxscore.config import Config, ConfigError
+from proxscore.methods import RunLength
 from proxscore.tasks import Task
-from proxscore.training.data.batches import TrainingData
-from proxscore.training.data.norm_rows import least_rows
 from proxscore.training.loop.run_length import run_length
-from proxscore.training.loop.step import first_losses, train_step
-from proxscore.training.preflight.checks import free_memory
+from proxscore.training.preflight.estimate import Estimate, estimate
 from proxscore.training.preflight.memory import Memory, UncountableError, readable
 from proxscore.training.preflight.preflight import Preflight
-from proxscore.training.run import Run, sharded_module
-from proxscore.training.worker import Worker, pick_device
-
-
-class _Alone(Worker):
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def report(self, payload: object, write: object = None, *, wait: bool = False) -> None:
-        raise RuntimeError("a dry run reports nothing")
-
-    def checkpoints(self) -> Iterator[AbstractContextManager[Path]]:
-        raise RuntimeError("a dry run resumes nothing")
+from proxscore.training.preflight.price import device_hours, duration, price
+from proxscore.training.preflight.remarks import remarks
+from proxscore.training.preflight.traffic import link
+from proxscore.training.sharding import meshes
+from proxscore.training.worker import pick_device
 
 
 def dry_run(config: Config) -> str:
-    """Describe the job: parameters, memory per worker, work; and time, from one step of the configured method.
+    """Describe the job: parameters, memory per worker, work, time, hours, price, and remarks.
 
-    The memory is counted without allocating any of it. A step is taken, after a warm-up, if this process can hold what
-    all workers together would hold.
+    The memory is counted without allocating any of it. The time is extrapolated from a step of a few rows, or, where this
+    machine has no room or time for one, from the network's operations; the text says which.
+
+    Raises:
+        ConfigError: the job is refused, or its network cannot be counted.
     """
     task = config.task.build()
     steps_per_epoch = math.ceil(len(task.data.train) / config.training.batch_size)
     length = run_length(steps_per_epoch, config.training.epochs, task)
     preflight = Preflight(config, task)
+    device = pick_device(config.training.device)
+    lines = [*_work(config, task, length, counted(preflight)), *_memory(config, preflight.memory(config.method))]
+    found = estimate(preflight, device)
+    lines += estimate_lines(config, found, device)
+    lines += total_lines(config, found.seconds, found.workers, device)
+    return "\n".join([*lines, *remarks(config, task, length, device)])
+
+
+def counted(preflight: Preflight) -> Memory:
+    """The memory of the method's workers.
+
+    Raises:
+        ConfigError: it cannot be counted.
+    """
     try:
-        counted = preflight.memory(config.method)
+        return preflight.memory(preflight.config.method)
     except UncountableError as reason:
         raise ConfigError(f"--dry-run: {reason}") from reason
-    lines = [*_work(config, task, length, counted), *_memory(config, counted)]
-    whole = preflight.memory(config.method, _one_worker(config)).total
-    free = free_memory(pick_device(config.training.device))
-    if whole > free:
-        lines.append(f"one step here    not taken: it needs {readable(whole)}, this machine has {readable(free)}")
-        return "\n".join(lines)
-    nll, seconds = _step(preflight, length)
-    minutes, workers = length.total_steps * seconds / 60, max(config.training.workers, 1)
-    return "\n".join(
-        [
-            *lines,
-            f"one step here    {seconds:.3f} s, training NLL {nll:.3f}",
-            f"estimate         {minutes:.1f} min in one process here; about {minutes / workers:.1f} min on {workers} worker(s) "
-            "as quick as this process, evaluation not counted",
-        ]
+
+
+def estimate_lines(config: Config, found: Estimate, device: torch.device) -> list[str]:
+    """What the seconds of a step come from, and what they amount to."""
+    groups, replicas, shards = meshes.arrangement(config, config.method)
+    arranged = f"{groups} draw group(s) x {replicas} replica(s) x {shards} shard(s)"
+    lines = [f"workers          {found.workers}: {arranged}, on {device.type}"]
+    lines.append(f"one step here    {found.speed.how}")
+    if found.workers > 1:
+        size, (_, _, source) = found.traffic, link(config, device)
+        lines.append(
+            f"communication    {found.sent:.3g} s a step: a worker receives {readable(size.received)} in {size.messages} messages"
+        )
+        lines.append(f"                 at {source}, as if nothing were computed meanwhile")
+    lines.append(f"time of a step   {found.step:.3g} s on {found.workers} worker(s) as quick as this machine's")
+    if config.cost.device_tflops is not None:
+        lines[-1] = f"time of a step   {found.step:.3g} s on {found.workers} worker(s)"
+    lines.append(
+        f"estimate         {duration(found.training)} of training{', with the baseline' if config.baseline else ''}; "
+        f"{duration(found.evaluating)} of validation and evaluation"
     )
+    lines.append("                 reading data, checkpoints and compilation are not counted")
+    return lines
 
 
-def _one_worker(config: Config) -> TrainingConfig:
-    return config.training.model_copy(update={"workers": 1, "draw_groups": 1, "replicate": 1})
+def total_lines(
+    config: Config, seconds: float, workers: int, device: torch.device, wall: float | None = None
+) -> list[str]:
+    """Hours and price of so many workers for so long.
 
-
-def _step(preflight: Preflight, length: RunLength) -> tuple[float, float]:
-    """Training NLL and seconds of a step that is not the first."""
-    config, task = preflight.config, preflight.task
-    worker = _Alone(pick_device(config.training.device))
-    torch.manual_seed(config.seed)
-    module = sharded_module(config, task, worker, preflight.initial)
-    least = least_rows(module, task)
-    training = config.training
-    data = TrainingData(task.data.train, training.batch_size, 0, 1, config.seed, training.accumulate, least=least)
-    run = Run(config, task, worker, module, data)
-    method = build_method(config.method, Setup(module, length, config.seed, partial(first_losses, run)))
-    nll = seconds = 0.0
-    batches = itertools.chain.from_iterable(data.epoch(epoch) for epoch in itertools.count())
-    for step, (micro_batches, size) in enumerate(itertools.islice(batches, 2)):
-        started = time.perf_counter()
-        nll = train_step(run, method, micro_batches, size, step)[0]["train/nll"]
-        seconds = time.perf_counter() - started
-    return nll, seconds
+    Args:
+        wall: seconds until all is done, where there are runs side by side.
+    """
+    hours, unit = device_hours(config, device.type, workers, seconds)
+    return [
+        f"total            {duration(seconds if wall is None else wall)}, {hours:.3g} {unit} hours",
+        f"price            {price(config, device.type, workers, seconds)}",
+    ]
 
 
 def _work(config: Config, task: Task, length: RunLength, counted: Memory) -> list[str]:

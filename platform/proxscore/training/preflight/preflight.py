@@ -35,7 +35,7 @@ class Preflight:
         return InitialNetwork(self.config, self.task)
 
     @cached_property
-    def _meta_network(self) -> nn.Module:
+    def meta_network(self) -> nn.Module:
         """The network on the meta device, which memory is counted on."""
         return self.task.build_model(torch.device("meta"))
 
@@ -73,6 +73,6 @@ class Preflight:
 
     def _count(self, settings: MethodSection, config: Config) -> Memory | UncountableError:
         try:
-            return count_memory(config, settings, self.task, lambda: self._meta_network)
+            return count_memory(config, settings, self.task, lambda: self.meta_network)
         except UncountableError as error:
             return error

@@ -1,0 +1,35 @@
+"""What machines cost, and how fast they and their network are: settings that only an estimate reads."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from proxscore.config.section import Section
+
+
+class CostConfig(Section):
+    """Of ``--dry-run`` alone: prices and speeds. There is no default price, as it would be wrong for nearly everybody."""
+
+    # Price of an hour by name: cpu (a core), gpu (one, with its machine), or an instance, as {p4d.24xlarge: 32.8}.
+    hourly: dict[str, float] = Field({})
+    currency: str = Field("USD", min_length=1, max_length=12)  # of these prices
+    instance: str | None = None  # a name in hourly: workers run on machines of this type; null: by core or by GPU
+    workers_per_instance: int = Field(1, ge=1, le=10_000)  # that run on one such machine
+    # Between two workers, Gbit/s; null: 3 (gloo on one machine), 200 (GPUs of one machine), or 10 (a network).
+    bandwidth_gbit: float | None = Field(None, gt=0)
+    # Of a message, microseconds; null: 600 (gloo on one machine), 30 (GPUs of one machine), or 500 (a network).
+    latency_us: float | None = Field(None, ge=0)
+    # What a worker's device computes in training, TFLOP/s; null: measured, on this machine.
+    device_tflops: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _priced(self) -> Self:
+        for name, price in self.hourly.items():
+            if price < 0:
+                raise ValueError(f"hourly.{name} is {price:g}: a price is 0 or more")
+        if self.instance is not None and self.instance not in self.hourly:
+            named = ", ".join(self.hourly) or "nothing"
+            raise ValueError(f"instance={self.instance} has no price: hourly has {named}; add hourly.{self.instance}")
+        return self
