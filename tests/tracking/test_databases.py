@@ -10,12 +10,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 
 from proxscore.config import ConfigError, TrackingConfig
 from proxscore.tracking import TrackedRun, browse, tracking_uri
 from proxscore.tracking.databases import database, sqlite_uri
+from proxscore.tracking.located import everywhere
 from proxscore.tracking.runs import check_server
 
 #: Waits for a file, so that all processes begin at once when they have imported everything.
@@ -111,3 +113,19 @@ def test_a_place_that_takes_no_file_is_refused_before_anything_is_tried() -> Non
             check_server(f"sqlite:///{place}")
         with pytest.raises(ConfigError, match=f"tracking.uri sqlite:///{place}: cannot be used"):
             TrackedRun(f"sqlite:///{place}", "x", "a run")
+
+
+@pytest.mark.parametrize("environment", [{}, {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}])
+def test_a_server_for_a_while_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    before = tracking_uri(TrackingConfig())
+    with everywhere(f"sqlite:///{tmp_path}/mlflow.db"):
+        assert mlflow.get_registry_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    assert tracking_uri(TrackingConfig()) == before
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:10")
+    assert mlflow.get_tracking_uri() == mlflow.get_registry_uri() == "http://127.0.0.1:10"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -169,10 +170,17 @@ def _copy(artifact_uri: str, uri: str) -> str:
 
 @contextmanager
 def everywhere(uri: str) -> Iterator[None]:
-    """Within the context, this is the tracking server of the whole process: MLflow looks up ``models:/`` there alone."""
-    import mlflow
+    """Within the context, this is the tracking server of the whole process: MLflow looks up ``models:/`` there alone.
 
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    Afterwards all is as before. What MLflow answers for an address that nobody set is not written back: it would be set then,
+    and outlive the environment's.
+    """
+    import mlflow
+    from mlflow.tracking._model_registry import utils as registry
+    from mlflow.tracking._tracking_service import utils as service
+
+    before: tuple[Any, Any] = service._tracking_uri, registry._registry_uri
+    environment = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:
@@ -180,3 +188,8 @@ def everywhere(uri: str) -> Iterator[None]:
     finally:
         mlflow.set_tracking_uri(before[0])
         mlflow.set_registry_uri(before[1])
+        for name, value in environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
