@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
 import warnings
@@ -57,6 +58,7 @@ def log_model(tracked: TrackedRun, folder: Path, tags: Mapping[str, str]) -> str
         params={key: str(value) for key, value in params.items()},
         model_type="proxscore",
     )
+    logging.getLogger("mlflow.models.model").setLevel(logging.WARNING)  # says that it looks at the input example
     aside = Path(tempfile.mkdtemp(prefix="proxscore-model-"))
     try:
         with warnings.catch_warnings():

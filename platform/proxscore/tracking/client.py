@@ -13,6 +13,7 @@ from typing import Any
 # MLflow's own retries take four minutes until a server counts as unreachable; those here see it return within seconds.
 # Before the import: the client's session is made with what stands there then.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for each copy of a posterior's two files
 # Its line about a run that has ended shows the server's URI whole, with its password.
 os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 
