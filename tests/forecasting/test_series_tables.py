@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.feather
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from gluonts.dataset.pandas import PandasDataset
 
-from proxscore.config import ConfigError, files
+from proxscore.config import ConfigError
 from proxscore.forecasting import columns
 from proxscore.forecasting.series import SeriesData
 from proxscore.forecasting.sources.table import SeriesTableConfig
@@ -381,7 +382,7 @@ def test_a_pipe_and_a_table_that_inflates_without_an_end_are_named(
         columns._read(tmp_path / "a.csv", None, [])
     (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"x,y\n" + b"1,2\n" * 5_000_000, 1))
     assert columns._read(tmp_path / "b.csv.gz", None, []).num_rows == 5_000_000
-    monkeypatch.setattr(files.psutil, "virtual_memory", lambda: SimpleNamespace(available=4_000_000))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=4_000_000))
     with pytest.raises(ConfigError, match=r"b\.csv\.gz: inflates to more than 1,000,000 bytes"):
         columns._read(tmp_path / "b.csv.gz", None, [])
     (tmp_path / "c.csv.gz").write_bytes(gzip.compress(b"x,y\n1,2\n")[:-6])

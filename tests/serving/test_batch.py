@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,11 +100,14 @@ def test_a_table_keeps_columns_and_goes_on_where_it_stopped(
     np.testing.assert_allclose(found[["p_red", "p_green", "p_blue"]].sum(axis=1), 1, atol=1e-5)
 
 
-def test_workers_of_a_cluster_find_the_same(photographs: Photographs, tmp_path: Path, ray_local: None) -> None:
+def test_workers_of_a_cluster_find_the_same(photographs: Photographs, tmp_path: Path, repository: Path) -> None:
+    """In a process of its own, with a cluster of its own, as a user has it."""
     (tmp_path / "list.csv").write_text("path\n" + "\n".join([*map(str, photographs.files), "absent.png"]) + "\n")
     output = tmp_path / "out"
-    arguments = [str(photographs.run), str(tmp_path / "list.csv"), "--output", str(output), "--workers", "2"]
-    assert predict([*arguments, "--device", "cpu"]) == 0
+    script, device = str(repository / "jobs" / "predict.py"), ["--device", "cpu"]
+    arguments = [str(photographs.run), str(tmp_path / "list.csv"), "--output", str(output), "--workers", "2", *device]
+    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
     found = pd.read_parquet(output)
     same(found.iloc[:30], expected(photographs, photographs.files))
     assert found["error"].tolist()[30].endswith("absent.png: no such file")

@@ -49,6 +49,7 @@ class ImageTask(Task):
         self.config = resolved(config)
         self.data = load_images(self.config.data, verify=verify)
         self.classes = len(self.data.classes)
+        self._peak = int(getattr(self.data.train.reader, "peak", 255))
         self._outcome = outcome(config, self.data, trained or {})
         self.likelihood, self.evaluator = self._outcome.likelihood, self._outcome.evaluator
         self.outputs = self._outcome.outputs
@@ -123,7 +124,7 @@ class ImageTask(Task):
             "std": list(normalise.std),
             "interpolation": getattr(data, "interpolation", None) or "bilinear",
             "crop": getattr(data, "crop", None) or 1.0,
-            "peak": getattr(self.data.train.reader, "peak", 255),
+            "peak": self._peak,
         }
 
     @property
