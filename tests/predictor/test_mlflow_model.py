@@ -21,6 +21,7 @@ import proxscore
 from proxscore.config import ConfigError
 from proxscore.tracking.client import Client
 from proxscore.tracking.registry import register
+from proxscore.tracking.weights import local_weights
 
 if TYPE_CHECKING:
     from photographs import Photographs
@@ -179,3 +180,13 @@ def test_base64_of_nothing_is_a_failed_row(photographs: Photographs) -> None:
     texts = [base64.b64encode(photographs.files[0].read_bytes()).decode(), "", "no base64!", str(photographs.files[0])]
     found = predictor.predict(texts, errors="keep", texts="base64")
     assert list(found.errors) == [1, 2, 3]  # a path is no base64: a server's caller cannot read its files
+
+
+def test_weights_to_start_from_are_found_in_the_mlflow_that_is_named(
+    photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow itself would look for a run's model in the database of the current folder."""
+    monkeypatch.chdir(tmp_path)
+    run_id = photographs.result["runs"][0]["mlflow_run_id"]
+    found = local_weights(Path(f"runs:/{run_id}"), str(tmp_path / "runs"), photographs.uri)
+    assert (found / "posterior.json").is_file()

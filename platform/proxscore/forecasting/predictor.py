@@ -22,7 +22,7 @@ from proxscore.tasks.predictions import QUANTILES, Prediction
 from proxscore.tasks.predictor import Predictor
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 BATCH = 256  # windows that go through the network together
 
@@ -74,10 +74,9 @@ class SeriesPrediction(Prediction):
         """(Q, N, H), in units of the target."""
         return torch.cat([chunk.quantiles(probabilities) for chunk in self.predictive.chunks()], 1)
 
-    def to_frame(self, *, quantiles: Sequence[float] = QUANTILES, **options: Any) -> pd.DataFrame:
+    def columns(self, *, all: bool = False, quantiles: Sequence[float] = QUANTILES, **options: Any) -> dict[str, Any]:
         """A row per series and step: ``series, timestamp, step, mean, aleatoric_sd, epistemic_sd``, quantiles ``q0.05``."""
-        frame = table(self.predictive, self.series, quantiles).to_pandas()
-        return frame if self.verdict is None else frame.assign(verdict=self.verdict)
+        return dict(table(self.predictive, self.series, quantiles).to_pandas().items())
 
 
 class SeriesPredictor(Predictor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ QUANTILES = (0.05, 0.5, 0.95)
 
 
 @dataclass
-class Prediction:
+class Prediction(ABC):
     """The predictive distribution of rows, on the CPU.
 
     Attributes:
@@ -37,12 +38,12 @@ class Prediction:
     notes: tuple[str, ...] = field(default=(), kw_only=True)
     verdict: str | None = field(default=None, kw_only=True)
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
+    @abstractmethod
     def columns(self, *, all: bool = False, **options: Any) -> dict[str, Any]:
         """Named columns of a table, a value per row."""
-        raise NotImplementedError
 
     def to_frame(self, **options: Any) -> pd.DataFrame:
         """A pandas table, a row per row: :meth:`columns`, ``verdict`` of the posterior, and ``error`` where rows have one."""

@@ -16,7 +16,6 @@ from proxscore.config import ConfigError, expanded, masked
 from proxscore.tracking.runs import tracking_uri
 
 POSTERIOR = "posterior.json"
-MODEL = "MLmodel"
 INSIDE = "artifacts/posterior"  # of a model
 _RUN = r"(?:runs:/+)?([0-9a-f]{32})(?:/(.+))?"
 _VERSION, _ALIAS, _ID = r"models:/+([^/@]+)/(.+)", r"models:/+([^/@]+)@(.+)", r"models:/+(m-[0-9a-f]{32})"

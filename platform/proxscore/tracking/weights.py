@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from proxscore.config import ConfigError, masked
-from proxscore.tracking.located import holding, model_of
+from proxscore.tracking.located import everywhere, holding, model_of
 
 _RUN, _VERSION, _ALIAS = r"runs:/+([0-9a-f]{32})(?:/(.+))?", r"models:/+([^/@]+)/(.+)", r"models:/+([^/@]+)@(.+)"
 
@@ -71,9 +71,11 @@ def _download(text: str, uri: str, tracking_uri: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".download-", dir=target.parent))
     try:
-        found = Path(
-            mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(aside), tracking_uri=tracking_uri)
-        )
+        with everywhere(tracking_uri):
+            copied = mlflow.artifacts.download_artifacts(
+                artifact_uri=uri, dst_path=str(aside), tracking_uri=tracking_uri
+            )
+        found = Path(copied)
         if not found.is_dir():
             raise ConfigError(f"task.model.weights {text}: is a file in MLflow; name the folder that it lies in")
         if not target.exists():
