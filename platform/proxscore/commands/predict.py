@@ -85,7 +85,7 @@ def predict(options: argparse.Namespace, single: bool) -> int:
     """Predict all pieces that have not been."""
     from proxscore.predictor.opening import opened
     from proxscore.serving import batch, pieces
-    from proxscore.tracking.located import in_mlflow, located
+    from proxscore.tracking.located import for_workers, located
     from proxscore.tracking.runs import tracking_uri
     from proxscore.training.ray import connection
 
@@ -106,13 +106,9 @@ def predict(options: argparse.Namespace, single: bool) -> int:
     )
     output = f"{expanded(options.output)}.parts" if single else options.output
     output = output if "://" in output else str(Path(output).absolute())
-    # Workers on other machines look for MLflow where this process has found it.
-    tracking = tracking_uri(predictor.config.tracking)
-    overrides = (
-        *(each for each in options.overrides if not each.startswith("tracking.uri=")),
-        f"tracking.uri={tracking}",
+    place, overrides = for_workers(
+        options.posterior, folder, options.overrides, tracking_uri(predictor.config.tracking)
     )
-    place = options.posterior if in_mlflow(options.posterior) else str(folder)
     work = batch.Job(place, len(found), wanted, output, options.device, overrides)
     what, total = predictor.takes, sum(piece.count for piece in found)
     if options.dry_run:

@@ -92,20 +92,14 @@ def serve(options: argparse.Namespace, seconds: float | None, wait: float, token
     from proxscore.serving.replica import Served
     from proxscore.serving.requests import Limits
     from proxscore.serving.server import Scale, application
-    from proxscore.tracking.located import in_mlflow, located
+    from proxscore.tracking.located import for_workers
     from proxscore.tracking.runs import tracking_uri
     from proxscore.training.ray import connection
     from proxscore.training.saved import describe
 
     described = describe(options.posterior, options.overrides)  # what is wrong is said before a cluster starts
-    place = options.posterior
-    if not in_mlflow(place):
-        place = str(located(place).absolute())
-    tracking = tracking_uri(described.config.tracking)
-    overrides = (
-        *(each for each in options.overrides if not each.startswith("tracking.uri=")),
-        f"tracking.uri={tracking}",
-    )
+    uri = tracking_uri(described.config.tracking)
+    place, overrides = for_workers(options.posterior, described.folder, options.overrides, uri)
     limits = Limits(options.max_rows, options.max_draws, options.max_bytes)
     served = Served(place, overrides, options.draws, seconds, limits, "cuda" if options.gpus else "cpu")
     most = options.max_replicas or options.replicas

@@ -65,6 +65,19 @@ def located(source: str, overrides: Sequence[str] = ()) -> Path:
     raise ConfigError(f"{folder}: no posterior there ({POSTERIOR} is missing)")
 
 
+def for_workers(source: str, folder: Path, overrides: Sequence[str], uri: str) -> tuple[str, tuple[str, ...]]:
+    """How processes on other machines find a posterior: in MLflow, where this process found it, or by its whole path.
+
+    Args:
+        source: as :func:`located` takes it.
+        folder: what it gave.
+        overrides: of a configuration.
+        uri: of the tracking server or database.
+    """
+    own = [each for each in overrides if not each.startswith("tracking.uri=")]
+    return source if in_mlflow(source) else str(folder.absolute()), (*own, f"tracking.uri={uri}")
+
+
 def holding(folder: Path) -> Path | None:
     """The folder with a posterior's files: this one, or the one within it that a run or a model keeps it in; none: neither."""
     for inside in (folder, folder / "posterior", folder / INSIDE):
