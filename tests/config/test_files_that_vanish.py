@@ -14,6 +14,8 @@ def test_a_place_in_a_submitted_jobs_folder_is_named_and_no_other(
 ) -> None:
     folder = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_0123456789abcdef"  # as Ray 2.60 names it
     folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    check_file_destination("--result", Path("result.json"))  # the same name in a folder that stays
     monkeypatch.chdir(folder)
     for place in ("s3://bucket/runs", str(tmp_path / "runs")):
         tell_if_it_vanishes("training.storage", place)

@@ -36,11 +36,11 @@ class Watch:
         self.connected: list[str] = []
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if threading.get_ident() in self.others:
+        if not self.on or threading.get_ident() in self.others:
             return
-        if self.on and event in ("socket.connect", "socket.getaddrinfo"):
+        if event in ("socket.connect", "socket.getaddrinfo"):
             self.connected.append(f"{event} {arguments[1:]}")
-        if self.on and event == "open":
+        if event == "open":
             self.opened.append(str(arguments[0]))
 
 

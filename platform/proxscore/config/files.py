@@ -118,16 +118,22 @@ def check_folder_destination(option: str, path: Path) -> None:
         raise _unwritable(where, error) from error
 
 
-@cache  # once in a process
 def tell_if_it_vanishes(setting: str, place: str) -> None:
     """Say in one line that a place lies in the folder that Ray has unpacked for a submitted job, and may remove after it.
+
+    It is said once in a process for each setting and place.
 
     Args:
         setting: that names the place, for the message.
         place: a path, or a URI, which outlives it.
     """
-    parts = () if "://" in place else Path(place).absolute().parts
-    if any(folder == WORKING_FOLDERS and job.startswith("_ray_pkg_") for folder, job in pairwise(parts)):
+    if "://" not in place:
+        _tell_if_it_vanishes(setting, place, Path(place).absolute())
+
+
+@cache
+def _tell_if_it_vanishes(setting: str, place: str, absolute: Path) -> None:
+    if any(folder == WORKING_FOLDERS and job.startswith("_ray_pkg_") for folder, job in pairwise(absolute.parts)):
         print(
             f"note: {setting} {place} is in this submitted job's own folder, which the cluster removes: give a place that "
             "outlives it, a bucket or an absolute path that all nodes share",
