@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from scipy import special
 from torch import Tensor, distributions, nn
+from torch.nn import functional
+
+_SOFTPLUS_OF_1 = math.log(math.e - 1)  # whose softplus is 1
 
 
 @contextmanager
@@ -47,6 +50,15 @@ class StepDistribution(nn.Module, ABC):
     @abstractmethod
     def icdf(self, outputs: Tensor, probability: float) -> Tensor:
         """Quantile of each step, its inverse: (..., H, K) to (..., H)."""
+
+    def standard(self, raw: Tensor) -> list[Tensor]:
+        """K unconstrained numbers (..., K) to K parameters (...); zeros give location 0 and scale 1."""
+        *others, loc, scale = raw.unbind(-1)
+        return [
+            *(2.0 + functional.softplus(part + 3.0) for part in others),
+            loc,
+            functional.softplus(scale + _SOFTPLUS_OF_1),
+        ]
 
     @property
     def size(self) -> int:

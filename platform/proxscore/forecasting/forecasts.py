@@ -12,13 +12,14 @@ import pyarrow as pa
 import torch
 from gluonts.model.forecast import SampleForecast
 
+from proxscore.forecasting.anchors import as_described
 from proxscore.forecasting.network import ForecastNetwork
 from proxscore.forecasting.networks import Features, plan, takes
 from proxscore.forecasting.predictive import ForecastPredictive
 from proxscore.forecasting.series import SeriesData
 from proxscore.forecasting.series_task import SeriesTask
 from proxscore.forecasting.task import ForecastingConfig
-from proxscore.forecasting.trained import as_trained, trained_unit
+from proxscore.forecasting.trained import anchor_kind, as_trained, trained_context, trained_unit
 from proxscore.forecasting.windows import Panel, Windows
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ class Forecaster:
         self.config = config
         self.series = as_trained(series or config.data.load(trained["frequency"]), trained, config.model.name)
         entries = self.series.to_gluonts()
-        context = config.context or 2 * config.horizon
+        context = config.context or trained_context(trained, config.horizon)
+        assert context is not None
         self.blueprint = plan(
             config.model.name,
             config.model.kwargs,
@@ -49,7 +51,10 @@ class Forecaster:
             context=context,
             features=Features.of(entries, [len(values) for values in self.series.categories.values()]),
             likelihood=config.model.likelihood,
+            anchor=anchor_kind(config.model, trained),
         )
+        found = trained.get("anchor")
+        self.anchor = None if found is None else as_described(found, config.horizon)
         self.scale_floor = float(trained.get("scale_floor", 0.0))
         self.unit = trained_unit(trained)
         short = [each.id for each in self.series.series if len(each) < context]
@@ -61,7 +66,7 @@ class Forecaster:
 
     def build_model(self) -> ForecastNetwork:
         """The network, with numbers that are to be loaded."""
-        return self.blueprint.build(None, self.scale_floor, self.unit)
+        return self.blueprint.build(None, self.scale_floor, self.unit, self.anchor)
 
 
 def floored(network: ForecastNetwork, windows: Windows, batch: int = 256) -> list[str]:

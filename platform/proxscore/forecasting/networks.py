@@ -1,20 +1,23 @@
-"""Networks by name: GluonTS's estimators say how series become inputs and make the network; Koopa is our own.
+"""Networks by name: GluonTS's estimators say how series become inputs and make the network; Koopa and the MLP are our own.
 
 A new network of GluonTS is one line in ``_ESTIMATORS``.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from gluonts.dataset.field_names import FieldName
+from gluonts.time_feature import time_features_from_frequency_str
 from gluonts.torch.distributions import DistributionOutput, StudentTOutput
 from gluonts.torch.distributions.distribution_output import NormalOutput
 from gluonts.torch.model.d_linear import DLinearEstimator
@@ -25,14 +28,16 @@ from gluonts.torch.model.patch_tst import PatchTSTEstimator
 from gluonts.torch.model.simple_feedforward import SimpleFeedForwardEstimator
 from gluonts.torch.model.tft import TemporalFusionTransformerEstimator
 from gluonts.torch.model.tide import TiDEEstimator
-from gluonts.transform import AddObservedValuesIndicator, Chain, SelectFields, Transformation
+from gluonts.transform import AddObservedValuesIndicator, AddTimeFeatures, Chain, SelectFields, Transformation
 from torch import Tensor, nn
 
 from proxscore.config import ConfigError
+from proxscore.forecasting.anchored import AnchoredNetwork, ResidualMLP
+from proxscore.forecasting.anchors import LONGEST, Anchor, GivenAnchor, LinearAnchor, Units
 from proxscore.forecasting.distributions import LIKELIHOODS
 from proxscore.forecasting.koopa import Koopa
 from proxscore.forecasting.network import AutoregressiveNetwork, ForecastNetwork, PointForecaster
-from proxscore.forecasting.windows import Packing, Series, Windows
+from proxscore.forecasting.windows import FOLD, Packing, Series, Windows, given
 
 log = logging.getLogger(__name__)
 
@@ -126,11 +131,14 @@ _ESTIMATORS = {
     "TFT": _Estimator(TemporalFusionTransformerEstimator, ("known", "past", "categories", "real"), _all_one_by_one),
     "TiDE": _Estimator(TiDEEstimator, ("known", "categories", "real"), _static_and_known),
 }
-NAMES = (*_ESTIMATORS, "Koopa")
+NAMES = (*_ESTIMATORS, "Koopa", "MLP")
+AUTOREGRESSIVE = ("DeepAR",)
 
 
 def takes(name: str) -> tuple[str, ...]:
     """Features of series that a network takes: of known, past, categories and real."""
+    if name == "MLP":
+        return "known", "past", "categories", "real"
     return _ESTIMATORS[name].takes if name in _ESTIMATORS else ()
 
 
@@ -142,6 +150,7 @@ _DATA = {"freq", "cardinality", "num_feat_dynamic_real", "num_feat_static_cat", 
 _DATA |= {"dynamic_dims", "past_dynamic_dims", "static_dims"}
 _DATA |= {"dynamic_cardinalities", "past_dynamic_cardinalities", "static_cardinalities"}
 _TASK = {"self", "prediction_length", "context_length", "distr_output", "context", "horizon", "channels"}
+_TASK |= {"likelihood", "others", "categories"}
 _TRAINING = {"lr", "weight_decay", "patience", "batch_size", "num_batches_per_epoch", "trainer_kwargs"}
 _TRAINING |= {"train_sampler", "validation_sampler"}
 _OBJECTS = {"num_parallel_samples", "quantiles", "nonnegative_pred_samples", "imputation_method", "time_features"}
@@ -172,30 +181,44 @@ class Blueprint:
     make: Callable[[], nn.Module]
     estimator: PyTorchLightningEstimator | None = None
 
-    def build(self, training: Windows | None = None, scale_floor: float = 0.0, unit: float = 1.0) -> ForecastNetwork:
+    def build(
+        self,
+        training: Windows | None = None,
+        scale_floor: float = 0.0,
+        unit: float = 1.0,
+        anchor: Anchor | None = None,
+    ) -> ForecastNetwork:
         """A network with random weights, on the default device.
 
         Args:
-            training: windows that Koopa's filter is computed from; others have no use for them. A network whose state
-                is loaded afterwards needs none: the filter is part of the state.
+            training: windows that Koopa's filter, and the MLP's means and scales, are computed from; others have no use for
+                them. A network whose state is loaded afterwards needs none: these are part of the state.
             scale_floor: least scale of a window; see :mod:`proxscore.forecasting.network`.
             unit: what the network within counts targets in.
+            anchor: what it starts from; without, from the window's own scale.
         """
         net = self.make()
         if isinstance(net, PointForecaster) and training is not None:
-            net.point.set_filter(_spread(training, self.packing, unit))
+            net.point.set_filter(
+                (fields["past_target"][..., None] / unit, fields["past_observed_values"][..., None])
+                for fields in _spread(training, self.packing)
+            )
+        if isinstance(net, ResidualMLP) and training is not None:
+            net.standardise(_spread(training, self.packing))
+        if anchor is not None:
+            likelihood = LIKELIHOODS[self.likelihood]()
+            return AnchoredNetwork(
+                net, self.packing, likelihood, self.horizon, scale_floor, unit, copy.deepcopy(anchor)
+            )
         kind = AutoregressiveNetwork if self.autoregressive else ForecastNetwork
         return kind(net, self.packing, LIKELIHOODS[self.likelihood](), self.horizon, scale_floor, unit)
 
 
-def _spread(
-    windows: Windows, packing: Packing, unit: float, count: int = 4096, batch: int = 256
-) -> Iterable[tuple[Tensor, Tensor]]:
-    """At most ``count`` windows, evenly spaced: values, by unit, and observed flags (B, L, 1), in batches."""
+def _spread(windows: Windows, packing: Packing, count: int = 4096, batch: int = 256) -> Iterator[dict[str, Tensor]]:
+    """Fields of at most ``count`` windows, evenly spaced, in batches."""
     items = np.linspace(0, len(windows) - 1, min(count, len(windows))).astype(int)
     for first in range(0, len(items), batch):
-        fields = packing.unpack(windows.__getitems__(items[first : first + batch].tolist())[0])
-        yield fields["past_target"][..., None] / unit, fields["past_observed_values"][..., None]
+        yield packing.unpack(windows.__getitems__(items[first : first + batch].tolist())[0])
 
 
 def plan(
@@ -207,6 +230,7 @@ def plan(
     context: int,
     features: Features,
     likelihood: str = "student_t",
+    anchor: str | None = None,
 ) -> Blueprint:
     """Plan how a network fits data and task.
 
@@ -219,27 +243,37 @@ def plan(
         horizon: H, steps to forecast.
         context: steps that the network looks back to; lags may reach further.
         features: of the series. What a network does not take is left out, and a warning says so.
-        likelihood: ``student_t`` or ``normal``.
+        likelihood: a key of ``LIKELIHOODS``.
+        anchor: what its windows bring for an anchor: ``linear`` (their block of time), ``given`` (a forecast) or nothing.
 
     Raises:
         ConfigError: an unknown name or keyword (the nearest are named), or values that the network refuses.
     """
     _known("task.model.name", name, NAMES)
     _known("task.model.likelihood", likelihood, tuple(LIKELIHOODS))
+    if anchor is None and name == "MLP":
+        raise ConfigError("task.model.anchor: the MLP predicts what an anchor leaves; choose auto or linear")
+    if anchor is not None and name in AUTOREGRESSIVE:
+        raise ConfigError(f"task.model.anchor: {name} forecasts step by step, and takes none; choose auto or none")
     estimator = _ESTIMATORS.get(name)
-    _check_keywords(name, kwargs, estimator.kind if estimator else Koopa)
+    _check_keywords(name, kwargs, estimator.kind if estimator else {"Koopa": Koopa, "MLP": ResidualMLP}[name])
     left_out = [kind for kind in ("known", "past", "categories", "real") if getattr(features, kind)]
-    left_out = [kind for kind in left_out if estimator is None or kind not in estimator.takes]
+    left_out = [kind for kind in left_out if kind not in takes(name)]
     if left_out:
         log.warning("%s takes no %s features of the series: they are left out", name, ", ".join(left_out))
     try:
         with torch.random.fork_rng([]):  # trials draw nothing from the stream that initial weights come from
-            if estimator is None:
+            if name == "MLP":
+                blueprint = _mlp(kwargs, frequency, horizon, context, features, likelihood)
+            elif estimator is None:
                 blueprint = _koopa(kwargs, horizon, context, likelihood)
             else:
                 keywords = {**estimator.defaults(context), **kwargs, **estimator.keywords(features)}
                 blueprint = _gluonts(name, estimator.kind, keywords, frequency, horizon, context, likelihood)
-            _check_forward(blueprint)
+            if anchor is not None:
+                extra = FOLD if anchor == "linear" else given(horizon)
+                blueprint = replace(blueprint, packing=Packing((*blueprint.packing.fields, extra)))
+            _check_forward(blueprint, anchor, context)
     except ConfigError:
         raise
     except Exception as error:  # each network checks its keywords in its own way: assert, pydantic, RuntimeError, ...
@@ -312,8 +346,50 @@ def _koopa(kwargs: Mapping[str, Any], horizon: int, context: int, likelihood: st
     return Blueprint("Koopa", horizon, likelihood, transformation, Packing.of(inputs, horizon), False, make)
 
 
-def _check_forward(blueprint: Blueprint) -> None:
-    network = blueprint.build().eval()
+def _mlp(
+    kwargs: Mapping[str, Any], frequency: str, horizon: int, context: int, features: Features, likelihood: str
+) -> Blueprint:
+    calendar = time_features_from_frequency_str(frequency)
+    kept = [FieldName.FEAT_DYNAMIC_REAL, FieldName.PAST_FEAT_DYNAMIC_REAL, FieldName.FEAT_STATIC_CAT]
+    kept += [FieldName.FEAT_STATIC_REAL]
+    transformation = Chain(
+        [
+            SelectFields([FieldName.ITEM_ID, FieldName.START, FieldName.TARGET, *kept], allow_missing=True),
+            AddObservedValuesIndicator(target_field=FieldName.TARGET, output_field=FieldName.OBSERVED_VALUES),
+            AddTimeFeatures(FieldName.START, FieldName.TARGET, FieldName.FEAT_TIME, calendar, horizon),
+        ]
+    )
+    inputs: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+        f"past_{field}": ((context,), torch.float) for field in (FieldName.TARGET, FieldName.OBSERVED_VALUES)
+    }
+    others: dict[str, tuple[int, ...]] = {}
+    if calendar:
+        others[f"future_{FieldName.FEAT_TIME}"] = (1, len(calendar))
+    if features.known:
+        others[f"future_{FieldName.FEAT_DYNAMIC_REAL}"] = (horizon, features.known)
+    if features.past:
+        others[f"past_{FieldName.PAST_FEAT_DYNAMIC_REAL}"] = (min(horizon, context), features.past)
+    if features.real:
+        others[FieldName.FEAT_STATIC_REAL] = (features.real,)
+    inputs |= {name: (shape, torch.float) for name, shape in others.items()}
+    if features.categories:
+        inputs[FieldName.FEAT_STATIC_CAT] = ((len(features.categories),), torch.long)
+    sizes = {name: math.prod(shape) for name, shape in others.items()}
+
+    def make() -> nn.Module:
+        return ResidualMLP(context, horizon, LIKELIHOODS[likelihood](), sizes, features.categories, **kwargs)
+
+    return Blueprint("MLP", horizon, likelihood, transformation, Packing.of(inputs, horizon), False, make)
+
+
+def _check_forward(blueprint: Blueprint, kind: str | None, context: int) -> None:
+    anchor: Anchor | None = None
+    if kind is not None:
+        units = Units(1, 1, 1.0)
+        anchor = (
+            LinearAnchor(units, min(context, LONGEST), blueprint.horizon) if kind == "linear" else GivenAnchor(units)
+        )
+    network = blueprint.build(anchor=anchor).eval()
     weight = next(network.parameters())
     with torch.no_grad():
         outputs = network(torch.zeros(2, blueprint.packing.size, device=weight.device))

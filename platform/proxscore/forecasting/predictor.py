@@ -17,6 +17,7 @@ from proxscore.forecasting.predictive import ForecastPredictive, predicted
 from proxscore.forecasting.series import SeriesData
 from proxscore.forecasting.sources.table import SeriesTableConfig, of_table
 from proxscore.forecasting.task import ForecastingConfig
+from proxscore.forecasting.trained import trained_context
 from proxscore.posterior import Posterior
 from proxscore.tasks.predictions import QUANTILES, Prediction
 from proxscore.tasks.predictor import Predictor
@@ -174,7 +175,7 @@ def example(section: ForecastingConfig, columns: SeriesTableConfig, trained: Map
     """A table of one series that is as long as the network looks back, of ones and twos."""
     import pandas as pd
 
-    context = section.context or 2 * section.horizon
+    context = section.context or trained_context(trained, section.horizon) or 1
     known = section.horizon if columns.known_covariates else 0
     stamps = pd.date_range("2020-01-01", periods=context + known, freq=trained["frequency"])
     values = np.where(np.arange(len(stamps)) < context, 1.0 + np.arange(len(stamps)) % 2, np.nan)

@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from proxscore.config import Config, ConfigError
+from proxscore.forecasting.anchors import BLOCKS, Anchor, Units, as_described, described, fit
+from proxscore.forecasting.baselines import seasons
 from proxscore.forecasting.distributions import LIKELIHOODS
 from proxscore.forecasting.evaluator import ForecastEvaluator
-from proxscore.forecasting.networks import Features, plan
+from proxscore.forecasting.networks import Blueprint, Features, plan
 from proxscore.forecasting.predictive import predict
 from proxscore.forecasting.series import SeriesData
-from proxscore.forecasting.splits import Split, record, scale_floor, unit
+from proxscore.forecasting.splits import Split, default_context, record, repeated, scale_floor, unit
 from proxscore.forecasting.task import ForecastingConfig
-from proxscore.forecasting.trained import as_trained, features, trained_unit
-from proxscore.forecasting.windows import Panel, Windows, training_index
+from proxscore.forecasting.trained import anchor_kind, as_trained, features, trained_context, trained_unit
+from proxscore.forecasting.windows import Panel, Windows, folds, training_index
 from proxscore.tasks import Task
 
 
@@ -44,7 +46,9 @@ class SeriesTask(Task):
 
     Attributes:
         series: the data set; ``splits`` its parts by series; ``data`` their windows.
+        seasons: steps of those that the frequency suggests and the training parts repeat, ascending.
         context: steps that the network looks back to.
+        anchor: what the network starts from; none: from a window's own scale.
         scale_floor: least scale of a window.
         unit: what the network within counts targets in.
         blueprint: how the network fits the data.
@@ -60,13 +64,26 @@ class SeriesTask(Task):
         self, config: ForecastingConfig, *, verify: bool = True, trained: Mapping[str, Any] | None = None
     ) -> None:
         self.config = config
-        self.context = config.context or 2 * config.horizon
         self.series: SeriesData = config.data.load(None if trained is None else trained["frequency"])
         if trained is not None:
             self.series = as_trained(self.series, trained, config.model.name)
         self.splits: list[Split] = config.data.split(self.series, config.horizon)
-        entries = self.series.to_gluonts()
-        self.blueprint = plan(
+        ends = [split.train_end for split in self.splits]
+        self.seasons = repeated(seasons(self.series.frequency, self.series.season), ends, config.horizon)
+        known = config.context or trained_context(trained, config.horizon)
+        self.context: int = known or default_context(self.seasons, ends, config.horizon)
+        own_floor = scale_floor(self.series, self.splits, config.model.scale_floor)
+        self.scale_floor = float((trained or {}).get("scale_floor", own_floor))
+        self.unit = unit(self.series, self.splits) if trained is None else trained_unit(trained)
+        self.likelihood = LIKELIHOODS[config.model.likelihood]()
+        self.blueprint, self.data = self._windows(anchor_kind(config.model, trained))
+        self.anchor = self._anchor(trained)
+        self.evaluator = ForecastEvaluator(self)
+
+    def _windows(self, anchor: str | None) -> tuple[Blueprint, ForecastData]:
+        """How the network fits the data, and the windows that it takes."""
+        config, entries = self.config, self.series.to_gluonts()
+        blueprint = plan(
             config.model.name,
             config.model.kwargs,
             frequency=self.series.frequency,
@@ -74,27 +91,35 @@ class SeriesTask(Task):
             context=self.context,
             features=Features.of(entries, [len(values) for values in self.series.categories.values()]),
             likelihood=config.model.likelihood,
+            anchor=anchor,
         )
-        self.likelihood = LIKELIHOODS[config.model.likelihood]()
-        panel = Panel(entries, self.blueprint.transformation, self.blueprint.packing, config.horizon)
+        panel = Panel(entries, blueprint.transformation, blueprint.packing, config.horizon)
         train = training_index(
             [split.train_end for split in self.splits],
             config.horizon,
             past=self.context,
+            least=max(config.horizon, *self.seasons[:1], 1),
             stride=config.train_stride,
         )
         parts = {name: _index([getattr(split, name) for split in self.splits]) for name in ("validation", "test")}
         counts = {"train": len(train)} | {name: len(index) for name, index in parts.items()}
-        self.data = ForecastData(
-            Windows(panel, train),
+        return blueprint, ForecastData(
+            Windows(panel, train, folds(train, BLOCKS)),
             Windows(panel, parts["validation"]),
             Windows(panel, parts["test"]),
             {"counts": counts} | record(self.splits, config.horizon),
         )
-        own_floor = scale_floor(self.series, self.splits, config.model.scale_floor)
-        self.scale_floor = float((trained or {}).get("scale_floor", own_floor))
-        self.unit = unit(self.series, self.splits) if trained is None else trained_unit(trained)
-        self.evaluator = ForecastEvaluator(self)
+
+    def _anchor(self, trained: Mapping[str, Any] | None) -> Anchor | None:
+        """What the network starts from, fitted to the training windows, or to be loaded."""
+        kind = anchor_kind(self.config.model, trained)
+        if kind is None:
+            return None
+        if trained is not None:
+            return as_described(trained["anchor"], self.config.horizon)
+        units = Units(1, min(self.seasons[:1] or [1]), self.scale_floor / self.unit)
+        anchor, _ = fit(self.data.train, self.config.horizon, units, self.seasons, self.unit)
+        return anchor
 
     @property
     def summary(self) -> str:
@@ -126,7 +151,7 @@ class SeriesTask(Task):
             device: the meta device leaves out the numbers.
         """
         with device or nullcontext():
-            return self.blueprint.build(self.data.train, self.scale_floor, self.unit)
+            return self.blueprint.build(self.data.train, self.scale_floor, self.unit, self.anchor)
 
     def example(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a batch's shape and type, all zero."""
@@ -143,6 +168,8 @@ class SeriesTask(Task):
             "splits": self.data.splits,
             "scale_floor": self.scale_floor,
             "unit": self.unit,
+            "context": self.context,
+            "anchor": described(self.anchor),
         }
 
 

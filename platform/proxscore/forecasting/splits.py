@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,6 +134,18 @@ def unit(data: SeriesData, splits: list[Split]) -> float:
             f"that makes it between 1e-{_LARGEST_EXPONENT} and 1e{_LARGEST_EXPONENT}"
         )
     return 10.0**exponent
+
+
+def repeated(seasons: Sequence[int], ends: Sequence[int], horizon: int) -> list[int]:
+    """The seasons, ascending, that most training parts of so many steps show three times, beside a horizon."""
+    typical = float(np.median(np.asarray(ends)))
+    return sorted(season for season in set(seasons) if season > 1 and 3 * season + horizon <= typical)
+
+
+def default_context(seasons: Sequence[int], ends: Sequence[int], horizon: int) -> int:
+    """Steps to look back to: the longest season, and twice the longer of horizon and shortest season; not beyond any series."""
+    wanted = (max(seasons, default=0)) + 2 * max([horizon, *seasons[:1]])
+    return max(min(wanted, max(ends) - horizon), horizon, 1)
 
 
 def _from_end(length: int, horizon: int, test_windows: int, validation_windows: int, stride: int) -> Split:

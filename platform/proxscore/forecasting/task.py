@@ -21,10 +21,13 @@ _SOURCES = SERIES_SOURCES.default("taylor")
 
 
 class ForecastModelConfig(Section):
-    """A forecasting network by its name in ``forecasting.networks``. ``kwargs`` go to GluonTS's estimator (or to Koopa)."""
+    """A forecasting network by its name in ``forecasting.networks``, and what it starts from."""
 
-    name: str = "PatchTST"  # of a network in forecasting.networks
-    kwargs: dict[str, Any] = Field({})  # go to GluonTS's estimator, or to Koopa, as they are
+    name: str = "MLP"  # of a network in forecasting.networks
+    kwargs: dict[str, Any] = Field({})  # go to GluonTS's estimator, or to Koopa or the MLP, as they are
+    # What the network corrects: auto picks by validation CRPS; linear: a regression on the past of all series; none: nothing, as
+    # DeepAR always does.
+    anchor: Literal["auto", "none", "linear"] = "auto"
     # Least scale of a window, in mean steps |y_t - y_(t-1)| of the calmest series; for windows that are all zero.
     scale_floor: float = Field(0.1, ge=0, allow_inf_nan=False)
     likelihood: Literal["student_t", "normal"] = "student_t"  # of each step, given the network's outputs
@@ -37,7 +40,7 @@ class ForecastingConfig(TaskSection):
     model: ForecastModelConfig = ForecastModelConfig()
     data: Annotated[SeriesSource, _SOURCES] = Field(default_factory=_SOURCES.make)
     horizon: int = Field(48, ge=2, le=MAX_HORIZON)  # steps that a window forecasts
-    # Steps that the network looks back to; null: twice the horizon.
+    # Steps that the network looks back to; null: the longest season that the series repeat often enough, and two horizons.
     context: int | None = Field(None, ge=1, le=MAX_CONTEXT)
     train_stride: int = Field(1, ge=1, le=MAX_CONTEXT)  # steps between the starts of training windows
     # What comparisons show below the methods; arima takes minutes per series where the season is long.

@@ -8,9 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from proxscore.config import ConfigError
+from proxscore.forecasting.anchors import check_described
 from proxscore.forecasting.frequencies import Grid
-from proxscore.forecasting.networks import takes
+from proxscore.forecasting.networks import AUTOREGRESSIVE, takes
 from proxscore.forecasting.series import SeriesData
+from proxscore.forecasting.sources.base import MAX_CONTEXT
 
 
 def features(data: SeriesData) -> dict[str, Any]:
@@ -47,6 +49,10 @@ def check_trained(trained: Any, where: str) -> None:
         )
     if not all(isinstance(values, list) for values in found["categories"].values()):
         raise ConfigError(f"{where}: data.features.categories must have a list of values by name")
+    context = trained.get("context", 1)
+    if isinstance(context, bool) or not isinstance(context, int) or not 1 <= context <= MAX_CONTEXT:
+        raise ConfigError(f"{where}: data.context is {context!r}; it must be a number of steps")
+    check_described(trained.get("anchor"), f"{where}: data.anchor")
     for name, least in (("scale_floor", 0.0), ("unit", 1e-300)):
         value = trained.get(name, 1.0)
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
@@ -56,6 +62,19 @@ def check_trained(trained: Any, where: str) -> None:
 def trained_unit(trained: Mapping[str, Any]) -> float:
     """What a trained network counts targets in; where its description does not say, in theirs."""
     return float(trained.get("unit", 1.0))
+
+
+def trained_context(trained: Mapping[str, Any] | None, horizon: int) -> int | None:
+    """Steps that a trained network looks back to, by its description; none of a network that is to be trained."""
+    return None if trained is None else int(trained.get("context", 2 * horizon))
+
+
+def anchor_kind(model: Any, trained: Mapping[str, Any] | None) -> str | None:
+    """What a network starts from: as it was trained, or as its section says."""
+    if trained is not None:
+        found = trained.get("anchor")
+        return None if found is None else str(found["kind"])
+    return None if model.anchor == "none" or (model.anchor == "auto" and model.name in AUTOREGRESSIVE) else "linear"
 
 
 def as_trained(data: SeriesData, trained: Mapping[str, Any], network: str) -> SeriesData:

@@ -8,11 +8,12 @@ from t on; its fields are cut as GluonTS's instance splitters cut them, zeros st
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from gluonts.transform import Transformation
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ from proxscore.config import ConfigError
 Series = Mapping[str, Any]  # an entry of a GluonTS data set
 Rows = NDArray[np.int64]
 
+ENOUGH = 100  # training windows with a whole past, above which a series has no others
+
 _OWN = ("feat_dynamic_real", "past_feat_dynamic_real")  # time fields that the TFT takes by the name the series has
 
 
@@ -33,7 +36,7 @@ class Field:
 
     Attributes:
         name: the keyword of the network's forward.
-        source: the field of a transformed series that it is cut from.
+        source: the field of a transformed series that it is cut from; empty: windows say it themselves.
         shape: of one window, (steps,), (steps, features), or (features,) where it does not depend on time.
         dtype: what the network takes.
         first: step of its first entry, counted from the origin; None where it does not depend on time.
@@ -49,6 +52,14 @@ class Field:
     def size(self) -> int:
         """Numbers of one window."""
         return math.prod(self.shape)
+
+
+FOLD = Field("fold", "", (1,), torch.float32, None)  # block of time that a training window is in, from 1; 0: none
+
+
+def given(horizon: int) -> Field:
+    """Mean and standard deviation of each step by a method that forecasts windows one by one."""
+    return Field("anchor", "", (horizon, 2), torch.float32, None)
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,15 @@ class Packing:
         """Steps before the origin that some field reaches back to."""
         return max(0, *(-field.first for field in self.fields if field.first is not None))
 
+    def start(self, field: Field) -> int | None:
+        """Where a field begins in a vector; none: it is not in it."""
+        before = 0
+        for each in self.fields:
+            if each == field:
+                return before
+            before += each.size
+        return None
+
     def unpack(self, inputs: Tensor) -> dict[str, Tensor]:
         """(B, F) to the network's keywords."""
         parts = inputs.split([field.size for field in self.fields], 1)
@@ -112,6 +132,8 @@ class Panel:
         transformation: the estimator's.
         packing: of the network.
         horizon: H.
+        forecast: gives (H, 2), mean and standard deviation of each step, of a series by number at an origin, where the
+            packing has the field :func:`given`.
         beyond: steps after the end of each series that windows may reach, as missing targets; H for forecasts of what
             comes after the data. Known covariates must go as far.
 
@@ -120,13 +142,19 @@ class Panel:
     """
 
     def __init__(
-        self, series: Sequence[Series], transformation: Transformation, packing: Packing, horizon: int, beyond: int = 0
+        self,
+        series: Sequence[Series],
+        transformation: Transformation,
+        packing: Packing,
+        horizon: int,
+        beyond: int = 0,
+        forecast: Callable[[int, int], NDArray[np.float32]] | None = None,
     ) -> None:
-        self.packing, self.horizon = packing, horizon
+        self.packing, self.horizon, self.forecast = packing, horizon, forecast
         self.ids = [str(entry.get("item_id", number)) for number, entry in enumerate(series)]
         self.lengths: Rows = np.array([len(entry["target"]) + beyond for entry in series], dtype=np.int64)
         extended = [_extend(entry, name, beyond) for entry, name in zip(series, self.ids, strict=True)]
-        time = {field.source: field.first is not None for field in packing.fields}
+        time = {field.source: field.first is not None for field in packing.fields if field.source}
         time |= {"target": True, "observed_values": True}
         self._fields = [
             {source: self._array(entry[source], moving) for source, moving in time.items()}
@@ -145,6 +173,9 @@ class Panel:
         """Write the window of a series at an origin into vectors (F,) and (2, H)."""
         fields, now, start = self._fields[series], self.packing.past + origin, 0
         for field in self.packing.fields:
+            if not field.source:
+                start += field.size
+                continue
             value = fields[field.source]
             if field.first is not None:
                 value = value[now + field.first : now + field.first + field.shape[0]]
@@ -183,12 +214,13 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
         panel: the series.
         index: (N, 2) int64, series number and origin; item i is the window whose first step to forecast is step
             ``index[i, 1]`` of its series, counted from 0.
+        folds: (N,) the block of time that each window is in, from 1; without, the windows are in none.
 
     Raises:
         ConfigError: a window that reaches beyond its series; names the series.
     """
 
-    def __init__(self, panel: Panel, index: Rows) -> None:
+    def __init__(self, panel: Panel, index: Rows, folds: Rows | None = None) -> None:
         ends = index[:, 1] + panel.horizon
         bad = np.flatnonzero((index[:, 1] < 0) | (ends > panel.lengths[index[:, 0]]))
         if bad.size:
@@ -197,7 +229,8 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
                 f"series {panel.ids[series]}: a window of {panel.horizon} steps from step {origin} on reaches beyond its "
                 f"{panel.lengths[series]} steps"
             )
-        self.panel, self.index = panel, index
+        self.panel, self.index, self.folds = panel, index, folds
+        self._fold, self._given = panel.packing.start(FOLD), panel.packing.start(given(panel.horizon))
 
     @property
     def series(self) -> Tensor:
@@ -218,22 +251,48 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
         for row, item in enumerate(items):
             self.panel.fill(inputs[row], targets[row, :2], *self.index[item].tolist())
             targets[row, 2:] = self.index[item][:, None]
+        if self._fold is not None:
+            inputs[:, self._fold] = 0 if self.folds is None else self.folds[list(items)]
+        if self._given is not None:
+            self._forecasts(inputs, items)
         return torch.from_numpy(inputs), torch.from_numpy(targets)
 
+    def _forecasts(self, inputs: NDArray[np.float32], items: Sequence[int]) -> None:
+        """Write what the panel's method forecasts of each window; zeros without one."""
+        assert self._given is not None
+        wide = slice(self._given, self._given + 2 * self.panel.horizon)
+        for row, item in enumerate(items):
+            found = None if self.panel.forecast is None else self.panel.forecast(*self.index[item].tolist())
+            inputs[row, wide] = 0 if found is None else found.reshape(-1)
 
-def training_index(ends: Sequence[int], horizon: int, *, past: int = 1, stride: int = 1) -> Rows:
+
+def folds(index: Rows, count: int) -> Rows:
+    """(N,) the block of time, from 1 to ``count``, that each training window is in: equal parts of its series' origins."""
+    table = pd.Series(index[:, 1]).groupby(index[:, 0])
+    first, last = table.transform("min").to_numpy(), table.transform("max").to_numpy()
+    place: Rows = (index[:, 1] - first) * count // (last - first + 1)
+    return place + 1
+
+
+def training_index(
+    ends: Sequence[int], horizon: int, *, past: int = 1, least: int | None = None, stride: int = 1
+) -> Rows:
     """(N, 2): in each series the origins end - H, end - H - stride, ... in ascending order, that have ``past`` steps before.
 
-    A series with less past than that has one window, at end - H; what a network looks back to beyond it is zeros.
+    A series that gives fewer than ``ENOUGH`` of them has those with ``least`` steps before, and in any case one window, at
+    end - H; what a network looks back to beyond the series' beginning is missing.
 
     Args:
         ends: steps of each series that belong to training.
         horizon: H.
         past: steps before an origin.
+        least: steps before an origin of a short series; by default as many as of others.
         stride: steps between origins.
     """
+    needed = [past if end - horizon - past >= ENOUGH * stride else min(past, least or past) for end in ends]
     origins = [
-        np.arange(end - horizon, min(past, max(end - horizon, 1)) - 1, -stride, dtype=np.int64)[::-1] for end in ends
+        np.arange(end - horizon, min(steps, max(end - horizon, 1)) - 1, -stride, dtype=np.int64)[::-1]
+        for end, steps in zip(ends, needed, strict=True)
     ]
     return np.concatenate(
         [np.empty((0, 2), np.int64), *(np.stack([np.full_like(o, s), o], 1) for s, o in enumerate(origins))]

@@ -1,0 +1,353 @@
+"""Where a forecast starts from: a path for each window, made of its own past, about which a network predicts what is left.
+
+A window's past y (L) is told in units of its own: a level r, the mean of its last steps, and a scale s, the mean step
+|y_t - y_(t-m)| over its season m. With z = (y - r) / s a network that is anchored predicts
+
+    y_(t+h) = r + s (path_h + spread_h x_h),        x_h about 0, of scale about 1,
+
+so that series of any size, and at any level, are one problem, and a network that has learned nothing yet forecasts the path.
+
+* :class:`LinearAnchor`: path = z W, for all series one matrix (L, H): a ridge regression of the H steps on the L before,
+  shrunk towards no change or towards the last season. Shrinkage, target and level are those with the least absolute error
+  in blocked cross-validation over time. While a network trains, the path of a window comes from the regression without its own
+  block (cross-fitting, as in stacking: Wolpert, 1992): what is left of a path that had seen its window is too small.
+* :class:`GivenAnchor`: path and spread come with the window, from a method that is fitted series by series.
+
+The spread of the linear anchor is that of cross-validated errors, by step, and grows where the past is unlike those of training:
+with q = z' (Z'Z / n)^-1 z the variance of a linear regression's forecast is proportional to 1 + q / n.
+
+Montero-Manso and Hyndman (2021), Principles and algorithms for forecasting groups of time series: locality and globality;
+Kim et al. (2022), Reversible instance normalization.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from proxscore.config import ConfigError
+from proxscore.forecasting.windows import Windows
+
+BLOCKS = 5  # of time, that cross-validation leaves out in turn
+LONGEST_PAST = 10**6  # steps of a season
+LONGEST = 1024  # steps of the past that the regression looks at
+WINDOWS = 20_000  # at most, that it is fitted to
+SHRINKAGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 1e6)  # of the mean square of z; the last leaves the target alone
+_TO_DEVIATION = 1.2533141373155  # sqrt(pi / 2): a Gaussian's standard deviation by its mean absolute deviation
+
+
+@dataclass(frozen=True)
+class Units:
+    """Level and scale of windows.
+
+    Attributes:
+        last: steps whose mean is the level; 1: the last value.
+        season: lag of the differences whose mean size is the scale.
+        floor: least scale, in the unit of the target.
+    """
+
+    last: int
+    season: int
+    floor: float
+
+    def of(self, past: Tensor, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, L) values and flags to z (B, L), 0 where a step is missing, level (B, 1) and scale (B, 1)."""
+        seen = observed > 0
+        level, some = _mean(past[:, -self.last :], seen[:, -self.last :])
+        everywhere, any_seen = _mean(past, seen)
+        level = torch.where(some, level, torch.where(any_seen, everywhere, 0))
+        scale, pairs = _steps(past, seen, self.season)
+        if self.season > 1:
+            single, _ = _steps(past, seen, 1)
+            scale = torch.where(pairs, scale, single)
+        scale = scale.clamp_min(max(self.floor, 1e-9))
+        return torch.where(seen, (past - level) / scale, 0), level, scale
+
+
+def _mean(values: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Of what is seen (B, 1), and whether there is any."""
+    count = seen.sum(1, keepdim=True)
+    return torch.where(seen, values, 0).sum(1, keepdim=True) / count.clamp_min(1), count > 0
+
+
+def _steps(past: Tensor, seen: Tensor, lag: int) -> tuple[Tensor, Tensor]:
+    """Mean |y_t - y_(t-lag)| (B, 1), and whether there is any pair."""
+    if past.shape[1] <= lag:
+        return past.new_zeros(len(past), 1), torch.zeros(len(past), 1, dtype=torch.bool, device=past.device)
+    return _mean((past[:, lag:] - past[:, :-lag]).abs(), seen[:, lag:] & seen[:, :-lag])
+
+
+@dataclass(frozen=True)
+class Anchored:
+    """Windows in their own units: z (B, L), level (B, 1), scale (B, 1), path (B, H) and spread (B, H) in units of the scale."""
+
+    z: Tensor
+    level: Tensor
+    scale: Tensor
+    path: Tensor
+    spread: Tensor
+
+
+class Anchor(nn.Module, ABC):
+    """Path and spread of each window.
+
+    Args:
+        units: of the windows.
+    """
+
+    def __init__(self, units: Units) -> None:
+        super().__init__()
+        self.units = units
+
+    def forward(self, fields: dict[str, Tensor]) -> Anchored:
+        """Of fields ``past_target`` and ``past_observed_values`` (B, L), and what else the anchor reads, which it removes."""
+        z, level, scale = self.units.of(fields["past_target"], fields["past_observed_values"])
+        path, spread = self.paths(z, level, scale, fields)
+        return Anchored(z, level, scale, path, spread)
+
+    @abstractmethod
+    def paths(self, z: Tensor, level: Tensor, scale: Tensor, fields: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Path and spread (B, H), in units of the scale."""
+
+    def unlike(self, fields: dict[str, Tensor]) -> Tensor:
+        """(B,) bool: whether a window's past is unlike those of training; none is, where the anchor cannot tell."""
+        return torch.zeros(len(fields["past_target"]), dtype=torch.bool, device=fields["past_target"].device)
+
+
+class LinearAnchor(Anchor):
+    """A linear map of the last steps, equal for all series.
+
+    Args:
+        units: of the windows.
+        length: L, steps that are looked at.
+        horizon: H.
+
+    Attributes:
+        weights: (1 + BLOCKS, L, H): of all windows, and without each block.
+        spread: (H,).
+        whitening: (L, L), so that q = |z whitening|^2.
+        usual: q of training windows: its mean, the largest, and the number of windows without overlap.
+    """
+
+    weights: Tensor
+    spread: Tensor
+    whitening: Tensor
+    usual: Tensor
+
+    def __init__(self, units: Units, length: int, horizon: int) -> None:
+        super().__init__(units)
+        self.register_buffer("weights", torch.zeros(1 + BLOCKS, length, horizon))
+        self.register_buffer("spread", torch.ones(horizon))
+        self.register_buffer("whitening", torch.zeros(length, length))
+        self.register_buffer("usual", torch.tensor([0.0, torch.inf, 1.0]))
+
+    def paths(self, z: Tensor, level: Tensor, scale: Tensor, fields: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """See :class:`Anchor`. Reads the field ``fold``: the block that a training window belongs to, from 1; others are 0."""
+        fold = fields.pop("fold")[:, 0].long()
+        recent = z[:, -self.weights.shape[1] :]
+        path = recent @ self.weights[0]
+        for block in range(1, len(self.weights)):
+            path = torch.where((fold == block)[:, None], recent @ self.weights[block], path)
+        mean, _, count = self.usual
+        wider = ((1 + self._distance(recent) / count) / (1 + mean / count)).sqrt()
+        return path, self.spread * wider[:, None]
+
+    def unlike(self, fields: dict[str, Tensor]) -> Tensor:
+        """See :class:`Anchor`: further from the mean past (in the metric of their covariance) than any training window."""
+        z, _, _ = self.units.of(fields["past_target"], fields["past_observed_values"])
+        return self._distance(z[:, -self.weights.shape[1] :]) > self.usual[1]
+
+    def _distance(self, recent: Tensor) -> Tensor:
+        return (recent @ self.whitening).square().sum(1)
+
+
+class GivenAnchor(Anchor):
+    """What comes with each window: the field ``anchor`` (B, H, 2), means and standard deviations in the target's unit."""
+
+    def paths(self, z: Tensor, level: Tensor, scale: Tensor, fields: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """See :class:`Anchor`."""
+        mean, deviation = fields.pop("anchor").unbind(-1)
+        return (mean - level) / scale, (deviation / scale).clamp_min(1e-2)
+
+
+def fit(
+    windows: Windows, horizon: int, units: Units, seasons: Sequence[int], unit: float
+) -> tuple[LinearAnchor, float]:
+    """The linear anchor of training windows, and its mean absolute error in cross-validation, in units of the scale.
+
+    Args:
+        windows: of training, with folds.
+        horizon: H.
+        units: of the windows; of the level both the last value and the mean of the last season are tried.
+        seasons: lags that shrinkage may be towards.
+        unit: what the network counts targets in.
+    """
+    rows = _Rows.of(windows, unit)
+    found = [_regression(rows, replace(units, last=last), seasons, horizon) for last in {1, units.season}]
+    return min(found, key=lambda pair: pair[1])
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Windows, at most ``WINDOWS`` of them evenly spaced: past (N, L), flags (N, L), targets and flags (N, H), folds (N,); and
+    how many windows there are room for without overlap."""
+
+    apart: float
+    past: Tensor
+    observed: Tensor
+    target: Tensor
+    seen: Tensor
+    fold: Tensor
+
+    @classmethod
+    def of(cls, windows: Windows, unit: float, batch: int = 512) -> _Rows:
+        packing, parts = windows.panel.packing, []
+        items = torch.linspace(0, len(windows) - 1, min(WINDOWS, len(windows))).long().tolist()
+        for first in range(0, len(items), batch):
+            inputs, targets = windows.__getitems__(items[first : first + batch])
+            fields = packing.unpack(inputs)
+            past, observed = fields["past_target"][:, -LONGEST:], fields["past_observed_values"][:, -LONGEST:]
+            parts.append((past / unit, observed, targets[:, 0] / unit, targets[:, 1] > 0, fields["fold"][:, 0]))
+        spans = pd.Series(windows.index[:, 1]).groupby(windows.index[:, 0]).agg(np.ptp)
+        apart = float((spans / windows.panel.horizon + 1).sum())
+        return cls(apart, *(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _regression(rows: _Rows, units: Units, seasons: Sequence[int], horizon: int) -> tuple[LinearAnchor, float]:
+    z, level, scale = (part.double() for part in units.of(rows.past, rows.observed))
+    target = (rows.target.double() - level) / scale
+    anchor = LinearAnchor(units, z.shape[1], horizon)
+    whole = rows.seen.all(1)
+    if whole.sum() < 2 * BLOCKS:  # too few to fit: no change, with the spread that there is
+        spread = _mean(target.abs().flatten()[None], rows.seen.flatten()[None])[0].clamp_min(1e-3)
+        anchor.spread.fill_(float(spread) * _TO_DEVIATION)
+        return anchor, float(spread)
+    z, target, fold = z[whole], target[whole], rows.fold[whole].long()
+    size = target.abs().mean(1)
+    weight = (
+        1 / (size / size.median().clamp_min(1e-12)).clamp_min(1).square()
+    )  # some windows are far off: Huber's, squared
+    moments = [
+        _Moments.of(z[fold == block], target[fold == block], weight[fold == block]) for block in range(1, BLOCKS + 1)
+    ]
+    total = sum(moments[1:], moments[0])
+    best, errors = None, torch.empty(0)
+    without = [total - part for part in moments]
+    for start in _targets(z.shape[1], horizon, seasons):
+        for shrinkage in SHRINKAGES:
+            maps = torch.stack([part.solved(start, shrinkage) for part in without])
+            own = torch.cat(
+                [target[fold == block] - z[fold == block] @ maps[block - 1] for block in range(1, BLOCKS + 1)]
+            )
+            if best is None or own.abs().mean() < best[0]:
+                best, errors = (own.abs().mean(), start, shrinkage, maps), own
+    assert best is not None
+    error, start, shrinkage, maps = best
+    anchor.weights.copy_(torch.cat([total.solved(start, shrinkage)[None], maps]))
+    anchor.spread.copy_((errors.abs().mean(0) * _TO_DEVIATION).clamp_min(1e-3))
+    anchor.whitening.copy_(total.whitening(shrinkage))
+    distance = (z.float() @ anchor.whitening).square().sum(1)
+    anchor.usual.copy_(torch.tensor([float(distance.mean()), float(distance.max()), rows.apart]))
+    return anchor, float(error)
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Weighted sums of some windows: z'z (L, L), z't (L, H), and of weights."""
+
+    squares: Tensor
+    products: Tensor
+    count: Tensor
+
+    @classmethod
+    def of(cls, z: Tensor, target: Tensor, weight: Tensor) -> _Moments:
+        weighted = z * weight[:, None]
+        return cls(weighted.T @ z, weighted.T @ target, weight.sum())
+
+    def __add__(self, other: _Moments) -> _Moments:
+        return _Moments(self.squares + other.squares, self.products + other.products, self.count + other.count)
+
+    def __sub__(self, other: _Moments) -> _Moments:
+        return _Moments(self.squares - other.squares, self.products - other.products, self.count - other.count)
+
+    def decomposed(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (L,) and vectors (L, L) of the mean of z z'; computed once."""
+        if "eigen" not in self.__dict__:
+            object.__setattr__(self, "eigen", torch.linalg.eigh(self.squares / self.count.clamp_min(1e-12)))
+        found: tuple[Tensor, Tensor] = self.__dict__["eigen"]
+        return found
+
+    def solved(self, start: Tensor, shrinkage: float) -> Tensor:
+        """(L, H) that minimises the squared error and ``shrinkage`` times the distance from ``start``."""
+        values, vectors = self.decomposed()
+        left = (self.products - self.squares @ start) / self.count.clamp_min(1e-12)
+        return start + vectors @ ((vectors.T @ left) / (values + self._ridge(values, shrinkage))[:, None])
+
+    def whitening(self, shrinkage: float) -> Tensor:
+        """(L, L), see :class:`LinearAnchor`."""
+        values, vectors = self.decomposed()
+        ridge = self._ridge(values, min(shrinkage, 1.0))
+        return vectors / (values + ridge).sqrt()
+
+    @staticmethod
+    def _ridge(values: Tensor, shrinkage: float) -> Tensor:
+        return (shrinkage * values.mean()).clamp_min(1e-9)
+
+
+def _targets(length: int, horizon: int, seasons: Sequence[int]) -> Iterator[Tensor]:
+    """Maps (L, H) that shrinkage may be towards: the level; the last season; and that, shifted by the last change over it."""
+    yield torch.zeros(length, horizon, dtype=torch.float64)
+    steps = torch.arange(horizon)
+    for season in seasons:
+        if season >= length:
+            continue
+        last = torch.zeros(length, horizon, dtype=torch.float64)
+        last[length - season + steps % season, steps] = 1.0
+        yield last
+        shifted = last.clone()
+        shifted[-1] += 1.0
+        shifted[-1 - season] -= 1.0
+        yield shifted
+
+
+def described(anchor: Anchor | None) -> dict[str, Any] | None:
+    """What a run records of it, enough to make it anew with numbers that are to be loaded."""
+    if anchor is None:
+        return None
+    units = {"last": anchor.units.last, "season": anchor.units.season, "floor": anchor.units.floor}
+    if isinstance(anchor, LinearAnchor):
+        return {"kind": "linear", **units, "length": anchor.weights.shape[1]}
+    return {"kind": "given", **units}
+
+
+def as_described(record: dict[str, Any], horizon: int) -> Anchor:
+    """An anchor as :func:`described` says, with numbers that are to be loaded."""
+    units = Units(record["last"], record["season"], record["floor"])
+    return GivenAnchor(units) if record["kind"] == "given" else LinearAnchor(units, record["length"], horizon)
+
+
+def check_described(record: Any, where: str) -> None:
+    """Whether a record says what :func:`as_described` needs.
+
+    Raises:
+        ConfigError: it does not; ``where`` is the entry.
+    """
+    if record is None:
+        return
+    if not isinstance(record, dict) or record.get("kind") not in ("linear", "given"):
+        raise ConfigError(f"{where}: its kind must be linear or given")
+    names = ("last", "season", *(["length"] if record["kind"] == "linear" else []))
+    for name in names:
+        value = record.get(name)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LONGEST_PAST:
+            raise ConfigError(f"{where}.{name} is {value!r}; it must be a number of steps")
+    floor = record.get("floor")
+    if isinstance(floor, bool) or not isinstance(floor, int | float) or not 0 <= floor < float("inf"):
+        raise ConfigError(f"{where}.floor is {floor!r}; it must be zero or positive")
