@@ -52,6 +52,7 @@ class Forecaster:
             features=Features.of(entries, [len(values) for values in self.series.categories.values()]),
             likelihood=config.model.likelihood,
             anchor=anchor_kind(config.model, trained),
+            seasons=trained.get("seasons", []),
         )
         found = trained.get("anchor")
         self.anchor = None if found is None else as_described(found, config.horizon)

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from gluonts.dataset.field_names import FieldName
-from gluonts.time_feature import time_features_from_frequency_str
 from gluonts.torch.distributions import DistributionOutput, StudentTOutput
 from gluonts.torch.distributions.distribution_output import NormalOutput
 from gluonts.torch.model.d_linear import DLinearEstimator
@@ -34,6 +33,7 @@ from torch import Tensor, nn
 from proxscore.config import ConfigError
 from proxscore.forecasting.anchored import AnchoredNetwork, ResidualMLP
 from proxscore.forecasting.anchors import LONGEST, Anchor, GivenAnchor, LinearAnchor, Units
+from proxscore.forecasting.calendar import waves
 from proxscore.forecasting.distributions import LIKELIHOODS
 from proxscore.forecasting.koopa import Koopa
 from proxscore.forecasting.network import AutoregressiveNetwork, ForecastNetwork, PointForecaster
@@ -231,6 +231,7 @@ def plan(
     features: Features,
     likelihood: str = "student_t",
     anchor: str | None = None,
+    seasons: Sequence[int] = (),
 ) -> Blueprint:
     """Plan how a network fits data and task.
 
@@ -245,6 +246,7 @@ def plan(
         features: of the series. What a network does not take is left out, and a warning says so.
         likelihood: a key of ``LIKELIHOODS``.
         anchor: what its windows bring for an anchor: ``linear`` (their block of time), ``given`` (a forecast) or nothing.
+        seasons: that training parts repeat, of which the MLP is told the calendar.
 
     Raises:
         ConfigError: an unknown name or keyword (the nearest are named), or values that the network refuses.
@@ -264,7 +266,7 @@ def plan(
     try:
         with torch.random.fork_rng([]):  # trials draw nothing from the stream that initial weights come from
             if name == "MLP":
-                blueprint = _mlp(kwargs, frequency, horizon, context, features, likelihood)
+                blueprint = _mlp(kwargs, frequency, seasons, horizon, context, features, likelihood)
             elif estimator is None:
                 blueprint = _koopa(kwargs, horizon, context, likelihood)
             else:
@@ -347,16 +349,22 @@ def _koopa(kwargs: Mapping[str, Any], horizon: int, context: int, likelihood: st
 
 
 def _mlp(
-    kwargs: Mapping[str, Any], frequency: str, horizon: int, context: int, features: Features, likelihood: str
+    kwargs: Mapping[str, Any],
+    frequency: str,
+    seasons: Sequence[int],
+    horizon: int,
+    context: int,
+    features: Features,
+    likelihood: str,
 ) -> Blueprint:
-    calendar = time_features_from_frequency_str(frequency)
+    calendar = waves(frequency, seasons)
     kept = [FieldName.FEAT_DYNAMIC_REAL, FieldName.PAST_FEAT_DYNAMIC_REAL, FieldName.FEAT_STATIC_CAT]
     kept += [FieldName.FEAT_STATIC_REAL]
     transformation = Chain(
         [
             SelectFields([FieldName.ITEM_ID, FieldName.START, FieldName.TARGET, *kept], allow_missing=True),
             AddObservedValuesIndicator(target_field=FieldName.TARGET, output_field=FieldName.OBSERVED_VALUES),
-            AddTimeFeatures(FieldName.START, FieldName.TARGET, FieldName.FEAT_TIME, calendar, horizon),
+            AddTimeFeatures(FieldName.START, FieldName.TARGET, FieldName.FEAT_TIME, list(calendar), horizon),
         ]
     )
     inputs: dict[str, tuple[tuple[int, ...], torch.dtype]] = {

@@ -69,7 +69,8 @@ class SeriesTask(Task):
             self.series = as_trained(self.series, trained, config.model.name)
         self.splits: list[Split] = config.data.split(self.series, config.horizon)
         ends = [split.train_end for split in self.splits]
-        self.seasons = repeated(seasons(self.series.frequency, self.series.season), ends, config.horizon)
+        suggested = repeated(seasons(self.series.frequency, self.series.season), ends, config.horizon)
+        self.seasons = suggested if trained is None else list(trained.get("seasons", []))
         known = config.context or trained_context(trained, config.horizon)
         self.context: int = known or default_context(self.seasons, ends, config.horizon)
         own_floor = scale_floor(self.series, self.splits, config.model.scale_floor)
@@ -92,13 +93,14 @@ class SeriesTask(Task):
             features=Features.of(entries, [len(values) for values in self.series.categories.values()]),
             likelihood=config.model.likelihood,
             anchor=anchor,
+            seasons=self.seasons,
         )
         panel = Panel(entries, blueprint.transformation, blueprint.packing, config.horizon)
         train = training_index(
             [split.train_end for split in self.splits],
             config.horizon,
             past=self.context,
-            least=max(config.horizon, *self.seasons[:1], 1),
+            least=max([config.horizon, *self.seasons[:1]]),
             stride=config.train_stride,
         )
         parts = {name: _index([getattr(split, name) for split in self.splits]) for name in ("validation", "test")}
@@ -169,6 +171,7 @@ class SeriesTask(Task):
             "scale_floor": self.scale_floor,
             "unit": self.unit,
             "context": self.context,
+            "seasons": self.seasons,
             "anchor": described(self.anchor),
         }
 

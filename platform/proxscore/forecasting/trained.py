@@ -52,6 +52,9 @@ def check_trained(trained: Any, where: str) -> None:
     context = trained.get("context", 1)
     if isinstance(context, bool) or not isinstance(context, int) or not 1 <= context <= MAX_CONTEXT:
         raise ConfigError(f"{where}: data.context is {context!r}; it must be a number of steps")
+    lengths = trained.get("seasons", [])
+    if not isinstance(lengths, list) or not all(isinstance(each, int) and 1 <= each <= MAX_CONTEXT for each in lengths):
+        raise ConfigError(f"{where}: data.seasons is {lengths!r}; it must be a list of numbers of steps")
     check_described(trained.get("anchor"), f"{where}: data.anchor")
     for name, least in (("scale_floor", 0.0), ("unit", 1e-300)):
         value = trained.get(name, 1.0)
