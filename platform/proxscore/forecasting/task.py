@@ -19,7 +19,17 @@ MAX_HORIZON = 100_000  # steps
 
 #: The keys of ``forecasting.baselines.BASELINES``.
 BaselineName = Literal[
-    "naive", "drift", "ewma", "garch", "seasonal_naive", "climatology", "linear_ar", "theta", "ets", "arima"
+    "naive",
+    "drift",
+    "ewma",
+    "garch",
+    "seasonal_naive",
+    "climatology",
+    "linear_ar",
+    "standard_theta",
+    "theta",
+    "ets",
+    "arima",
 ]
 
 _SOURCES = SERIES_SOURCES.default("taylor")

@@ -36,8 +36,9 @@ class Baseline(ABC):
         self.failed: set[int] = set()
         self.fit()
 
+    @abstractmethod
     def fit(self) -> None:
-        """Find the parameters; by default there are none."""
+        """Find the parameters, from ``history.training`` of each series."""
 
     @abstractmethod
     def forecast(self, number: int, origins: Origins) -> Forecast:

@@ -1,7 +1,8 @@
 """The customary methods of statsforecast, each fitted to one series at a time.
 
 * ``ETS``: exponential smoothing, of all its forms the one with the least AICc (``AutoETS``).
-* ``theta``: the best of four theta methods, by squared error (``AutoTheta``).
+* ``standard theta``: that of the M3 competition (Assimakopoulos and Nikolopoulos, 2000; ``Theta``).
+* ``theta``: the best of four theta methods, by squared error of training (``AutoTheta``).
 * ``ARIMA``: seasonal ARIMA with the least AICc (``AutoARIMA``); minutes where the season is long.
 
 They are fitted once per series, to the end of its training part. Up to each window they follow the data from where the fit
@@ -123,6 +124,18 @@ class Theta(Classical):
         from statsforecast import models
 
         return models.AutoTheta(season)
+
+
+class StandardTheta(Classical):
+    title = "standard theta"
+    every_season = True
+    per_step, per_season = 2e-5, 0.005
+
+    @staticmethod
+    def model(season: int) -> Any:
+        from statsforecast import models
+
+        return models.Theta(season)
 
 
 class ARIMA(Classical):

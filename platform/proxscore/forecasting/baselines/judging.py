@@ -143,9 +143,8 @@ def scores(baseline: Baseline, origins: Sequence[Origins], errors: Sequence[floa
         if len(starts):
             mean, spread = baseline(number, starts)
             values = history.targets[number][starts[:, None] + np.arange(history.horizon)]
-            total.add(
-                *(history.unit * each for each in (mean, spread, values)), np.nan if errors is None else errors[number]
-            )
+            scale = np.nan if errors is None else errors[number]
+            total.add(history.unit * mean, history.unit * spread, history.unit * values, scale)
     return total.means()
 
 

@@ -7,7 +7,7 @@ in ``task.baselines``.
 from __future__ import annotations
 
 from proxscore.forecasting.baselines.baseline import Baseline
-from proxscore.forecasting.baselines.classical import ARIMA, ETS, Theta
+from proxscore.forecasting.baselines.classical import ARIMA, ETS, StandardTheta, Theta
 from proxscore.forecasting.baselines.regression import LinearAR
 from proxscore.forecasting.baselines.seasonal import Climatology, SeasonalNaive
 from proxscore.forecasting.baselines.volatility import EWMA, GARCH
@@ -21,6 +21,7 @@ BASELINES: dict[str, type[Baseline]] = {
     "seasonal_naive": SeasonalNaive,
     "climatology": Climatology,
     "linear_ar": LinearAR,
+    "standard_theta": StandardTheta,
     "theta": Theta,
     "ets": ETS,
     "arima": ARIMA,

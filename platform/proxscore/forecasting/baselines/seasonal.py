@@ -45,6 +45,9 @@ class Climatology(Baseline):
     title = "climatology"
     every_season = True
 
+    def fit(self) -> None:
+        """It has no parameters."""
+
     def forecast(self, number: int, origins: Origins) -> Forecast:
         steps = np.arange(self.history.horizon) % self.season
         places = origins[:, None, None] - self.season + steps[:, None] - self.season * np.arange(SEASONS)
