@@ -1,7 +1,9 @@
 """Linear autoregression: one ridge regression for all steps ahead and all series, in closed form.
 
-Each series is scaled by mean and standard deviation of its training part. The H steps from an origin on are regressed, each by
-weights of its own, on a constant, the last steps, and the steps a season before those that are forecast, of every season:
+Each series is divided by the standard deviation of its training part. The H steps from an origin on, minus the last value
+before it, are regressed, each by weights of its own, on a constant, the last steps, and the steps a season before those that are
+forecast, of every season, all of them minus that value: what the level of a series is, which may be another one than in training,
+has no effect.
 
     W = (X'X + p I)^(-1) X'Y,   p by generalised cross-validation (Golub, Heath and Wahba, 1979), one for all steps.
 
@@ -65,7 +67,6 @@ class LinearAR(Baseline):
         history, numbers = self.history, range(len(self.history))
         self.lags = self._lags()
         trained = [history.training(number, max(history.lengths)) for number in numbers]
-        self.centres = [float(part.mean()) if len(part) else np.nan for part in trained]
         self.scales = [float(part.std()) if len(part) and part.std() > 0 else np.nan for part in trained]
         counts = [len(part) - history.horizon - int(self.lags[0]) + 1 for part in trained]
         usable = [n for n in numbers if counts[n] > 0 and np.isfinite(self.scales[n])]
@@ -84,9 +85,9 @@ class LinearAR(Baseline):
         shape = len(origins), self.history.horizon
         mean, spread = np.full(shape, np.nan), np.full(shape, np.nan)
         fits = origins >= self.lags[0]
-        values = (self.history.filled(number, self.season) - self.centres[number]) / self.scales[number]
+        values = self.history.filled(number, self.season) / self.scales[number]
         scaled = _inputs(values, origins[fits], self.lags) @ self.found.weights
-        mean[fits] = self.centres[number] + self.scales[number] * scaled
+        mean[fits] = self.scales[number] * (values[origins[fits] - 1][:, None] + scaled)
         spread[fits] = self.scales[number] * self.factors[number] * self.found.spread
         return mean, spread
 
@@ -102,12 +103,14 @@ class LinearAR(Baseline):
         return np.array(sorted(lags, reverse=True), dtype=np.int64)
 
     def _rows(self, number: int, part: Values, count: int) -> tuple[Values, Values]:
-        values = (part - self.centres[number]) / self.scales[number]
+        values = part / self.scales[number]
         origins = np.arange(int(self.lags[0]), len(part) - self.history.horizon + 1)
         origins = np.random.default_rng(number).permutation(origins)[:count]  # evenly spaced ones could be all Mondays
-        return _inputs(values, origins, self.lags), values[origins[:, None] + np.arange(self.history.horizon)]
+        ahead = values[origins[:, None] + np.arange(self.history.horizon)]
+        return _inputs(values, origins, self.lags), ahead - values[origins - 1][:, None]
 
 
 def _inputs(values: Values, origins: Origins, lags: NDArray[np.int64]) -> Values:
-    """(N, 1 + L): a constant, and the steps before each origin."""
-    return np.concatenate([np.ones((len(origins), 1)), values[origins[:, None] - lags]], 1)
+    """(N, 1 + L): a constant, and the steps before each origin minus the last of them."""
+    steps = values[origins[:, None] - lags] - values[origins - 1][:, None]
+    return np.concatenate([np.ones((len(origins), 1)), steps], 1)
