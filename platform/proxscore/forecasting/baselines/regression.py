@@ -53,7 +53,7 @@ def ridge(inputs: Values, outputs: Values, penalties: tuple[float, ...] = PENALT
         if free >= 1:
             found.append((float(losses.sum()) / free**2, penalty, weights, np.sqrt(losses / free)))
     if not found:
-        raise ValueError(f"{count} windows of training are too few for {inputs.shape[1]} weights")
+        raise ValueError(f"windows of training are too few for {inputs.shape[1]} weights: {count}")
     _, penalty, weights, spread = min(found, key=lambda each: each[0])
     return Ridge(vectors @ weights, spread, penalty)
 
@@ -73,7 +73,7 @@ class LinearAR(Baseline):
         share = min(1.0, ROWS / max(sum(counts[n] for n in usable), 1))
         rows = [self._rows(n, trained[n], round(share * counts[n]) or 1) for n in usable]
         if not rows:
-            raise ValueError("no series is long enough to train on")
+            raise ValueError("no series is long enough, and moves, to train on")
         self.found = ridge(np.concatenate([x for x, _ in rows]), np.concatenate([y for _, y in rows]))
         spread = np.maximum(self.found.spread, 1e-12)
         self.factors = np.ones(len(history))
