@@ -173,7 +173,7 @@ def test_what_is_slow_is_left_out_unless_it_is_named(monkeypatch: pytest.MonkeyP
     )
     assert note.endswith(": task.baselines=[theta,ets] runs them")
     judged = judge(history, splits, ["theta"])
-    assert [(each.label, judged.notes) for each in judged.fitted] == [("theta, 7", [])]
+    assert [(each.kind, judged.notes) for each in judged.fitted] == [("theta", [])]
 
 
 def test_the_naive_forecast_repeats_the_last_season_and_widens_with_every_season_ahead() -> None:
