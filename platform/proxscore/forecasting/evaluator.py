@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,9 +25,11 @@ from proxscore.calibration.forecasting import ForecastMetrics
 from proxscore.forecasting.predictive import ForecastPredictive
 from proxscore.forecasting.splits import season_errors
 from proxscore.tasks import Evaluator
+from proxscore.tasks.baselines import BestBaseline
 from proxscore.tasks.evaluator import Figures
 
 if TYPE_CHECKING:
+    from proxscore.forecasting.baselines import Judged
     from proxscore.forecasting.series_task import SeriesTask
 
 log = logging.getLogger(__name__)
@@ -47,6 +50,7 @@ class ForecastEvaluator(Evaluator):
         ("wQL", "mean_weighted_quantile_loss", 4),
         ("NLL", "nll", 4),
         ("MASE", "mase", 3),
+        ("sMAPE", "smape", 2),
         ("MSIS", "msis", 2),
         ("coverage 50", "coverage_50", 3),
         ("coverage 80", "coverage_80", 3),
@@ -56,7 +60,7 @@ class ForecastEvaluator(Evaluator):
         ("epistemic sd", "epistemic_sd", 3),
     )
     objectives: Mapping[str, bool] = dict.fromkeys(
-        ("crps", "nll", "mean_weighted_quantile_loss", "mase", "msis", "mae", "mse"), False
+        ("crps", "nll", "mean_weighted_quantile_loss", "mase", "smape", "msis", "mae", "mse"), False
     )
 
     def __init__(self, task: SeriesTask) -> None:
@@ -105,19 +109,28 @@ class ForecastEvaluator(Evaluator):
         }
 
     def baselines(self) -> dict[str, ForecastPredictive]:
-        """Forecast the test windows by the methods that ``task.baselines`` names."""
-        from proxscore.forecasting.baselines import baselines, seasons
+        """Forecasts of the test windows by the methods that ``task.baselines`` names, or that are quick."""
+        return {fitted.label: fitted.predictive(self.task.data.test) for fitted in self._judged.fitted}
 
-        data = self.task.series
-        return baselines(
-            self.task.config.baselines,
+    def best_baseline(self, show: Callable[[str], None]) -> BestBaseline | None:
+        """The best of these methods by CRPS of the validation windows."""
+        if self.task.config.baselines != []:
+            show("baselines  judging what needs no training (task.baselines)")
+        return self._judged.best(self.task.splits, self.season_errors.tolist())
+
+    @cached_property
+    def _judged(self) -> Judged:
+        from proxscore.forecasting.baselines import History, judge, seasons
+
+        data, splits = self.task.series, self.task.splits
+        history = History(
             [each.target for each in data.series],
-            [split.train_end for split in self.task.splits],
+            [split.train_end for split in splits],
+            self.task.config.horizon,
             seasons(data.frequency, data.season),
-            self.task.data.validation,
-            self.task.data.test,
             self.task.unit,
         )
+        return judge(history, splits, self.task.config.baselines)
 
     def comparison_figure(self, curves: Sequence[Curve], bins: int) -> Figure:
         """Coverage against the nominal level, and CRPS by step ahead; means over seeds."""

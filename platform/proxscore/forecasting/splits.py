@@ -15,7 +15,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -32,11 +32,15 @@ _LARGEST_EXPONENT = 15  # of a unit of ten: metrics square errors, in float32
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The split of one series: ``train_end``, and the ascending origins of its validation and test windows."""
+    """The split of one series: ``train_end``, and the ascending origins of its validation and test windows.
+
+    ``scale_end`` is the end of the past that the scale of MASE is taken from, where that is not the training part.
+    """
 
     train_end: int
     validation: Origins
     test: Origins
+    scale_end: int | None = None
 
 
 def split_series(
@@ -73,7 +77,7 @@ def split_series(
         ]
     for each, split in zip(data.series, splits, strict=True):
         if split.train_end < context + horizon:
-            _refuse(each.id, len(each), len(each) - split.train_end, context, horizon, data.borders is not None)
+            refuse(each.id, len(each), len(each) - split.train_end, context, horizon, data.borders is not None)
     return splits
 
 
@@ -93,13 +97,15 @@ def record(splits: list[Split], horizon: int) -> dict[str, Any]:
 
 
 def season_errors(data: SeriesData, splits: list[Split]) -> NDArray[np.float32]:
-    """(N,) mean |y_t - y_{t-m}| over the training part of each series, the scale of MASE and MSIS, in its units.
+    """(N,) mean |y_t - y_{t-m}| over the training part (or up to ``scale_end``) of each series, the scale of MASE and MSIS,
+    in its units.
 
-    m is the season, or 1 where the training part is no longer than that; pairs with a missing value count nowhere. A
+    m is the season, or 1 where that part is no longer than it; pairs with a missing value count nowhere. A
     series that is constant, or has no pair, has no scale: NaN, so that its scaled errors are NaN too, not infinite.
     """
     pairs = zip(data.series, splits, strict=True)
-    errors = [seasonal_error(torch.from_numpy(each.target[: split.train_end]), data.season) for each, split in pairs]
+    parts = [torch.from_numpy(each.target[: split.scale_end or split.train_end]) for each, split in pairs]
+    errors = [seasonal_error(part, data.season) for part in parts]
     found = torch.stack(errors).numpy()
     return np.where(found > 0, found, np.nan).astype(np.float32)
 
@@ -169,7 +175,12 @@ def _at_borders(data: SeriesData, horizon: int, stride: int) -> Split:
     return Split(borders.train, origins["validation"], origins["test"])
 
 
-def _refuse(name: str, length: int, held_out: int, context: int, horizon: int, own: bool) -> None:
+def refuse(name: str, length: int, held_out: int, context: int, horizon: int, own: bool) -> NoReturn:
+    """Refuse a series that is too short.
+
+    Raises:
+        ConfigError: always; what the series has and what it needs.
+    """
     needed = held_out + context + horizon
     hint = "a shorter horizon or context" if own else "a shorter horizon or context, fewer windows or a smaller stride"
     raise ConfigError(

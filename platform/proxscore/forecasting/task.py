@@ -17,6 +17,21 @@ if TYPE_CHECKING:
 
 MAX_HORIZON = 100_000  # steps
 
+#: The keys of ``forecasting.baselines.BASELINES``.
+BaselineName = Literal[
+    "naive",
+    "drift",
+    "ewma",
+    "garch",
+    "seasonal_naive",
+    "climatology",
+    "linear_ar",
+    "standard_theta",
+    "theta",
+    "ets",
+    "arima",
+]
+
 _SOURCES = SERIES_SOURCES.default("taylor")
 
 
@@ -43,8 +58,9 @@ class ForecastingConfig(TaskSection):
     # Steps that the network looks back to; null: the longest season that the series repeat often enough, and two horizons.
     context: int | None = Field(None, ge=1, le=MAX_CONTEXT)
     train_stride: int = Field(1, ge=1, le=MAX_CONTEXT)  # steps between the starts of training windows
-    # What comparisons show below the methods; arima takes minutes per series where the season is long.
-    baselines: list[Literal["seasonal_naive", "ets", "theta", "arima"]] = Field(["seasonal_naive", "ets", "theta"])
+    # What a network is shown beside; null: all but arima, theta and ets as far as they are quick; arima takes minutes per series
+    # where the season is long.
+    baselines: list[BaselineName] | None = None
 
     def example_input(self, description: Mapping[str, Any], where: str) -> tuple[str, Any]:
         need("forecast", "task.kind=forecasting")

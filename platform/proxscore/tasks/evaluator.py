@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from proxscore.calibration.comparison import Curve
+from proxscore.tasks.baselines import BestBaseline
 
 
 class Predictive(Protocol):
@@ -65,6 +66,16 @@ class Evaluator:
     def baselines(self) -> dict[str, Any]:
         """Predictives for the test split, by name, of what needs no training and any method must beat."""
         return {}
+
+    def best_baseline(self, show: Callable[[str], None]) -> BestBaseline | None:
+        """The best of them by the validation split, with its metrics of the test split; none: the task has none.
+
+        One process computes it, without the others.
+
+        Args:
+            show: takes a line before it begins.
+        """
+        return None
 
     def comparison_figure(self, curves: Sequence[Curve], bins: int) -> Figure | None:
         """Draw all methods of a comparison in one figure; give none where there is nothing to draw."""

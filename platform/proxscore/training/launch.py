@@ -18,6 +18,8 @@ from proxscore.tracking.machines import system_metrics
 from proxscore.tracking.names import run_name
 from proxscore.tracking.runs import check_server, source_tags
 from proxscore.tracking.weights import local_weights
+from proxscore.training.baselines import KEY as BASELINE
+from proxscore.training.baselines import Beside
 from proxscore.training.data.norm_rows import check_rows
 from proxscore.training.evaluation import package_versions
 from proxscore.training.exclusive import exclusive
@@ -72,7 +74,8 @@ def run(config: Config, show: Callable[[str], None] = say) -> list[Outcome]:
         if torchrun.launched():
             config = torchrun.with_common_name(config)
             stack.enter_context(_exclusive(config, methods if torchrun.rank() == 0 else []))
-        outcomes = [_run_method(config, method, epochs, preflight, show) for method, epochs in plan]
+        beside = Beside(preflight.task, show)
+        outcomes = [_run_method(config, method, epochs, preflight, beside, show) for method, epochs in plan]
     return [outcome for outcome in outcomes if outcome is not None]
 
 
@@ -174,7 +177,12 @@ def label_of(config: Config, method: MethodSection) -> str:
 
 
 def _run_method(
-    config: Config, method: MethodSection, epochs: float, preflight: Preflight, show: Callable[[str], None]
+    config: Config,
+    method: MethodSection,
+    epochs: float,
+    preflight: Preflight,
+    beside: Beside,
+    show: Callable[[str], None],
 ) -> Outcome | None:
     label = label_of(config, method)
     before = finished_outcome(config, method, epochs)
@@ -217,6 +225,8 @@ def _run_method(
             )
             final, name = trainer.local_folder(checkpoint), Path(checkpoint.path).name
         results["seconds_total"] = time.perf_counter() - started
+        if beside.best is not None:
+            results[BASELINE] = beside.best.to_json()
         model_id = record_results(tracked, results, final, config.tracking.log_model)
         headline = tuple(preflight.task.evaluator.headline)
         text = describe_run(tracked, config, method, results, headline, model_id)

@@ -13,6 +13,7 @@ from proxscore.terminal.tables import ACRONYMS
 from proxscore.tracking import TrackedRun
 from proxscore.tracking.registry import Registered, register
 from proxscore.tracking.runs import NOTE
+from proxscore.training import baselines
 
 
 def describe_run(
@@ -40,6 +41,8 @@ def describe_run(
         numbers = [metrics.get(name, math.nan) for name in headline]
         cells = " | ".join("undefined" if math.isnan(number) else f"{number:.4f}" for number in numbers)
         lines.append(f"| {variant.replace('_', ', ')} | {cells} |")
+    if (beside := baselines.line(dict(results))) is not None:
+        lines += ["", f"Beside methods that need no training it is **{beside}**."]
     if "nll" in validated:
         lines += ["", f"Validation NLL {validated['nll']:.4f}, {validated['rows']:,} rows, {validated['draws']} draws."]
     if verdict is not None and (why := (*verdict.reasons, *verdict.failures)):

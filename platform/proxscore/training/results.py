@@ -11,8 +11,10 @@ from proxscore.posterior.convergence import KEY as VERDICT
 from proxscore.posterior.convergence import Verdict
 from proxscore.predictor import logged
 from proxscore.storage import write
+from proxscore.tasks.baselines import BestBaseline
 from proxscore.tracking import TrackedRun
 from proxscore.tracking.located import model_of
+from proxscore.training import baselines
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ def record_results(tracked: TrackedRun, results: dict[str, Any], final: Path, lo
         tracked.metrics({"validation/lowest_nll": lowest["nll"], "validation/lowest_epoch": lowest["epoch"]})
     if verdict is not None:
         record_verdict(tracked, verdict)
+    if (found := BestBaseline.of_json(results.get(baselines.KEY))) is not None:
+        record_baseline(tracked, found, baselines.line(results))
     tracked.metrics({"parameters": results["parameters"], "gradient_evaluations": results["evaluations"]})
     tracked.artifacts(final / "figures", "figures")
     write(final / "results.json", json.dumps(results, indent=2) + "\n")
@@ -78,6 +82,13 @@ def logged_model(tracked: TrackedRun) -> str | None:
     """The model that an earlier attempt at this run has logged whole; none: there is none."""
     uri = model_of(tracked.client.get_run(tracked.run_id))
     return None if uri is None else uri.removeprefix("models:/")
+
+
+def record_baseline(tracked: TrackedRun, found: BestBaseline, line: str | None) -> None:
+    """Record the best baseline: tag ``baseline`` (whether the network is behind it, by name), and its metrics."""
+    texts = {"baseline": line or found.name, "baseline.notes": " | ".join(found.notes)[:5000]}
+    tracked.describe({}, {key: text for key, text in texts.items() if text})
+    tracked.metrics({f"baseline/{name}": value for name, value in found.test.items()})
 
 
 def record_verdict(tracked: TrackedRun, verdict: Verdict) -> None:

@@ -59,6 +59,8 @@ class RunMemory:
             raise ConfigError(f"{self.path} is damaged ({error}): take another name, or remove its folder") from error
         now = self._settings(config, method, epochs)
         for key in (*memory["settings"], *now):
+            if key == "task.baselines":  # they are beside what is trained
+                continue
             before, wanted = memory["settings"].get(key), now.get(key)
             new = key not in memory["settings"] and wanted in (None, [], {})  # of a later version, and not used
             if before != wanted and not new:

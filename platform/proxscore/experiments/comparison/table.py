@@ -18,6 +18,8 @@ from proxscore.experiments.tables import markdown as tabular
 from proxscore.posterior.convergence import COLD, KEY, Verdict
 from proxscore.storage import replacing
 from proxscore.storage import write as write_file
+from proxscore.tasks.baselines import BestBaseline
+from proxscore.training.baselines import Beside
 
 #: Heading, key of a cell's numbers, and digits, of what is averaged beside the task's metrics.
 COSTS = [
@@ -91,7 +93,11 @@ def rows(plan: Plan, found: Records) -> list[Row]:
 def baselines(plan: Plan) -> dict[str, dict[str, float]]:
     """Metrics on the test split of what the task says any method must beat."""
     evaluated = {}
-    for name, predictive in plan.task.evaluator.baselines().items():
+    try:
+        predictives = plan.task.evaluator.baselines()
+    except Exception:  # the line of :func:`beside` says why; the methods' results stand without them
+        return {}
+    for name, predictive in predictives.items():
         metrics, _ = plan.task.evaluator.evaluate(predictive, plan.config.evaluation.bins, torch.device("cpu"), name)
         evaluated[name] = metrics | plan.task.evaluator.compared(predictive)[0]
     return evaluated
@@ -104,7 +110,9 @@ class Told(NamedTuple):
         rows: of its methods.
         about: what was compared.
         header: of the whole table, whose cells are ``body``: method, setting, the task's metrics, costs, convergence.
-        notes: what is missing, whose posteriors are not converged, and how methods were tuned.
+        notes: what is missing, who is behind a method that needs no training, whose posteriors are not converged, and how
+            methods were tuned.
+        best: of the methods that need no training; none: the task has none.
     """
 
     rows: list[Row]
@@ -112,6 +120,7 @@ class Told(NamedTuple):
     header: list[str]
     body: list[list[str]]
     notes: list[str]
+    best: BestBaseline | None = None
 
 
 def markdown(plan: Plan, told: Told) -> str:
@@ -152,9 +161,21 @@ def cells_of(
     return header, body
 
 
-def notes_of(plan: Plan, table: Sequence[Row]) -> list[str]:
-    """What is missing, whose posteriors are not converged, and how methods were tuned."""
+def beside(plan: Plan) -> BestBaseline | None:
+    """The best of what needs no training; what fails there costs no comparison."""
+    return Beside(plan.task, lambda line: None).best
+
+
+def notes_of(plan: Plan, table: Sequence[Row], best: BestBaseline | None = None) -> list[str]:
+    """What is missing, who is behind a method that needs no training, whose posteriors are not converged, and how methods
+    were tuned."""
     notes = [f"* {row.label}, seed {seed}: missing: {why}" for row in table for seed, why in row.missing.items()]
+    if best is not None:
+        for row in table:
+            crps = row.numbers("crps")
+            if crps and (line := best.beside({"crps": statistics.mean(crps)})):
+                notes.append(f"* {row.label}: {line}.")
+        notes += [f"* Baselines: {note}." for note in best.notes]
     for row in table:
         notes += [
             f"* {row.label}, seed {seed}: {found.warning}." for seed, found in row.verdicts.items() if not found.sound
@@ -198,7 +219,8 @@ def write(plan: Plan, found: Records, folder: Path) -> Told:
     """Write ``comparison.md``, ``comparison.csv`` (a row per method, setting and seed) and ``trials.csv``."""
     folder.mkdir(parents=True, exist_ok=True)
     table, below = rows(plan, found), baselines(plan)
-    told = Told(table, about(plan), *cells_of(plan, table, below), notes_of(plan, table))
+    best = beside(plan)
+    told = Told(table, about(plan), *cells_of(plan, table, below), notes_of(plan, table, best), best)
     write_file(folder / "comparison.md", markdown(plan, told))
     keys = list(dict.fromkeys(name for row in table for record in row.records.values() for name in numbers(record)))
     with replacing(folder / "comparison.csv") as partial, partial.open("w", newline="") as file:

@@ -17,10 +17,13 @@ from proxscore.experiments.sweep.recording import Recording, recorded
 from proxscore.experiments.sweep.stage import quiet
 from proxscore.experiments.sweep.sweep import Sweep
 from proxscore.storage import put
+from proxscore.tasks.baselines import BestBaseline
 from proxscore.tracking.runs import NOTE
+from proxscore.training.baselines import Beside
 from proxscore.training.exclusive import exclusive
 from proxscore.training.ray import checks as cluster_checks
 from proxscore.training.ray import cluster, connection
+from proxscore.training.results import record_baseline
 
 
 @dataclass
@@ -32,12 +35,14 @@ class Found:
         test: metrics of the winner on the test split by name, a value for each seed.
         config: file or URI of the winner's configuration.
         run_id: of the sweep in MLflow, which has it too.
+        baseline: the best of what needs no training; none: the task has none.
     """
 
     candidates: list[Candidate]
     test: dict[str, list[float]]
     config: str
     run_id: str
+    baseline: BestBaseline | None = None
 
 
 class NothingFoundError(RuntimeError):
@@ -82,8 +87,12 @@ def run(plan: Plan, show: Callable[[str], None]) -> Found:
             show(f"testing {winner.label} with {len(winner.trials)} seeds")
             test = sweep.test(winner)
             recording.parent.metrics(_moments(test))
-            found = Found(candidates, test, file, recording.parent.run_id)
+            baseline = Beside(plan.task, show).best
+            if baseline is not None:
+                record_baseline(recording.parent, baseline, baseline.beside(means(test)))
+            found = Found(candidates, test, file, recording.parent.run_id, baseline)
         ledger.found = {"winner": winner.label, "test": test, "config": file}
+        ledger.found["baseline"] = None if baseline is None else baseline.to_json()
         ledger.write()
         return found
 
@@ -97,14 +106,20 @@ def finished(plan: Plan) -> Found | None:
     candidates = choice.candidates()
     if not choice.ended() or candidates[0].label != held["winner"]:
         return None
-    return Found(candidates, held["test"], held["config"], ledger.run_id)
+    baseline = BestBaseline.of_json(held.get("baseline"))
+    return Found(candidates, held["test"], held["config"], ledger.run_id, baseline)
+
+
+def means(test: dict[str, list[float]]) -> dict[str, float]:
+    """Means over seeds, by name."""
+    return {name: statistics.fmean(values) for name, values in test.items()}
 
 
 def _moments(test: dict[str, list[float]]) -> dict[str, float]:
     """Means over seeds, and standard deviations."""
-    means = {f"test/{name}": statistics.fmean(values) for name, values in test.items()}
+    middle = {f"test/{name}": value for name, value in means(test).items()}
     spread = {name: values for name, values in test.items() if len(values) > 1 and all(map(math.isfinite, values))}
-    return means | {f"test_sd/{name}": statistics.stdev(values) for name, values in spread.items()}
+    return middle | {f"test_sd/{name}": statistics.stdev(values) for name, values in spread.items()}
 
 
 def leave_figures(plan: Plan, ledger: Ledger, recording: Recording, best: list[Trial]) -> None:
@@ -128,8 +143,8 @@ def keep_winner(plan: Plan, ledger: Ledger, recording: Recording, candidates: li
     recording.parent.describe({}, {NOTE: f"{about}\n\n{leaderboard}"[:5000]})
     recording.parent.text(report.trials_table(plan, ledger), "trials.csv")
     recording.parent.describe({}, {"best.trial": winner.label, "best.run_id": winner.trials[0].run_id})
-    means = {f"best/{name}": winner.mean(name) for name in plan.objectives}
-    recording.parent.metrics({name: value for name, value in means.items() if math.isfinite(value)})
+    best = {f"best/{name}": winner.mean(name) for name in plan.objectives}
+    recording.parent.metrics({name: value for name, value in best.items() if math.isfinite(value)})
     for candidate in candidates:
         for trial in candidate.trials:
             recording.child(trial).describe({}, {"tune.best": str(candidate is winner).lower()})
