@@ -87,7 +87,7 @@ class ResidualMLP(nn.Module):
         others: dict[str, int],
         categories: tuple[int, ...],
         hidden: Iterable[int] = (256, 256),
-        dropout: float = 0.0,
+        dropout: float = 0.1,
     ) -> None:
         super().__init__()
         self.horizon, self.likelihood, self.others = horizon, likelihood, tuple(others)

@@ -36,6 +36,7 @@ from proxscore.config import ConfigError
 from proxscore.forecasting.windows import Windows
 
 BLOCKS = 5  # of time, that cross-validation leaves out in turn
+METHODS = ("theta",)  # that forecasts may be given by
 LONGEST_PAST = 10**6  # steps of a season
 LONGEST = 1024  # steps of the past that the regression looks at
 WINDOWS = 20_000  # at most, that it is fitted to
@@ -169,7 +170,17 @@ class LinearAnchor(Anchor):
 
 
 class GivenAnchor(Anchor):
-    """What comes with each window: the field ``anchor`` (B, H, 2), means and standard deviations in the target's unit."""
+    """What comes with each window: the field ``anchor`` (B, H, 2), means and standard deviations.
+
+    Args:
+        units: of the windows.
+        method: that the forecasts are made by, a key of :data:`proxscore.forecasting.baselines.BASELINES`.
+        season: of the method; steps.
+    """
+
+    def __init__(self, units: Units, method: str, season: int) -> None:
+        super().__init__(units)
+        self.method, self.season = method, season
 
     def paths(self, z: Tensor, level: Tensor, scale: Tensor, fields: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """See :class:`Anchor`."""
@@ -324,13 +335,16 @@ def described(anchor: Anchor | None) -> dict[str, Any] | None:
     units = {"last": anchor.units.last, "season": anchor.units.season, "floor": anchor.units.floor}
     if isinstance(anchor, LinearAnchor):
         return {"kind": "linear", **units, "length": anchor.weights.shape[1]}
-    return {"kind": "given", **units}
+    assert isinstance(anchor, GivenAnchor)
+    return {"kind": "given", **units, "method": anchor.method, "method_season": anchor.season}
 
 
 def as_described(record: dict[str, Any], horizon: int) -> Anchor:
     """An anchor as :func:`described` says, with numbers that are to be loaded."""
     units = Units(record["last"], record["season"], record["floor"])
-    return GivenAnchor(units) if record["kind"] == "given" else LinearAnchor(units, record["length"], horizon)
+    if record["kind"] == "given":
+        return GivenAnchor(units, record["method"], record["method_season"])
+    return LinearAnchor(units, record["length"], horizon)
 
 
 def check_described(record: Any, where: str) -> None:
@@ -343,7 +357,9 @@ def check_described(record: Any, where: str) -> None:
         return
     if not isinstance(record, dict) or record.get("kind") not in ("linear", "given"):
         raise ConfigError(f"{where}: its kind must be linear or given")
-    names = ("last", "season", *(["length"] if record["kind"] == "linear" else []))
+    if record["kind"] == "given" and record.get("method") not in METHODS:
+        raise ConfigError(f"{where}.method is {record.get('method')!r}; it must be one of {', '.join(METHODS)}")
+    names = ("last", "season", "length" if record["kind"] == "linear" else "method_season")
     for name in names:
         value = record.get(name)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LONGEST_PAST:

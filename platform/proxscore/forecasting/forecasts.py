@@ -12,7 +12,9 @@ import pyarrow as pa
 import torch
 from gluonts.model.forecast import SampleForecast
 
+from proxscore.forecasting.anchoring import given_forecasts
 from proxscore.forecasting.anchors import as_described
+from proxscore.forecasting.baselines import History
 from proxscore.forecasting.network import ForecastNetwork
 from proxscore.forecasting.networks import Features, plan, takes
 from proxscore.forecasting.predictive import ForecastPredictive
@@ -41,6 +43,7 @@ class Forecaster:
         self.config = config
         self.series = as_trained(series or config.data.load(trained["frequency"]), trained, config.model.name)
         entries = self.series.to_gluonts()
+        self.seasons = list(trained.get("seasons", []))
         context = config.context or trained_context(trained, config.horizon)
         assert context is not None
         self.blueprint = plan(
@@ -52,7 +55,7 @@ class Forecaster:
             features=Features.of(entries, [len(values) for values in self.series.categories.values()]),
             likelihood=config.model.likelihood,
             anchor=anchor_kind(config.model, trained),
-            seasons=trained.get("seasons", []),
+            seasons=self.seasons,
         )
         found = trained.get("anchor")
         self.anchor = None if found is None else as_described(found, config.horizon)
@@ -64,6 +67,11 @@ class Forecaster:
                 "%d of %d series (the first: %s) are shorter than the context of %d steps: zeros stand before them",
                 *(len(short), len(self.series.series), short[0], context),
             )
+
+    def history(self) -> History:
+        """The series, all of whose steps are known, as methods that are fitted one by one take them."""
+        targets = [each.target for each in self.series.series]
+        return History(targets, [len(each) for each in targets], self.config.horizon, self.seasons or [1], self.unit)
 
     def build_model(self) -> ForecastNetwork:
         """The network, with numbers that are to be loaded."""
@@ -89,7 +97,12 @@ def ahead(task: SeriesTask | Forecaster) -> Windows:
     series, horizon = task.series, task.config.horizon
     covered = horizon if "known" in takes(task.config.model.name) else 0
     panel = Panel(
-        series.to_gluonts(covered), task.blueprint.transformation, task.blueprint.packing, horizon, beyond=horizon
+        series.to_gluonts(covered),
+        task.blueprint.transformation,
+        task.blueprint.packing,
+        horizon,
+        beyond=horizon,
+        forecast=given_forecasts(task.anchor, task.history()),
     )
     ends = [len(each) for each in series.series]
     return Windows(panel, np.stack([np.arange(len(ends)), np.array(ends)], 1).astype(np.int64))

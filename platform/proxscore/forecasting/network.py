@@ -24,7 +24,7 @@ from proxscore.forecasting.distributions import StepDistribution, seeded
 from proxscore.forecasting.koopa import Koopa
 from proxscore.forecasting.windows import Packing
 
-_TARGETS = ("past_target", "future_target")
+_TARGETS = ("past_target", "future_target", "anchor")
 
 
 class ForecastNetwork(nn.Module):

@@ -395,7 +395,9 @@ def _check_forward(blueprint: Blueprint, kind: str | None, context: int) -> None
     if kind is not None:
         units = Units(1, 1, 1.0)
         anchor = (
-            LinearAnchor(units, min(context, LONGEST), blueprint.horizon) if kind == "linear" else GivenAnchor(units)
+            LinearAnchor(units, min(context, LONGEST), blueprint.horizon)
+            if kind == "linear"
+            else GivenAnchor(units, "theta", 1)
         )
     network = blueprint.build(anchor=anchor).eval()
     weight = next(network.parameters())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from proxscore.config import Config, ConfigError
-from proxscore.forecasting.anchors import BLOCKS, Anchor, Units, as_described, described, fit
-from proxscore.forecasting.baselines import seasons
+from proxscore.forecasting.anchoring import (
+    SECONDS,
+    Forecasts,
+    given_choice,
+    given_forecasts,
+    linear_choice,
+)
+from proxscore.forecasting.anchors import BLOCKS, Anchor, GivenAnchor, Units, as_described, described, fit
+from proxscore.forecasting.baselines import History, seasons
 from proxscore.forecasting.distributions import LIKELIHOODS
 from proxscore.forecasting.evaluator import ForecastEvaluator
 from proxscore.forecasting.networks import Blueprint, Features, plan
@@ -77,11 +84,24 @@ class SeriesTask(Task):
         self.scale_floor = float((trained or {}).get("scale_floor", own_floor))
         self.unit = unit(self.series, self.splits) if trained is None else trained_unit(trained)
         self.likelihood = LIKELIHOODS[config.model.likelihood]()
-        self.blueprint, self.data = self._windows(anchor_kind(config.model, trained))
-        self.anchor = self._anchor(trained)
+        self.anchor: Anchor | None = None
+        kind = anchor_kind(config.model, trained)
+        if trained is not None and kind is not None:
+            self.anchor = as_described(trained["anchor"], config.horizon)
+            self.blueprint, self.data = self._windows(kind, given_forecasts(self.anchor, self.history()))
+        else:
+            self.blueprint, self.data = self._windows(kind)
+            if kind is not None:
+                self._choose(kind)
         self.evaluator = ForecastEvaluator(self)
 
-    def _windows(self, anchor: str | None) -> tuple[Blueprint, ForecastData]:
+    def history(self) -> History:
+        """The series as methods that are fitted one by one take them."""
+        targets = [each.target for each in self.series.series]
+        ends = [split.train_end for split in self.splits]
+        return History(targets, ends, self.config.horizon, self.seasons or [1], self.unit)
+
+    def _windows(self, anchor: str | None, forecasts: Forecasts | None = None) -> tuple[Blueprint, ForecastData]:
         """How the network fits the data, and the windows that it takes."""
         config, entries = self.config, self.series.to_gluonts()
         blueprint = plan(
@@ -95,7 +115,7 @@ class SeriesTask(Task):
             anchor=anchor,
             seasons=self.seasons,
         )
-        panel = Panel(entries, blueprint.transformation, blueprint.packing, config.horizon)
+        panel = Panel(entries, blueprint.transformation, blueprint.packing, config.horizon, forecast=forecasts)
         train = training_index(
             [split.train_end for split in self.splits],
             config.horizon,
@@ -112,16 +132,24 @@ class SeriesTask(Task):
             {"counts": counts} | record(self.splits, config.horizon),
         )
 
-    def _anchor(self, trained: Mapping[str, Any] | None) -> Anchor | None:
-        """What the network starts from, fitted to the training windows, or to be loaded."""
-        kind = anchor_kind(self.config.model, trained)
-        if kind is None:
-            return None
-        if trained is not None:
-            return as_described(trained["anchor"], self.config.horizon)
-        units = Units(1, min(self.seasons[:1] or [1]), self.scale_floor / self.unit)
-        anchor, _ = fit(self.data.train, self.config.horizon, units, self.seasons, self.unit)
-        return anchor
+    def _choose(self, kind: str) -> None:
+        """Fit what the network may start from to the training windows, and take the better by the validation windows."""
+        wanted, horizon = self.config.model.anchor, self.config.horizon
+        units, choices = Units(1, min(self.seasons[:1] or [1]), self.scale_floor / self.unit), []
+        if kind == "linear":
+            anchor, _ = fit(self.data.train, horizon, units, self.seasons, self.unit)
+            choices.append(linear_choice(anchor, self.data.validation, self.unit))
+        if wanted in ("auto", "theta"):
+            given, limit = (
+                GivenAnchor(replace(units, last=units.season), "theta", 1),
+                SECONDS if wanted == "auto" else None,
+            )
+            found = given_choice(given, self.history(), self.splits, len(self.data.train), limit)
+            choices += [] if found is None else [found]
+        best = min(choices, key=lambda choice: choice.crps)
+        self.anchor = best.anchor
+        if best.forecasts is not None:
+            self.blueprint, self.data = self._windows("given", best.forecasts)
 
     @property
     def summary(self) -> str:
