@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from proxscore.config import ConfigError
-from proxscore.forecasting.windows import Windows
+from proxscore.forecasting.windows import OBSERVED, Windows
 
 BLOCKS = 5  # of time, that cross-validation leaves out in turn
 METHODS = ("theta",)  # that forecasts may be given by
@@ -42,6 +42,11 @@ LONGEST = 1024  # steps of the past that the regression looks at
 WINDOWS = 20_000  # at most, that it is fitted to
 SHRINKAGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 1e6)  # of the mean square of z; the last leaves the target alone
 _TO_DEVIATION = 1.2533141373155  # sqrt(pi / 2): a Gaussian's standard deviation by its mean absolute deviation
+
+
+def seen(fields: dict[str, Tensor]) -> Tensor:
+    """(B, L) which steps of the past are observed: 1, or 0."""
+    return fields[OBSERVED] if OBSERVED in fields else fields["past_observed_values"]
 
 
 @dataclass(frozen=True)
@@ -108,8 +113,9 @@ class Anchor(nn.Module, ABC):
         self.units = units
 
     def forward(self, fields: dict[str, Tensor]) -> Anchored:
-        """Of fields ``past_target`` and ``past_observed_values`` (B, L), and what else the anchor reads, which it removes."""
-        z, level, scale = self.units.of(fields["past_target"], fields["past_observed_values"])
+        """Of fields ``past_target`` and ``past_observed_values`` (B, L), and what only anchors read, which it removes."""
+        z, level, scale = self.units.of(fields["past_target"], seen(fields))
+        fields.pop(OBSERVED, None)
         path, spread = self.paths(z, level, scale, fields)
         return Anchored(z, level, scale, path, spread)
 
@@ -162,7 +168,7 @@ class LinearAnchor(Anchor):
 
     def unlike(self, fields: dict[str, Tensor]) -> Tensor:
         """See :class:`Anchor`: further from the mean past (in the metric of their covariance) than any training window."""
-        z, _, _ = self.units.of(fields["past_target"], fields["past_observed_values"])
+        z, _, _ = self.units.of(fields["past_target"], seen(fields))
         return self._distance(z[:, -self.weights.shape[1] :]) > self.usual[1]
 
     def _distance(self, recent: Tensor) -> Tensor:
@@ -224,7 +230,7 @@ class _Rows:
         for first in range(0, len(items), batch):
             inputs, targets = windows.__getitems__(items[first : first + batch])
             fields = packing.unpack(inputs)
-            past, observed = fields["past_target"][:, -LONGEST:], fields["past_observed_values"][:, -LONGEST:]
+            past, observed = fields["past_target"][:, -LONGEST:], seen(fields)[:, -LONGEST:]
             parts.append((past / unit, observed, targets[:, 0] / unit, targets[:, 1] > 0, fields["fold"][:, 0]))
         spans = pd.Series(windows.index[:, 1]).groupby(windows.index[:, 0]).agg(np.ptp)
         apart = float((spans / windows.panel.horizon + 1).sum())

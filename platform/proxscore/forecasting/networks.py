@@ -37,7 +37,7 @@ from proxscore.forecasting.calendar import waves
 from proxscore.forecasting.distributions import LIKELIHOODS
 from proxscore.forecasting.koopa import Koopa
 from proxscore.forecasting.network import AutoregressiveNetwork, ForecastNetwork, PointForecaster
-from proxscore.forecasting.windows import FOLD, Packing, Series, Windows, given
+from proxscore.forecasting.windows import FOLD, OBSERVED, Field, Packing, Series, Windows, given
 
 log = logging.getLogger(__name__)
 
@@ -273,8 +273,7 @@ def plan(
                 keywords = {**estimator.defaults(context), **kwargs, **estimator.keywords(features)}
                 blueprint = _gluonts(name, estimator.kind, keywords, frequency, horizon, context, likelihood)
             if anchor is not None:
-                extra = FOLD if anchor == "linear" else given(horizon)
-                blueprint = replace(blueprint, packing=Packing((*blueprint.packing.fields, extra)))
+                blueprint = replace(blueprint, packing=_with_anchor(blueprint.packing, anchor, horizon))
             _check_forward(blueprint, anchor, context)
     except ConfigError:
         raise
@@ -283,6 +282,16 @@ def plan(
         text = " ".join(str(error).split())
         raise ConfigError(f"task.model {name} with {shown}: {type(error).__name__}: {text}"[:400]) from error
     return blueprint
+
+
+def _with_anchor(packing: Packing, anchor: str, horizon: int) -> Packing:
+    """With what an anchor reads of a window, beside the past."""
+    names = {field.name: field for field in packing.fields}
+    fields = [*packing.fields, FOLD if anchor == "linear" else given(horizon)]
+    if "past_observed_values" not in names:
+        past = names["past_target"]
+        fields.append(Field(OBSERVED, FieldName.OBSERVED_VALUES, past.shape, torch.float32, past.first))
+    return Packing(tuple(fields))
 
 
 def _known(setting: str, value: str, names: Sequence[str]) -> None:

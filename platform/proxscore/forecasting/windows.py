@@ -57,6 +57,9 @@ class Field:
 FOLD = Field("fold", "", (1,), torch.float32, None)  # block of time that a training window is in, from 1; 0: none
 
 
+OBSERVED = "context_observed_values"  # which steps of the past are observed, of networks that do not ask
+
+
 def given(horizon: int) -> Field:
     """Mean and standard deviation of each step by a method that forecasts windows one by one."""
     return Field("anchor", "", (horizon, 2), torch.float32, None)
