@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,10 +21,12 @@ from proxscore.calibration.forecast_figures import (
     pit_histogram,
 )
 from proxscore.calibration.forecasting import ForecastMetrics
+from proxscore.calibration.interval_coverage import IntervalSums, coverage_by_horizon
+from proxscore.forecasting.intervals import KEY, Ends, Intervals
 from proxscore.forecasting.predictive import ForecastPredictive
 from proxscore.forecasting.splits import season_errors
 from proxscore.tasks import Evaluator
-from proxscore.tasks.evaluator import Figures
+from proxscore.tasks.evaluator import Corrected, Figures
 
 if TYPE_CHECKING:
     from proxscore.forecasting.series_task import SeriesTask
@@ -53,6 +55,8 @@ class ForecastEvaluator(Evaluator):
         ("coverage 90", "coverage_90", 3),
         ("coverage 95", "coverage_95", 3),
         ("width 90", "width_90", 2),
+        ("coverage 90, calibrated", "calibrated/coverage_90", 3),
+        ("width 90, calibrated", "calibrated/width_90", 2),
         ("epistemic sd", "epistemic_sd", 3),
     )
     objectives: Mapping[str, bool] = dict.fromkeys(
@@ -83,6 +87,37 @@ class ForecastEvaluator(Evaluator):
             ),
             "errors": error_by_horizon({"predictive": metrics.by_horizon()}, title=title),
         }
+
+    @property
+    def corrects(self) -> bool:
+        return self.task.config.conformal.kind != "none"
+
+    def correction(self, validation: ForecastPredictive, device: torch.device) -> dict[str, Any]:
+        """Thresholds of calibrated intervals, by ``task.conformal``; which levels have too few windows is said once."""
+        found = Intervals.calibrated(self.task.config.conformal, validation, self.task.series, device)
+        lacking = found.refusal(list(found.thresholds.refused))
+        if lacking is not None and (lacking,) not in self._told:
+            self._told.add((lacking,))
+            log.warning("%s", lacking)
+        return {KEY: found.as_json()}
+
+    def corrected(
+        self, predictive: ForecastPredictive, correction: Mapping[str, Any], device: torch.device, title: str
+    ) -> Corrected:
+        """Metrics ``calibrated/coverage_90, calibrated/width_90, calibrated/winkler_90``, and coverage by step ahead."""
+        if KEY not in correction:  # the posterior was saved without
+            return Corrected()
+        saved = Intervals.of_json(correction[KEY], self.task.config.horizon, "the posterior's description")
+        levels = saved.thresholds.levels
+        if not levels:
+            return Corrected(saved={KEY: saved.as_json()})
+        ends = Ends.of(predictive, self.task.series, levels)
+        calibrated, after = saved.along(ends, self.task.series, device)
+        sums = IntervalSums.of(levels, (ends.lower, ends.upper), calibrated, ends.targets, ends.observed)
+        sums = sums.reduced(device)
+        details = sums.by_horizon()
+        figures = lambda: {"coverage_by_horizon": coverage_by_horizon(details, title=title)}  # noqa: E731
+        return Corrected(sums.metrics(), figures, details, {KEY: after.as_json()})
 
     def _tell_undefined(self, values: dict[str, float]) -> None:
         """Say, once, which metrics are left out, and why."""

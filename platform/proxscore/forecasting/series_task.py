@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from proxscore.config import Config, ConfigError
 from proxscore.forecasting.distributions import LIKELIHOODS
 from proxscore.forecasting.evaluator import ForecastEvaluator
+from proxscore.forecasting.intervals import group_names
 from proxscore.forecasting.networks import Features, plan
 from proxscore.forecasting.predictive import predict
 from proxscore.forecasting.series import SeriesData
@@ -107,6 +108,8 @@ class SeriesTask(Task):
             ConfigError: names the setting.
         """
         super().check(config)
+        if self.config.conformal.kind != "none":
+            group_names(self.series, self.config.conformal.groups)
         if config.evaluation.temperature_scaling:
             raise ConfigError("evaluation.temperature_scaling: forecasts have no temperature: leave it out")
         if config.training.precision != "fp32":

@@ -30,6 +30,16 @@ class ForecastModelConfig(Section):
     likelihood: Literal["student_t", "normal"] = "student_t"  # of each step, given the network's outputs
 
 
+class ConformalConfig(Section):
+    """Intervals that hold their level on data like the validation windows; see forecasting.intervals."""
+
+    # adaptive: thresholds also follow the targets that come to be known, for series that drift; none: no calibrated intervals.
+    kind: Literal["split", "adaptive", "none"] = "split"
+    gamma: float = Field(0.05, gt=0, le=10)  # of adaptive: how far a miss moves an end, in widths of the interval
+    # Thresholds of their own for each value of this static category, or for each of the "series", if it has windows enough.
+    groups: str | None = None
+
+
 class ForecastingConfig(TaskSection):
     """Probabilistic forecasts of series."""
 
@@ -42,6 +52,7 @@ class ForecastingConfig(TaskSection):
     train_stride: int = Field(1, ge=1, le=MAX_CONTEXT)  # steps between the starts of training windows
     # What comparisons show below the methods; arima takes minutes per series where the season is long.
     baselines: list[Literal["seasonal_naive", "ets", "theta", "arima"]] = Field(["seasonal_naive", "ets", "theta"])
+    conformal: ConformalConfig = ConformalConfig()
 
     def example_input(self, description: Mapping[str, Any], where: str) -> tuple[str, Any]:
         need("forecast", "task.kind=forecasting")

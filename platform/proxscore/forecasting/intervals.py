@@ -1,0 +1,265 @@
+"""Calibrated intervals of forecasts: thresholds that the validation windows set, and what they make of a predictive.
+
+The method is :mod:`proxscore.calibration.conformal_forecasts`. Thresholds are saved with the posterior, in its description
+(``validation.intervals``), beside the fingerprint of the validation split.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from proxscore.calibration import conformal_forecasts as conformal
+from proxscore.calibration.conformal_forecasts import LEVELS, Thresholds
+from proxscore.calibration.quantiles import central
+from proxscore.config import ConfigError
+from proxscore.forecasting.predictive import ForecastChunk, ForecastPredictive
+from proxscore.forecasting.series import SeriesData
+from proxscore.forecasting.task import MAX_HORIZON, ConformalConfig
+
+KEY = "intervals"  # of the posterior's description, in ``validation``
+SERIES = "series"  # each is a group of its own
+MAX_GROUPS = 1000  # of which thresholds are kept
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The predictive's own intervals of some windows, and what happened.
+
+    Attributes:
+        lower, upper: (L, N, H) float64, of levels that ascend.
+        targets: (N, H); observed: (N, H) bool.
+        series: (N,) numbers; times: (N,) of the origins, in steps of the data's clock.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    targets: Tensor
+    observed: Tensor
+    series: Tensor
+    times: Tensor
+
+    @classmethod
+    def of(cls, predictive: ForecastPredictive, data: SeriesData, levels: Sequence[float]) -> Ends:
+        """Of all windows of a predictive of the data's series."""
+        parts = [ends_of(chunk, levels) for chunk in predictive.chunks()]
+        values, observed, series, origins = predictive.targets.unbind(1)
+        numbers = series[:, 0].long()
+        starts = torch.tensor([each.start.ordinal for each in data.series])
+        lower, upper = (torch.cat([part[side] for part in parts], 1) for side in (0, 1))
+        return cls(lower, upper, values.double(), observed > 0, numbers, starts[numbers] + origins[:, 0].long())
+
+    @property
+    def scores(self) -> Tensor:
+        """(L, N, H); of steps that were not observed anything."""
+        return conformal.scores(self.lower, self.upper, self.targets)
+
+
+def ends_of(chunk: ForecastChunk, levels: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """(L, B, H) lower and upper ends of the predictive's own central intervals."""
+    pairs = [central(level) for level in levels]
+    found = chunk.quantiles([p for pair in pairs for p in pair]).double()
+    return found[0::2], found[1::2]
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """What a posterior's forecasts are calibrated by.
+
+    Attributes:
+        config: the settings that they were made by.
+        thresholds: of the validation windows.
+        adapted: those after the test windows, of ``kind: adaptive``.
+    """
+
+    config: ConformalConfig
+    thresholds: Thresholds
+    adapted: Thresholds | None = None
+
+    @classmethod
+    def calibrated(
+        cls, config: ConformalConfig, validation: ForecastPredictive, data: SeriesData, device: torch.device
+    ) -> Intervals:
+        """From this rank's validation windows; all ranks call it, and all get the same.
+
+        Args:
+            device: that the process group can gather from.
+        """
+        ends = Ends.of(validation, data, LEVELS)
+        values, observed, series, _ = _gathered(ends, ends.scores, device)
+        names = group_names(data, config.groups)
+        groups = None if names is None else [names[number] for number in series.tolist()]
+        return cls(config, Thresholds.of(values, observed, LEVELS, groups))
+
+    @property
+    def current(self) -> Thresholds:
+        """Thresholds of what comes after the data of training."""
+        return self.adapted or self.thresholds
+
+    @property
+    def told(self) -> str:
+        """How they were made, in a few words."""
+        fewest, most = (int(each) for each in (self.thresholds.origins.min(), self.thresholds.origins.max()))
+        count = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
+        text = f"split conformal by {count} validation windows at each step ahead"
+        return text if self.config.kind == "split" else f"{text}, adapted to the targets since (gamma {self.config.gamma:g})"
+
+    def refusal(self, levels: Sequence[float]) -> str | None:
+        """Say which of these levels have too few windows; none: all are known."""
+        lacking = [level for level in levels if level in self.thresholds.refused]
+        if not lacking:
+            return None
+        needed = ", ".join(f"{100 * level:g}% needs {self.thresholds.refused[level]}" for level in lacking)
+        return (
+            f"no calibrated intervals at {', '.join(f'{100 * level:g}%' for level in lacking)}: "
+            f"{int(self.thresholds.origins.min())} validation windows at a step ahead are too few ({needed}): "
+            "raise task.data.validation_windows"
+        )
+
+    def of_chunk(self, chunk: ForecastChunk, data: SeriesData) -> tuple[Tensor, Tensor]:
+        """(L, B, H) ends of calibrated intervals of what comes next, at each of ``current.levels``."""
+        names = group_names(data, self.config.groups, strict=False)
+        numbers = chunk.targets[:, 2, 0].long().tolist()
+        thresholds = self.current.of_windows([None if names is None else names[number] for number in numbers])
+        return conformal.moved(*ends_of(chunk, self.current.levels), thresholds)
+
+    def along(self, ends: Ends, data: SeriesData, device: torch.device) -> tuple[tuple[Tensor, Tensor], Intervals]:
+        """Calibrated ends (L, N, H) of this rank's windows, whose targets are known after them, and what follows from them all.
+
+        Of ``kind: adaptive`` each window's thresholds follow from the targets before its origin, on all ranks together.
+
+        Args:
+            ends: of ``thresholds.levels``.
+        """
+        names = group_names(data, self.config.groups, strict=False)
+
+        def groups(series: Tensor) -> list[str | None]:
+            return [None if names is None else names[number] for number in series.tolist()]
+
+        if self.config.kind != "adaptive":
+            return conformal.moved(ends.lower, ends.upper, self.thresholds.of_windows(groups(ends.series))), self
+        values, observed, series, times = _gathered(ends, ends.scores, device)
+        used, after = conformal.tracked(
+            self.thresholds, values, observed, times, groups(series), gamma=self.config.gamma
+        )
+        first = 0
+        if _ranks() > 1:
+            counts = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(_ranks())]
+            dist.all_gather(counts, torch.tensor([len(ends.series)], device=device))
+            first = int(torch.cat(counts)[: dist.get_rank()].sum())
+        own = used[:, first : first + len(ends.series)]
+        return conformal.moved(ends.lower, ends.upper, own), replace(self, adapted=after)
+
+    def as_json(self) -> dict[str, Any]:
+        """What is saved; :meth:`of_json` reads it."""
+        held = self.thresholds
+        found = self.config.model_dump(mode="json") | {
+            "origins": held.origins.tolist(),
+            "refused": {f"{level:g}": needed for level, needed in held.refused.items()},
+            "thresholds": _table(held),
+        }
+        return found if self.adapted is None else found | {"adapted": _table(self.adapted)}
+
+    @classmethod
+    def of_json(cls, found: Any, horizon: int, where: str) -> Intervals:
+        """What a posterior was saved with.
+
+        Raises:
+            ConfigError: it is not what :meth:`as_json` writes for this horizon; ``where`` is the file at fault.
+        """
+        try:
+            config = ConformalConfig(**{key: found[key] for key in ("kind", "gamma", "groups")})
+            origins = torch.tensor(found["origins"], dtype=torch.long)
+            refused = {_level(level): int(needed) for level, needed in found["refused"].items()}
+            if origins.shape != (horizon,) or config.kind == "none" or horizon > MAX_HORIZON:
+                raise ValueError(f"origins of {len(origins)} steps for a horizon of {horizon}")
+            tables = {key: _read(found[key], origins, refused) for key in ("thresholds", "adapted") if key in found}
+            return cls(config, tables["thresholds"], tables.get("adapted"))
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            text = " ".join(str(error).split())
+            raise ConfigError(f"{where}: validation.{KEY} are no thresholds of intervals: {text}") from error
+
+
+def group_names(data: SeriesData, groups: str | None, *, strict: bool = True) -> list[str] | None:
+    """The group of each series; none: there are no groups.
+
+    Args:
+        groups: ``series``, or the name of a static category.
+        strict: refuse an unknown category, and more groups than thresholds are kept of. New data may lack what training had.
+
+    Raises:
+        ConfigError: as said; names the setting.
+    """
+    if groups is None:
+        return None
+    if groups == SERIES:
+        names = [each.id for each in data.series]
+    elif groups in data.categories:
+        place, values = list(data.categories).index(groups), data.categories[groups]
+        names = [values[each.static_categories[place]] for each in data.series]
+    elif not strict:
+        return None
+    else:
+        known = ", ".join([SERIES, *data.categories])
+        raise ConfigError(f"task.conformal.groups is {groups!r}, which is no static category of the data; take {known}")
+    if strict and (count := len(set(names))) > MAX_GROUPS:
+        raise ConfigError(
+            f"task.conformal.groups={groups}: {count:,} groups; thresholds are kept of {MAX_GROUPS:,} at most: take a category "
+            "with fewer values, or leave it out"
+        )
+    return names
+
+
+def _ranks() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _gathered(ends: Ends, values: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Scores (L, n, H), observed (n, H), series and times (n,) of all ranks' windows, in the order of the ranks."""
+    if _ranks() == 1:
+        return values, ends.observed, ends.series, ends.times
+    from torchmetrics.utilities.distributed import gather_all_tensors
+
+    parts = values.movedim(1, 0), ends.observed.long(), ends.series, ends.times
+    whole = [torch.cat(gather_all_tensors(part.contiguous().to(device))).cpu() for part in parts]
+    return whole[0].movedim(0, 1), whole[1] > 0, whole[2], whole[3]
+
+
+def _table(held: Thresholds) -> dict[str, Any]:
+    """By level the thresholds of all steps, pooled and by group; null where a group has none."""
+
+    def by_level(values: Tensor) -> dict[str, Any]:
+        rows = zip(held.levels, values.tolist(), strict=True)
+        return {f"{level:g}": None if math.isnan(row[0]) else row for level, row in rows}
+
+    return {"levels": by_level(held.pooled), "groups": {name: by_level(each) for name, each in held.by_group.items()}}
+
+
+def _level(text: str) -> float:
+    level = float(text)
+    if not 0 < level < 1:
+        raise ValueError(f"level {text}")
+    return level
+
+
+def _read(found: Mapping[str, Any], origins: Tensor, refused: Mapping[float, int]) -> Thresholds:
+    levels = tuple(sorted(_level(text) for text in found["levels"]))
+
+    def values(rows: Mapping[str, Any], gaps: bool) -> Tensor:
+        empty = [math.nan] * len(origins)
+        each = [rows[f"{level:g}"] if rows[f"{level:g}"] is not None else empty for level in levels]
+        read = torch.tensor(np.array(each, dtype=np.float64).reshape(len(levels), len(origins)))
+        known = read[~read.isnan()] if gaps else read
+        if not bool((known >= conformal.LEAST - 1e-9).all() and known.isfinite().all()):
+            raise ValueError("thresholds are finite numbers from -0.5 on")
+        return read
+
+    own = {str(name): values(rows, True) for name, rows in found["groups"].items()}
+    return Thresholds(levels, values(found["levels"], False), origins, refused, own)
