@@ -65,10 +65,11 @@ class IntervalSums:
         sums = []
         for lower, upper in (own, calibrated):
             held = (lower <= targets) & (targets <= upper)
-            winkler = [interval_score(*ends, targets, level) for *ends, level in zip(lower, upper, levels, strict=True)]
+            ends = zip(lower, upper, levels, strict=True)
+            winkler = [interval_score(low, high, targets, level) for low, high, level in ends]
             terms = torch.stack([held.double(), upper - lower, torch.stack(winkler)])
             sums.append(torch.where(observed, terms, 0.0).sum(2))
-        return cls(tuple(levels), *sums, observed.double().sum(0))
+        return cls(tuple(levels), sums[0], sums[1], observed.double().sum(0))
 
     def reduced(self, device: torch.device) -> IntervalSums:
         """The sums over all ranks of the default group. A collective.
@@ -81,8 +82,8 @@ class IntervalSums:
         parts = (self.before, self.after, self.steps)
         flat = torch.cat([part.flatten() for part in parts]).to(device)
         dist.all_reduce(flat)
-        pieces = flat.cpu().split([part.numel() for part in parts])
-        return IntervalSums(self.levels, *(each.view_as(part) for each, part in zip(pieces, parts, strict=True)))
+        before, after, steps = flat.cpu().split([part.numel() for part in parts])
+        return IntervalSums(self.levels, before.view_as(self.before), after.view_as(self.after), steps)
 
     def metrics(self) -> dict[str, float]:
         """``calibrated/coverage_L, calibrated/width_L, calibrated/winkler_L`` over all steps; none without an observed one."""

@@ -120,8 +120,8 @@ def _print(config: Config, outcomes: list[Outcome]) -> None:
         print(f"cost       {POINTS.get(outcome.kind, outcome.kind)}: {costs}")
         if "mixture_weights" in outcome.results:
             print(f"weights    {' '.join(f'{w:.3f}' for w in outcome.results['mixture_weights'])} (stacked mixture)")
-        for line in _covered(outcome.results["test"]):
-            print(f"intervals  {line}")
+        for covered in _covered(outcome.results["test"]):
+            print(f"intervals  {covered}")
         if line := _lowest(outcome.results.get("validation")):
             print(f"validation {line}")
         if (found := verdicts[outcome.label]) is not None:

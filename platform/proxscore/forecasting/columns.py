@@ -26,6 +26,10 @@ from proxscore.forecasting.clocks import UTC, Stamps, known
 _ENDINGS = (".parquet", ".csv", ".csv.gz", ".arrow", ".ipc", ".feather")
 _LARGEST = float(np.finfo(np.float32).max)
 
+Part = tuple[
+    Path, int, Any
+]  # a file, the number of the first row of some that follow one another, and these as a table
+
 
 class Columns:
     """Some columns of the files of a table, whose rows are numbered through all files.
@@ -52,7 +56,7 @@ class Columns:
         """
         made = cls([])
         made.files = [Path("the table")]
-        _check_names(made.files[0], table.column_names, names)
+        check_names(made.files[0], table.column_names, names)
         columns = {name: table.column(name) for name in dict.fromkeys(names)}
         for name in texts:  # numbers that are names; times keep their type
             if pa.types.is_integer(columns[name].type):
@@ -60,8 +64,21 @@ class Columns:
         made._hold([pa.table(columns)])
         return made
 
+    @classmethod
+    def of_parts(cls, parts: Sequence[Part], names: Sequence[str], texts: Sequence[str] = ()) -> Columns:
+        """The columns of parts of files, whose rows are called by their numbers there; arguments as above."""
+        made = cls.of_table(
+            pa.concat_tables([table for _, _, table in parts], promote_options="permissive"), names, texts
+        )
+        (whole,) = made._tables
+        starts = np.cumsum([0, *(table.num_rows for _, _, table in parts)])
+        made.files = [file for file, _, _ in parts]
+        made._hold([whole.slice(start, part[2].num_rows) for start, part in zip(starts, parts, strict=False)])
+        made._firsts = [first for _, first, _ in parts]
+        return made
+
     def _hold(self, tables: list[Any]) -> None:
-        self._tables = tables
+        self._tables, self._firsts = tables, [0] * len(tables)
         self._starts = np.cumsum([0, *(table.num_rows for table in self._tables)])
 
     def table(self, texts: Sequence[str]) -> Any:
@@ -82,7 +99,7 @@ class Columns:
     def where(self, row: int) -> str:
         """Name a row for an error: its file, and its number there."""
         file = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return f"{self.files[file]}, row {row - self._starts[file]}"
+        return f"{self.files[file]}, row {row - self._starts[file] + self._firsts[file]}"
 
     def numbers(self, name: str) -> NDArray[np.float64]:
         """A column of integers, floats, decimals or booleans as float64; null and NaN are NaN.
@@ -234,14 +251,15 @@ def _read(path: Path, names: Sequence[str] | None, texts: Sequence[str]) -> Any:
         else:
             table = pyarrow.feather.read_table(path)
             present = table.column_names
-        _check_names(path, present, names or ())
+        check_names(path, present, names or ())
         wanted = list(dict.fromkeys(names)) if names is not None else present
         return pq.read_table(path, columns=wanted) if table is None else table.select(wanted)
     except (pa.ArrowException, OSError) as error:
         raise ConfigError(f"{path}: not a readable table: {' '.join(str(error).split())}") from error
 
 
-def _check_names(path: Path, present: Sequence[str], names: Sequence[str]) -> None:
+def check_names(path: Path, present: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse a file that lacks a column, or has two of a name."""
     for name in names:
         if name not in present:
             raise ConfigError(f"{path}: no column {name!r}; it has {', '.join(present)}")

@@ -21,8 +21,8 @@ from proxscore.calibration.forecast_figures import (
     pit_histogram,
 )
 from proxscore.calibration.forecasting import ForecastMetrics
-from proxscore.calibration.interval_coverage import IntervalSums, coverage_by_horizon
-from proxscore.forecasting.intervals import KEY, Ends, Intervals
+from proxscore.calibration.interval_coverage import coverage_by_horizon
+from proxscore.forecasting.intervals import KEY, Intervals
 from proxscore.forecasting.predictive import ForecastPredictive
 from proxscore.forecasting.splits import season_errors
 from proxscore.tasks import Evaluator
@@ -108,16 +108,16 @@ class ForecastEvaluator(Evaluator):
         if KEY not in correction:  # the posterior was saved without
             return Corrected()
         saved = Intervals.of_json(correction[KEY], self.task.config.horizon, "the posterior's description")
-        levels = saved.thresholds.levels
-        if not levels:
+        if not saved.thresholds.levels:
             return Corrected(saved={KEY: saved.as_json()})
-        ends = Ends.of(predictive, self.task.series, levels)
-        calibrated, after = saved.along(ends, self.task.series, device)
-        sums = IntervalSums.of(levels, (ends.lower, ends.upper), calibrated, ends.targets, ends.observed)
-        sums = sums.reduced(device)
-        details = sums.by_horizon()
-        figures = lambda: {"coverage_by_horizon": coverage_by_horizon(details, title=title)}  # noqa: E731
-        return Corrected(sums.metrics(), figures, details, {KEY: after.as_json()})
+        judged = saved.judged(predictive, self.task.series, device)
+        details = judged.sums.by_horizon()
+        return Corrected(
+            judged.sums.metrics(),
+            lambda: {"coverage_by_horizon": coverage_by_horizon(details, title=title)},
+            details,
+            {KEY: judged.after.as_json()},
+        )
 
     def _tell_undefined(self, values: dict[str, float]) -> None:
         """Say, once, which metrics are left out, and why."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from proxscore.calibration import conformal_forecasts as conformal
 from proxscore.calibration.conformal_forecasts import LEVELS, Thresholds
+from proxscore.calibration.interval_coverage import IntervalSums
 from proxscore.calibration.quantiles import central
 from proxscore.config import ConfigError
 from proxscore.forecasting.predictive import ForecastChunk, ForecastPredictive
@@ -70,6 +71,36 @@ def ends_of(chunk: ForecastChunk, levels: Sequence[float]) -> tuple[Tensor, Tens
 
 
 @dataclass(frozen=True)
+class Interval:
+    """Calibrated intervals of one level.
+
+    Attributes:
+        level: how often they hold the target.
+        lower, upper: (N, H) float64, in units of the target.
+        told: how they were calibrated.
+    """
+
+    level: float
+    lower: Tensor
+    upper: Tensor
+    told: str
+
+    def __repr__(self) -> str:
+        windows, steps = self.lower.shape
+        return f"{100 * self.level:g}% intervals of {windows} forecasts of {steps} steps, calibrated: {self.told}"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Calibrated intervals (L, N, H) of windows whose targets are known, what they cover, and what is calibrated by next."""
+
+    lower: Tensor
+    upper: Tensor
+    sums: IntervalSums
+    after: Intervals
+
+
+@dataclass(frozen=True)
 class Intervals:
     """What a posterior's forecasts are calibrated by.
 
@@ -109,7 +140,11 @@ class Intervals:
         fewest, most = (int(each) for each in (self.thresholds.origins.min(), self.thresholds.origins.max()))
         count = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
         text = f"split conformal by {count} validation windows at each step ahead"
-        return text if self.config.kind == "split" else f"{text}, adapted to the targets since (gamma {self.config.gamma:g})"
+        return (
+            text
+            if self.config.kind == "split"
+            else f"{text}, adapted to the targets since (gamma {self.config.gamma:g})"
+        )
 
     def refusal(self, levels: Sequence[float]) -> str | None:
         """Say which of these levels have too few windows; none: all are known."""
@@ -156,6 +191,18 @@ class Intervals:
             first = int(torch.cat(counts)[: dist.get_rank()].sum())
         own = used[:, first : first + len(ends.series)]
         return conformal.moved(ends.lower, ends.upper, own), replace(self, adapted=after)
+
+    def judged(self, predictive: ForecastPredictive, data: SeriesData, device: torch.device) -> Judged:
+        """What intervals cover of this rank's windows, summed over all ranks, before and after calibration; all ranks call it.
+
+        Args:
+            device: that the process group can gather from.
+        """
+        levels = self.thresholds.levels
+        ends = Ends.of(predictive, data, levels)
+        calibrated, after = self.along(ends, data, device)
+        sums = IntervalSums.of(levels, (ends.lower, ends.upper), calibrated, ends.targets, ends.observed)
+        return Judged(*calibrated, sums.reduced(device), after)
 
     def as_json(self) -> dict[str, Any]:
         """What is saved; :meth:`of_json` reads it."""

@@ -3,47 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from proxscore.config import Config, ConfigError
 from proxscore.forecasting.forecasts import Forecaster, ahead, floored, table
+from proxscore.forecasting.intervals import KEY, Interval, Intervals, group_names
 from proxscore.forecasting.predictive import ForecastPredictive, predicted
+from proxscore.forecasting.remarks import Remarks
 from proxscore.forecasting.series import SeriesData
 from proxscore.forecasting.sources.table import SeriesTableConfig, of_table
 from proxscore.forecasting.task import ForecastingConfig
+from proxscore.forecasting.windows import Windows
 from proxscore.posterior import Posterior
 from proxscore.tasks.predictions import QUANTILES, Prediction
 from proxscore.tasks.predictor import Predictor
 
-if TYPE_CHECKING:
-    pass
-
 BATCH = 256  # windows that go through the network together
+INTERVALS = (0.9,)  # levels of the intervals in tables, where they can be had
 
 
 @dataclass(repr=False)
 class SeriesPrediction(Prediction):
-    """What comes after each series: H steps.
+    """What comes after each series, or after each of several origins in it: H steps.
 
     Attributes:
         predictive: of the steps.
         series: that were continued.
+        calibration: of intervals; none: the posterior was saved without.
+        ends: of origins whose targets are known, their intervals (L, N, H), which may follow what came to be known before them.
+        known: whether the targets are known.
+        remarks: on the series.
     """
 
     predictive: ForecastPredictive
     series: SeriesData
+    calibration: Intervals | None = None
+    ends: tuple[Tensor, Tensor] | None = None
+    known: bool = field(default=False, kw_only=True)
+    remarks: Remarks = field(default_factory=Remarks, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.predictive.targets)
 
     def __repr__(self) -> str:
-        return self._told("series")
+        told = self._told("windows" if self.known else "series")
+        return told if self.calibration is None else f"{told}\nintervals: {self.calibration.told}"
 
     @property
     def mean(self) -> Tensor:
@@ -74,9 +85,66 @@ class SeriesPrediction(Prediction):
         """(Q, N, H), in units of the target."""
         return torch.cat([chunk.quantiles(probabilities) for chunk in self.predictive.chunks()], 1)
 
-    def columns(self, *, all: bool = False, quantiles: Sequence[float] = QUANTILES, **options: Any) -> dict[str, Any]:
-        """A row per series and step: ``series, timestamp, step, mean, aleatoric_sd, epistemic_sd``, quantiles ``q0.05``."""
-        return dict(table(self.predictive, self.series, quantiles).to_pandas().items())
+    def interval(self, level: float = 0.9) -> Interval:
+        """Intervals that hold the target with this probability, on windows like those of validation, at each step ahead.
+
+        They are calibrated, which :meth:`quantiles` are not: those are what the model itself says. See
+        :mod:`proxscore.calibration.conformal_forecasts`.
+
+        Raises:
+            ConfigError: this level was not calibrated; says how many validation windows it needs, and how many there were.
+        """
+        return self.intervals([level])[0]
+
+    def intervals(self, levels: Sequence[float]) -> list[Interval]:
+        """:meth:`interval` at each of some levels."""
+        if self.calibration is None:
+            raise ConfigError(
+                "no intervals were calibrated when the posterior was saved (task.conformal.kind=none, or an older version)"
+            )
+        held, known = self.calibration, self.calibration.current
+        for level in levels:
+            known.check(level)
+        if not levels:
+            return []
+        if self.ends is not None:
+            lower, upper = self.ends
+        else:
+            parts = [held.of_chunk(chunk, self.series) for chunk in self.predictive.chunks()]
+            lower, upper = (torch.cat([part[side] for part in parts], 1) for side in (0, 1))
+        places = [known.levels.index(level) for level in levels]
+        return [
+            Interval(level, lower[place], upper[place], held.told) for level, place in zip(levels, places, strict=True)
+        ]
+
+    def part(self, rows: Sequence[int]) -> SeriesPrediction:
+        """Some of its rows alone."""
+        whole, chosen = self.predictive, list(rows)
+        paths = None if whole.paths is None else whole.paths[:, chosen]
+        part = replace(whole, outputs=whole.outputs[:, chosen], paths=paths, targets=whole.targets[chosen])
+        ends = None if self.ends is None else (self.ends[0][:, chosen], self.ends[1][:, chosen])
+        return replace(self, predictive=part, ends=ends)
+
+    def served(self, levels: Sequence[float] = INTERVALS) -> list[float]:
+        """Those of some levels that were calibrated."""
+        return [level for level in levels if self.calibration is not None and level in self.calibration.current.levels]
+
+    def table(self, quantiles: Sequence[float] = QUANTILES, levels: Sequence[float] = INTERVALS) -> pa.Table:
+        """A row per series and step; see :func:`proxscore.forecasting.forecasts.table`. Levels that were not calibrated lack."""
+        held = self.intervals(self.served(levels)) if self.served(levels) else []
+        return table(self.predictive, self.series, quantiles, held, rolling=self.known)
+
+    def columns(
+        self,
+        *,
+        all: bool = False,
+        quantiles: Sequence[float] = QUANTILES,
+        levels: Sequence[float] = INTERVALS,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """A row per series and step: ``series, timestamp, step, mean, aleatoric_sd, epistemic_sd``, quantiles ``q0.05``, and
+        calibrated intervals ``lower_90, upper_90``, where they can be had."""
+        return dict(self.table(quantiles, levels).to_pandas().items())
 
 
 class SeriesPredictor(Predictor):
@@ -102,6 +170,9 @@ class SeriesPredictor(Predictor):
         # The network is shaped by the features of series: those of an example are as they were in training.
         series = of_table(self.columns, _arrow(example(section, self.columns, self.trained)), self.trained["frequency"])
         super().__init__(posterior, self._forecaster(series).build_model(), config, folder, device)
+        saved = self.validation.get(KEY)
+        where = str(folder / "posterior.json")
+        self.calibration = None if saved is None else Intervals.of_json(saved, section.horizon, where)
 
     def _forecaster(self, series: SeriesData) -> Forecaster:
         return Forecaster(self.section, self.trained, series)
@@ -119,8 +190,8 @@ class SeriesPredictor(Predictor):
         """Forecast what comes after each series of a long table, a row per series and time.
 
         Args:
-            data: a pandas or Arrow table, or a Parquet, CSV or Arrow file (or folder of them). Its columns are called as in the
-                table of training, or ``series, timestamp, target`` and the covariates by their names.
+            data: a pandas or Arrow table, a Parquet, CSV or Arrow file (or folder of them), or series. Columns are called as in
+                the table of training, or ``series, timestamp, target`` and the covariates by their names.
             draws: of the posterior; by default as many as it was judged by, 0: the mean weights.
             seed: of the draws, and of sample paths.
             columns: other names, by the settings of :class:`SeriesTableConfig` (``id_columns``, ``target_column``, ...).
@@ -135,19 +206,49 @@ class SeriesPredictor(Predictor):
         names = self.columns if not columns else self.columns.model_validate(dict(self.columns) | columns)
         task = self._forecaster(self._opened(data, names))
         windows = ahead(task)
-        notes = list(self.notes)
-        if flat := floored(self.module, windows):  # type: ignore[arg-type]
-            notes.append(
-                f"{len(flat)} of {len(windows)} contexts do not vary (the first: {flat[0]}): their forecasts have the least "
-                f"scale, {task.scale_floor:.4g}"
-            )
+        remarks = self.remarks_on(task.series, windows, task.short)
+        predictive = self.predictive(windows, draws, seed, batch_size)
+        return SeriesPrediction(
+            draws,
+            seed,
+            predictive,
+            task.series,
+            self.calibration,
+            remarks=remarks,
+            notes=(*self.notes, *self.told(remarks, draws)),
+            verdict=self.verdict,
+        )
+
+    def predictive(self, windows: Windows, draws: int, seed: int, batch_size: int = BATCH) -> ForecastPredictive:
+        """The predictive distribution of windows of this network."""
         rows = range(0, len(windows), max(batch_size, 1))
         batches = (windows.__getitems__(range(first, min(first + batch_size, len(windows)))) for first in rows)
         with self.one_by_one(draws, seed) as found:
-            predictive = predicted(found, batches, seed)
-        return SeriesPrediction(draws, seed, predictive, task.series, notes=tuple(notes), verdict=self.verdict)
+            return predicted(found, batches, seed)
+
+    def told(self, remarks: Remarks, draws: int) -> list[str]:
+        """Say of which series the past tells little, and where intervals are calibrated by other series, or by other draws."""
+        held, judged = self.calibration, self.validation.get("draws")
+        notes = remarks.lines(
+            floor=float(self.trained.get("scale_floor", 0.0)),
+            context=self.section.context or 2 * self.section.horizon,
+            groups=None if held is None else held.config.groups,
+        )
+        if held is not None and held.current.levels and judged not in (None, draws):
+            notes.append(f"intervals were calibrated with {judged} draws of the posterior, and {draws} predict")
+        return notes
+
+    def remarks_on(self, data: SeriesData, windows: Windows, short: Sequence[str]) -> Remarks:
+        """What is to be said of windows of some series, of which these are shorter than the context."""
+        flat, pooled = floored(self.module, windows), 0  # type: ignore[arg-type]
+        if self.calibration is not None and (groups := self.calibration.config.groups) is not None:
+            names = group_names(data, groups, strict=False) or [""] * len(data.series)
+            pooled = sum(names[n] not in self.calibration.current.by_group for n in windows.index[:, 0].tolist())
+        return Remarks.of(len(windows), flat, short, pooled)
 
     def _opened(self, data: Any, names: SeriesTableConfig) -> SeriesData:
+        if isinstance(data, SeriesData):
+            return data
         frequency = self.trained["frequency"]
         if isinstance(data, (str, Path)):
             return names.model_copy(update={"path": Path(data).expanduser()}).load(frequency)
@@ -190,7 +291,6 @@ def example(section: ForecastingConfig, columns: SeriesTableConfig, trained: Map
 
 def _arrow(data: Any) -> Any:
     import pandas as pd
-    import pyarrow as pa
 
     if isinstance(data, pa.Table):
         return data

@@ -35,7 +35,7 @@ from pydantic import Field
 
 from proxscore.config import ConfigError
 from proxscore.forecasting.clocks import NANOSECONDS, known
-from proxscore.forecasting.columns import Columns, find_files
+from proxscore.forecasting.columns import Columns, Part, find_files
 from proxscore.forecasting.series import Series, SeriesData
 from proxscore.forecasting.sources.base import WindowedSeries
 from proxscore.forecasting.timelines import Line, Rowwise, Timelines, in_order, timelines
@@ -92,6 +92,23 @@ def of_table(config: SeriesTableConfig, table: pa.Table, trained: str | None = N
     if not len(columns):
         raise ConfigError("the table has no rows")
     return _series_of(config, columns, trained)
+
+
+def of_parts(config: SeriesTableConfig, parts: Sequence[Part], trained: str | None = None) -> SeriesData:
+    """The series of parts of files; as :func:`load`, whose ``path`` is not looked at."""
+    texts, numbers = _wanted(config)
+    names = [config.timestamp_column, *texts, *numbers]
+    return _series_of(config, Columns.of_parts(parts, names, texts=[config.timestamp_column, *texts]), trained)
+
+
+def wanted_columns(config: SeriesTableConfig) -> list[str]:
+    """Names of the columns that a section reads.
+
+    Raises:
+        ConfigError: one that has two parts, or a time zone that is not known.
+    """
+    texts, numbers = _wanted(config)
+    return list(dict.fromkeys([config.timestamp_column, *texts, *numbers]))
 
 
 def read_table(config: SeriesTableConfig, path: Path) -> pa.Table:
