@@ -137,7 +137,8 @@ def coverage_by_horizon(found: dict[str, Any], *, title: str = "") -> Figure:
             marker = "." if len(ahead) <= 60 else ""
             axes.plot(ahead, values["coverage"], color=color, marker=marker, linewidth=1.4, label=_LABELS[name])
         axes.axhline(float(level), color=_INK, linestyle="--", linewidth=1, label="level")
-        axes.set(ylim=(0, 1.03), xlabel="steps ahead", ylabel="fraction covered")
+        lowest = min([float(level), *(v for part in parts.values() for v in part["lower"] if v is not None)])
+        axes.set(ylim=(max(0.0, lowest - 0.05), 1.03), xlabel="steps ahead", ylabel="fraction covered")
         axes.set_title(f"{100 * float(level):g}% intervals", fontsize=9, color=_INK)
         axes.set_axisbelow(True)
         axes.grid(axis="y", color=_GRID, linewidth=0.8)

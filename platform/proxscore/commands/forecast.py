@@ -113,7 +113,9 @@ def forecast(options: argparse.Namespace) -> int:
     else:
         parts = _ahead(predictor, options.draws)
     last, remarks = None, None
-    with _writer(options.output) as write:
+    from proxscore.forecasting.remarks import gathered
+
+    with _writer(options.output) as write, gathered() as warnings:
         for last in parts:
             write(last.table(options.quantiles, levels))
             remarks = last.remarks if remarks is None else remarks + last.remarks
@@ -121,7 +123,8 @@ def forecast(options: argparse.Namespace) -> int:
             if page is not None:
                 page.add(last)
     assert last is not None
-    notes = [*_notes(predictor, options.levels), *predictor.told(remarks, last.draws)]
+    assert remarks is not None
+    notes = [*_notes(predictor, options.levels), *predictor.told(remarks, last.draws), *warnings.lines()]
     for note in notes:
         print(f"note       {note}")
     if rolled is not None:

@@ -94,7 +94,8 @@ class ForecastEvaluator(Evaluator):
 
     def correction(self, validation: ForecastPredictive, device: torch.device) -> dict[str, Any]:
         """Thresholds of calibrated intervals, by ``task.conformal``; which levels have too few windows is said once."""
-        found = Intervals.calibrated(self.task.config.conformal, validation, self.task.series, device)
+        task = self.task
+        found = Intervals.calibrated(task.config.conformal, validation, task.series, task.context, device)
         lacking = found.refusal(list(found.thresholds.refused))
         if lacking is not None and (lacking,) not in self._told:
             self._told.add((lacking,))

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from proxscore.calibration.quantiles import central
 from proxscore.forecasting.predictor import SeriesPrediction
 
 LEVELS = (0.9, 0.8, 0.5)  # of the bands, the widest first
@@ -29,6 +30,7 @@ class Fan:
         history, targets: (T,) before the origin and (H,) after it; NaN where not known.
         median: (H,).
         bands: lower and upper ends (H,) by level of ``LEVELS``.
+        bare: whether they are the model's own, because the series is too short for calibrated ones.
         first, origin, last: timestamps of the first step of the history, of the forecast, and of its last one.
     """
 
@@ -37,6 +39,7 @@ class Fan:
     targets: Values
     median: Values
     bands: dict[float, tuple[Values, Values]]
+    bare: bool
     first: pd.Timestamp
     origin: pd.Timestamp
     last: pd.Timestamp
@@ -47,25 +50,22 @@ def fans(prediction: SeriesPrediction, count: int) -> Iterator[Fan]:
     targets = prediction.predictive.targets
     rows = {int(number): row for row, number in enumerate(targets[:, 2, 0].long().tolist())}
     part = prediction.part(list(rows.values())[:count])
-    calibrated = (
-        {each.level: (each.lower, each.upper) for each in part.intervals(served)}
-        if (served := part.served(LEVELS))
-        else {}
-    )
-    own = [level for level in LEVELS if level not in calibrated]
-    probabilities = [0.5, *(p for level in own for p in ((1 - level) / 2, (1 + level) / 2))]
-    median, *ends = part.quantiles(probabilities).double()
-    pairs = calibrated | {level: (ends[2 * k], ends[2 * k + 1]) for k, level in enumerate(own)}
+    calibrated = {each.level: (each.lower, each.upper) for each in part.calibrated(LEVELS)}
+    median, *ends = part.quantiles([0.5, *(p for level in LEVELS for p in central(level))]).double()
+    own = {level: (ends[2 * k], ends[2 * k + 1]) for k, level in enumerate(LEVELS)}
     for row, target in enumerate(part.predictive.targets):
         series, origin = part.series.series[int(target[2, 0])], int(target[3, 0])
         begin = max(0, origin - min(HISTORY, max(4 * len(target[0]), 100)))
         stamps = series.timestamps(begin, origin - begin + len(target[0]))
+        bare = any(bool(lower[row].isnan().any()) for lower, _ in calibrated.values())
+        shown = own if bare else own | calibrated
         yield Fan(
             series.id,
             series.target[begin:origin].astype(np.float64),
             np.where(target[1].numpy() > 0, target[0].double().numpy(), math.nan),
             median[row].numpy(),
-            {level: (pairs[level][0][row].numpy(), pairs[level][1][row].numpy()) for level in LEVELS},
+            {level: (lower[row].numpy(), upper[row].numpy()) for level, (lower, upper) in shown.items()},
+            bare,
             stamps[0],
             stamps[origin - begin],
             stamps[-1],
@@ -106,7 +106,7 @@ def svg(fan: Fan) -> str:
     for step, stamp, place in ((0, fan.first, "start"), (past, fan.origin, "mid"), (past + ahead - 1, fan.last, "end")):
         if place == "mid" and not 0.25 < step / max(past + ahead - 1, 1) < 0.8:
             continue
-        parts.append(f'<text class="{place}" x="{x(step):.1f}" y="{HEIGHT - 6}">{shown(stamp)}</text>')
+        parts.append(f'<text class="{place}" x="{x(step):.1f}" y="{HEIGHT - 6}">{dated(stamp)}</text>')
     return "".join(parts) + "</svg>"
 
 
@@ -131,6 +131,6 @@ def number(value: float) -> str:
     return f"{value:.4g}" if abs(value) < 1e6 else f"{value:.2e}"
 
 
-def shown(stamp: pd.Timestamp) -> str:
+def dated(stamp: pd.Timestamp) -> str:
     """A timestamp, without a time of the day where that is midnight."""
     return f"{stamp:%Y-%m-%d}" if stamp == stamp.normalize() else f"{stamp:%Y-%m-%d %H:%M}"

@@ -21,6 +21,8 @@ from proxscore.forecasting.task import ForecastingConfig
 from proxscore.forecasting.trained import as_trained, trained_unit
 from proxscore.forecasting.windows import Panel, Windows
 
+_CALIBRATED = ("lower_", "upper_")  # columns that are null where there is no such interval
+
 
 class Forecaster:
     """What a trained network needs of new series to forecast what comes after them: their context, and no splits.
@@ -109,10 +111,8 @@ def table(
                 columns[name] = variance.sqrt()
         columns |= {f"q{q:g}": value for q, value in zip(quantiles, chunk.quantiles(quantiles), strict=True)}
         for each in intervals:
-            columns |= {
-                f"lower_{100 * each.level:g}": each.lower[rows],
-                f"upper_{100 * each.level:g}": each.upper[rows],
-            }
+            ends = zip(_CALIBRATED, (each.lower, each.upper), strict=True)
+            columns |= {f"{name}{100 * each.level:g}": end[rows] for name, end in ends}
         numbers, origins = chunk.targets[:, 2, 0].long().tolist(), chunk.targets[:, 3, 0].long().tolist()
         horizon = chunk.mean.shape[1]
         stamps = [data.series[n].timestamps(o, horizon) for n, o in zip(numbers, origins, strict=True)]
@@ -126,7 +126,8 @@ def table(
         if rolling:
             values, observed = chunk.targets[:, 0].double().flatten(), chunk.targets[:, 1].flatten() > 0
             named["target"] = pa.array(values.numpy(), mask=~observed.numpy())
-        named |= {name: pa.array(value.double().flatten().numpy()) for name, value in columns.items()}
+        flat = {name: value.double().flatten().numpy() for name, value in columns.items()}
+        named |= {name: pa.array(v, from_pandas=name.startswith(_CALIBRATED)) for name, v in flat.items()}
         parts.append(pa.table(named))
     return pa.concat_tables(parts)
 

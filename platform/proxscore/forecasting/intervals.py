@@ -53,9 +53,9 @@ class Ends:
         parts = [ends_of(chunk, levels) for chunk in predictive.chunks()]
         values, observed, series, origins = predictive.targets.unbind(1)
         numbers = series[:, 0].long()
-        starts = torch.tensor([each.start.ordinal for each in data.series])
         lower, upper = (torch.cat([part[side] for part in parts], 1) for side in (0, 1))
-        return cls(lower, upper, values.double(), observed > 0, numbers, starts[numbers] + origins[:, 0].long())
+        times = _starts(data)[numbers] + origins[:, 0].long()
+        return cls(lower, upper, values.double(), observed > 0, numbers, times)
 
     @property
     def scores(self) -> Tensor:
@@ -107,27 +107,37 @@ class Intervals:
     Attributes:
         config: the settings that they were made by.
         thresholds: of the validation windows.
+        past: steps before the origin that each of them had, of those that the network looks back to; windows with fewer are not
+            such as these, and have no calibrated interval.
         adapted: those after the test windows, of ``kind: adaptive``.
     """
 
     config: ConformalConfig
     thresholds: Thresholds
+    past: int
     adapted: Thresholds | None = None
 
     @classmethod
     def calibrated(
-        cls, config: ConformalConfig, validation: ForecastPredictive, data: SeriesData, device: torch.device
+        cls,
+        config: ConformalConfig,
+        validation: ForecastPredictive,
+        data: SeriesData,
+        context: int,
+        device: torch.device,
     ) -> Intervals:
         """From this rank's validation windows; all ranks call it, and all get the same.
 
         Args:
+            context: steps that the network looks back to.
             device: that the process group can gather from.
         """
         ends = Ends.of(validation, data, LEVELS)
-        values, observed, series, _ = _gathered(ends, ends.scores, device)
+        values, observed, series, times = _gathered(ends, ends.scores, device)
+        origins = times - _starts(data)[series]
         names = group_names(data, config.groups)
         groups = None if names is None else [names[number] for number in series.tolist()]
-        return cls(config, Thresholds.of(values, observed, LEVELS, groups))
+        return cls(config, Thresholds.of(values, observed, LEVELS, groups), min(context, int(origins.min())))
 
     @property
     def current(self) -> Thresholds:
@@ -163,7 +173,11 @@ class Intervals:
         names = group_names(data, self.config.groups, strict=False)
         numbers = chunk.targets[:, 2, 0].long().tolist()
         thresholds = self.current.of_windows([None if names is None else names[number] for number in numbers])
-        return conformal.moved(*ends_of(chunk, self.current.levels), thresholds)
+        return conformal.moved(*ends_of(chunk, self.current.levels), self._known(thresholds, chunk.targets[:, 3, 0]))
+
+    def _known(self, thresholds: Tensor, origins: Tensor) -> Tensor:
+        """(L, N, H) thresholds, and NaN for windows (N,) whose past is shorter than any that calibrated."""
+        return torch.where((origins >= self.past)[:, None], thresholds, torch.nan)
 
     def along(self, ends: Ends, data: SeriesData, device: torch.device) -> tuple[tuple[Tensor, Tensor], Intervals]:
         """Calibrated ends (L, N, H) of this rank's windows, whose targets are known after them, and what follows from them all.
@@ -178,8 +192,10 @@ class Intervals:
         def groups(series: Tensor) -> list[str | None]:
             return [None if names is None else names[number] for number in series.tolist()]
 
+        origins = ends.times - _starts(data)[ends.series]
         if self.config.kind != "adaptive":
-            return conformal.moved(ends.lower, ends.upper, self.thresholds.of_windows(groups(ends.series))), self
+            held = self._known(self.thresholds.of_windows(groups(ends.series)), origins)
+            return conformal.moved(ends.lower, ends.upper, held), self
         values, observed, series, times = _gathered(ends, ends.scores, device)
         used, after = conformal.tracked(
             self.thresholds, values, observed, times, groups(series), gamma=self.config.gamma
@@ -189,11 +205,13 @@ class Intervals:
             counts = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(_ranks())]
             dist.all_gather(counts, torch.tensor([len(ends.series)], device=device))
             first = int(torch.cat(counts)[: dist.get_rank()].sum())
-        own = used[:, first : first + len(ends.series)]
+        own = self._known(used[:, first : first + len(ends.series)], origins)
         return conformal.moved(ends.lower, ends.upper, own), replace(self, adapted=after)
 
     def judged(self, predictive: ForecastPredictive, data: SeriesData, device: torch.device) -> Judged:
         """What intervals cover of this rank's windows, summed over all ranks, before and after calibration; all ranks call it.
+
+        Windows that have no calibrated interval count nowhere.
 
         Args:
             device: that the process group can gather from.
@@ -201,13 +219,15 @@ class Intervals:
         levels = self.thresholds.levels
         ends = Ends.of(predictive, data, levels)
         calibrated, after = self.along(ends, data, device)
-        sums = IntervalSums.of(levels, (ends.lower, ends.upper), calibrated, ends.targets, ends.observed)
+        observed = ends.observed & ~calibrated[0][0].isnan()
+        sums = IntervalSums.of(levels, (ends.lower, ends.upper), calibrated, ends.targets, observed)
         return Judged(*calibrated, sums.reduced(device), after)
 
     def as_json(self) -> dict[str, Any]:
         """What is saved; :meth:`of_json` reads it."""
         held = self.thresholds
         found = self.config.model_dump(mode="json") | {
+            "past": self.past,
             "origins": held.origins.tolist(),
             "refused": {f"{level:g}": needed for level, needed in held.refused.items()},
             "thresholds": _table(held),
@@ -228,7 +248,7 @@ class Intervals:
             if origins.shape != (horizon,) or config.kind == "none" or horizon > MAX_HORIZON:
                 raise ValueError(f"origins of {len(origins)} steps for a horizon of {horizon}")
             tables = {key: _read(found[key], origins, refused) for key in ("thresholds", "adapted") if key in found}
-            return cls(config, tables["thresholds"], tables.get("adapted"))
+            return cls(config, tables["thresholds"], int(found["past"]), tables.get("adapted"))
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             text = " ".join(str(error).split())
             raise ConfigError(f"{where}: validation.{KEY} are no thresholds of intervals: {text}") from error
@@ -262,6 +282,11 @@ def group_names(data: SeriesData, groups: str | None, *, strict: bool = True) ->
             "with fewer values, or leave it out"
         )
     return names
+
+
+def _starts(data: SeriesData) -> Tensor:
+    """(N,) the first step of each series, on a clock that all have."""
+    return torch.tensor([each.start.ordinal for each in data.series])
 
 
 def _ranks() -> int:

@@ -20,6 +20,7 @@ from proxscore.forecasting.predictor import SeriesPrediction
 TEMPLATE = "fans.html.j2"
 SERIES = 200  # whose charts a page has
 NAMED = 2000  # of the others that a page names
+BY_LEVEL = ("_50", "_80", "_90", "_95")  # ends of the metrics of intervals
 
 # What the search field does; without it the page shows all.
 SCRIPT = """
@@ -91,9 +92,10 @@ class FanPage:
             title=title,
             about=about,
             notes=notes,
-            metrics=metrics or {},
+            metrics={name: value for name, value in (metrics or {}).items() if not name.endswith(BY_LEVEL)},
+            by_level=_by_level(metrics or {}),
             coverage=None if by_horizon is None else _uri(by_horizon),
-            charts=[(fan.name, Markup(svg(fan))) for fan in self.fans],
+            charts=[(fan.name, fan.bare, Markup(svg(fan))) for fan in self.fans],
             others=self.others,
             unnamed=self.total - len(self.fans) - len(self.others),
             total=self.total,
@@ -103,6 +105,16 @@ class FanPage:
             script=Markup(SCRIPT),
             digest=digest,
         )
+
+
+def _by_level(metrics: Mapping[str, float]) -> list[tuple[str, list[tuple[float | None, float | None]]]]:
+    """For each level its name, and coverage, width and Winkler score, each of the model's own and of calibrated intervals."""
+    kinds = ("coverage", "width", "winkler")
+    return [
+        (f"{level}%", [(metrics.get(f"{kind}_{level}"), metrics.get(f"calibrated/{kind}_{level}")) for kind in kinds])
+        for level in ("50", "80", "90", "95")
+        if f"coverage_{level}" in metrics
+    ]
 
 
 def _uri(by_horizon: dict[str, Any]) -> str:

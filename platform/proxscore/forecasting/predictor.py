@@ -88,8 +88,8 @@ class SeriesPrediction(Prediction):
     def interval(self, level: float = 0.9) -> Interval:
         """Intervals that hold the target with this probability, on windows like those of validation, at each step ahead.
 
-        They are calibrated, which :meth:`quantiles` are not: those are what the model itself says. See
-        :mod:`proxscore.calibration.conformal_forecasts`.
+        They are calibrated, which :meth:`quantiles` are not: those are what the model itself says. A series whose past is shorter
+        than that of any validation window has none: NaN. See :mod:`proxscore.calibration.conformal_forecasts`.
 
         Raises:
             ConfigError: this level was not calibrated; says how many validation windows it needs, and how many there were.
@@ -129,10 +129,14 @@ class SeriesPrediction(Prediction):
         """Those of some levels that were calibrated."""
         return [level for level in levels if self.calibration is not None and level in self.calibration.current.levels]
 
+    def calibrated(self, levels: Sequence[float] = INTERVALS) -> list[Interval]:
+        """:meth:`interval` at those of some levels that were calibrated."""
+        served = self.served(levels)
+        return self.intervals(served) if served else []
+
     def table(self, quantiles: Sequence[float] = QUANTILES, levels: Sequence[float] = INTERVALS) -> pa.Table:
         """A row per series and step; see :func:`proxscore.forecasting.forecasts.table`. Levels that were not calibrated lack."""
-        held = self.intervals(self.served(levels)) if self.served(levels) else []
-        return table(self.predictive, self.series, quantiles, held, rolling=self.known)
+        return table(self.predictive, self.series, quantiles, self.calibrated(levels), rolling=self.known)
 
     def columns(
         self,
@@ -240,11 +244,14 @@ class SeriesPredictor(Predictor):
 
     def remarks_on(self, data: SeriesData, windows: Windows, short: Sequence[str]) -> Remarks:
         """What is to be said of windows of some series, of which these are shorter than the context."""
-        flat, pooled = floored(self.module, windows), 0  # type: ignore[arg-type]
-        if self.calibration is not None and (groups := self.calibration.config.groups) is not None:
-            names = group_names(data, groups, strict=False) or [""] * len(data.series)
-            pooled = sum(names[n] not in self.calibration.current.by_group for n in windows.index[:, 0].tolist())
-        return Remarks.of(len(windows), flat, short, pooled)
+        flat, held = floored(self.module, windows), self.calibration  # type: ignore[arg-type]
+        pooled = bare = 0
+        if held is not None and held.current.levels:
+            bare = int((windows.index[:, 1] < held.past).sum())
+            names = group_names(data, held.config.groups, strict=False) or [""] * len(data.series)
+            own = held.current.by_group if held.config.groups is not None else {"": None}
+            pooled = sum(names[n] not in own for n in windows.index[:, 0].tolist())
+        return Remarks.of(len(windows), flat, short, pooled, bare)
 
     def _opened(self, data: Any, names: SeriesTableConfig) -> SeriesData:
         if isinstance(data, SeriesData):
