@@ -151,16 +151,19 @@ def _on_ranks(rank: int, folder: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
-    parts = [_part(whole, rank) for whole in (windows(30, 90), windows(100, 150))]
-    found = calibrated(ConformalConfig(kind="adaptive", groups="kind"), parts[0])
-    judged = found.judged(parts[1], series(), CPU)
-    torch.save((judged.after.as_json(), judged.sums.metrics()), f"{folder}/{rank}.pt")
+    results = []
+    for share in (3, 10_000):  # the first rank has a third of the windows, or one of those of validation, and none of test
+        parts = [_part(windows(30, 90), rank, share), _part(windows(100, 150), rank, share, place=share - 1)]
+        found = calibrated(ConformalConfig(kind="adaptive", groups="kind"), parts[0])
+        judged = found.judged(parts[1], series(), CPU)
+        results.append((judged.after.as_json(), judged.sums.metrics()))
+    torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def _part(whole: ForecastPredictive, rank: int) -> ForecastPredictive:
-    """Of two ranks the first has a third of the windows."""
-    rows = torch.arange(len(whole.targets)) % 3 == 0
+def _part(whole: ForecastPredictive, rank: int, share: int, place: int = 0) -> ForecastPredictive:
+    """One of each ``share`` windows is of the first of two ranks, the others are of the second."""
+    rows = torch.arange(len(whole.targets)) % share == place
     rows = rows if rank == 0 else ~rows
     return ForecastPredictive(whole.likelihood, whole.outputs[:, rows], None, whole.targets[rows])
 
@@ -170,9 +173,9 @@ def test_ranks_agree_with_one_process(tmp_path: Path) -> None:
     multiprocessing.set_forkserver_preload(["proxscore.forecasting.intervals"])
     mp.start_processes(_on_ranks, args=(str(tmp_path),), nprocs=2, start_method="forkserver")
     for rank in range(2):
-        saved, metrics = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert saved["origins"] == expected.after.as_json()["origins"]
-        for name in ("thresholds", "adapted"):
-            for level, values in expected.after.as_json()[name]["levels"].items():
-                np.testing.assert_allclose(saved[name]["levels"][level], values, atol=1e-6)
-        assert metrics == pytest.approx(expected.sums.metrics(), abs=1e-6)
+        for saved, metrics in torch.load(tmp_path / f"{rank}.pt", weights_only=True):
+            assert saved["origins"] == expected.after.as_json()["origins"]
+            for name in ("thresholds", "adapted"):
+                for level, values in expected.after.as_json()[name]["levels"].items():
+                    np.testing.assert_allclose(saved[name]["levels"][level], values, atol=1e-6)
+            assert metrics == pytest.approx(expected.sums.metrics(), abs=1e-6)

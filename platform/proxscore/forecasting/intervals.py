@@ -50,7 +50,8 @@ class Ends:
     @classmethod
     def of(cls, predictive: ForecastPredictive, data: SeriesData, levels: Sequence[float]) -> Ends:
         """Of all windows of a predictive of the data's series."""
-        parts = [ends_of(chunk, levels) for chunk in predictive.chunks()]
+        none = predictive.targets.new_empty(len(levels), 0, predictive.targets.shape[2], dtype=torch.float64)
+        parts = [(none, none), *(ends_of(chunk, levels) for chunk in predictive.chunks())]  # a rank may have no windows
         values, observed, series, origins = predictive.targets.unbind(1)
         numbers = series[:, 0].long()
         lower, upper = (torch.cat([part[side] for part in parts], 1) for side in (0, 1))
