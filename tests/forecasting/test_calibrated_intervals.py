@@ -18,7 +18,8 @@ import torch.multiprocessing as mp
 from proxscore.calibration.conformal_forecasts import LEVELS
 from proxscore.config import ConfigError
 from proxscore.forecasting.distributions import Normal
-from proxscore.forecasting.intervals import Ends, Intervals
+from proxscore.forecasting.interval_ends import Ends
+from proxscore.forecasting.intervals import Intervals
 from proxscore.forecasting.predictive import ForecastPredictive
 from proxscore.forecasting.series import Series, SeriesData
 from proxscore.forecasting.task import ConformalConfig
@@ -152,7 +153,10 @@ def _on_ranks(rank: int, folder: str) -> None:
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
     results = []
-    for share in (3, 10_000):  # the first rank has a third of the windows, or one of those of validation, and none of test
+    for share in (
+        3,
+        10_000,
+    ):  # the first rank has a third of the windows, or one of those of validation, and none of test
         parts = [_part(windows(30, 90), rank, share), _part(windows(100, 150), rank, share, place=share - 1)]
         found = calibrated(ConformalConfig(kind="adaptive", groups="kind"), parts[0])
         judged = found.judged(parts[1], series(), CPU)

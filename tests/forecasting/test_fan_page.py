@@ -16,8 +16,8 @@ from proxscore.forecasting.distributions import Normal
 from proxscore.forecasting.fans import Fan, runs, svg, ticks
 from proxscore.forecasting.intervals import Intervals
 from proxscore.forecasting.page import FanPage
+from proxscore.forecasting.prediction import SeriesPrediction
 from proxscore.forecasting.predictive import ForecastPredictive
-from proxscore.forecasting.predictor import SeriesPrediction
 from proxscore.forecasting.series import Series, SeriesData
 from proxscore.forecasting.task import ConformalConfig
 

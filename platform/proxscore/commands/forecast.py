@@ -27,7 +27,8 @@ from proxscore.terminal.tables import shown, table
 
 if TYPE_CHECKING:
     from proxscore.forecasting.page import FanPage
-    from proxscore.forecasting.predictor import SeriesPrediction, SeriesPredictor
+    from proxscore.forecasting.prediction import SeriesPrediction
+    from proxscore.forecasting.predictor import SeriesPredictor
     from proxscore.forecasting.rolling import Rolling
 
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)

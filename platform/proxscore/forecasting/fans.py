@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from proxscore.calibration.quantiles import central
-from proxscore.forecasting.predictor import SeriesPrediction
+from proxscore.forecasting.prediction import SeriesPrediction
 
 LEVELS = (0.9, 0.8, 0.5)  # of the bands, the widest first
 HISTORY = 400  # steps before the origin that are shown at most

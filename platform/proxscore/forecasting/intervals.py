@@ -19,56 +19,13 @@ from torch import Tensor
 from proxscore.calibration import conformal_forecasts as conformal
 from proxscore.calibration.conformal_forecasts import LEVELS, Thresholds
 from proxscore.calibration.interval_coverage import IntervalSums
-from proxscore.calibration.quantiles import central
 from proxscore.config import ConfigError
+from proxscore.forecasting.interval_ends import Ends, ends_of, first_steps, gathered, group_names, ranks
 from proxscore.forecasting.predictive import ForecastChunk, ForecastPredictive
 from proxscore.forecasting.series import SeriesData
 from proxscore.forecasting.task import MAX_HORIZON, ConformalConfig
 
 KEY = "intervals"  # of the posterior's description, in ``validation``
-SERIES = "series"  # each is a group of its own
-MAX_GROUPS = 1000  # of which thresholds are kept
-
-
-@dataclass(frozen=True)
-class Ends:
-    """The predictive's own intervals of some windows, and what happened.
-
-    Attributes:
-        lower, upper: (L, N, H) float64, of levels that ascend.
-        targets: (N, H); observed: (N, H) bool.
-        series: (N,) numbers; times: (N,) of the origins, in steps of the data's clock.
-    """
-
-    lower: Tensor
-    upper: Tensor
-    targets: Tensor
-    observed: Tensor
-    series: Tensor
-    times: Tensor
-
-    @classmethod
-    def of(cls, predictive: ForecastPredictive, data: SeriesData, levels: Sequence[float]) -> Ends:
-        """Of all windows of a predictive of the data's series."""
-        none = predictive.targets.new_empty(len(levels), 0, predictive.targets.shape[2], dtype=torch.float64)
-        parts = [(none, none), *(ends_of(chunk, levels) for chunk in predictive.chunks())]  # a rank may have no windows
-        values, observed, series, origins = predictive.targets.unbind(1)
-        numbers = series[:, 0].long()
-        lower, upper = (torch.cat([part[side] for part in parts], 1) for side in (0, 1))
-        times = _starts(data)[numbers] + origins[:, 0].long()
-        return cls(lower, upper, values.double(), observed > 0, numbers, times)
-
-    @property
-    def scores(self) -> Tensor:
-        """(L, N, H); of steps that were not observed anything."""
-        return conformal.scores(self.lower, self.upper, self.targets)
-
-
-def ends_of(chunk: ForecastChunk, levels: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """(L, B, H) lower and upper ends of the predictive's own central intervals."""
-    pairs = [central(level) for level in levels]
-    found = chunk.quantiles([p for pair in pairs for p in pair]).double()
-    return found[0::2], found[1::2]
 
 
 @dataclass(frozen=True)
@@ -134,8 +91,8 @@ class Intervals:
             device: that the process group can gather from.
         """
         ends = Ends.of(validation, data, LEVELS)
-        values, observed, series, times = _gathered(ends, ends.scores, device)
-        origins = times - _starts(data)[series]
+        values, observed, series, times = gathered(ends, ends.scores, device)
+        origins = times - first_steps(data)[series]
         names = group_names(data, config.groups)
         groups = None if names is None else [names[number] for number in series.tolist()]
         return cls(config, Thresholds.of(values, observed, LEVELS, groups), min(context, int(origins.min())))
@@ -193,17 +150,17 @@ class Intervals:
         def groups(series: Tensor) -> list[str | None]:
             return [None if names is None else names[number] for number in series.tolist()]
 
-        origins = ends.times - _starts(data)[ends.series]
+        origins = ends.times - first_steps(data)[ends.series]
         if self.config.kind != "adaptive":
             held = self._known(self.thresholds.of_windows(groups(ends.series)), origins)
             return conformal.moved(ends.lower, ends.upper, held), self
-        values, observed, series, times = _gathered(ends, ends.scores, device)
+        values, observed, series, times = gathered(ends, ends.scores, device)
         used, after = conformal.tracked(
             self.thresholds, values, observed, times, groups(series), gamma=self.config.gamma
         )
         first = 0
-        if _ranks() > 1:
-            counts = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(_ranks())]
+        if ranks() > 1:
+            counts = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(ranks())]
             dist.all_gather(counts, torch.tensor([len(ends.series)], device=device))
             first = int(torch.cat(counts)[: dist.get_rank()].sum())
         own = self._known(used[:, first : first + len(ends.series)], origins)
@@ -253,56 +210,6 @@ class Intervals:
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             text = " ".join(str(error).split())
             raise ConfigError(f"{where}: validation.{KEY} are no thresholds of intervals: {text}") from error
-
-
-def group_names(data: SeriesData, groups: str | None, *, strict: bool = True) -> list[str] | None:
-    """The group of each series; none: there are no groups.
-
-    Args:
-        groups: ``series``, or the name of a static category.
-        strict: refuse an unknown category, and more groups than thresholds are kept of. New data may lack what training had.
-
-    Raises:
-        ConfigError: as said; names the setting.
-    """
-    if groups is None:
-        return None
-    if groups == SERIES:
-        names = [each.id for each in data.series]
-    elif groups in data.categories:
-        place, values = list(data.categories).index(groups), data.categories[groups]
-        names = [values[each.static_categories[place]] for each in data.series]
-    elif not strict:
-        return None
-    else:
-        known = ", ".join([SERIES, *data.categories])
-        raise ConfigError(f"task.conformal.groups is {groups!r}, which is no static category of the data; take {known}")
-    if strict and (count := len(set(names))) > MAX_GROUPS:
-        raise ConfigError(
-            f"task.conformal.groups={groups}: {count:,} groups; thresholds are kept of {MAX_GROUPS:,} at most: take a category "
-            "with fewer values, or leave it out"
-        )
-    return names
-
-
-def _starts(data: SeriesData) -> Tensor:
-    """(N,) the first step of each series, on a clock that all have."""
-    return torch.tensor([each.start.ordinal for each in data.series])
-
-
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _gathered(ends: Ends, values: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Scores (L, n, H), observed (n, H), series and times (n,) of all ranks' windows, in the order of the ranks."""
-    if _ranks() == 1:
-        return values, ends.observed, ends.series, ends.times
-    from torchmetrics.utilities.distributed import gather_all_tensors
-
-    parts = values.movedim(1, 0), ends.observed.long(), ends.series, ends.times
-    whole = [torch.cat(gather_all_tensors(part.contiguous().to(device))).cpu() for part in parts]
-    return whole[0].movedim(0, 1), whole[1] > 0, whole[2], whole[3]
 
 
 def _table(held: Thresholds) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from matplotlib import rc_context
 
 from proxscore.calibration.interval_coverage import coverage_by_horizon
 from proxscore.forecasting.fans import LEVELS, Fan, fans, svg
-from proxscore.forecasting.predictor import SeriesPrediction
+from proxscore.forecasting.prediction import SeriesPrediction
 
 TEMPLATE = "fans.html.j2"
 SERIES = 200  # whose charts a page has

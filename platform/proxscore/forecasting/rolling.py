@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from proxscore.forecasting.predictor import SeriesPrediction, SeriesPredictor
+from proxscore.forecasting.prediction import SeriesPrediction
+from proxscore.forecasting.predictor import SeriesPredictor
 from proxscore.forecasting.series_task import SeriesTask
 
 

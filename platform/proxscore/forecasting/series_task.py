@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from proxscore.config import Config, ConfigError
 from proxscore.forecasting.distributions import LIKELIHOODS
 from proxscore.forecasting.evaluator import ForecastEvaluator
-from proxscore.forecasting.intervals import group_names
+from proxscore.forecasting.interval_ends import group_names
 from proxscore.forecasting.networks import Features, plan
 from proxscore.forecasting.predictive import predict
 from proxscore.forecasting.series import SeriesData

@@ -18,10 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from proxscore.config import ConfigError
-from proxscore.config.files import check_regular
-from proxscore.forecasting.columns import Part, check_names, find_files
+from proxscore.forecasting.columns import Part
 from proxscore.forecasting.series import SeriesData
 from proxscore.forecasting.sources.table import SeriesTableConfig, of_parts, wanted_columns
+from proxscore.forecasting.table_files import check_columns, find_files
 
 SERIES = 512  # of a batch
 ROWS = 65_536  # that are read at a time
@@ -55,11 +55,7 @@ class SeriesStream:
             return None
         columns = wanted_columns(config)
         for file in files:
-            try:
-                check_regular(file)
-                check_names(file, pq.read_schema(file).names, columns)
-            except (pa.ArrowException, OSError) as error:
-                raise ConfigError(f"{file}: not a readable table: {' '.join(str(error).split())}") from error
+            check_columns(file, columns)
         seen: set[bytes] = set()
         last: Any = None
         for file, first, table in _read(files, config.id_columns):
