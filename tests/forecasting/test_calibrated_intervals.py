@@ -18,7 +18,7 @@ import torch.multiprocessing as mp
 from proxscore.calibration.conformal_forecasts import LEVELS
 from proxscore.config import ConfigError
 from proxscore.forecasting.distributions import Normal
-from proxscore.forecasting.interval_ends import Ends
+from proxscore.forecasting.interval_ends import Scores
 from proxscore.forecasting.intervals import Intervals
 from proxscore.forecasting.predictive import ForecastPredictive
 from proxscore.forecasting.series import Series, SeriesData
@@ -135,16 +135,17 @@ def test_unknown_groups_are_refused_before_training() -> None:
 def test_later_targets_do_not_move_earlier_intervals() -> None:
     """Of all series together, by the hour at which each begins."""
     found, test = calibrated(ConformalConfig(kind="adaptive")), windows(100, 160)
-    ends = Ends.of(test, series(), LEVELS)
-    before = found.along(ends, series(), CPU)[0]
-    changed, moment = windows(100, 160), int(ends.times.median())
-    later = ends.times[:, None] + torch.arange(H) >= moment
+    times = Scores.of(test, series(), LEVELS, CPU).times
+    before, _ = found.along(test, series(), CPU)
+    changed, moment = windows(100, 160), int(times.median())
+    later = times[:, None] + torch.arange(H) >= moment
     changed.targets[:, 0][later] = 1e3
-    after = found.along(Ends.of(changed, series(), LEVELS), series(), CPU)[0]
-    early = ends.times <= moment
-    for one, other in zip(before, after, strict=True):
-        torch.testing.assert_close(one[:, early], other[:, early])
-    assert (after[1][:, ends.times > moment + H] > before[1][:, ends.times > moment + H]).all()
+    after, _ = found.along(changed, series(), CPU)
+    assert before is not None
+    assert after is not None
+    early = times <= moment
+    torch.testing.assert_close(before[:, early], after[:, early])
+    assert (after[:, times > moment + H] > before[:, times > moment + H]).all()
 
 
 def _on_ranks(rank: int, folder: str) -> None:

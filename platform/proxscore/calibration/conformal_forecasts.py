@@ -79,11 +79,12 @@ def threshold_by_step(values: Tensor, observed: Tensor, level: float) -> Tensor:
         values: (n, H), scores of one level.
         observed: (n, H) bool; other scores count nowhere.
     """
-    ordered = torch.where(observed, values.double(), torch.inf).sort(0).values
     counts = observed.sum(0)
-    places = torch.ceil((counts + 1) * level - 1e-9).long() - 1
-    found = ordered.gather(0, places.clamp(0, max(len(ordered) - 1, 0))[None])[0] if len(ordered) else counts.double()
-    return torch.where(counts >= rows_needed(level), found, torch.nan)
+    found = torch.full(counts.shape, math.nan, dtype=torch.float64)
+    for step in (counts >= rows_needed(level)).nonzero().flatten().tolist():  # one at a time: windows may be many
+        place = math.ceil((int(counts[step]) + 1) * level - 1e-9)
+        found[step] = values[:, step][observed[:, step]].double().kthvalue(place).values
+    return found
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,13 @@ class Thresholds:
 
 
 def tracked(
-    start: Thresholds, values: Tensor, observed: Tensor, times: Tensor, groups: Sequence[str | None], gamma: float
+    start: Thresholds,
+    values: Tensor,
+    observed: Tensor,
+    times: Tensor,
+    groups: Sequence[str | None],
+    gamma: float,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Thresholds]:
     """Thresholds that follow what happens, over windows in the order of their origins; see the module.
 
@@ -176,21 +183,22 @@ def tracked(
         times: (n,) whole numbers, the time of each origin in steps of a common clock: step h is known at time + h + 1.
         groups: (n,) of the windows.
         gamma: how far a miss moves the threshold, in widths of the interval.
+        out: (L, n, H), where the thresholds are to be written.
 
     Returns:
         (L, n, H), of each window when it is forecast, and those after everything has become known.
     """
-    used = start.of_windows(groups).clone()
+    used = torch.empty(values.shape, dtype=torch.float64) if out is None else out
     pooled, own = start.pooled.clone(), {name: each.clone() for name, each in start.by_group.items()}
     members: dict[str | None, list[int]] = {}
     for row, name in enumerate(groups):
         members.setdefault(name if name in own else None, []).append(row)
     for name, rows in members.items():
-        begin = start.of_group(name).numpy()
-        part, seen, when = values[:, rows].double().numpy(), observed[rows].numpy(), times[rows].long().numpy()
+        begin, when = start.of_group(name).numpy(), times[rows].long().numpy()
         for step in range(observed.shape[1]):
-            at, end = _followed(begin[:, step], part[..., step], seen[:, step], when, step, start.levels, gamma)
-            used[:, rows, step] = torch.from_numpy(at)
+            part, seen = values[:, rows, step].double().numpy(), observed[rows, step].numpy()
+            at, end = _followed(begin[:, step], part, seen, when, step, start.levels, gamma)
+            used[:, rows, step] = torch.from_numpy(at).to(used)
             (pooled if name is None else own[name])[:, step] = torch.from_numpy(end)
     return used, Thresholds(start.levels, pooled, start.origins, start.refused, own)
 

@@ -71,6 +71,17 @@ class IntervalSums:
             sums.append(torch.where(observed, terms, 0.0).sum(2))
         return cls(tuple(levels), sums[0], sums[1], observed.double().sum(0))
 
+    @classmethod
+    def zeros(cls, levels: Sequence[float], horizon: int) -> IntervalSums:
+        """Of no windows."""
+        none = torch.zeros(3, len(levels), horizon, dtype=torch.float64)
+        return cls(tuple(levels), none, none, none.new_zeros(horizon))
+
+    def __add__(self, other: IntervalSums) -> IntervalSums:
+        """Over the windows of both."""
+        before, after = self.before + other.before, self.after + other.after
+        return IntervalSums(self.levels, before, after, self.steps + other.steps)
+
     def reduced(self, device: torch.device) -> IntervalSums:
         """The sums over all ranks of the default group. A collective.
 

@@ -1,4 +1,4 @@
-"""What calibration takes of forecasts: the predictive's own intervals, what happened, when, and to which group of series.
+"""What calibration takes of forecasts: the predictive's own intervals, what happened, when, and in which group of series.
 
 Windows of a data set may lie on several ranks; scores of all are gathered on each.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from proxscore.calibration import conformal_forecasts as conformal
 from proxscore.calibration.quantiles import central
 from proxscore.config import ConfigError
-from proxscore.forecasting.predictive import ForecastChunk, ForecastPredictive
+from proxscore.forecasting.predictive import ForecastChunk, ForecastPredictive, store
 from proxscore.forecasting.series import SeriesData
 
 SERIES = "series"  # each is a group of its own
@@ -23,37 +23,50 @@ MAX_GROUPS = 1000  # of which thresholds are kept
 
 
 @dataclass(frozen=True)
-class Ends:
-    """The predictive's own intervals of some windows, and what happened.
+class Scores:
+    """What happened in some windows, by the predictive's own intervals.
 
     Attributes:
-        lower, upper: (L, N, H) float64, of levels that ascend.
-        targets: (N, H); observed: (N, H) bool.
+        values: (L, N, H) float32, scores at levels that ascend; of steps that were not observed anything. Where they are many
+            they lie in a file.
+        observed: (N, H) bool.
         series: (N,) numbers; times: (N,) of the origins, in steps of the data's clock.
+        first: which of them is the first of this rank.
     """
 
-    lower: Tensor
-    upper: Tensor
-    targets: Tensor
+    values: Tensor
     observed: Tensor
     series: Tensor
     times: Tensor
+    first: int = 0
 
     @classmethod
-    def of(cls, predictive: ForecastPredictive, data: SeriesData, levels: Sequence[float]) -> Ends:
-        """Of all windows of a predictive of the data's series."""
-        none = predictive.targets.new_empty(len(levels), 0, predictive.targets.shape[2], dtype=torch.float64)
-        parts = [(none, none), *(ends_of(chunk, levels) for chunk in predictive.chunks())]  # a rank may have no windows
-        values, observed, series, origins = predictive.targets.unbind(1)
-        numbers = series[:, 0].long()
-        lower, upper = (torch.cat([part[side] for part in parts], 1) for side in (0, 1))
-        times = first_steps(data)[numbers] + origins[:, 0].long()
-        return cls(lower, upper, values.double(), observed > 0, numbers, times)
+    def of(
+        cls, predictive: ForecastPredictive, data: SeriesData, levels: Sequence[float], device: torch.device
+    ) -> Scores:
+        """Of the windows of all ranks, in the order of the ranks; all ranks call it.
 
-    @property
-    def scores(self) -> Tensor:
-        """(L, N, H); of steps that were not observed anything."""
-        return conformal.scores(self.lower, self.upper, self.targets)
+        Args:
+            predictive: of this rank's windows of the data's series; a rank may have none.
+            device: that the process group can gather from.
+        """
+        targets = predictive.targets
+        own, row = store(len(levels), len(targets), targets.shape[2]), 0
+        for chunk in predictive.chunks():
+            found = conformal.scores(*ends_of(chunk, levels), chunk.targets[:, 0])
+            own[:, row : (row := row + found.shape[1])] = found
+        series = targets[:, 2, 0].long()
+        times = first_steps(data)[series] + targets[:, 3, 0].long()
+        observed = targets[:, 1] > 0
+        if ranks() == 1:
+            return cls(own, observed, series, times)
+        seen, series, times = (_gathered(part, device) for part in (observed.long(), series, times))
+        values = store(len(levels), len(seen), targets.shape[2])
+        for place, part in enumerate(own):
+            values[place] = _gathered(part, device)
+        counts = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(ranks())]
+        dist.all_gather(counts, torch.tensor([len(targets)], device=device))
+        return cls(values, seen > 0, series, times, int(torch.cat(counts)[: dist.get_rank()].sum()))
 
 
 def ends_of(chunk: ForecastChunk, levels: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -102,12 +115,8 @@ def ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def gathered(ends: Ends, values: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Scores (L, n, H), observed (n, H), series and times (n,) of all ranks' windows, in the order of the ranks."""
-    if ranks() == 1:
-        return values, ends.observed, ends.series, ends.times
+def _gathered(part: Tensor, device: torch.device) -> Tensor:
+    """(n, ...) of all ranks, one after another."""
     from torchmetrics.utilities.distributed import gather_all_tensors
 
-    parts = values.movedim(1, 0), ends.observed.long(), ends.series, ends.times
-    whole = [torch.cat(gather_all_tensors(part.contiguous().to(device))).cpu() for part in parts]
-    return whole[0].movedim(0, 1), whole[1] > 0, whole[2], whole[3]
+    return torch.cat(gather_all_tensors(part.contiguous().to(device))).cpu()

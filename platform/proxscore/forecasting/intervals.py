@@ -13,15 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from proxscore.calibration import conformal_forecasts as conformal
 from proxscore.calibration.conformal_forecasts import LEVELS, Thresholds
 from proxscore.calibration.interval_coverage import IntervalSums
 from proxscore.config import ConfigError
-from proxscore.forecasting.interval_ends import Ends, ends_of, first_steps, gathered, group_names, ranks
-from proxscore.forecasting.predictive import ForecastChunk, ForecastPredictive
+from proxscore.forecasting.interval_ends import Scores, ends_of, first_steps, group_names
+from proxscore.forecasting.predictive import ForecastChunk, ForecastPredictive, store
 from proxscore.forecasting.series import SeriesData
 from proxscore.forecasting.task import MAX_HORIZON, ConformalConfig
 
@@ -50,11 +49,16 @@ class Interval:
 
 @dataclass(frozen=True)
 class Judged:
-    """Calibrated intervals (L, N, H) of windows whose targets are known, what they cover, and what is calibrated by next."""
+    """What calibrated intervals cover of windows whose targets are known.
 
-    lower: Tensor
-    upper: Tensor
+    Attributes:
+        sums: over the windows of all ranks.
+        thresholds: (L, N, H) of this rank's windows, where each has its own (``kind: adaptive``).
+        after: what is calibrated by next.
+    """
+
     sums: IntervalSums
+    thresholds: Tensor | None
     after: Intervals
 
 
@@ -90,12 +94,12 @@ class Intervals:
             context: steps that the network looks back to.
             device: that the process group can gather from.
         """
-        ends = Ends.of(validation, data, LEVELS)
-        values, observed, series, times = gathered(ends, ends.scores, device)
-        origins = times - first_steps(data)[series]
+        found = Scores.of(validation, data, LEVELS, device)
+        origins = found.times - first_steps(data)[found.series]
         names = group_names(data, config.groups)
-        groups = None if names is None else [names[number] for number in series.tolist()]
-        return cls(config, Thresholds.of(values, observed, LEVELS, groups), min(context, int(origins.min())))
+        groups = None if names is None else [names[number] for number in found.series.tolist()]
+        thresholds = Thresholds.of(found.values, found.observed, LEVELS, groups)
+        return cls(config, thresholds, min(context, int(origins.min())))
 
     @property
     def current(self) -> Thresholds:
@@ -108,11 +112,8 @@ class Intervals:
         fewest, most = (int(each) for each in (self.thresholds.origins.min(), self.thresholds.origins.max()))
         count = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
         text = f"split conformal by {count} validation windows at each step ahead"
-        return (
-            text
-            if self.config.kind == "split"
-            else f"{text}, adapted to the targets since (gamma {self.config.gamma:g})"
-        )
+        since = f", adapted to the targets since (gamma {self.config.gamma:g})"
+        return text if self.config.kind == "split" else text + since
 
     def refusal(self, levels: Sequence[float]) -> str | None:
         """Say which of these levels have too few windows; none: all are known."""
@@ -126,45 +127,51 @@ class Intervals:
             "raise task.data.validation_windows"
         )
 
-    def of_chunk(self, chunk: ForecastChunk, data: SeriesData) -> tuple[Tensor, Tensor]:
-        """(L, B, H) ends of calibrated intervals of what comes next, at each of ``current.levels``."""
-        names = group_names(data, self.config.groups, strict=False)
-        numbers = chunk.targets[:, 2, 0].long().tolist()
-        thresholds = self.current.of_windows([None if names is None else names[number] for number in numbers])
-        return conformal.moved(*ends_of(chunk, self.current.levels), self._known(thresholds, chunk.targets[:, 3, 0]))
-
-    def _known(self, thresholds: Tensor, origins: Tensor) -> Tensor:
-        """(L, N, H) thresholds, and NaN for windows (N,) whose past is shorter than any that calibrated."""
-        return torch.where((origins >= self.past)[:, None], thresholds, torch.nan)
-
-    def along(self, ends: Ends, data: SeriesData, device: torch.device) -> tuple[tuple[Tensor, Tensor], Intervals]:
-        """Calibrated ends (L, N, H) of this rank's windows, whose targets are known after them, and what follows from them all.
-
-        Of ``kind: adaptive`` each window's thresholds follow from the targets before its origin, on all ranks together.
+    def of_chunk(
+        self, chunk: ForecastChunk, data: SeriesData, thresholds: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(L, B, H) ends of calibrated intervals, at each of ``current.levels``.
 
         Args:
-            ends: of ``thresholds.levels``.
+            thresholds: (L, B, H), where each window has its own; none: those of what comes next.
         """
+        if thresholds is None:
+            thresholds = self._of_groups(self.current, chunk, data)
+        return conformal.moved(*ends_of(chunk, self.current.levels), self._known(thresholds, chunk))
+
+    def _of_groups(self, held: Thresholds, chunk: ForecastChunk, data: SeriesData) -> Tensor:
+        return held.of_windows(self._groups(chunk.targets[:, 2, 0].long(), data))
+
+    def _groups(self, series: Tensor, data: SeriesData) -> list[str | None]:
+        """The group of each window, by the number of its series."""
         names = group_names(data, self.config.groups, strict=False)
+        return [None if names is None else names[number] for number in series.tolist()]
 
-        def groups(series: Tensor) -> list[str | None]:
-            return [None if names is None else names[number] for number in series.tolist()]
+    def _known(self, thresholds: Tensor, chunk: ForecastChunk) -> Tensor:
+        """(L, B, H) thresholds, and NaN for windows whose past is shorter than any that calibrated."""
+        return torch.where((chunk.targets[:, 3, 0] >= self.past)[:, None], thresholds, torch.nan)
 
-        origins = ends.times - first_steps(data)[ends.series]
+    def along(
+        self, predictive: ForecastPredictive, data: SeriesData, device: torch.device
+    ) -> tuple[Tensor | None, Intervals]:
+        """Thresholds (L, N, H) of this rank's windows, each by the targets before its origin, and what follows from all of them.
+
+        Of ``kind: split`` none, and the same. All ranks call it.
+        """
         if self.config.kind != "adaptive":
-            held = self._known(self.thresholds.of_windows(groups(ends.series)), origins)
-            return conformal.moved(ends.lower, ends.upper, held), self
-        values, observed, series, times = gathered(ends, ends.scores, device)
+            return None, self
+        found = Scores.of(predictive, data, self.thresholds.levels, device)
         used, after = conformal.tracked(
-            self.thresholds, values, observed, times, groups(series), gamma=self.config.gamma
+            self.thresholds,
+            found.values,
+            found.observed,
+            found.times,
+            self._groups(found.series, data),
+            self.config.gamma,
+            store(*found.values.shape),
         )
-        first = 0
-        if ranks() > 1:
-            counts = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(ranks())]
-            dist.all_gather(counts, torch.tensor([len(ends.series)], device=device))
-            first = int(torch.cat(counts)[: dist.get_rank()].sum())
-        own = self._known(used[:, first : first + len(ends.series)], origins)
-        return conformal.moved(ends.lower, ends.upper, own), replace(self, adapted=after)
+        own = used[:, found.first : found.first + len(predictive.targets)]
+        return own, replace(self, adapted=after)
 
     def judged(self, predictive: ForecastPredictive, data: SeriesData, device: torch.device) -> Judged:
         """What intervals cover of this rank's windows, summed over all ranks, before and after calibration; all ranks call it.
@@ -174,12 +181,17 @@ class Intervals:
         Args:
             device: that the process group can gather from.
         """
-        levels = self.thresholds.levels
-        ends = Ends.of(predictive, data, levels)
-        calibrated, after = self.along(ends, data, device)
-        observed = ends.observed & ~calibrated[0][0].isnan()
-        sums = IntervalSums.of(levels, (ends.lower, ends.upper), calibrated, ends.targets, observed)
-        return Judged(*calibrated, sums.reduced(device), after)
+        levels, row = self.thresholds.levels, 0
+        own, after = self.along(predictive, data, device)
+        sums = IntervalSums.zeros(levels, predictive.targets.shape[2])
+        for chunk in predictive.chunks():
+            rows = slice(row, row := row + len(chunk.targets))
+            held = self._of_groups(self.thresholds, chunk, data) if own is None else own[:, rows]
+            ends = ends_of(chunk, levels)
+            calibrated = conformal.moved(*ends, self._known(held, chunk))
+            observed = (chunk.targets[:, 1] > 0) & ~calibrated[0][0].isnan()
+            sums += IntervalSums.of(levels, ends, calibrated, chunk.targets[:, 0].double(), observed)
+        return Judged(sums.reduced(device), own, after)
 
     def as_json(self) -> dict[str, Any]:
         """What is saved; :meth:`of_json` reads it."""

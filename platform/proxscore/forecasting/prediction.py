@@ -29,7 +29,7 @@ class SeriesPrediction(Prediction):
         predictive: of the steps.
         series: that were continued.
         calibration: of intervals; none: the posterior was saved without.
-        ends: of origins whose targets are known, their intervals (L, N, H), which may follow what came to be known before them.
+        thresholds: (L, N, H) of origins whose targets are known, where each has its own, by what came to be known before it.
         known: whether the targets are known.
         remarks: on the series.
     """
@@ -37,7 +37,7 @@ class SeriesPrediction(Prediction):
     predictive: ForecastPredictive
     series: SeriesData
     calibration: Intervals | None = None
-    ends: tuple[Tensor, Tensor] | None = None
+    thresholds: Tensor | None = None
     known: bool = field(default=False, kw_only=True)
     remarks: Remarks = field(default_factory=Remarks, kw_only=True)
 
@@ -99,11 +99,12 @@ class SeriesPrediction(Prediction):
             known.check(level)
         if not levels:
             return []
-        if self.ends is not None:
-            lower, upper = self.ends
-        else:
-            parts = [held.of_chunk(chunk, self.series) for chunk in self.predictive.chunks()]
-            lower, upper = (torch.cat([part[side] for part in parts], 1) for side in (0, 1))
+        parts, row = [], 0
+        for chunk in self.predictive.chunks():
+            rows = slice(row, row := row + len(chunk.targets))
+            own = None if self.thresholds is None else self.thresholds[:, rows]
+            parts.append(held.of_chunk(chunk, self.series, own))
+        lower, upper = (torch.cat([part[side] for part in parts], 1) for side in (0, 1))
         places = [known.levels.index(level) for level in levels]
         return [
             Interval(level, lower[place], upper[place], held.told) for level, place in zip(levels, places, strict=True)
@@ -114,8 +115,8 @@ class SeriesPrediction(Prediction):
         whole, chosen = self.predictive, list(rows)
         paths = None if whole.paths is None else whole.paths[:, chosen]
         part = replace(whole, outputs=whole.outputs[:, chosen], paths=paths, targets=whole.targets[chosen])
-        ends = None if self.ends is None else (self.ends[0][:, chosen], self.ends[1][:, chosen])
-        return replace(self, predictive=part, ends=ends)
+        thresholds = None if self.thresholds is None else self.thresholds[:, chosen]
+        return replace(self, predictive=part, thresholds=thresholds)
 
     def served(self, levels: Sequence[float] = INTERVALS) -> list[float]:
         """Those of some levels that were calibrated."""

@@ -42,10 +42,10 @@ def rolling(predictor: SeriesPredictor, draws: int | None = None, seed: int | No
     settings, device = predictor.config.evaluation, torch.device("cpu")
     predictive = predictor.predictive(task.data.test, draws, seed, settings.batch_size)
     metrics, _ = task.evaluator.evaluate(predictive, settings.bins, device, "")
-    held, ends, by_horizon = predictor.calibration, None, None
+    held, thresholds, by_horizon = predictor.calibration, None, None
     if held is not None and held.thresholds.levels:
         judged = held.judged(predictive, task.series, device)
-        ends, by_horizon = (judged.lower, judged.upper), judged.sums.by_horizon()
+        thresholds, by_horizon = judged.thresholds, judged.sums.by_horizon()
         metrics |= judged.sums.metrics()
     remarks = predictor.remarks_on(task.series, task.data.test, [])
     prediction = SeriesPrediction(
@@ -54,7 +54,7 @@ def rolling(predictor: SeriesPredictor, draws: int | None = None, seed: int | No
         predictive,
         task.series,
         held,
-        ends,
+        thresholds,
         known=True,
         remarks=remarks,
         notes=(*predictor.notes, *predictor.told(remarks, draws)),
