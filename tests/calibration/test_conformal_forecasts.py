@@ -26,7 +26,7 @@ def gaussian(levels: tuple[float, ...], mean: torch.Tensor, sd: float) -> tuple[
 @pytest.mark.parametrize("sd", [0.4, 1.0, 3.0])
 def test_exchangeable_windows_are_covered_as_often_as_is_said(sd: float) -> None:
     """Forecasts of a wrong width; n windows calibrate and one is tested, many times over: in columns, as steps ahead."""
-    repetitions, n, generator = 20_000, 19, torch.Generator().manual_seed(0)
+    repetitions, n, generator = 20_000, 20, torch.Generator().manual_seed(0)
     mean = torch.randn(n + 1, repetitions, generator=generator, dtype=torch.float64)
     targets = mean + torch.randn(mean.shape, generator=generator, dtype=torch.float64)
     lower, upper = gaussian(LEVELS, mean, sd)
