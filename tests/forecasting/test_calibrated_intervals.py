@@ -80,6 +80,7 @@ def test_damaged_thresholds_are_one_line() -> None:
         {"thresholds": good["thresholds"] | {"levels": {"0.9": [0.0, -0.7, 0.0]}}},
         {"thresholds": good["thresholds"] | {"levels": {"0.9": [0.0, float("nan"), 0.0]}}},
         {"thresholds": good["thresholds"] | {"levels": {"1.5": [0.0, 0.0, 0.0]}}},
+        {"adapted": {"levels": {"0.9": [0.0, 0.0, 0.0]}, "groups": {}}},
     ):
         with pytest.raises(ConfigError, match=r"^posterior.json: validation.intervals are no thresholds") as caught:
             Intervals.of_json(copy.deepcopy(good) | change, H, "posterior.json")

@@ -100,22 +100,18 @@ def forecast(options: argparse.Namespace) -> int:
     levels = _levels(predictor, options.levels)
     for line in predictor.posterior.told():
         print(line)
-    page = None
-    if options.page is not None:
-        from proxscore.forecasting.page import FanPage
+    from proxscore.forecasting.page import FanPage
+    from proxscore.forecasting.remarks import gathered
+    from proxscore.forecasting.rolling import rolling
 
-        page = FanPage(options.page_series)
+    page = None if options.page is None else FanPage(options.page_series)
     rolled, count = None, 0
     if options.origins:
-        from proxscore.forecasting.rolling import rolling
-
         rolled = rolling(predictor, options.draws)
         parts: Iterator[SeriesPrediction] = iter([rolled.prediction])
     else:
         parts = _ahead(predictor, options.draws)
     last, remarks = None, None
-    from proxscore.forecasting.remarks import gathered
-
     with _writer(options.output) as write, gathered() as warnings:
         for last in parts:
             write(last.table(options.quantiles, levels))
@@ -167,11 +163,8 @@ def _ahead(predictor: SeriesPredictor, draws: int | None) -> Iterator[SeriesPred
     from proxscore.forecasting.sources.table import SeriesTableConfig
     from proxscore.forecasting.streaming import SeriesStream
 
-    data, frequency, size = (
-        predictor.section.data,
-        predictor.trained["frequency"],
-        predictor.config.evaluation.batch_size,
-    )
+    data, frequency = predictor.section.data, predictor.trained["frequency"]
+    size = predictor.config.evaluation.batch_size
     stream = SeriesStream.of(data) if isinstance(data, SeriesTableConfig) else None
     if stream is None or stream.apart is not None:
         if stream is not None:
@@ -184,11 +177,8 @@ def _ahead(predictor: SeriesPredictor, draws: int | None) -> Iterator[SeriesPred
         done += len(series.series)
         if (now := time.monotonic()) - told > PAUSE:
             rate, told = done / (now - started), now
-            left = (stream.series - done) / rate
-            print(
-                f"forecast   {done:,}/{stream.series:,} series · {rate:,.0f} per second · {left:,.0f} s left",
-                flush=True,
-            )
+            left = f"{rate:,.0f} per second · {(stream.series - done) / rate:,.0f} s left"
+            print(f"forecast   {done:,}/{stream.series:,} series · {left}", flush=True)
 
 
 @contextmanager

@@ -218,7 +218,12 @@ class Intervals:
             if origins.shape != (horizon,) or config.kind == "none" or horizon > MAX_HORIZON:
                 raise ValueError(f"origins of {len(origins)} steps for a horizon of {horizon}")
             tables = {key: _read(found[key], origins, refused) for key in ("thresholds", "adapted") if key in found}
-            return cls(config, tables["thresholds"], int(found["past"]), tables.get("adapted"))
+            held, adapted = tables["thresholds"], tables.get("adapted")
+            if adapted is not None and adapted.levels != held.levels:
+                raise ValueError(
+                    f"levels {list(adapted.levels)} of adapted ones, and {list(held.levels)} of the others"
+                )
+            return cls(config, held, int(found["past"]), adapted)
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             text = " ".join(str(error).split())
             raise ConfigError(f"{where}: validation.{KEY} are no thresholds of intervals: {text}") from error
