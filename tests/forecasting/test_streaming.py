@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 
 from proxscore.config import ConfigError
 from proxscore.forecasting import streaming
-from proxscore.forecasting.sources.table import SeriesTableConfig
+from proxscore.forecasting.remarks import gathered
+from proxscore.forecasting.sources.table import SeriesTableConfig, read_ids, read_table
 from proxscore.forecasting.streaming import SeriesStream
 
 
@@ -82,3 +84,43 @@ def test_other_tables_are_not_streamed(tmp_path: Path) -> None:
         SeriesStream.of(config)
     with pytest.raises(ConfigError, match="no column 'price'"):
         SeriesStream.of(write(tmp_path / "more", table(), 500, 500).model_copy(update={"past_covariates": ["price"]}))
+
+
+def test_rows_of_some_series_are_read_from_their_row_groups_alone(tmp_path: Path) -> None:
+    """Ids are text and whole numbers; others may be left out, none of these."""
+    config = write(tmp_path / "series", table(), 20, 6)
+    for text in (True, False):
+        if text:  # plain text, which has least and largest values by row group
+            for file in (tmp_path / "series").iterdir():
+                pq.write_table(
+                    pq.read_table(file).cast(
+                        pa.schema(
+                            [
+                                ("shop", pa.string()),
+                                ("item", pa.int64()),
+                                ("timestamp", pa.timestamp("ns")),
+                                ("target", pa.float64()),
+                            ]
+                        )
+                    ),
+                    file,
+                    row_group_size=6,
+                )
+        found = read_table(config, config.path, [("s1", "1"), ("s2", "2")]).to_pandas()
+        whole = read_table(config, config.path).to_pandas()
+        assert set(found["item"]) == {"1", "2"}
+        expected = whole[whole["item"].isin(["1", "2"])].reset_index(drop=True)
+        pd.testing.assert_frame_equal(found, expected)
+    ids = read_ids(config, config.path)
+    assert ids is not None
+    pd.testing.assert_frame_equal(ids.to_pandas(), whole[["shop", "item"]])
+    assert read_ids(config.model_copy(update={"id_columns": []}), config.path) is None
+
+
+def test_warnings_of_many_batches_are_said_once() -> None:
+    log = logging.getLogger("proxscore.forecasting.sources.table")
+    with gathered() as held:
+        for count in (3, 5):
+            log.warning("%d series are constant", count)
+            log.warning("the same")
+    assert held.lines() == ["3 series are constant; and the like in 1 more batches of series", "the same"]
