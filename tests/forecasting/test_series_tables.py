@@ -21,9 +21,9 @@ import pytest
 from gluonts.dataset.pandas import PandasDataset
 
 from proxscore.config import ConfigError
-from proxscore.forecasting import columns
 from proxscore.forecasting.series import SeriesData
 from proxscore.forecasting.sources.table import SeriesTableConfig
+from proxscore.forecasting.table_files import read_file
 
 WRITERS: dict[str, Callable[[pa.Table, Path], None]] = {
     "parquet": pq.write_table,
@@ -379,12 +379,12 @@ def test_a_pipe_and_a_table_that_inflates_without_an_end_are_named(
 ) -> None:
     os.mkfifo(tmp_path / "a.csv")
     with pytest.raises(ConfigError, match=r"a\.csv: is a pipe; give a regular file"):
-        columns._read(tmp_path / "a.csv", None, [])
+        read_file(tmp_path / "a.csv", None, [], {})
     (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"x,y\n" + b"1,2\n" * 5_000_000, 1))
-    assert columns._read(tmp_path / "b.csv.gz", None, []).num_rows == 5_000_000
+    assert read_file(tmp_path / "b.csv.gz", None, [], {}).num_rows == 5_000_000
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=4_000_000))
     with pytest.raises(ConfigError, match=r"b\.csv\.gz: inflates to more than 1,000,000 bytes"):
-        columns._read(tmp_path / "b.csv.gz", None, [])
+        read_file(tmp_path / "b.csv.gz", None, [], {})
     (tmp_path / "c.csv.gz").write_bytes(gzip.compress(b"x,y\n1,2\n")[:-6])
     with pytest.raises(ConfigError, match=r"c\.csv\.gz: not a readable table"):
-        columns._read(tmp_path / "c.csv.gz", None, [])
+        read_file(tmp_path / "c.csv.gz", None, [], {})

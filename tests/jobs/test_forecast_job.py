@@ -39,6 +39,7 @@ def trained(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("name=demand", "task.kind=forecasting", "task.horizon=6", "task.context=24"),
         *("task.model.name=SimpleFeedForward", "task.model.kwargs={hidden_dimensions: [8]}"),
         *("task.data.kind=table", f"task.data.path={data}", "task.data.id_columns=[place]"),
+        *("task.data.validation_windows=5", "task.data.test_windows=4"),
         *("training.epochs=4", "training.batch_size=20", "training.workers=0", "training.device=cpu"),
         *("evaluation.draws=4", "evaluation.validation_draws=2"),
         *(f"training.storage={folder / 'runs'}", f"tracking.uri=sqlite:///{folder / 'mlflow.db'}"),
@@ -128,6 +129,7 @@ def test_new_series_need_no_more_than_a_context(
     assert found[found["series"] == "x"]["timestamp"].tolist() == expected.tolist()
     assert "1 of 2 contexts do not vary (the first: y)" in capsys.readouterr().out
     assert found[found["series"] == "y"]["aleatoric_sd"].min() > 1e-3
+    assert found["lower_90"].isna().all()  # no validation window had so short a past
 
 
 def test_the_evaluation_of_the_saved_posterior_is_that_of_the_run(
@@ -141,9 +143,67 @@ def test_the_evaluation_of_the_saved_posterior_is_that_of_the_run(
         assert found[name] == pytest.approx(value, rel=1e-5), name
 
 
+def test_all_origins_are_forecast_and_judged_as_in_the_run(
+    trained: Path, forecast: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row per window and step with its target; intervals cover it as often as the metrics of the run say."""
+    arguments = [str(trained / "posterior"), "--origins", "--output", str(tmp_path / "forecasts.parquet")]
+    assert forecast([*arguments, "--levels", "0.5", "0.9", "--page", str(tmp_path / "page.html")]) == 0
+    printed = capsys.readouterr().out
+    rows = pd.read_parquet(tmp_path / "forecasts.parquet")
+    assert len(rows) == 2 * 4 * 6
+    data = pd.read_parquet(trained / "series.parquet").rename(columns={"place": "series", "target": "known"})
+    both = rows.merge(data, on=["series", "timestamp"])
+    assert len(both) == len(rows)
+    np.testing.assert_allclose(both["target"], both["known"], rtol=1e-6)
+    assert (rows["timestamp"] - rows["origin"] == pd.to_timedelta(rows["step"] - 1, unit="h")).all()
+    (run,) = json.loads((trained / "result.json").read_text())["runs"]
+    metrics = run["test"]["posterior"]
+    for level in (50, 90):
+        covered = rows["target"].between(rows[f"lower_{level}"], rows[f"upper_{level}"]).mean()
+        assert covered == pytest.approx(metrics[f"calibrated/coverage_{level}"])
+        width = (rows[f"upper_{level}"] - rows[f"lower_{level}"]).mean()
+        assert width == pytest.approx(metrics[f"calibrated/width_{level}"], rel=1e-4)
+    assert f"{metrics['calibrated/coverage_90']:.4f}" in printed
+    assert "intervals are calibrated: split conformal by 10 validation windows at each step ahead" in printed
+    steps = run["corrected"]["posterior"]["levels"]["0.9"]["after"]
+    assert np.mean(steps["coverage"]) == pytest.approx(metrics["calibrated/coverage_90"])
+    assert all(
+        low <= c <= high for low, c, high in zip(*(steps[k] for k in ("lower", "coverage", "upper")), strict=True)
+    )
+    assert list((Path(run["folder"]) / "figures").glob("coverage_by_horizon_posterior.png"))
+    page = (tmp_path / "page.html").read_text()
+    assert page.count('<figure class="fan"') == 2
+    assert "coverage by step ahead" in page
+
+
+def test_series_that_lie_apart_are_read_as_a_whole_and_forecast_alike(
+    trained: Path, forecast: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = pd.read_parquet(write(tmp_path / "ordered.parquet", 100))
+    frame.sort_values("timestamp", kind="stable").to_parquet(tmp_path / "mixed.parquet")
+    for name in ("ordered", "mixed"):
+        arguments = [
+            f"task.data.path={tmp_path / name}.parquet",
+            "--output",
+            str(tmp_path / f"{name}_forecasts.parquet"),
+        ]
+        assert forecast([str(trained / "posterior"), *arguments]) == 0
+        told = capsys.readouterr().out
+        assert ("series 'north' goes on in" in told) == (name == "mixed")
+    one, other = (pd.read_parquet(tmp_path / f"{name}_forecasts.parquet") for name in ("ordered", "mixed"))
+    pd.testing.assert_frame_equal(one, other)
+    assert (one["lower_90"] < one["upper_90"]).all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--levels", "0.95"], "level 0.95: 10 validation windows at a step ahead are too few for it; 19 are needed"),
+        (["--levels", "0.7"], "level 0.7 was not calibrated"),
+        (["--levels", "1"], "--levels: 1 is not between 0 and 1"),
+        (["--page", "page.txt"], "--page page.txt: give a name that ends in .html"),
+        (["--page-series", "0"], "--page-series is 0"),
         (["--draws", "-1"], "--draws is -1"),
         (["--quantiles", "0.5", "1"], "--quantiles: 1 is not between 0 and 1"),
         (["--output", "forecasts.txt"], "--output forecasts.txt: give a name that ends in .parquet or .csv"),

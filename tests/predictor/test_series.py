@@ -89,6 +89,23 @@ def test_a_table_in_memory_is_forecast_as_its_file(run: Path, tmp_path: Path) ->
         assert (answer.total >= answer.aleatoric).all()
 
 
+def test_an_interval_says_that_it_is_calibrated_or_why_it_is_not(run: Path) -> None:
+    """One validation window of each of two series: enough for half of the targets, and for no more."""
+    answer = proxscore.load(run, device="cpu").predict(panel(60))
+    found = answer.interval(0.5)
+    assert (found.lower <= found.upper).all()
+    assert found.lower.shape == (2, 6)
+    assert "calibrated: split conformal by 2 validation windows" in repr(found)
+    assert "split conformal" in repr(answer)
+    with pytest.raises(ConfigError, match=r"level 0.9: 2 validation windows at a step ahead .* 9 are needed"):
+        answer.interval()
+    assert "lower_90" not in answer.to_frame()
+    table = answer.to_frame(levels=(0.5,))
+    np.testing.assert_allclose(table["lower_50"], found.lower.flatten())
+    other = proxscore.load(run, device="cpu").predict(panel(60), draws=2)
+    assert any("calibrated with 4 draws of the posterior, and 2 predict" in note for note in other.notes)
+
+
 def test_wrong_tables_are_one_line(run: Path) -> None:
     predictor, frame = proxscore.load(run, device="cpu"), panel(60)
     for wrong, message in (

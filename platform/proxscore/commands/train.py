@@ -124,6 +124,8 @@ def _print(config: Config, outcomes: list[Outcome]) -> None:
         print(f"cost       {POINTS.get(outcome.kind, outcome.kind)}: {costs}")
         if "mixture_weights" in outcome.results:
             print(f"weights    {' '.join(f'{w:.3f}' for w in outcome.results['mixture_weights'])} (stacked mixture)")
+        for covered in _covered(outcome.results["test"]):
+            print(f"intervals  {covered}")
         if line := _lowest(outcome.results.get("validation")):
             print(f"validation {line}")
         if (found := verdicts[outcome.label]) is not None:
@@ -185,6 +187,16 @@ def _lowest(validation: dict[str, float] | None) -> str | None:
     if validation["stopped"]:
         return f"{found}: judged and kept is the state at epoch {validation['epoch']:g}"
     return f"{found}, which is judged: training.early_stopping=true keeps the better state"
+
+
+def _covered(tested: dict[str, dict[str, float]]) -> list[str]:
+    """How often calibrated intervals of forecasts, at the highest level up to 90%, cover the targets; none: there are none."""
+    metrics = tested.get("posterior") or tested.get("point") or {}
+    level = next((level for level in (90, 80, 50) if f"calibrated/coverage_{level}" in metrics), None)
+    if level is None:
+        return []
+    own, calibrated = (metrics[f"{prefix}coverage_{level}"] for prefix in ("", "calibrated/"))
+    return [f"{level}%: {own:.3f} of the targets are in the model's own, {calibrated:.3f} in calibrated ones"]
 
 
 def _name(outcome: Outcome, variant: str) -> str:

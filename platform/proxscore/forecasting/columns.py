@@ -1,12 +1,11 @@
 """Columns of a table that lies in one file or several: read by pyarrow, checked, and named by file and row in errors.
 
-Files end in ``.parquet``, ``.csv``, ``.csv.gz``, ``.arrow``, ``.ipc`` or ``.feather`` (the Arrow file format). A folder
-is the files in it, in the order of their names. Rows are counted from 0 in each file; a CSV file's header is no row.
+Rows are counted from 0 in each file; a CSV file's header is no row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,17 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.feather
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from proxscore.config import ConfigError
-from proxscore.config.files import Inflated, check_regular
 from proxscore.forecasting.clocks import UTC, Stamps, known
+from proxscore.forecasting.table_files import check_names, read_file
 
-_ENDINGS = (".parquet", ".csv", ".csv.gz", ".arrow", ".ipc", ".feather")
 _LARGEST = float(np.finfo(np.float32).max)
+
+Part = tuple[
+    Path, int, Any
+]  # a file, the number of the first row of some that follow one another, and these as a table
 
 
 class Columns:
@@ -34,14 +33,21 @@ class Columns:
         files: in the order of their rows.
         names: columns to read; others are left alone. None: all.
         texts: columns that are text even where all their values look like numbers (001 is not 1).
+        wanted: texts by column; rows of Parquet files with other values may be left out, and are not counted then.
 
     Raises:
         ConfigError: a file that cannot be read, or that lacks a column.
     """
 
-    def __init__(self, files: Sequence[Path], names: Sequence[str] | None = None, texts: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path],
+        names: Sequence[str] | None = None,
+        texts: Sequence[str] = (),
+        wanted: Mapping[str, Collection[str]] | None = None,
+    ) -> None:
         self.files = list(files)
-        self._hold([_read(path, names, texts) for path in self.files])
+        self._hold([read_file(path, names, texts, wanted or {}) for path in self.files])
 
     @classmethod
     def of_table(cls, table: Any, names: Sequence[str], texts: Sequence[str] = ()) -> Columns:
@@ -52,7 +58,7 @@ class Columns:
         """
         made = cls([])
         made.files = [Path("the table")]
-        _check_names(made.files[0], table.column_names, names)
+        check_names(made.files[0], table.column_names, names)
         columns = {name: table.column(name) for name in dict.fromkeys(names)}
         for name in texts:  # numbers that are names; times keep their type
             if pa.types.is_integer(columns[name].type):
@@ -60,8 +66,21 @@ class Columns:
         made._hold([pa.table(columns)])
         return made
 
+    @classmethod
+    def of_parts(cls, parts: Sequence[Part], names: Sequence[str], texts: Sequence[str] = ()) -> Columns:
+        """The columns of parts of files, whose rows are called by their numbers there; arguments as above."""
+        made = cls.of_table(
+            pa.concat_tables([table for _, _, table in parts], promote_options="permissive"), names, texts
+        )
+        (whole,) = made._tables
+        starts = np.cumsum([0, *(table.num_rows for _, _, table in parts)])
+        made.files = [file for file, _, _ in parts]
+        made._hold([whole.slice(start, part[2].num_rows) for start, part in zip(starts, parts, strict=False)])
+        made._firsts = [first for _, first, _ in parts]
+        return made
+
     def _hold(self, tables: list[Any]) -> None:
-        self._tables = tables
+        self._tables, self._firsts = tables, [0] * len(tables)
         self._starts = np.cumsum([0, *(table.num_rows for table in self._tables)])
 
     def table(self, texts: Sequence[str]) -> Any:
@@ -82,7 +101,7 @@ class Columns:
     def where(self, row: int) -> str:
         """Name a row for an error: its file, and its number there."""
         file = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return f"{self.files[file]}, row {row - self._starts[file]}"
+        return f"{self.files[file]}, row {row - self._starts[file] + self._firsts[file]}"
 
     def numbers(self, name: str) -> NDArray[np.float64]:
         """A column of integers, floats, decimals or booleans as float64; null and NaN are NaN.
@@ -199,54 +218,6 @@ class Columns:
         filled = [row for row, value in enumerate(values) if value not in (None, "")]
         row = next((row for row in filled if not numeric[row]), filled[0] if filled else 0)
         raise ConfigError(f"{self.where(first + row)}: {name} is {values[row]!r}, which is text; expected a number")
-
-
-def find_files(path: Path, setting: str) -> list[Path]:
-    """The file at ``path``, or the table's files in that folder by name.
-
-    Raises:
-        ConfigError: nothing there, no such file in the folder, or another ending. ``setting`` is named.
-    """
-    place = path.expanduser().absolute()
-    if place.is_file():
-        if not place.name.endswith(_ENDINGS):
-            raise ConfigError(f"{setting} {place}: a table's file must end in {', '.join(_ENDINGS)}")
-        return [place]
-    if not place.is_dir():
-        raise ConfigError(f"{setting} {place}: no such file or folder")
-    files = sorted(file for file in place.iterdir() if file.name.endswith(_ENDINGS) and not file.name.startswith("."))
-    if not files:
-        raise ConfigError(f"{setting} {place}: no file in it ends in {', '.join(_ENDINGS)}")
-    return files
-
-
-def _read(path: Path, names: Sequence[str] | None, texts: Sequence[str]) -> Any:
-    try:
-        check_regular(path)
-        if path.name.endswith(".parquet"):
-            present = pq.read_schema(path).names
-            table = None
-        elif path.name.endswith((".csv", ".csv.gz")):
-            options = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in texts})
-            with Inflated(path) if path.name.endswith(".gz") else path.open("rb") as file:
-                table = pyarrow.csv.read_csv(file, convert_options=options)
-            present = table.column_names
-        else:
-            table = pyarrow.feather.read_table(path)
-            present = table.column_names
-        _check_names(path, present, names or ())
-        wanted = list(dict.fromkeys(names)) if names is not None else present
-        return pq.read_table(path, columns=wanted) if table is None else table.select(wanted)
-    except (pa.ArrowException, OSError) as error:
-        raise ConfigError(f"{path}: not a readable table: {' '.join(str(error).split())}") from error
-
-
-def _check_names(path: Path, present: Sequence[str], names: Sequence[str]) -> None:
-    for name in names:
-        if name not in present:
-            raise ConfigError(f"{path}: no column {name!r}; it has {', '.join(present)}")
-        if list(present).count(name) > 1:
-            raise ConfigError(f"{path}: two columns are called {name!r}; names must be unique")
 
 
 # Of text: what follows a time of the day. A date's last number is no offset.

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,11 +22,13 @@ from proxscore.calibration.forecast_figures import (
     pit_histogram,
 )
 from proxscore.calibration.forecasting import ForecastMetrics
+from proxscore.calibration.interval_coverage import coverage_by_horizon
+from proxscore.forecasting.intervals import KEY, Intervals
 from proxscore.forecasting.predictive import ForecastPredictive
 from proxscore.forecasting.splits import season_errors
 from proxscore.tasks import Evaluator
 from proxscore.tasks.baselines import BestBaseline
-from proxscore.tasks.evaluator import Figures
+from proxscore.tasks.evaluator import Corrected, Figures
 
 if TYPE_CHECKING:
     from proxscore.forecasting.baselines import Judged
@@ -57,6 +59,8 @@ class ForecastEvaluator(Evaluator):
         ("coverage 90", "coverage_90", 3),
         ("coverage 95", "coverage_95", 3),
         ("width 90", "width_90", 2),
+        ("coverage 90, calibrated", "calibrated/coverage_90", 3),
+        ("width 90, calibrated", "calibrated/width_90", 2),
         ("epistemic sd", "epistemic_sd", 3),
     )
     objectives: Mapping[str, bool] = dict.fromkeys(
@@ -87,6 +91,38 @@ class ForecastEvaluator(Evaluator):
             ),
             "errors": error_by_horizon({"predictive": metrics.by_horizon()}, title=title),
         }
+
+    @property
+    def corrects(self) -> bool:
+        return self.task.config.conformal.kind != "none"
+
+    def correction(self, validation: ForecastPredictive, device: torch.device) -> dict[str, Any]:
+        """Thresholds of calibrated intervals, by ``task.conformal``; which levels have too few windows is said once."""
+        task = self.task
+        found = Intervals.calibrated(task.config.conformal, validation, task.series, task.context, device)
+        lacking = found.refusal(list(found.thresholds.refused))
+        if lacking is not None and (lacking,) not in self._told:
+            self._told.add((lacking,))
+            log.warning("%s", lacking)
+        return {KEY: found.as_json()}
+
+    def corrected(
+        self, predictive: ForecastPredictive, correction: Mapping[str, Any], device: torch.device, title: str
+    ) -> Corrected:
+        """Metrics ``calibrated/coverage_90, calibrated/width_90, calibrated/winkler_90``, and coverage by step ahead."""
+        if KEY not in correction:  # the posterior was saved without
+            return Corrected()
+        saved = Intervals.of_json(correction[KEY], self.task.config.horizon, "the posterior's description")
+        if not saved.thresholds.levels:
+            return Corrected(saved={KEY: saved.as_json()})
+        judged = saved.judged(predictive, self.task.series, device)
+        details = judged.sums.by_horizon()
+        return Corrected(
+            judged.sums.metrics(),
+            lambda: {"coverage_by_horizon": coverage_by_horizon(details, title=title)},
+            details,
+            {KEY: judged.after.as_json()},
+        )
 
     def _tell_undefined(self, values: dict[str, float]) -> None:
         """Say, once, which metrics are left out, and why."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from gluonts.model.forecast import SampleForecast
 from proxscore.forecasting.anchoring import given_forecasts
 from proxscore.forecasting.anchors import as_described
 from proxscore.forecasting.baselines import History
+from proxscore.forecasting.intervals import Interval
 from proxscore.forecasting.network import ForecastNetwork
 from proxscore.forecasting.networks import Features, plan, takes
 from proxscore.forecasting.predictive import ForecastPredictive
@@ -24,7 +24,7 @@ from proxscore.forecasting.task import ForecastingConfig
 from proxscore.forecasting.trained import anchor_kind, as_trained, trained_context, trained_unit
 from proxscore.forecasting.windows import Panel, Windows
 
-log = logging.getLogger(__name__)
+_CALIBRATED = ("lower_", "upper_")  # columns that are null where there is no such interval
 
 
 class Forecaster:
@@ -61,12 +61,8 @@ class Forecaster:
         self.anchor = None if found is None else as_described(found, config.horizon)
         self.scale_floor = float(trained.get("scale_floor", 0.0))
         self.unit = trained_unit(trained)
-        short = [each.id for each in self.series.series if len(each) < context]
-        if short:
-            log.warning(
-                "%d of %d series (the first: %s) are shorter than the context of %d steps: zeros stand before them",
-                *(len(short), len(self.series.series), short[0], context),
-            )
+        #: Names of series that are shorter than the context: zeros stand before them.
+        self.short = [each.id for each in self.series.series if len(each) < context]
 
     def history(self) -> History:
         """The series, all of whose steps are known, as methods that are fitted one by one take them."""
@@ -108,26 +104,49 @@ def ahead(task: SeriesTask | Forecaster) -> Windows:
     return Windows(panel, np.stack([np.arange(len(ends)), np.array(ends)], 1).astype(np.int64))
 
 
-def table(predictive: ForecastPredictive, data: SeriesData, quantiles: Sequence[float]) -> pa.Table:
+def table(
+    predictive: ForecastPredictive,
+    data: SeriesData,
+    quantiles: Sequence[float],
+    intervals: Sequence[Interval] = (),
+    *,
+    rolling: bool = False,
+) -> pa.Table:
     """A row per series and step: series, timestamp (as those of the data go on, in their zone and of their type; UTC where
     series have several zones), step (from 1), mean, aleatoric_sd, epistemic_sd,
-    and a column per quantile, ``q0.05``; all but the first three float64 in the unit of the target."""
-    parts = []
+    a column per quantile, ``q0.05``, and two per calibrated interval, ``lower_90, upper_90``; all but the first three float64
+    in the unit of the target.
+
+    Args:
+        intervals: of all windows.
+        rolling: of windows whose targets are known: also ``origin``, the timestamp of the first step, and ``target``.
+    """
+    parts, first = [], 0
     for chunk in predictive.chunks():
+        rows = slice(first, first := first + len(chunk.mean))
         columns = {"mean": chunk.mean}
         for name, variance in (("aleatoric_sd", chunk.aleatoric), ("epistemic_sd", chunk.epistemic)):
             if variance is not None:
                 columns[name] = variance.sqrt()
         columns |= {f"q{q:g}": value for q, value in zip(quantiles, chunk.quantiles(quantiles), strict=True)}
+        for each in intervals:
+            ends = zip(_CALIBRATED, (each.lower, each.upper), strict=True)
+            columns |= {f"{name}{100 * each.level:g}": end[rows] for name, end in ends}
         numbers, origins = chunk.targets[:, 2, 0].long().tolist(), chunk.targets[:, 3, 0].long().tolist()
         horizon = chunk.mean.shape[1]
         stamps = [data.series[n].timestamps(o, horizon) for n, o in zip(numbers, origins, strict=True)]
-        named = {
-            "series": pa.array(np.repeat([data.series[n].id for n in numbers], horizon)),
+        named = {"series": pa.array(np.repeat([data.series[n].id for n in numbers], horizon))}
+        if rolling:
+            named["origin"] = _arrow([each[[0] * horizon] for each in stamps], data)
+        named |= {
             "timestamp": _arrow(stamps, data),
             "step": pa.array(np.tile(np.arange(1, horizon + 1), len(numbers))),
         }
-        named |= {name: pa.array(value.double().flatten().numpy()) for name, value in columns.items()}
+        if rolling:
+            values, observed = chunk.targets[:, 0].double().flatten(), chunk.targets[:, 1].flatten() > 0
+            named["target"] = pa.array(values.numpy(), mask=~observed.numpy())
+        flat = {name: value.double().flatten().numpy() for name, value in columns.items()}
+        named |= {name: pa.array(v, from_pandas=name.startswith(_CALIBRATED)) for name, v in flat.items()}
         parts.append(pa.table(named))
     return pa.concat_tables(parts)
 

@@ -3,81 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
-from torch import Tensor
 
 from proxscore.config import Config, ConfigError
-from proxscore.forecasting.forecasts import Forecaster, ahead, floored, table
+from proxscore.forecasting.forecasts import Forecaster, ahead, floored
+from proxscore.forecasting.intervals import KEY, Intervals, group_names
+from proxscore.forecasting.prediction import SeriesPrediction
 from proxscore.forecasting.predictive import ForecastPredictive, predicted
+from proxscore.forecasting.remarks import Remarks
 from proxscore.forecasting.series import SeriesData
 from proxscore.forecasting.sources.table import SeriesTableConfig, of_table
 from proxscore.forecasting.task import ForecastingConfig
 from proxscore.forecasting.trained import trained_context
+from proxscore.forecasting.windows import Windows
 from proxscore.posterior import Posterior
-from proxscore.tasks.predictions import QUANTILES, Prediction
 from proxscore.tasks.predictor import Predictor
 
-if TYPE_CHECKING:
-    pass
-
 BATCH = 256  # windows that go through the network together
-
-
-@dataclass(repr=False)
-class SeriesPrediction(Prediction):
-    """What comes after each series: H steps.
-
-    Attributes:
-        predictive: of the steps.
-        series: that were continued.
-    """
-
-    predictive: ForecastPredictive
-    series: SeriesData
-
-    def __len__(self) -> int:
-        return len(self.predictive.targets)
-
-    def __repr__(self) -> str:
-        return self._told("series")
-
-    @property
-    def mean(self) -> Tensor:
-        """(N, H), in units of the target."""
-        return torch.cat([chunk.mean for chunk in self.predictive.chunks()])
-
-    @property
-    def aleatoric(self) -> Tensor | None:
-        """(N, H), variance of the noise, averaged over draws; none where the network does not tell it."""
-        return self._variance("aleatoric")
-
-    @property
-    def epistemic(self) -> Tensor | None:
-        """(N, H), variance over draws of the mean; none where the network does not tell it."""
-        return self._variance("epistemic")
-
-    @property
-    def total(self) -> Tensor | None:
-        """(N, H), variance of noise and weights together."""
-        noise, weights = self.aleatoric, self.epistemic
-        return None if noise is None or weights is None else noise + weights
-
-    def _variance(self, name: str) -> Tensor | None:
-        parts = [getattr(chunk, name) for chunk in self.predictive.chunks()]
-        return None if any(part is None for part in parts) else torch.cat(parts)
-
-    def quantiles(self, probabilities: Sequence[float] = QUANTILES) -> Tensor:
-        """(Q, N, H), in units of the target."""
-        return torch.cat([chunk.quantiles(probabilities) for chunk in self.predictive.chunks()], 1)
-
-    def columns(self, *, all: bool = False, quantiles: Sequence[float] = QUANTILES, **options: Any) -> dict[str, Any]:
-        """A row per series and step: ``series, timestamp, step, mean, aleatoric_sd, epistemic_sd``, quantiles ``q0.05``."""
-        return dict(table(self.predictive, self.series, quantiles).to_pandas().items())
 
 
 class SeriesPredictor(Predictor):
@@ -103,6 +50,9 @@ class SeriesPredictor(Predictor):
         # The network is shaped by the features of series: those of an example are as they were in training.
         series = of_table(self.columns, _arrow(example(section, self.columns, self.trained)), self.trained["frequency"])
         super().__init__(posterior, self._forecaster(series).build_model(), config, folder, device)
+        saved = self.validation.get(KEY)
+        where = str(folder / "posterior.json")
+        self.calibration = None if saved is None else Intervals.of_json(saved, section.horizon, where)
 
     def _forecaster(self, series: SeriesData) -> Forecaster:
         return Forecaster(self.section, self.trained, series)
@@ -120,8 +70,8 @@ class SeriesPredictor(Predictor):
         """Forecast what comes after each series of a long table, a row per series and time.
 
         Args:
-            data: a pandas or Arrow table, or a Parquet, CSV or Arrow file (or folder of them). Its columns are called as in the
-                table of training, or ``series, timestamp, target`` and the covariates by their names.
+            data: a pandas or Arrow table, a Parquet, CSV or Arrow file (or folder of them), or series. Columns are called as in
+                the table of training, or ``series, timestamp, target`` and the covariates by their names.
             draws: of the posterior; by default as many as it was judged by, 0: the mean weights.
             seed: of the draws, and of sample paths.
             columns: other names, by the settings of :class:`SeriesTableConfig` (``id_columns``, ``target_column``, ...).
@@ -136,19 +86,52 @@ class SeriesPredictor(Predictor):
         names = self.columns if not columns else self.columns.model_validate(dict(self.columns) | columns)
         task = self._forecaster(self._opened(data, names))
         windows = ahead(task)
-        notes = list(self.notes)
-        if flat := floored(self.module, windows):  # type: ignore[arg-type]
-            notes.append(
-                f"{len(flat)} of {len(windows)} contexts do not vary (the first: {flat[0]}): their forecasts have the least "
-                f"scale, {task.scale_floor:.4g}"
-            )
+        remarks = self.remarks_on(task.series, windows, task.short)
+        predictive = self.predictive(windows, draws, seed, batch_size)
+        return SeriesPrediction(
+            draws,
+            seed,
+            predictive,
+            task.series,
+            self.calibration,
+            remarks=remarks,
+            notes=(*self.notes, *self.told(remarks, draws)),
+            verdict=self.verdict,
+        )
+
+    def predictive(self, windows: Windows, draws: int, seed: int, batch_size: int = BATCH) -> ForecastPredictive:
+        """The predictive distribution of windows of this network."""
         rows = range(0, len(windows), max(batch_size, 1))
         batches = (windows.__getitems__(range(first, min(first + batch_size, len(windows)))) for first in rows)
         with self.one_by_one(draws, seed) as found:
-            predictive = predicted(found, batches, seed)
-        return SeriesPrediction(draws, seed, predictive, task.series, notes=tuple(notes), verdict=self.verdict)
+            return predicted(found, batches, seed)
+
+    def told(self, remarks: Remarks, draws: int) -> list[str]:
+        """Say of which series the past tells little, and where intervals are calibrated by other series, or by other draws."""
+        held, judged = self.calibration, self.validation.get("draws")
+        notes = remarks.lines(
+            floor=float(self.trained.get("scale_floor", 0.0)),
+            context=self.section.context or 2 * self.section.horizon,
+            groups=None if held is None else held.config.groups,
+        )
+        if held is not None and held.current.levels and judged not in (None, draws):
+            notes.append(f"intervals were calibrated with {judged} draws of the posterior, and {draws} predict")
+        return notes
+
+    def remarks_on(self, data: SeriesData, windows: Windows, short: Sequence[str]) -> Remarks:
+        """What is to be said of windows of some series, of which these are shorter than the context."""
+        flat, held = floored(self.module, windows), self.calibration  # type: ignore[arg-type]
+        pooled = bare = 0
+        if held is not None and held.current.levels:
+            bare = int((windows.index[:, 1] < held.past).sum())
+            names = group_names(data, held.config.groups, strict=False) or [""] * len(data.series)
+            own = held.current.by_group if held.config.groups is not None else {"": None}
+            pooled = sum(names[n] not in own for n in windows.index[:, 0].tolist())
+        return Remarks.of(len(windows), flat, short, pooled, bare)
 
     def _opened(self, data: Any, names: SeriesTableConfig) -> SeriesData:
+        if isinstance(data, SeriesData):
+            return data
         frequency = self.trained["frequency"]
         if isinstance(data, (str, Path)):
             return names.model_copy(update={"path": Path(data).expanduser()}).load(frequency)
@@ -191,7 +174,6 @@ def example(section: ForecastingConfig, columns: SeriesTableConfig, trained: Map
 
 def _arrow(data: Any) -> Any:
     import pandas as pd
-    import pyarrow as pa
 
     if isinstance(data, pa.Table):
         return data

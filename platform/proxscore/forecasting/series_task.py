@@ -23,6 +23,7 @@ from proxscore.forecasting.anchors import BLOCKS, Anchor, GivenAnchor, Units, as
 from proxscore.forecasting.baselines import History, seasons
 from proxscore.forecasting.distributions import LIKELIHOODS
 from proxscore.forecasting.evaluator import ForecastEvaluator
+from proxscore.forecasting.interval_ends import group_names
 from proxscore.forecasting.networks import Blueprint, Features, plan
 from proxscore.forecasting.predictive import predict
 from proxscore.forecasting.series import SeriesData
@@ -162,6 +163,8 @@ class SeriesTask(Task):
             ConfigError: names the setting.
         """
         super().check(config)
+        if self.config.conformal.kind != "none":
+            group_names(self.series, self.config.conformal.groups)
         if config.evaluation.temperature_scaling:
             raise ConfigError("evaluation.temperature_scaling: forecasts have no temperature: leave it out")
         if config.training.precision != "fp32":

@@ -48,6 +48,16 @@ class ForecastModelConfig(Section):
     likelihood: Literal["student_t", "normal"] = "student_t"  # of each step, given the network's outputs
 
 
+class ConformalConfig(Section):
+    """Intervals that hold their level on data like the validation windows; see forecasting.intervals."""
+
+    # adaptive: thresholds also follow the targets that come to be known, for series that drift; none: no calibrated intervals.
+    kind: Literal["split", "adaptive", "none"] = "split"
+    gamma: float = Field(0.05, gt=0, le=10)  # of adaptive: how far a miss moves an end, in widths of the interval
+    # Thresholds of their own for each value of this static category, or for each of the "series", if it has windows enough.
+    groups: str | None = None
+
+
 class ForecastingConfig(TaskSection):
     """Probabilistic forecasts of series."""
 
@@ -61,6 +71,7 @@ class ForecastingConfig(TaskSection):
     # What a network is shown beside; null: all but arima, theta and ets as far as they are quick; arima takes minutes per series
     # where the season is long.
     baselines: list[BaselineName] | None = None
+    conformal: ConformalConfig = ConformalConfig()
 
     def example_input(self, description: Mapping[str, Any], where: str) -> tuple[str, Any]:
         need("forecast", "task.kind=forecasting")

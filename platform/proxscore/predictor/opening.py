@@ -46,6 +46,7 @@ def opened(folder: Path, device: str = "auto", overrides: Sequence[str] = ()) ->
     where = str(folder / DESCRIPTION_FILE)
     config = configuration_of(posterior.description, list(overrides), where)
     config.task.check_description(posterior.description, where)
+    device = config.training.device if device == "auto" else device
     predictor: Predictor = config.task.predictor(posterior, config, folder, _device(device))
     return predictor
 

@@ -125,7 +125,7 @@ class Worker:
         return frame
 
     def _series(self, piece: Piece) -> pd.DataFrame:
-        table = series_table(self.predictor, self.job.wanted.source)
+        table = series_table(self.predictor, self.job.wanted.source, piece.names)
         try:
             return self._forecast(table, piece.names)
         except ConfigError:
@@ -147,23 +147,28 @@ class Worker:
         return self.predictor.predict(table, wanted.draws, wanted.seed).to_frame(quantiles=wanted.quantiles)
 
 
-def series_table(predictor: Any, source: str) -> pd.DataFrame:
+def series_table(predictor: Any, source: str, names: Sequence[tuple[Any, ...]] = ()) -> pd.DataFrame:
     """A long table from its files, with names as texts.
+
+    Args:
+        names: series whose rows are wanted; of Parquet files the row groups that cannot hold them are not read.
 
     Raises:
         ConfigError: it cannot be read, or lacks a column.
     """
     from proxscore.forecasting.sources.table import read_table
 
-    return read_table(predictor.columns, Path(source)).to_pandas()
+    return read_table(predictor.columns, Path(source), names).to_pandas()
 
 
 def series_names(predictor: Any, source: str) -> list[tuple[Any, ...]]:
     """The names of all series of a table, in its order."""
-    table, ids = series_table(predictor, source), predictor.columns.id_columns
-    if not ids:
+    from proxscore.forecasting.sources.table import read_ids
+
+    ids = read_ids(predictor.columns, Path(source))
+    if ids is None:
         return [(predictor.columns.target_column,)]
-    return [tuple(row) for row in table[ids].drop_duplicates().itertuples(index=False)]
+    return [tuple(row) for row in ids.to_pandas().drop_duplicates().itertuples(index=False)]
 
 
 def begin(job: Job, found: Sequence[Piece], told: dict[str, Any]) -> list[Piece]:

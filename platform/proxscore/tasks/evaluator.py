@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +25,23 @@ class Predictive(Protocol):
 
 
 Figures = Callable[[], dict[str, Figure]]
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """Predictions after validation data have corrected them.
+
+    Attributes:
+        metrics: beside those of the predictions as they are.
+        figures: by name, likewise.
+        details: of the result, as JSON.
+        saved: what the posterior's ``validation`` is to hold of the correction, as JSON.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    figures: Figures = dict
+    details: dict[str, Any] = field(default_factory=dict)
+    saved: dict[str, Any] = field(default_factory=dict)
 
 
 class Evaluator:
@@ -56,6 +74,30 @@ class Evaluator:
         if len(predictive.targets):
             nll.update(-predictive.log_density.double().to(device))
         return {"nll": float(nll.compute())}, dict
+
+    @property
+    def corrects(self) -> bool:
+        """Whether validation data correct the predictions: :meth:`correction` and :meth:`corrected` have something to do."""
+        return False
+
+    def correction(self, validation: Any, device: torch.device) -> dict[str, Any]:
+        """What the validation split says of how to correct predictions, as JSON; all workers call it, and get the same.
+
+        Args:
+            validation: the predictive of this worker's rows of that split.
+            device: that the process group can gather from.
+        """
+        return {}
+
+    def corrected(self, predictive: Any, correction: Mapping[str, Any], device: torch.device, title: str) -> Corrected:
+        """Judge the corrected predictions of another split; all workers call it.
+
+        Args:
+            predictive: of this worker's rows.
+            correction: as :meth:`correction` gave it, or as it was saved.
+            title: of the figures.
+        """
+        return Corrected()
 
     def compared(self, predictive: Any) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Give what a comparison needs beside :meth:`evaluate`: more metrics, and the tensors of :meth:`comparison_figure`.

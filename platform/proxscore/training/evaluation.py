@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from proxscore.posterior.diagnostics import Losses
 from proxscore.posterior.draw_statistics import DrawStatistics
 from proxscore.posterior.drawn import drawn
 from proxscore.tasks import Predictive, Task
+from proxscore.tasks.evaluator import Corrected
 from proxscore.training.data.batches import TrainingData
 from proxscore.training.data.micro_batches import Batch
 from proxscore.training.data.streamed import RayTrainingData
@@ -42,7 +43,8 @@ Evaluated = tuple[dict[str, float], Callable[[], dict[str, Figure]]]  # metrics,
 def evaluate(run: Run, split: str, draws: int, posterior: Posterior | None = None) -> Evaluated:
     """Predict a split by posterior draws, and evaluate the predictive distribution over all ranks' rows.
 
-    Rows that are left out as unreadable count in no metric, but, if there are any, as ``skipped_rows``.
+    Rows that are left out as unreadable count in no metric, but, if there are any, as ``skipped_rows``. What validation data
+    corrected when the posterior was saved is judged beside.
 
     Args:
         split: train, validation or test.
@@ -50,7 +52,12 @@ def evaluate(run: Run, split: str, draws: int, posterior: Posterior | None = Non
         posterior: where the draws come from; none: the module's weights are all that there is.
     """
     predictive = predict(run, posterior or Posterior.of(run.module), split, draws)
-    return evaluate_predictive(run, predictive, split, f"{draws} draws" if draws and posterior else "mean weights")
+    label = f"{draws} draws" if draws and posterior else "mean weights"
+    found = evaluate_predictive(run, predictive, split, label)
+    saved = {} if posterior is None else posterior.description.get("validation")
+    if split == "validation" or not isinstance(saved, dict) or not run.task.evaluator.corrects:
+        return found  # the split that corrected them judges nothing
+    return _beside(found, _corrected(run, predictive, saved, split, label))
 
 
 def evaluate_predictive(run: Run, predictive: Predictive, split: str, label: str) -> Evaluated:
@@ -63,6 +70,17 @@ def evaluate_predictive(run: Run, predictive: Predictive, split: str, label: str
     if skipped := len(getattr(run.task.data, split)) - round(seen.item()):
         values["skipped_rows"] = float(skipped)
     return values, figures
+
+
+def _corrected(run: Run, predictive: Predictive, correction: Mapping[str, Any], split: str, label: str) -> Corrected:
+    title = f"{run.config.name}: {split} split, {label}"
+    return run.task.evaluator.corrected(predictive, correction, run.worker.device, title)
+
+
+def _beside(found: Evaluated, corrected: Corrected) -> Evaluated:
+    """Metrics and figures of predictions as they are, and of corrected ones."""
+    metrics, figures = found
+    return metrics | corrected.metrics, lambda: figures() | corrected.figures()
 
 
 def validate(run: Run, method: Method) -> tuple[dict[str, float], Losses | None]:
@@ -91,23 +109,29 @@ def _nll(run: Run, predictive: Predictive) -> float:
     return (sums[0] / sums[1]).item() if sums[1] > 0 else math.nan
 
 
-def evaluate_variants(run: Run, posterior: Posterior) -> dict[str, Evaluated]:
+def evaluate_variants(run: Run, posterior: Posterior) -> tuple[dict[str, Evaluated], dict[str, Corrected]]:
     """Evaluate every variant on the test split: the posterior and its mean (or one member), or the point estimate.
+
+    Where validation data correct a task's predictions, corrected ones are judged beside, and returned too.
 
     With ``evaluation.temperature_scaling`` also, as ``<variant>_tempered``, those at the temperature that validation data
     prefer, which is among the metrics. What draws disagree on is not defined for them.
     """
-    results = {}
+    results, corrections, evaluator = {}, {}, run.task.evaluator
     for name, draws in variants(posterior, run.config).items():
         predictive, label = predict(run, posterior, "test", draws), f"{draws} draws" if draws else f"{name} weights"
         results[name] = evaluate_predictive(run, predictive, "test", label)
+        if evaluator.corrects:
+            correction = evaluator.correction(predict(run, posterior, "validation", draws), run.worker.device)
+            corrections[name] = _corrected(run, predictive, correction, "test", label)
+            results[name] = _beside(results[name], corrections[name])
         if run.config.evaluation.temperature_scaling:
             temperature = fit_temperature(predict(run, posterior, "validation", draws), run.worker.device)
             label = f"{label}, temperature {temperature:.2f}"
             metrics, figures = evaluate_predictive(run, tempered(predictive, temperature), "test", label)
             metrics = {key: v for key, v in metrics.items() if key not in ("expected_entropy", "mutual_information")}
             results[f"{name}_tempered"] = metrics | {"temperature": temperature}, figures
-    return results
+    return results, corrections
 
 
 def evaluate_shifts(run: Run, posterior: Posterior) -> dict[str, dict[str, dict[str, float]]]:

@@ -35,9 +35,10 @@ from pydantic import Field
 
 from proxscore.config import ConfigError
 from proxscore.forecasting.clocks import NANOSECONDS, known
-from proxscore.forecasting.columns import Columns, find_files
+from proxscore.forecasting.columns import Columns, Part
 from proxscore.forecasting.series import Series, SeriesData
 from proxscore.forecasting.sources.base import WindowedSeries
+from proxscore.forecasting.table_files import check_columns, find_files
 from proxscore.forecasting.timelines import Line, Rowwise, Timelines, in_order, timelines
 
 
@@ -94,15 +95,52 @@ def of_table(config: SeriesTableConfig, table: pa.Table, trained: str | None = N
     return _series_of(config, columns, trained)
 
 
-def read_table(config: SeriesTableConfig, path: Path) -> pa.Table:
+def of_parts(config: SeriesTableConfig, parts: Sequence[Part], trained: str | None = None) -> SeriesData:
+    """The series of parts of files; as :func:`load`, whose ``path`` is not looked at."""
+    texts, numbers = _wanted(config)
+    names = [config.timestamp_column, *texts, *numbers]
+    return _series_of(config, Columns.of_parts(parts, names, texts=[config.timestamp_column, *texts]), trained)
+
+
+def wanted_columns(config: SeriesTableConfig) -> list[str]:
+    """Names of the columns that a section reads.
+
+    Raises:
+        ConfigError: one that has two parts, or a time zone that is not known.
+    """
+    texts, numbers = _wanted(config)
+    return list(dict.fromkeys([config.timestamp_column, *texts, *numbers]))
+
+
+def read_table(config: SeriesTableConfig, path: Path, series: Sequence[tuple[Any, ...]] = ()) -> pa.Table:
     """The columns that a section names of the files of a table, ids and categories as texts; nothing else is checked.
+
+    Args:
+        series: ids of those that are wanted; others may be left out.
 
     Raises:
         ConfigError: no such files, or one that lacks a column.
     """
-    texts, numbers = _wanted(config)
-    names = [config.timestamp_column, *texts, *numbers]
-    return Columns(find_files(path, "the table"), names, texts=[config.timestamp_column, *texts]).table(texts)
+    texts, _ = _wanted(config)
+    wanted = {name: {str(each[place]) for each in series} for place, name in enumerate(config.id_columns) if series}
+    stamps = [config.timestamp_column, *texts]
+    return Columns(find_files(path, "the table"), wanted_columns(config), texts=stamps, wanted=wanted).table(texts)
+
+
+def read_ids(config: SeriesTableConfig, path: Path) -> pa.Table | None:
+    """The id columns of all rows, as texts, once the others are known to be there; none: the table is one series.
+
+    Raises:
+        ConfigError: no such files, or one that lacks a column.
+    """
+    _wanted(config)
+    files = find_files(path, "the table")
+    if not config.id_columns:
+        return None
+    for file in files:
+        if file.name.endswith(".parquet"):
+            check_columns(file, wanted_columns(config))
+    return Columns(files, config.id_columns, texts=config.id_columns).table(config.id_columns)
 
 
 def _wanted(config: SeriesTableConfig) -> tuple[list[str], list[str]]:

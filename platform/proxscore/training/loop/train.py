@@ -103,9 +103,11 @@ def finish(trained: Trained) -> dict[str, Any]:
             posterior, lambda candidate: evaluation.predict(run, candidate, "validation", draws)
         )
     with divergence.explained(length.total_steps, length.total_steps, settings, "method", run.module):
-        tested = evaluation.evaluate_variants(run, posterior)
+        tested, corrected = evaluation.evaluate_variants(run, posterior)
         shifted = evaluation.evaluate_shifts(run, posterior)
     validated = evaluation.validated(run, posterior)
+    for name, each in corrected.items():
+        validated |= each.saved if name in ("posterior", "point") else {}
     posterior.description |= {"validation": validated}
     kept = run.task.saved_as(posterior, run.module, run.config.evaluation.seed)
     statistics = evaluation.draw_statistics(run, posterior) if kept is posterior else None
@@ -119,6 +121,8 @@ def finish(trained: Trained) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in run.module.parameters()),
         VERDICT: posterior.description.get(VERDICT),
     }
+    if corrected:
+        results["corrected"] = {name: each.details for name, each in corrected.items()}
     if trained.members == 1 and fitted.lowest["epoch"] > 0:
         results["validation"] = fitted.lowest
 
