@@ -136,6 +136,12 @@ def test_the_best_is_that_of_the_validation_windows_with_its_metrics_of_the_test
     assert best.test["mae"] == pytest.approx(2 * best.test["mase"])
 
 
+def test_none_is_the_best_where_validation_windows_have_no_target() -> None:
+    splits = [split(250, [], [290])]
+    best = judge(History([weekly(300)], [250], 10, [7]), splits, ["naive", "seasonal_naive"]).best(splits, [2.0])
+    assert best == BestBaseline("", {}, {}, ("no target of the validation windows is observed: none is the best",))
+
+
 def test_a_line_says_who_is_behind() -> None:
     best = BestBaseline("theta, 336", {}, {"crps": 356.4})
     assert best.beside({"crps": 1732.25}) == "behind theta, 336: CRPS 1,732 against 356.4"
