@@ -16,6 +16,7 @@ from statsforecast import models
 
 from proxscore.forecasting.baselines import BASELINES, History, best_of_each, filled, judge, naive, seasons
 from proxscore.forecasting.baselines import names as registry
+from proxscore.forecasting.baselines.judging import thin
 from proxscore.forecasting.splits import Split
 from proxscore.forecasting.task import BaselineName
 from proxscore.forecasting.windows import Field, Packing, Panel, Windows
@@ -135,6 +136,12 @@ def test_the_best_is_that_of_the_validation_windows_with_its_metrics_of_the_test
     assert best.test["mae"] == pytest.approx(2 * best.test["mase"])
 
 
+def test_none_is_the_best_where_validation_windows_have_no_target() -> None:
+    splits = [split(250, [], [290])]
+    best = judge(History([weekly(300)], [250], 10, [7]), splits, ["naive", "seasonal_naive"]).best(splits, [2.0])
+    assert best == BestBaseline("", {}, {}, ("no target of the validation windows is observed: none is the best",))
+
+
 def test_a_line_says_who_is_behind() -> None:
     best = BestBaseline("theta, 336", {}, {"crps": 356.4})
     assert best.beside({"crps": 1732.25}) == "behind theta, 336: CRPS 1,732 against 356.4"
@@ -174,6 +181,15 @@ def test_what_is_slow_is_left_out_unless_it_is_named(monkeypatch: pytest.MonkeyP
     assert note.endswith(": task.baselines=[theta,ets] runs them")
     judged = judge(history, splits, ["theta"])
     assert [(each.kind, judged.notes) for each in judged.fitted] == [("theta", [])]
+
+
+def test_many_validation_windows_are_thinned_evenly() -> None:
+    origins = [np.arange(100, 400), np.arange(0), np.arange(50, 150)]
+    chosen = thin(origins, 40)
+    assert [len(each) for each in chosen] == [30, 0, 10]
+    assert all(np.isin(few, all_).all() for few, all_ in zip(chosen, origins, strict=True))
+    assert set(np.diff(chosen[0])) <= {10, 11}
+    assert all(few is all_ for few, all_ in zip(thin(origins, 400), origins, strict=True))
 
 
 def test_the_naive_forecast_repeats_the_last_season_and_widens_with_every_season_ahead() -> None:

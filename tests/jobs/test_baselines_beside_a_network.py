@@ -1,4 +1,4 @@
-"""A network that is behind a method without training is said to be, wherever its results are: a real run on electricity demand."""
+"""A network that is behind a method without training is said to be, wherever its results are: real runs on electricity demand."""
 
 from __future__ import annotations
 
@@ -60,6 +60,11 @@ def test_a_network_that_is_behind_is_said_to_be(train: Main, capsys: pytest.Capt
     assert train(["name=demand"]) == 0  # it is finished, and says it again
     assert line[0] in capsys.readouterr().out
     assert result()["baseline"] == found
+    assert (
+        train(["name=demand", "task.baselines=[theta]"]) == 2
+    )  # what it was shown beside is what it would be said to be
+    said = "error: run 'demand' is finished, with task.baselines=None, now it is ['theta']: take another name\n"
+    assert capsys.readouterr().err.endswith(said)
 
 
 def test_a_baseline_that_fails_hides_no_result(

@@ -87,6 +87,7 @@ class RunMemory:
             "checkpoint": checkpoint,
             "headline": outcome.headline,
             "evaluation": configuration.flatten(config.evaluation),
+            "baselines": _baselines(config),
             "results": outcome.results,
         }
         put(self.files, f"{self.root}/{FINISHED}", json.dumps(left, indent=2) + "\n")
@@ -95,7 +96,7 @@ class RunMemory:
         """Look up what :meth:`finish` remembered.
 
         Raises:
-            ConfigError: the results are those of other settings of the evaluation.
+            ConfigError: the results are those of other settings of the evaluation, or beside other baselines.
         """
         content = read(self.files, f"{self.root}/{FINISHED}")
         if content is None:
@@ -110,6 +111,10 @@ class RunMemory:
                     f"run {config.name!r} is finished, with evaluation.{key}={left['evaluation'][key]}, now it is {now}: "
                     "jobs/evaluate.py judges its posterior anew; or take another name"
                 )
+        if (named := left.get("baselines")) != _baselines(config) and "baselines" in left:
+            raise ConfigError(
+                f"run {config.name!r} is finished, with task.baselines={named}, now it is {_baselines(config)}: take another name"
+            )
         folder = local_folder(ray.train.Checkpoint(place, filesystem=self.files))
         label = Path(self.root).name
         return Outcome(label, method.kind, left["run_id"], left["results"], folder, tuple(left["headline"]))
@@ -121,3 +126,8 @@ class RunMemory:
         settings |= {f"method.{key}": value for key, value in configuration.flatten(method).items()}
         training = config.training
         return settings | {"seed": config.seed, "epochs": epochs, "training.batch_size": training.batch_size}
+
+
+def _baselines(config: Config) -> list[str] | None:
+    """The baselines that the task names, if it has any to name."""
+    return getattr(config.task, "baselines", None)

@@ -89,12 +89,22 @@ def run(plan: Plan, show: Callable[[str], None]) -> Found:
             recording.parent.metrics(_moments(test))
             baseline = Beside(plan.task, show).best
             if baseline is not None:
-                record_baseline(recording.parent, baseline, baseline.beside(means(test)))
+                line = baseline.beside(means(test))
+                record_baseline(recording.parent, baseline, line)
+                leaderboard = report.markdown(*report.leaderboard(plan, candidates))
+                recording.parent.describe({}, {NOTE: description(winner, leaderboard, line)})
             found = Found(candidates, test, file, recording.parent.run_id, baseline)
         ledger.found = {"winner": winner.label, "test": test, "config": file}
         ledger.found["baseline"] = None if baseline is None else baseline.to_json()
         ledger.write()
         return found
+
+
+def description(winner: Candidate, leaderboard: str, line: str | None = None) -> str:
+    """The text on the sweep's page: what won, and, when it is tested, whether it is behind what needs no training."""
+    about = f"**{winner.label}** is the best by the validation split; `config.yaml` among the artifacts trains it."
+    beside = "" if line is None else f"\n\nBeside methods that need no training it is **{line}**."
+    return f"{about}{beside}\n\n{leaderboard}"[:5000]
 
 
 def finished(plan: Plan) -> Found | None:
@@ -139,8 +149,7 @@ def keep_winner(plan: Plan, ledger: Ledger, recording: Recording, candidates: li
     recording.parent.text(text, "config.yaml")
     leaderboard = report.markdown(*report.leaderboard(plan, candidates))
     recording.parent.text(leaderboard, "leaderboard.md")
-    about = f"**{winner.label}** is the best by the validation split; `config.yaml` among the artifacts trains it."
-    recording.parent.describe({}, {NOTE: f"{about}\n\n{leaderboard}"[:5000]})
+    recording.parent.describe({}, {NOTE: description(winner, leaderboard)})
     recording.parent.text(report.trials_table(plan, ledger), "trials.csv")
     recording.parent.describe({}, {"best.trial": winner.label, "best.run_id": winner.trials[0].run_id})
     best = {f"best/{name}": winner.mean(name) for name in plan.objectives}

@@ -140,7 +140,7 @@ class StandardTheta(Classical):
 
 class ARIMA(Classical):
     title = "ARIMA"
-    per_step, per_season = 2e-2, 0.2
+    per_step, per_season = 1e-3, 0.5
 
     @staticmethod
     def model(season: int) -> Any:

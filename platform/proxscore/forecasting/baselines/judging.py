@@ -33,7 +33,7 @@ class Fitted:
     Attributes:
         kind: a key of ``BASELINES``.
         label: what tables call it, with the season where several were tried.
-        validation: mean CRPS of the validation windows.
+        validation: mean CRPS of the validation windows; infinite where they have no observed target.
     """
 
     kind: str
@@ -83,6 +83,10 @@ class Judged:
         if not self.fitted:
             return BestBaseline("", {}, {}, tuple(self.notes)) if self.notes else None
         first = min(self.fitted, key=lambda each: each.validation)
+        if not np.isfinite(first.validation):
+            return BestBaseline(
+                "", {}, {}, (*self.notes, "no target of the validation windows is observed: none is the best")
+            )
         order = {each.label: each.validation for each in sorted(self.fitted, key=lambda each: each.validation)}
         return BestBaseline(first.label, order, first.scores(splits, errors), tuple(self.notes))
 
