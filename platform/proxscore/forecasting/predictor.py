@@ -111,7 +111,7 @@ class SeriesPredictor(Predictor):
         held, judged = self.calibration, self.validation.get("draws")
         notes = remarks.lines(
             floor=float(self.trained.get("scale_floor", 0.0)),
-            context=self.section.context or 2 * self.section.horizon,
+            context=self.section.context or trained_context(self.trained, self.section.horizon) or 1,
             groups=None if held is None else held.config.groups,
         )
         if held is not None and held.current.levels and judged not in (None, draws):
