@@ -19,7 +19,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "SimpleFeedForward": {"hidden_dimensions": [16, 8]},
     "TFT": {"hidden_dim": 8, "variable_dim": 4, "num_heads": 2},
     "TiDE": {"encoder_hidden_dim": 8, "decoder_hidden_dim": 8},
-    "MLP": {"hidden": [16]},
+    "MLP": {"hidden": [16], "dropout": 0.0},
     "Koopa": {"dynamic_dim": 8, "hidden_dim": 16, "blocks": 2, "segment": 6},
 }
 

@@ -14,9 +14,10 @@ from small_forecasts import SMALL
 from torch import Tensor
 
 from proxscore.config import ConfigError
+from proxscore.forecasting.anchors import LinearAnchor, Units
 from proxscore.forecasting.network import ForecastNetwork
 from proxscore.forecasting.networks import NAMES, Blueprint, Features, plan
-from proxscore.forecasting.windows import Panel, Windows, training_index
+from proxscore.forecasting.windows import FOLD, Panel, Windows, training_index
 
 HORIZON, CONTEXT = 6, 24
 
@@ -30,9 +31,16 @@ def prepared(name: str, series: list[dict[str, Any]], likelihood: str = "student
         context=CONTEXT,
         features=Features.of(series),
         likelihood=likelihood,
+        anchor="linear" if name == "MLP" else None,
     )
     panel = Panel(series, blueprint.transformation, blueprint.packing, HORIZON)
     return blueprint, Windows(panel, training_index([len(entry["target"]) for entry in series], HORIZON, past=CONTEXT))
+
+
+def built(blueprint: Blueprint, windows: Windows | None = None) -> ForecastNetwork:
+    """With the anchor that it takes, if it does: nothing but the last value."""
+    anchored = blueprint.packing.start(FOLD) is not None
+    return blueprint.build(windows, anchor=LinearAnchor(Units(1, 1, 0.0), CONTEXT, HORIZON) if anchored else None)
 
 
 def batch(windows: Windows, rows: int = 32) -> tuple[Tensor, Tensor]:
@@ -49,11 +57,11 @@ def refused(name: str, kwargs: dict[str, Any] | None = None, **other: Any) -> st
 
 
 @pytest.mark.parametrize("likelihood", ["student_t", "normal"])
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "Koopa"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("Koopa", "MLP")])
 def test_the_nll_is_the_loss_of_gluonts(name: str, likelihood: str, entries: Callable[..., Any]) -> None:
     """GluonTS averages over observed steps; we sum. DeepAR's also has the steps of the context, unless told otherwise."""
     blueprint, windows = prepared(name, entries(features=True), likelihood)
-    network = blueprint.build(windows).eval()
+    network = built(blueprint, windows).eval()
     inputs, targets = batch(windows)
     fields = blueprint.packing.unpack(inputs)
     fields.pop("future_target", None)
@@ -74,7 +82,7 @@ def test_an_epoch_lowers_the_loss_and_the_state_goes_into_a_fresh_network(
 ) -> None:
     torch.manual_seed(0)
     blueprint, windows = prepared(name, entries(features=True))
-    network = blueprint.build(windows)
+    network = built(blueprint, windows)
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], 1e-2)
     held = batch(windows, 64)
 
@@ -94,7 +102,7 @@ def test_an_epoch_lowers_the_loss_and_the_state_goes_into_a_fresh_network(
     assert np.isfinite([before, after]).all()
     assert after < before - 0.5, (before, after)
     torch.save(network.state_dict(), tmp_path / "state.pt")
-    fresh = blueprint.build().eval()
+    fresh = built(blueprint).eval()
     assert not torch.equal(fresh(held[0]), network(held[0]))
     fresh.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     torch.testing.assert_close(fresh(held[0]), network(held[0]), rtol=0, atol=0)
@@ -105,7 +113,7 @@ def test_an_epoch_lowers_the_loss_and_the_state_goes_into_a_fresh_network(
 def test_samples_follow_the_first_step_of_the_outputs(name: str, likelihood: str, entries: Callable[..., Any]) -> None:
     """The first step of an autoregressive network conditions on no future target either."""
     blueprint, windows = prepared(name, entries(), likelihood)
-    network = blueprint.build(windows).eval()
+    network = built(blueprint, windows).eval()
     inputs, _ = batch(windows, 4)
     samples = network.sample(inputs, 1500, torch.Generator().manual_seed(0))
     assert samples.shape == (1500, 4, HORIZON)
@@ -120,7 +128,7 @@ def test_samples_follow_the_first_step_of_the_outputs(name: str, likelihood: str
 
 def test_samples_of_deepar_are_those_of_gluonts_and_use_no_future_target(entries: Callable[..., Any]) -> None:
     blueprint, windows = prepared("DeepAR", entries())
-    network = blueprint.build().eval()
+    network = built(blueprint).eval()
     assert network.autoregressive
     inputs, _ = batch(windows, 3)
     fields = blueprint.packing.unpack(inputs)
@@ -150,7 +158,7 @@ def test_outputs_are_in_units_of_the_target(name: str, entries: Callable[..., An
     series[0]["target"] = 10 * series[0]["target"]
     _, larger = prepared(name, series)
     torch.manual_seed(0)
-    network = blueprint.build(windows).eval()
+    network = built(blueprint, windows).eval()
     with torch.no_grad():
         scale, ten = (network(batch(w, 8)[0])[..., 2] for w in (windows, larger))
     assert ((ten / scale > 5) & (ten / scale < 20)).all()
@@ -159,7 +167,7 @@ def test_outputs_are_in_units_of_the_target(name: str, entries: Callable[..., An
 @pytest.mark.parametrize("name", NAMES)
 def test_draws_of_weights_go_through_functional_calls(name: str, entries: Callable[..., Any]) -> None:
     blueprint, windows = prepared(name, entries())
-    network = blueprint.build(windows).eval()
+    network = built(blueprint, windows).eval()
     inputs, _ = batch(windows, 3)
     other = {key: p.detach() + 0.01 for key, p in network.named_parameters()}
     by_call = torch.func.functional_call(network, other, (inputs,))
@@ -172,16 +180,16 @@ def test_draws_of_weights_go_through_functional_calls(name: str, entries: Callab
 def test_koopa_takes_its_filter_from_the_training_windows(entries: Callable[..., Any]) -> None:
     blueprint, windows = prepared("Koopa", entries())
     name = "net.point.dominant"
-    fitted = blueprint.build(windows).state_dict()[name]
+    fitted = built(blueprint, windows).state_dict()[name]
     assert fitted.nonzero().flatten().tolist()[0] == 1  # a daily season is one cycle in 24 hours; 0 is the mean
-    assert blueprint.build().state_dict()[name].nonzero().flatten().tolist()[0] == 0
+    assert built(blueprint).state_dict()[name].nonzero().flatten().tolist()[0] == 0
     with torch.device("meta"):
-        built = blueprint.build(windows)
-    built.to_empty(device="cpu")
-    for member in built.modules():
+        network = built(blueprint, windows)
+    network.to_empty(device="cpu")
+    for member in network.modules():
         if hasattr(member, "reset_parameters"):
             member.reset_parameters()
-    torch.testing.assert_close(built.state_dict()[name], fitted)
+    torch.testing.assert_close(network.state_dict()[name], fitted)
 
 
 def test_planning_draws_no_random_numbers() -> None:
@@ -250,7 +258,7 @@ def test_series_with_other_features_than_the_first_are_refused(entries: Callable
 def test_bfloat16_under_autocast_gives_single_precision_parameters(entries: Callable[..., Any]) -> None:
     for name in ("DLinear", "PatchTST", "TiDE", "Koopa"):
         blueprint, windows = prepared(name, entries())
-        network: ForecastNetwork = blueprint.build(windows).eval()
+        network: ForecastNetwork = built(blueprint, windows).eval()
         inputs, targets = batch(windows, 16)
         exact = network(inputs)
         with torch.autocast("cpu", torch.bfloat16):
