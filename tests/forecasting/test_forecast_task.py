@@ -56,7 +56,7 @@ def test_a_network_trains_is_judged_saves_and_forecasts_what_comes_after_the_dat
     assert metrics["epistemic_sd"] > 0
     json.dumps(task.describe())
     (final,) = (tmp_path / "run" / "checkpoints").glob("*/posterior")
-    assert len(list(final.parent.glob("figures/*_posterior.png"))) == 4
+    assert len(list(final.parent.glob("figures/*_posterior.png"))) == 5
 
     posterior = Posterior.load(final)
     module = posterior.load_into(task.build_model())
