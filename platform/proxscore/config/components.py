@@ -130,10 +130,12 @@ class TaskSection(Component):
     Attributes:
         model: the network's section.
         data: the data's section.
+        early_stopping: whether ``training.early_stopping`` is true, where it is not given.
     """
 
     model: Any
     data: Any
+    early_stopping: ClassVar[bool] = False
 
     @property
     def network(self) -> str:

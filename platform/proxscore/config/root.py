@@ -28,7 +28,9 @@ class Config(Section):
     cost: CostConfig = CostConfig()
 
     @model_validator(mode="after")
-    def _about_initial_weights(self) -> Self:
+    def _by_task(self) -> Self:
+        if self.training.early_stopping is None:
+            self.__dict__["training"] = self.training.model_copy(update={"early_stopping": self.task.early_stopping})
         if self.task.starts_from_weights:
             self.__dict__["method"] = self.method.about_initial_weights()
         return self

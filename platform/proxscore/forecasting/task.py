@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -62,6 +62,7 @@ class ForecastingConfig(TaskSection):
     """Probabilistic forecasts of series."""
 
     kind: Literal["forecasting"] = "forecasting"
+    early_stopping: ClassVar[bool] = True
     model: ForecastModelConfig = ForecastModelConfig()
     data: Annotated[SeriesSource, _SOURCES] = Field(default_factory=_SOURCES.make)
     horizon: int = Field(48, ge=2, le=MAX_HORIZON)  # steps that a window forecasts

@@ -135,7 +135,7 @@ def fit(
                 note_verdict(method.verdict(losses, length.data_size), records[-1])
                 note_score(metrics, progress)
                 if progress["best_step"] == step + 1:
-                    save |= config.training.early_stopping and not last
+                    save |= bool(config.training.early_stopping) and not last
             payload = report_of(progress, length, records, metrics, checkpoint=save)
             if config.training.early_stopping and not validate:
                 payload["score"] = NO_SCORE  # that of an earlier state would push out its checkpoint
