@@ -43,8 +43,8 @@ class TrainingConfig(Section):
     # Processes of a worker that read its training rows. Null: none for data in memory; one or two where images are decoded.
     loader_processes: int | None = Field(None, ge=0, le=1000)
     validate_every: float = Field(1, gt=0)  # epochs
-    # Evaluate and keep the state whose validation NLL was the lowest, which has a checkpoint, in place of the last one. Null: true
-    # where the task forecasts, whose later data are never quite like the earlier ones.
+    # Evaluate and keep the state whose validation NLL was the lowest, which has a checkpoint, in place of the last one. Null: of
+    # forecasts, whose later data are never quite like the earlier ones.
     early_stopping: bool | None = None
     checkpoint_every: float = Field(1, gt=0)  # epochs
     keep_checkpoints: int = Field(2, ge=1, le=MAX_EPOCHS)  # the best by validation NLL; beside them, always the newest

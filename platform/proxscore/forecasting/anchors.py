@@ -35,8 +35,9 @@ from torch import Tensor, nn
 from proxscore.config import ConfigError
 from proxscore.forecasting.windows import OBSERVED, Windows
 
+MEANS = (2, 4, 8)  # seasons whose mean shrinkage may be towards
 BLOCKS = 5  # of time, that cross-validation leaves out in turn
-METHODS = ("theta",)  # that forecasts may be given by
+METHODS = ("theta", "climatology")  # that forecasts may be given by
 LONGEST_PAST = 10**6  # steps of a season
 LONGEST = 1024  # steps of the past that the regression looks at
 WINDOWS = 20_000  # at most, that it is fitted to
@@ -332,6 +333,13 @@ def _targets(length: int, horizon: int, seasons: Sequence[int]) -> Iterator[Tens
         shifted[-1] += 1.0
         shifted[-1 - season] -= 1.0
         yield shifted
+        for count in MEANS:
+            if count * season <= length:
+                starts = [length - k * season + steps % season for k in range(1, count + 1)]
+                mean = torch.zeros(length, horizon, dtype=torch.float64)
+                for start in starts:
+                    mean[start, steps] += 1.0 / count
+                yield mean
 
 
 def described(anchor: Anchor | None) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from proxscore.forecasting.anchoring import (
     given_forecasts,
     linear_choice,
 )
-from proxscore.forecasting.anchors import BLOCKS, Anchor, GivenAnchor, Units, as_described, described, fit
+from proxscore.forecasting.anchors import BLOCKS, METHODS, Anchor, GivenAnchor, Units, as_described, described, fit
 from proxscore.forecasting.baselines import History, seasons
 from proxscore.forecasting.distributions import LIKELIHOODS
 from proxscore.forecasting.evaluator import ForecastEvaluator
@@ -140,12 +140,10 @@ class SeriesTask(Task):
         if kind == "linear":
             anchor, _ = fit(self.data.train, horizon, units, self.seasons, self.unit)
             choices.append(linear_choice(anchor, self.data.validation, self.unit))
-        if wanted in ("auto", "theta"):
-            given, limit = (
-                GivenAnchor(replace(units, last=units.season), "theta", 1),
-                SECONDS if wanted == "auto" else None,
-            )
-            found = given_choice(given, self.history(), self.splits, len(self.data.train), limit)
+        history, limit = self.history(), SECONDS if wanted == "auto" else None
+        for method in [method for method in METHODS if wanted in ("auto", method)]:
+            given = GivenAnchor(replace(units, last=units.season), method, 1)
+            found = given_choice(given, history, self.splits, len(self.data.train), limit)
             choices += [] if found is None else [found]
         best = min(choices, key=lambda choice: choice.crps)
         self.anchor = best.anchor

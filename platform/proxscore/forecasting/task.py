@@ -40,9 +40,9 @@ class ForecastModelConfig(Section):
 
     name: str = "MLP"  # of a network in forecasting.networks
     kwargs: dict[str, Any] = Field({})  # go to GluonTS's estimator, or to Koopa or the MLP, as they are
-    # What the network corrects: a regression on the past of all series (linear), the theta method fitted to each (theta), the
-    # better of them by validation CRPS as far as theta is quick (auto), or nothing (none), as DeepAR always does.
-    anchor: Literal["auto", "none", "linear", "theta"] = "auto"
+    # What the network corrects: a regression on the past of all series (linear), the theta method or the climatology of each one,
+    # the best of them by validation CRPS as far as they are quick (auto), or nothing (none), as DeepAR always does.
+    anchor: Literal["auto", "none", "linear", "theta", "climatology"] = "auto"
     # Least scale of a window, in mean steps |y_t - y_(t-1)| of the calmest series; for windows that are all zero.
     scale_floor: float = Field(0.1, ge=0, allow_inf_nan=False)
     likelihood: Literal["student_t", "normal"] = "student_t"  # of each step, given the network's outputs
