@@ -24,7 +24,7 @@ def test_a_forecast_of_zeros_is_as_uncertain_as_the_floor(network: str, tmp_path
     assert task.scale_floor == pytest.approx(0.1 * steps.min(), rel=1e-4)
     torch.manual_seed(0)
     module = task.build_model().eval()
-    without = task.blueprint.build(task.data.train).eval()
+    without = task.blueprint.build(task.data.train, 0.0, task.unit, task.anchor).eval()
     without.load_state_dict(module.state_dict())
     inputs = task.data.test.__getitems__(range(6))[0]
     torch.testing.assert_close(module(inputs), without(inputs), rtol=1e-5, atol=1e-6)

@@ -38,8 +38,8 @@ class AnchoredNetwork(ForecastNetwork):
         super().__init__(net, packing, likelihood, horizon, scale_floor, unit)
         self.anchor = anchor
 
-    def unlike(self, inputs: Tensor) -> Tensor:
-        """(B,) bool: whether the past of a window (B, F) is unlike that of every training window."""
+    def unlike(self, inputs: Tensor) -> Tensor | None:
+        """See :class:`.ForecastNetwork`; by :class:`.distances.Distance`."""
         with torch.no_grad():
             return self.anchor.unlike(self._unpack(inputs))
 

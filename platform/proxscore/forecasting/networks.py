@@ -406,7 +406,7 @@ def _check_forward(blueprint: Blueprint, kind: str | None, context: int) -> None
         anchor = (
             LinearAnchor(units, min(context, LONGEST), blueprint.horizon)
             if kind == "linear"
-            else GivenAnchor(units, "theta", 1)
+            else GivenAnchor(units, min(context, LONGEST), "theta", 1)
         )
     network = blueprint.build(anchor=anchor).eval()
     weight = next(network.parameters())

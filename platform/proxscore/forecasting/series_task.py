@@ -19,7 +19,7 @@ from proxscore.forecasting.anchoring import (
     given_forecasts,
     linear_choice,
 )
-from proxscore.forecasting.anchors import BLOCKS, Anchor, GivenAnchor, Units, as_described, described, fit
+from proxscore.forecasting.anchors import BLOCKS, Anchor, Units, as_described, described, fit, given
 from proxscore.forecasting.baselines import History, seasons
 from proxscore.forecasting.distributions import LIKELIHOODS
 from proxscore.forecasting.evaluator import ForecastEvaluator
@@ -141,11 +141,9 @@ class SeriesTask(Task):
             anchor, _ = fit(self.data.train, horizon, units, self.seasons, self.unit)
             choices.append(linear_choice(anchor, self.data.validation, self.unit))
         if wanted in ("auto", "theta"):
-            given, limit = (
-                GivenAnchor(replace(units, last=units.season), "theta", 1),
-                SECONDS if wanted == "auto" else None,
-            )
-            found = given_choice(given, self.history(), self.splits, len(self.data.train), limit)
+            theta = given(self.data.train, replace(units, last=units.season), "theta", self.unit)
+            limit = SECONDS if wanted == "auto" else None
+            found = given_choice(theta, self.history(), self.splits, len(self.data.train), limit)
             choices += [] if found is None else [found]
         best = min(choices, key=lambda choice: choice.crps)
         self.anchor = best.anchor
