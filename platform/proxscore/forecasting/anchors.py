@@ -8,9 +8,10 @@ A window's past y (L) is told in units of its own: a level r, the mean of its la
 so that series of any size, and at any level, are one problem, and a network that has learned nothing yet forecasts the path.
 
 * :class:`LinearAnchor`: path = z W, for all series one matrix (L, H): a ridge regression of the H steps on the L before,
-  shrunk towards no change or towards the last season. Shrinkage, target and level are those with the least absolute error
-  in blocked cross-validation over time. While a network trains, the path of a window comes from the regression without its own
-  block (cross-fitting, as in stacking: Wolpert, 1992): what is left of a path that had seen its window is too small.
+  shrunk towards no change or towards the last season. Shrinkage and target are those with the least absolute error in
+  blocked cross-validation over time, level and scale those with the likeliest errors. While a network trains, the path of a
+  window comes from the regression without its own block (cross-fitting, as in stacking: Wolpert, 1992): what is left of a path
+  that had seen its window is too small.
 * :class:`GivenAnchor`: path and spread come with the window, from a method that is fitted series by series.
 
 The spread of the linear anchor is that of cross-validated errors, by step, and grows where the past is unlike those of training,
@@ -66,7 +67,10 @@ class Units:
     floor: float
 
     def of(self, past: Tensor, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, L) values and flags to z (B, L), 0 where a step is missing, level (B, 1) and scale (B, 1)."""
+        """(B, L) values and flags to z (B, L), level (B, 1) and scale (B, 1).
+
+        A missing step, or one before a series begins, is as the next one of its place in the season; 0, if there is none.
+        """
         seen = observed > 0
         level, some = _mean(past[:, -self.last :], seen[:, -self.last :])
         everywhere, any_seen = _mean(past, seen)
@@ -76,7 +80,19 @@ class Units:
             single, _ = _steps(past, seen, 1)
             scale = torch.where(pairs, scale, single)
         scale = scale.clamp_min(max(self.floor, 1e-9))
-        return torch.where(seen, (past - level) / scale, 0), level, scale
+        return _filled((past - level) / scale, seen, self.season), level, scale
+
+
+def _filled(values: Tensor, seen: Tensor, season: int) -> Tensor:
+    """(B, L) with the next observed value a number of seasons later, where a step is missing; 0: there is none."""
+    before = -values.shape[1] % season
+    shape = len(values), -1, season
+    own = nn.functional.pad(values, (before, 0)).view(shape).flip(1)
+    known = nn.functional.pad(seen, (before, 0)).view(shape).flip(1)
+    seasons = torch.arange(own.shape[1], device=values.device)[:, None]
+    place = torch.where(known, seasons, -1).cummax(1).values
+    found = torch.where(place >= 0, own.gather(1, place.clamp_min(0)), 0)
+    return found.flip(1).flatten(1)[:, before:]
 
 
 def _mean(values: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,21 +210,23 @@ class GivenAnchor(Anchor):
         return (mean - level) / scale, (deviation / scale).clamp_min(1e-2)
 
 
-def fit(
-    windows: Windows, horizon: int, units: Units, seasons: Sequence[int], unit: float
-) -> tuple[LinearAnchor, float]:
-    """The linear anchor of training windows, and its mean absolute error in cross-validation, in units of the scale.
+def fit(windows: Windows, horizon: int, units: Units, seasons: Sequence[int], unit: float) -> LinearAnchor:
+    """The linear anchor of training windows, in the units whose forecasts of left-out blocks are the likeliest.
 
     Args:
         windows: of training, with folds.
         horizon: H.
-        units: of the windows; of the level both the last value and the mean of the last season are tried.
+        units: of the windows; the level may be the last value or the mean of the last season, the scale that of steps over a
+            season or of single ones, which are the better measure of series without a season.
         seasons: lags that shrinkage may be towards.
         unit: what the network counts targets in.
     """
     rows = _Rows.of(windows, unit)
     found = [_regression(rows, replace(units, last=last), seasons, horizon) for last in {1, units.season}]
-    return min(found, key=lambda pair: pair[1])
+    if units.season > 1:
+        best = min(found, key=lambda pair: pair[1])[0].units
+        found.append(_regression(rows, replace(best, season=1), seasons, horizon))
+    return min(found, key=lambda pair: pair[1])[0]
 
 
 def given(windows: Windows, units: Units, method: str, unit: float) -> GivenAnchor:
@@ -298,13 +316,14 @@ def _in_units(rows: _Rows, units: Units) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _regression(rows: _Rows, units: Units, seasons: Sequence[int], horizon: int) -> tuple[LinearAnchor, float]:
+    """With the mean negative log-likelihood of errors in cross-validation, as of Laplace's distribution with their mean size."""
     anchor = LinearAnchor(units, rows.past.shape[1], horizon)
     problem = _Problem.of(rows, units)
     if problem is None:  # too few to fit: no change, with the spread that there is
         _, target, _ = _in_units(rows, units)
         spread = _mean(target.abs().flatten()[None], rows.seen.flatten()[None])[0].clamp_min(1e-3)
         anchor.spread.fill_(float(spread) * _TO_DEVIATION)
-        return anchor, float(spread)
+        return anchor, 0.0
     best, errors = None, torch.empty(0)
     for start in _targets(anchor.length, horizon, seasons):
         for shrinkage in SHRINKAGES:
@@ -313,11 +332,11 @@ def _regression(rows: _Rows, units: Units, seasons: Sequence[int], horizon: int)
             if best is None or own.abs().mean() < best[0]:
                 best, errors = (own.abs().mean(), start, shrinkage, maps), own
     assert best is not None
-    error, start, shrinkage, maps = best
+    _, start, shrinkage, maps = best
     anchor.weights.copy_(torch.cat([problem.total.solved(start, shrinkage)[None], maps]))
     anchor.spread.copy_((errors.abs().mean(0) * _TO_DEVIATION).clamp_min(1e-3))
     problem.known_to(anchor.distance, shrinkage, rows.apart)
-    return anchor, float(error)
+    return anchor, float(problem.scale.log().mean() + errors.abs().mean(0).clamp_min(1e-12).log().mean())
 
 
 def _targets(length: int, horizon: int, seasons: Sequence[int]) -> Iterator[Tensor]:

@@ -137,8 +137,8 @@ class SeriesTask(Task):
         """Fit what the network may start from to the training windows, and take the better by the validation windows."""
         wanted, horizon = self.config.model.anchor, self.config.horizon
         units, choices = Units(1, min(self.seasons[:1] or [1]), self.scale_floor / self.unit), []
-        if kind == "linear":
-            anchor, _ = fit(self.data.train, horizon, units, self.seasons, self.unit)
+        if wanted != "theta":
+            anchor = fit(self.data.train, horizon, units, self.seasons, self.unit)
             choices.append(linear_choice(anchor, self.data.validation, self.unit))
         if wanted in ("auto", "theta"):
             theta = given(self.data.train, replace(units, last=units.season), "theta", self.unit)
