@@ -95,12 +95,14 @@ def test_a_chart_has_gaps_where_the_data_have_and_no_number_that_is_none() -> No
     history, none = np.array([1.0, math.nan, 3.0, 4.0, math.nan]), np.full(H, math.nan)
     median = np.arange(H, dtype=float)
     bands = {level: (median - level, median + level) for level in (0.9, 0.8, 0.5)}
-    drawn = svg(Fan("x", history, none, median, bands, False, stamps[0], stamps[5], stamps[-1]))
+    drawn = svg(Fan("x", history, none, median, bands, False, False, stamps[0], stamps[5], stamps[-1]))
     assert "nan" not in drawn
     assert drawn.count('class="seen"') == 2
     assert [(len(run), first) for run, first in runs(history)] == [(2, 0), (2, 2)]
     flat = svg(
-        Fan("x", np.ones(5), none, np.ones(H), dict.fromkeys(bands, (np.ones(H), np.ones(H))), False, *stamps[:3])
+        Fan(
+            "x", np.ones(5), none, np.ones(H), dict.fromkeys(bands, (np.ones(H), np.ones(H))), False, False, *stamps[:3]
+        )
     )
     assert "nan" not in flat
     assert "inf" not in flat

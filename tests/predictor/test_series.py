@@ -89,6 +89,33 @@ def test_a_table_in_memory_is_forecast_as_its_file(run: Path, tmp_path: Path) ->
         assert (answer.total >= answer.aleatoric).all()
 
 
+def test_a_past_unlike_those_of_training_is_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = panel(300)
+    wild = (frame["place"] == "south") & (frame["time"] >= frame["time"].max() - pd.Timedelta(hours=16))
+    frame.loc[wild, "load"] *= 9
+    predictor = proxscore.load(run, device="cpu")
+    answer = predictor.predict(frame)
+    told = [note for note in answer.notes if "unlike any of training" in note]
+    if predictor.config.task.model.name == "DeepAR":  # it has no anchor, and cannot tell
+        assert answer.unlike is None
+        assert not told
+        assert "unlike_training" not in answer.to_frame()
+        return
+    assert answer.unlike.tolist() == [False, True]
+    assert "1 of 2 forecasts (the first: south)" in told[0]
+    rows = answer.to_frame()
+    assert rows[rows["unlike_training"]]["series"].unique().tolist() == ["south"]
+    frame.to_parquet(tmp_path / "new.parquet")
+    page = tmp_path / "page.html"
+    arguments = [str(run), f"task.data.path={tmp_path / 'new.parquet'}", "--output", str(tmp_path / "job.parquet")]
+    assert forecast([*arguments, "--page", str(page)]) == 0
+    assert "the first: south) go on from a past unlike any of training" in capsys.readouterr().out
+    assert page.read_text().count("a past unlike any of training</span>") == 1
+    assert pd.read_parquet(tmp_path / "job.parquet")["unlike_training"].sum() == 6
+    (result,) = json.loads((run.parents[1] / "result.json").read_text())["runs"]
+    assert result["test"]["posterior"]["unlike_training"] == 0
+
+
 def test_an_interval_says_that_it_is_calibrated_or_why_it_is_not(run: Path) -> None:
     """One validation window of each of two series: enough for half of the targets, and for no more."""
     answer = proxscore.load(run, device="cpu").predict(panel(60))

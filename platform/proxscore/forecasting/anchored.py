@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -38,8 +39,8 @@ class AnchoredNetwork(ForecastNetwork):
         super().__init__(net, packing, likelihood, horizon, scale_floor, unit)
         self.anchor = anchor
 
-    def unlike(self, inputs: Tensor) -> Tensor:
-        """(B,) bool: whether the past of a window (B, F) is unlike that of every training window."""
+    def unlike(self, inputs: Tensor) -> Tensor | None:
+        """See :class:`.ForecastNetwork`; by :class:`.distances.Distance`."""
         with torch.no_grad():
             return self.anchor.unlike(self._unpack(inputs))
 
@@ -50,7 +51,8 @@ class AnchoredNetwork(ForecastNetwork):
         return (scale[:, 0] * self.unit <= self.scale_floor * (1 + 1e-6)) & (self.scale_floor > 0)
 
     def _within(self, fields: dict[str, Tensor]) -> tuple[Any, Tensor, Tensor]:
-        with torch.autocast(fields["past_target"].device.type, enabled=False):
+        device = fields["past_target"].device.type
+        with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
             found: Anchored = self.anchor(fields)
         if isinstance(self.net, ResidualMLP):
             arguments = self.net(found, fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,7 +73,9 @@ def given_choice(
         baseline = method(history, season)
         crps = float(scores(baseline, [split.validation for split in splits], None).get("crps", np.inf))
         if best is None or crps < best.crps:
-            best = Choice(GivenAnchor(anchor.units, anchor.method, season), crps, Forecasts(baseline))
+            chosen = copy.deepcopy(anchor)
+            chosen.season = season
+            best = Choice(chosen, crps, Forecasts(baseline))
     return best
 
 

@@ -8,13 +8,14 @@ A window's past y (L) is told in units of its own: a level r, the mean of its la
 so that series of any size, and at any level, are one problem, and a network that has learned nothing yet forecasts the path.
 
 * :class:`LinearAnchor`: path = z W, for all series one matrix (L, H): a ridge regression of the H steps on the L before,
-  shrunk towards no change or towards the last season. Shrinkage, target and level are those with the least absolute error
-  in blocked cross-validation over time. While a network trains, the path of a window comes from the regression without its own
-  block (cross-fitting, as in stacking: Wolpert, 1992): what is left of a path that had seen its window is too small.
+  shrunk towards no change or towards the last season. Shrinkage and target are those with the least absolute error in
+  blocked cross-validation over time, level and scale those with the likeliest errors. While a network trains, the path of a
+  window comes from the regression without its own block (cross-fitting, as in stacking: Wolpert, 1992): what is left of a path
+  that had seen its window is too small.
 * :class:`GivenAnchor`: path and spread come with the window, from a method that is fitted series by series.
 
-The spread of the linear anchor is that of cross-validated errors, by step, and grows where the past is unlike those of training:
-with q = z' (Z'Z / n)^-1 z the variance of a linear regression's forecast is proportional to 1 + q / n.
+The spread of the linear anchor is that of cross-validated errors, by step, and grows where the past is unlike those of training,
+as a linear regression's does; see :mod:`.distances`.
 
 Montero-Manso and Hyndman (2021), Principles and algorithms for forecasting groups of time series: locality and globality;
 Kim et al. (2022), Reversible instance normalization.
@@ -33,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from proxscore.config import ConfigError
+from proxscore.forecasting.distances import Distance, Moments
 from proxscore.forecasting.windows import OBSERVED, Windows
 
 MEANS = (2, 4, 8)  # seasons whose mean shrinkage may be towards
@@ -42,6 +44,7 @@ LONGEST_PAST = 10**6  # steps of a season
 LONGEST = 1024  # steps of the past that the regression looks at
 WINDOWS = 20_000  # at most, that it is fitted to
 SHRINKAGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 1e6)  # of the mean square of z; the last leaves the target alone
+SHRINKAGE = 1e-2  # of distances, where no regression is fitted
 _TO_DEVIATION = 1.2533141373155  # sqrt(pi / 2): a Gaussian's standard deviation by its mean absolute deviation
 
 
@@ -65,7 +68,10 @@ class Units:
     floor: float
 
     def of(self, past: Tensor, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, L) values and flags to z (B, L), 0 where a step is missing, level (B, 1) and scale (B, 1)."""
+        """(B, L) values and flags to z (B, L), level (B, 1) and scale (B, 1).
+
+        A missing step, or one before a series begins, is as the next one of its place in the season; 0, if there is none.
+        """
         seen = observed > 0
         level, some = _mean(past[:, -self.last :], seen[:, -self.last :])
         everywhere, any_seen = _mean(past, seen)
@@ -75,7 +81,19 @@ class Units:
             single, _ = _steps(past, seen, 1)
             scale = torch.where(pairs, scale, single)
         scale = scale.clamp_min(max(self.floor, 1e-9))
-        return torch.where(seen, (past - level) / scale, 0), level, scale
+        return _filled((past - level) / scale, seen, self.season), level, scale
+
+
+def _filled(values: Tensor, seen: Tensor, season: int) -> Tensor:
+    """(B, L) with the next observed value a number of seasons later, where a step is missing; 0: there is none."""
+    before = -values.shape[1] % season
+    shape = len(values), -1, season
+    own = nn.functional.pad(values, (before, 0)).view(shape).flip(1)
+    known = nn.functional.pad(seen, (before, 0)).view(shape).flip(1)
+    seasons = torch.arange(own.shape[1], device=values.device)[:, None]
+    place = torch.where(known, seasons, -1).cummax(1).values
+    found = torch.where(place >= 0, own.gather(1, place.clamp_min(0)), 0)
+    return found.flip(1).flatten(1)[:, before:]
 
 
 def _mean(values: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,11 +125,20 @@ class Anchor(nn.Module, ABC):
 
     Args:
         units: of the windows.
+        length: L, steps that the distance from training windows looks at.
+
+    Attributes:
+        distance: of windows from those of training.
     """
 
-    def __init__(self, units: Units) -> None:
+    def __init__(self, units: Units, length: int) -> None:
         super().__init__()
-        self.units = units
+        self.units, self.distance = units, Distance(length)
+
+    @property
+    def length(self) -> int:
+        """L."""
+        return len(self.distance.whitening)
 
     def forward(self, fields: dict[str, Tensor]) -> Anchored:
         """Of fields ``past_target`` and ``past_observed_values`` (B, L), and what only anchors read, which it removes."""
@@ -124,9 +151,13 @@ class Anchor(nn.Module, ABC):
     def paths(self, z: Tensor, level: Tensor, scale: Tensor, fields: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Path and spread (B, H), in units of the scale."""
 
-    def unlike(self, fields: dict[str, Tensor]) -> Tensor:
-        """(B,) bool: whether a window's past is unlike those of training; none is, where the anchor cannot tell."""
-        return torch.zeros(len(fields["past_target"]), dtype=torch.bool, device=fields["past_target"].device)
+    def unlike(self, fields: dict[str, Tensor]) -> Tensor | None:
+        """(B,) bool: whether a window's past is unlike those of training; none: there were too few to tell."""
+        if not self.distance.known:
+            return None
+        observed = seen(fields)
+        z, _, scale = self.units.of(fields["past_target"], observed)
+        return self.distance.unlike(z[:, -self.length :], scale, observed[:, -self.length :])
 
 
 class LinearAnchor(Anchor):
@@ -140,40 +171,24 @@ class LinearAnchor(Anchor):
     Attributes:
         weights: (1 + BLOCKS, L, H): of all windows, and without each block.
         spread: (H,).
-        whitening: (L, L), so that q = |z whitening|^2.
-        usual: q of training windows: its mean, the largest, and the number of windows without overlap.
     """
 
     weights: Tensor
     spread: Tensor
-    whitening: Tensor
-    usual: Tensor
 
     def __init__(self, units: Units, length: int, horizon: int) -> None:
-        super().__init__(units)
+        super().__init__(units, length)
         self.register_buffer("weights", torch.zeros(1 + BLOCKS, length, horizon))
         self.register_buffer("spread", torch.ones(horizon))
-        self.register_buffer("whitening", torch.zeros(length, length))
-        self.register_buffer("usual", torch.tensor([0.0, torch.inf, 1.0]))
 
     def paths(self, z: Tensor, level: Tensor, scale: Tensor, fields: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """See :class:`Anchor`. Reads the field ``fold``: the block that a training window belongs to, from 1; others are 0."""
         fold = fields.pop("fold")[:, 0].long()
-        recent = z[:, -self.weights.shape[1] :]
+        recent = z[:, -self.length :]
         path = recent @ self.weights[0]
         for block in range(1, len(self.weights)):
             path = torch.where((fold == block)[:, None], recent @ self.weights[block], path)
-        mean, _, count = self.usual
-        wider = ((1 + self._distance(recent) / count) / (1 + mean / count)).sqrt()
-        return path, self.spread * wider[:, None]
-
-    def unlike(self, fields: dict[str, Tensor]) -> Tensor:
-        """See :class:`Anchor`: further from the mean past (in the metric of their covariance) than any training window."""
-        z, _, _ = self.units.of(fields["past_target"], seen(fields))
-        return self._distance(z[:, -self.weights.shape[1] :]) > self.usual[1]
-
-    def _distance(self, recent: Tensor) -> Tensor:
-        return (recent @ self.whitening).square().sum(1)
+        return path, self.spread * self.distance.wider(recent)
 
 
 class GivenAnchor(Anchor):
@@ -181,12 +196,13 @@ class GivenAnchor(Anchor):
 
     Args:
         units: of the windows.
+        length: L, steps that the distance from training windows looks at.
         method: that the forecasts are made by, a key of :data:`proxscore.forecasting.baselines.BASELINES`.
         season: of the method; steps.
     """
 
-    def __init__(self, units: Units, method: str, season: int) -> None:
-        super().__init__(units)
+    def __init__(self, units: Units, length: int, method: str, season: int) -> None:
+        super().__init__(units, length)
         self.method, self.season = method, season
 
     def paths(self, z: Tensor, level: Tensor, scale: Tensor, fields: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -195,21 +211,39 @@ class GivenAnchor(Anchor):
         return (mean - level) / scale, (deviation / scale).clamp_min(1e-2)
 
 
-def fit(
-    windows: Windows, horizon: int, units: Units, seasons: Sequence[int], unit: float
-) -> tuple[LinearAnchor, float]:
-    """The linear anchor of training windows, and its mean absolute error in cross-validation, in units of the scale.
+def fit(windows: Windows, horizon: int, units: Units, seasons: Sequence[int], unit: float) -> LinearAnchor:
+    """The linear anchor of training windows, in the units whose forecasts of left-out blocks are the likeliest.
 
     Args:
         windows: of training, with folds.
         horizon: H.
-        units: of the windows; of the level both the last value and the mean of the last season are tried.
+        units: of the windows; the level may be the last value or the mean of the last season, the scale that of steps over a
+            season or of single ones, which are the better measure of series without a season.
         seasons: lags that shrinkage may be towards.
         unit: what the network counts targets in.
     """
     rows = _Rows.of(windows, unit)
     found = [_regression(rows, replace(units, last=last), seasons, horizon) for last in {1, units.season}]
-    return min(found, key=lambda pair: pair[1])
+    if units.season > 1:
+        best = min(found, key=lambda pair: pair[1])[0].units
+        found.append(_regression(rows, replace(best, season=1), seasons, horizon))
+    return min(found, key=lambda pair: pair[1])[0]
+
+
+def given(windows: Windows, units: Units, method: str, unit: float) -> GivenAnchor:
+    """An anchor by a method, of no season yet, which knows what windows are usual.
+
+    Args:
+        windows: of training, with folds.
+        units: of the windows.
+        method: a key of :data:`proxscore.forecasting.baselines.BASELINES`.
+        unit: what the network counts targets in.
+    """
+    rows = _Rows.of(windows, unit)
+    anchor, problem = GivenAnchor(units, rows.past.shape[1], method, 1), _Problem.of(rows, units)
+    if problem is not None:
+        problem.known_to(anchor.distance, SHRINKAGE, rows.apart)
+    return anchor
 
 
 @dataclass(frozen=True)
@@ -238,85 +272,72 @@ class _Rows:
         return cls(apart, *(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def _regression(rows: _Rows, units: Units, seasons: Sequence[int], horizon: int) -> tuple[LinearAnchor, float]:
+@dataclass(frozen=True)
+class _Problem:
+    """Windows with all their targets, in their own units: past (N, L), scale (N, 1), flags (N, L), targets (N, H), folds (N,);
+    and moments without each block, and of all."""
+
+    z: Tensor
+    scale: Tensor
+    observed: Tensor
+    target: Tensor
+    fold: Tensor
+    without: list[Moments]
+    total: Moments
+
+    @classmethod
+    def of(cls, rows: _Rows, units: Units) -> _Problem | None:
+        """None: too few windows."""
+        whole = rows.seen.all(1)
+        if whole.sum() < 2 * BLOCKS:
+            return None
+        z, target, scale = (part[whole] for part in _in_units(rows, units))
+        fold, size = rows.fold[whole].long(), target.abs().mean(1)
+        weight = (
+            1 / (size / size.median().clamp_min(1e-12)).clamp_min(1).square()
+        )  # some windows are far off: Huber's, squared
+        moments = [Moments.of(z[fold == k], target[fold == k], weight[fold == k]) for k in range(1, BLOCKS + 1)]
+        total = sum(moments[1:], moments[0])
+        return cls(z, scale, rows.observed[whole], target, fold, [total - part for part in moments], total)
+
+    def left(self, maps: Tensor) -> Tensor:
+        """(N, H) what maps (BLOCKS, L, H) without each block leave of the targets in it."""
+        parts = [self.target[self.fold == k] - self.z[self.fold == k] @ maps[k - 1] for k in range(1, BLOCKS + 1)]
+        return torch.cat(parts)
+
+    def known_to(self, distance: Distance, shrinkage: float, apart: float) -> None:
+        """Tell what is usual of these windows."""
+        distance.set(self.z, self.scale, self.observed, self.fold, self.without, self.total, shrinkage, apart)
+
+
+def _in_units(rows: _Rows, units: Units) -> tuple[Tensor, Tensor, Tensor]:
+    """z (N, L), targets (N, H) and scale (N, 1)."""
     z, level, scale = (part.double() for part in units.of(rows.past, rows.observed))
-    target = (rows.target.double() - level) / scale
-    anchor = LinearAnchor(units, z.shape[1], horizon)
-    whole = rows.seen.all(1)
-    if whole.sum() < 2 * BLOCKS:  # too few to fit: no change, with the spread that there is
+    return z, (rows.target.double() - level) / scale, scale
+
+
+def _regression(rows: _Rows, units: Units, seasons: Sequence[int], horizon: int) -> tuple[LinearAnchor, float]:
+    """With the mean negative log-likelihood of errors in cross-validation, as of Laplace's distribution with their mean size."""
+    anchor = LinearAnchor(units, rows.past.shape[1], horizon)
+    problem = _Problem.of(rows, units)
+    if problem is None:  # too few to fit: no change, with the spread that there is
+        _, target, _ = _in_units(rows, units)
         spread = _mean(target.abs().flatten()[None], rows.seen.flatten()[None])[0].clamp_min(1e-3)
         anchor.spread.fill_(float(spread) * _TO_DEVIATION)
-        return anchor, float(spread)
-    z, target, fold = z[whole], target[whole], rows.fold[whole].long()
-    size = target.abs().mean(1)
-    weight = (
-        1 / (size / size.median().clamp_min(1e-12)).clamp_min(1).square()
-    )  # some windows are far off: Huber's, squared
-    moments = [
-        _Moments.of(z[fold == block], target[fold == block], weight[fold == block]) for block in range(1, BLOCKS + 1)
-    ]
-    total = sum(moments[1:], moments[0])
+        return anchor, 0.0
     best, errors = None, torch.empty(0)
-    without = [total - part for part in moments]
-    for start in _targets(z.shape[1], horizon, seasons):
+    for start in _targets(anchor.length, horizon, seasons):
         for shrinkage in SHRINKAGES:
-            maps = torch.stack([part.solved(start, shrinkage) for part in without])
-            own = torch.cat(
-                [target[fold == block] - z[fold == block] @ maps[block - 1] for block in range(1, BLOCKS + 1)]
-            )
+            maps = torch.stack([part.solved(start, shrinkage) for part in problem.without])
+            own = problem.left(maps)
             if best is None or own.abs().mean() < best[0]:
                 best, errors = (own.abs().mean(), start, shrinkage, maps), own
     assert best is not None
-    error, start, shrinkage, maps = best
-    anchor.weights.copy_(torch.cat([total.solved(start, shrinkage)[None], maps]))
+    _, start, shrinkage, maps = best
+    anchor.weights.copy_(torch.cat([problem.total.solved(start, shrinkage)[None], maps]))
     anchor.spread.copy_((errors.abs().mean(0) * _TO_DEVIATION).clamp_min(1e-3))
-    anchor.whitening.copy_(total.whitening(shrinkage))
-    distance = (z.float() @ anchor.whitening).square().sum(1)
-    anchor.usual.copy_(torch.tensor([float(distance.mean()), float(distance.max()), rows.apart]))
-    return anchor, float(error)
-
-
-@dataclass(frozen=True)
-class _Moments:
-    """Weighted sums of some windows: z'z (L, L), z't (L, H), and of weights."""
-
-    squares: Tensor
-    products: Tensor
-    count: Tensor
-
-    @classmethod
-    def of(cls, z: Tensor, target: Tensor, weight: Tensor) -> _Moments:
-        weighted = z * weight[:, None]
-        return cls(weighted.T @ z, weighted.T @ target, weight.sum())
-
-    def __add__(self, other: _Moments) -> _Moments:
-        return _Moments(self.squares + other.squares, self.products + other.products, self.count + other.count)
-
-    def __sub__(self, other: _Moments) -> _Moments:
-        return _Moments(self.squares - other.squares, self.products - other.products, self.count - other.count)
-
-    def decomposed(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues (L,) and vectors (L, L) of the mean of z z'; computed once."""
-        if "eigen" not in self.__dict__:
-            object.__setattr__(self, "eigen", torch.linalg.eigh(self.squares / self.count.clamp_min(1e-12)))
-        found: tuple[Tensor, Tensor] = self.__dict__["eigen"]
-        return found
-
-    def solved(self, start: Tensor, shrinkage: float) -> Tensor:
-        """(L, H) that minimises the squared error and ``shrinkage`` times the distance from ``start``."""
-        values, vectors = self.decomposed()
-        left = (self.products - self.squares @ start) / self.count.clamp_min(1e-12)
-        return start + vectors @ ((vectors.T @ left) / (values + self._ridge(values, shrinkage))[:, None])
-
-    def whitening(self, shrinkage: float) -> Tensor:
-        """(L, L), see :class:`LinearAnchor`."""
-        values, vectors = self.decomposed()
-        ridge = self._ridge(values, min(shrinkage, 1.0))
-        return vectors / (values + ridge).sqrt()
-
-    @staticmethod
-    def _ridge(values: Tensor, shrinkage: float) -> Tensor:
-        return (shrinkage * values.mean()).clamp_min(1e-9)
+    problem.known_to(anchor.distance, shrinkage, rows.apart)
+    return anchor, float(problem.scale.log().mean() + errors.abs().mean(0).clamp_min(1e-12).log().mean())
 
 
 def _targets(length: int, horizon: int, seasons: Sequence[int]) -> Iterator[Tensor]:
@@ -347,8 +368,9 @@ def described(anchor: Anchor | None) -> dict[str, Any] | None:
     if anchor is None:
         return None
     units = {"last": anchor.units.last, "season": anchor.units.season, "floor": anchor.units.floor}
+    units |= {"length": anchor.length}
     if isinstance(anchor, LinearAnchor):
-        return {"kind": "linear", **units, "length": anchor.weights.shape[1]}
+        return {"kind": "linear", **units}
     assert isinstance(anchor, GivenAnchor)
     return {"kind": "given", **units, "method": anchor.method, "method_season": anchor.season}
 
@@ -357,7 +379,7 @@ def as_described(record: dict[str, Any], horizon: int) -> Anchor:
     """An anchor as :func:`described` says, with numbers that are to be loaded."""
     units = Units(record["last"], record["season"], record["floor"])
     if record["kind"] == "given":
-        return GivenAnchor(units, record["method"], record["method_season"])
+        return GivenAnchor(units, record["length"], record["method"], record["method_season"])
     return LinearAnchor(units, record["length"], horizon)
 
 
@@ -373,7 +395,7 @@ def check_described(record: Any, where: str) -> None:
         raise ConfigError(f"{where}: its kind must be linear or given")
     if record["kind"] == "given" and record.get("method") not in METHODS:
         raise ConfigError(f"{where}.method is {record.get('method')!r}; it must be one of {', '.join(METHODS)}")
-    names = ("last", "season", "length" if record["kind"] == "linear" else "method_season")
+    names = ("last", "season", "length", *(() if record["kind"] == "linear" else ("method_season",)))
     for name in names:
         value = record.get(name)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LONGEST_PAST:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from proxscore.calibration.comparison import Curve
 from proxscore.calibration.forecast_figures import (
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from proxscore.forecasting.series_task import SeriesTask
 
 log = logging.getLogger(__name__)
+UNLIKE = 0.05  # share of windows unlike those of training, above which a line says so
 FANS = 4  # series in the fan chart
 FAN = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 
@@ -62,6 +64,7 @@ class ForecastEvaluator(Evaluator):
         ("coverage 90, calibrated", "calibrated/coverage_90", 3),
         ("width 90, calibrated", "calibrated/width_90", 2),
         ("epistemic sd", "epistemic_sd", 3),
+        ("unlike training", "unlike_training", 3),
     )
     objectives: Mapping[str, bool] = dict.fromkeys(
         ("crps", "nll", "mean_weighted_quantile_loss", "mase", "smape", "msis", "mae", "mse"), False
@@ -81,7 +84,7 @@ class ForecastEvaluator(Evaluator):
             bins: of the PIT histogram.
         """
         metrics = self._metrics(predictive, bins, device)
-        values = metrics.compute()
+        values = metrics.compute() | self._unlike(predictive, device)
         self._tell_undefined(values)
         return values, lambda: {
             "fans": self._fans(predictive, title),
@@ -91,6 +94,20 @@ class ForecastEvaluator(Evaluator):
             ),
             "errors": error_by_horizon({"predictive": metrics.by_horizon()}, title=title),
         }
+
+    def _unlike(self, predictive: ForecastPredictive, device: torch.device) -> dict[str, float]:
+        """``unlike_training``: the share of all ranks' windows whose past is unlike those of training; said where it is large."""
+        if predictive.unlike is None:
+            return {}
+        mean = MeanMetric(nan_strategy="disable").to(device)
+        if len(predictive.unlike):
+            mean.update(predictive.unlike.double().to(device))
+        share = float(mean.compute())
+        line = f"{share:.0%} of these windows have a past unlike those of training: what is forecast of them is a guess"
+        if share > UNLIKE and (line,) not in self._told:
+            self._told.add((line,))
+            log.warning("%s", line)
+        return {"unlike_training": share}
 
     @property
     def corrects(self) -> bool:
@@ -198,13 +215,7 @@ class ForecastEvaluator(Evaluator):
         last = {int(number): row for row, number in enumerate(numbers)}
         chosen = [last[key] for key in sorted(last)]
         chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, min(FANS, len(chosen))).astype(int)]
-        part = ForecastPredictive(
-            predictive.likelihood,
-            predictive.outputs[:, chosen],
-            None if predictive.paths is None else predictive.paths[:, chosen],
-            predictive.targets[chosen],
-            predictive.seed,
-        )
+        part = predictive.part(chosen)
         (chunk,) = part.chunks()
         values, observed, series, origins = chunk.targets.unbind(1)
         past = []

@@ -31,6 +31,7 @@ class Fan:
         median: (H,).
         bands: lower and upper ends (H,) by level of ``LEVELS``.
         bare: whether they are the model's own, because the series is too short for calibrated ones.
+        unlike: whether the history is unlike those of training.
         first, origin, last: timestamps of the first step of the history, of the forecast, and of its last one.
     """
 
@@ -40,6 +41,7 @@ class Fan:
     median: Values
     bands: dict[float, tuple[Values, Values]]
     bare: bool
+    unlike: bool
     first: pd.Timestamp
     origin: pd.Timestamp
     last: pd.Timestamp
@@ -66,6 +68,7 @@ def fans(prediction: SeriesPrediction, count: int) -> Iterator[Fan]:
             median[row].numpy(),
             {level: (lower[row].numpy(), upper[row].numpy()) for level, (lower, upper) in shown.items()},
             bare,
+            part.unlike is not None and bool(part.unlike[row]),
             stamps[0],
             stamps[origin - begin],
             stamps[-1],

@@ -115,7 +115,7 @@ def table(
     """A row per series and step: series, timestamp (as those of the data go on, in their zone and of their type; UTC where
     series have several zones), step (from 1), mean, aleatoric_sd, epistemic_sd,
     a column per quantile, ``q0.05``, and two per calibrated interval, ``lower_90, upper_90``; all but the first three float64
-    in the unit of the target.
+    in the unit of the target; and, where the network can tell, whether the past is ``unlike_training``.
 
     Args:
         intervals: of all windows.
@@ -147,6 +147,8 @@ def table(
             named["target"] = pa.array(values.numpy(), mask=~observed.numpy())
         flat = {name: value.double().flatten().numpy() for name, value in columns.items()}
         named |= {name: pa.array(v, from_pandas=name.startswith(_CALIBRATED)) for name, v in flat.items()}
+        if chunk.unlike is not None:
+            named["unlike_training"] = pa.array(np.repeat(chunk.unlike.numpy(), horizon))
         parts.append(pa.table(named))
     return pa.concat_tables(parts)
 

@@ -91,6 +91,10 @@ class ForecastNetwork(nn.Module):
             _, _, scale = self._scaled(fields)
         return (scale <= self.scale_floor).flatten(1).all(1) & (self.scale_floor > 0)
 
+    def unlike(self, inputs: Tensor) -> Tensor | None:
+        """(B,) bool: whether the past of a window (B, F) is unlike those of training; none: the network cannot tell."""
+        return None
+
     def _unpack(self, inputs: Tensor) -> dict[str, Tensor]:
         """The net's keywords, targets among them in its unit."""
         fields = self.packing.unpack(inputs)

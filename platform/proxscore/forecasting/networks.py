@@ -207,9 +207,8 @@ class Blueprint:
             net.standardise(_spread(training, self.packing))
         if anchor is not None:
             likelihood = LIKELIHOODS[self.likelihood]()
-            return AnchoredNetwork(
-                net, self.packing, likelihood, self.horizon, scale_floor, unit, copy.deepcopy(anchor)
-            )
+            own = copy.deepcopy(anchor).to(torch.get_default_device())
+            return AnchoredNetwork(net, self.packing, likelihood, self.horizon, scale_floor, unit, own)
         kind = AutoregressiveNetwork if self.autoregressive else ForecastNetwork
         return kind(net, self.packing, LIKELIHOODS[self.likelihood](), self.horizon, scale_floor, unit)
 
@@ -406,7 +405,7 @@ def _check_forward(blueprint: Blueprint, kind: str | None, context: int) -> None
         anchor = (
             LinearAnchor(units, min(context, LONGEST), blueprint.horizon)
             if kind == "linear"
-            else GivenAnchor(units, "theta", 1)
+            else GivenAnchor(units, min(context, LONGEST), "theta", 1)
         )
     network = blueprint.build(anchor=anchor).eval()
     weight = next(network.parameters())

@@ -95,7 +95,7 @@ class FanPage:
             metrics={name: value for name, value in (metrics or {}).items() if not name.endswith(BY_LEVEL)},
             by_level=_by_level(metrics or {}),
             coverage=None if by_horizon is None else _uri(by_horizon),
-            charts=[(fan.name, fan.bare, Markup(svg(fan))) for fan in self.fans],
+            charts=[(fan.name, fan.bare, fan.unlike, Markup(svg(fan))) for fan in self.fans],
             others=self.others,
             unnamed=self.total - len(self.fans) - len(self.others),
             total=self.total,

@@ -54,6 +54,12 @@ class SeriesPrediction(Prediction):
         return torch.cat([chunk.mean for chunk in self.predictive.chunks()])
 
     @property
+    def unlike(self) -> Tensor | None:
+        """(N,) bool, whether what lies before a forecast is unlike what came before those of training: the network continues what
+        it has not seen; none: it cannot tell. See :mod:`proxscore.forecasting.distances`."""
+        return self.predictive.unlike
+
+    @property
     def aleatoric(self) -> Tensor | None:
         """(N, H), variance of the noise, averaged over draws; none where the network does not tell it."""
         return self._variance("aleatoric")
@@ -112,11 +118,9 @@ class SeriesPrediction(Prediction):
 
     def part(self, rows: Sequence[int]) -> SeriesPrediction:
         """Some of its rows alone."""
-        whole, chosen = self.predictive, list(rows)
-        paths = None if whole.paths is None else whole.paths[:, chosen]
-        part = replace(whole, outputs=whole.outputs[:, chosen], paths=paths, targets=whole.targets[chosen])
+        chosen = list(rows)
         thresholds = None if self.thresholds is None else self.thresholds[:, chosen]
-        return replace(self, predictive=part, thresholds=thresholds)
+        return replace(self, predictive=self.predictive.part(chosen), thresholds=thresholds)
 
     def served(self, levels: Sequence[float] = INTERVALS) -> list[float]:
         """Those of some levels that were calibrated."""
@@ -139,6 +143,6 @@ class SeriesPrediction(Prediction):
         levels: Sequence[float] = INTERVALS,
         **options: Any,
     ) -> dict[str, Any]:
-        """A row per series and step: ``series, timestamp, step, mean, aleatoric_sd, epistemic_sd``, quantiles ``q0.05``, and
-        calibrated intervals ``lower_90, upper_90``, where they can be had."""
+        """A row per series and step: ``series, timestamp, step, mean, aleatoric_sd, epistemic_sd``, quantiles ``q0.05``,
+        calibrated intervals ``lower_90, upper_90``, and ``unlike_training``, where they can be had."""
         return dict(self.table(quantiles, levels).to_pandas().items())

@@ -36,8 +36,8 @@ CHUNK = 512  # windows whose samples are held at a time
 
 @dataclass
 class ForecastChunk:
-    """Some windows: samples (n, B, H), log-density, mean, aleatoric and epistemic variance (B, H), targets (B, 4, H), and the
-    distribution of each step, if it is known by more than samples."""
+    """Some windows: samples (n, B, H), log-density, mean, aleatoric and epistemic variance (B, H), targets (B, 4, H), the
+    distribution of each step, if it is known by more than samples, and whether windows are unlike those of training (B,)."""
 
     samples: Tensor
     log_density: Tensor
@@ -46,6 +46,7 @@ class ForecastChunk:
     epistemic: Tensor | None
     targets: Tensor
     steps: StepMixture | None = None
+    unlike: Tensor | None = None
 
     def quantiles(self, probabilities: Sequence[float]) -> Tensor:
         """(Q, B, H): exact, or, of sample paths, those of the samples."""
@@ -64,6 +65,7 @@ class ForecastPredictive:
         paths: (n, N, H), sample paths of an autoregressive network over all draws; else none.
         targets: (N, 4, H), see :class:`proxscore.forecasting.windows.Windows`.
         seed: of the samples.
+        unlike: (N,) bool, whether the past of a window is unlike those of training; none: the network cannot tell.
     """
 
     likelihood: StepDistribution
@@ -71,6 +73,7 @@ class ForecastPredictive:
     paths: Tensor | None
     targets: Tensor
     seed: int = 0
+    unlike: Tensor | None = None
 
     @property
     def log_density(self) -> Tensor:
@@ -85,8 +88,25 @@ class ForecastPredictive:
     def joined(cls, parts: Sequence[Self]) -> Self:
         """The windows of all parts, one after another."""
         paths = [part.paths for part in parts if part.paths is not None]
-        outputs, targets = torch.cat([part.outputs for part in parts], 1), torch.cat([part.targets for part in parts])
-        return replace(parts[0], outputs=outputs, paths=torch.cat(paths, 1) if paths else None, targets=targets)
+        flags = [part.unlike for part in parts if part.unlike is not None]
+        return replace(
+            parts[0],
+            outputs=torch.cat([part.outputs for part in parts], 1),
+            paths=torch.cat(paths, 1) if paths else None,
+            targets=torch.cat([part.targets for part in parts]),
+            unlike=torch.cat(flags) if flags else None,
+        )
+
+    def part(self, rows: Sequence[int]) -> Self:
+        """Some of its windows alone."""
+        chosen = list(rows)
+        return replace(
+            self,
+            outputs=self.outputs[:, chosen],
+            paths=None if self.paths is None else self.paths[:, chosen],
+            targets=self.targets[chosen],
+            unlike=None if self.unlike is None else self.unlike[chosen],
+        )
 
     def chunks(self, size: int = CHUNK) -> Iterator[ForecastChunk]:
         """All windows, some at a time. Samples are equal for an equal seed and size."""
@@ -111,6 +131,7 @@ class ForecastPredictive:
                 mixture.epistemic.float(),
                 targets,
                 StepMixture(self.likelihood, outputs),
+                None if self.unlike is None else self.unlike[rows],
             )
 
     def _of_paths(self, rows: slice) -> ForecastChunk:
@@ -153,7 +174,8 @@ def predicted(found: Drawn, batches: Batches, seed: int = 0) -> ForecastPredicti
     network = found.module
     assert isinstance(network, ForecastNetwork)
     generator = torch.Generator(found.device).manual_seed(noise.key(seed, "paths") % 2**62)
-    outputs, paths, targets = _Rows(), _Rows(), []
+    outputs, paths = _Rows(), _Rows()
+    targets, unlike = [], []
     each = -(-SAMPLES // len(found))
     for inputs, labels in pairs_of(batches):
         inputs = inputs.to(found.device, non_blocking=True)
@@ -167,10 +189,14 @@ def predicted(found: Drawn, batches: Batches, seed: int = 0) -> ForecastPredicti
         if sampled:
             paths.append(torch.cat(sampled))
         targets.append(labels.cpu())
+        flags = network.unlike(inputs)
+        if flags is not None:
+            unlike.append(flags[: len(labels)].cpu())
     if not targets:
         raise ConfigError("batches gave no windows: an iterator that was read before, or an empty loader")
     held = paths.joined() if paths.parts else None
-    return ForecastPredictive(network.likelihood, outputs.joined(), held, torch.cat(targets), seed)
+    flagged = torch.cat(unlike) if unlike else None
+    return ForecastPredictive(network.likelihood, outputs.joined(), held, torch.cat(targets), seed, flagged)
 
 
 class _Rows:

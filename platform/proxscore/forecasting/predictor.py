@@ -86,8 +86,8 @@ class SeriesPredictor(Predictor):
         names = self.columns if not columns else self.columns.model_validate(dict(self.columns) | columns)
         task = self._forecaster(self._opened(data, names))
         windows = ahead(task)
-        remarks = self.remarks_on(task.series, windows, task.short)
         predictive = self.predictive(windows, draws, seed, batch_size)
+        remarks = self.remarks_on(task.series, windows, task.short, predictive)
         return SeriesPrediction(
             draws,
             seed,
@@ -118,7 +118,9 @@ class SeriesPredictor(Predictor):
             notes.append(f"intervals were calibrated with {judged} draws of the posterior, and {draws} predict")
         return notes
 
-    def remarks_on(self, data: SeriesData, windows: Windows, short: Sequence[str]) -> Remarks:
+    def remarks_on(
+        self, data: SeriesData, windows: Windows, short: Sequence[str], predictive: ForecastPredictive
+    ) -> Remarks:
         """What is to be said of windows of some series, of which these are shorter than the context."""
         flat, held = floored(self.module, windows), self.calibration  # type: ignore[arg-type]
         pooled = bare = 0
@@ -127,7 +129,11 @@ class SeriesPredictor(Predictor):
             names = group_names(data, held.config.groups, strict=False) or [""] * len(data.series)
             own = held.current.by_group if held.config.groups is not None else {"": None}
             pooled = sum(names[n] not in own for n in windows.index[:, 0].tolist())
-        return Remarks.of(len(windows), flat, short, pooled, bare)
+        unlike: list[str] = []
+        if predictive.unlike is not None:
+            flagged = windows.index[predictive.unlike.numpy(), 0].tolist()
+            unlike = [name for name in (data.series[number].id for number in flagged) if name not in {*flat, *short}]
+        return Remarks.of(len(windows), flat, short, unlike, pooled, bare)
 
     def _opened(self, data: Any, names: SeriesTableConfig) -> SeriesData:
         if isinstance(data, SeriesData):

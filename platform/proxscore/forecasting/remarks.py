@@ -18,6 +18,7 @@ class Remarks:
         series: how many there are, or windows of them.
         flat: how many have a context that does not vary, or is zero, and the name of the first.
         short: how many are shorter than the context, likewise.
+        unlike: how many have a past unlike those of training, likewise; those that are flat or short are not counted again.
         pooled: how many have no thresholds of their own, where groups of series have.
         bare: how many have no calibrated interval, because no validation window had so short a past.
     """
@@ -25,23 +26,30 @@ class Remarks:
     series: int = 0
     flat: tuple[int, str] = (0, "")
     short: tuple[int, str] = (0, "")
+    unlike: tuple[int, str] = (0, "")
     pooled: int = 0
     bare: int = 0
 
     @classmethod
-    def of(cls, series: int, flat: Sequence[str], short: Sequence[str], pooled: int, bare: int) -> Self:
+    def of(
+        cls, series: int, flat: Sequence[str], short: Sequence[str], unlike: Sequence[str], pooled: int, bare: int
+    ) -> Self:
         """Of so many series, with the names of those that are meant."""
-        counts = [(len(names), names[0] if names else "") for names in (flat, short)]
-        return cls(series, counts[0], counts[1], pooled, bare)
+        counts = [(len(names), names[0] if names else "") for names in (flat, short, unlike)]
+        return cls(series, counts[0], counts[1], counts[2], pooled, bare)
 
     def __add__(self, other: Remarks) -> Remarks:
         """Of both together."""
-        flat, short = (
+        flat, short, unlike = (
             (own[0] + its[0], own[1] if own[0] else its[1])
-            for own, its in ((self.flat, other.flat), (self.short, other.short))
+            for own, its in (
+                (self.flat, other.flat),
+                (self.short, other.short),
+                (self.unlike, other.unlike),
+            )
         )
         pooled, bare = self.pooled + other.pooled, self.bare + other.bare
-        return Remarks(self.series + other.series, flat, short, pooled, bare)
+        return Remarks(self.series + other.series, flat, short, unlike, pooled, bare)
 
     def lines(self, *, floor: float, context: int, groups: str | None) -> list[str]:
         """In words.
@@ -52,7 +60,7 @@ class Remarks:
             groups: ``task.conformal.groups``.
         """
         found = []
-        (flat, first_flat), (short, first_short) = self.flat, self.short
+        (flat, first_flat), (short, first_short), (unlike, first_unlike) = self.flat, self.short, self.unlike
         if flat:
             found.append(
                 f"{flat:,} of {self.series:,} contexts do not vary (the first: {first_flat}): their forecasts have the least "
@@ -62,6 +70,11 @@ class Remarks:
             found.append(
                 f"{short:,} of {self.series:,} series (the first: {first_short}) are shorter than the context of {context} "
                 "steps: zeros stand before them"
+            )
+        if unlike:
+            found.append(
+                f"{unlike:,} of {self.series:,} forecasts (the first: {first_unlike}) go on from a past unlike any of training: "
+                "their uncertainty may be too small (unlike_training)"
             )
         if self.bare:
             found.append(

@@ -47,7 +47,7 @@ def rolling(predictor: SeriesPredictor, draws: int | None = None, seed: int | No
         judged = held.judged(predictive, task.series, device)
         thresholds, by_horizon = judged.thresholds, judged.sums.by_horizon()
         metrics |= judged.sums.metrics()
-    remarks = predictor.remarks_on(task.series, task.data.test, [])
+    remarks = predictor.remarks_on(task.series, task.data.test, [], predictive)
     prediction = SeriesPrediction(
         draws,
         seed,

@@ -19,7 +19,7 @@ from proxscore.forecasting.anchoring import (
     given_forecasts,
     linear_choice,
 )
-from proxscore.forecasting.anchors import BLOCKS, METHODS, Anchor, GivenAnchor, Units, as_described, described, fit
+from proxscore.forecasting.anchors import BLOCKS, METHODS, Anchor, Units, as_described, described, fit, given
 from proxscore.forecasting.baselines import History, seasons
 from proxscore.forecasting.distributions import LIKELIHOODS
 from proxscore.forecasting.evaluator import ForecastEvaluator
@@ -137,13 +137,13 @@ class SeriesTask(Task):
         """Fit what the network may start from to the training windows, and take the better by the validation windows."""
         wanted, horizon = self.config.model.anchor, self.config.horizon
         units, choices = Units(1, min(self.seasons[:1] or [1]), self.scale_floor / self.unit), []
-        if kind == "linear":
-            anchor, _ = fit(self.data.train, horizon, units, self.seasons, self.unit)
+        if wanted in ("auto", "linear"):
+            anchor = fit(self.data.train, horizon, units, self.seasons, self.unit)
             choices.append(linear_choice(anchor, self.data.validation, self.unit))
         history, limit = self.history(), SECONDS if wanted == "auto" else None
         for method in [method for method in METHODS if wanted in ("auto", method)]:
-            given = GivenAnchor(replace(units, last=units.season), method, 1)
-            found = given_choice(given, history, self.splits, len(self.data.train), limit)
+            beside = given(self.data.train, replace(units, last=units.season), method, self.unit)
+            found = given_choice(beside, history, self.splits, len(self.data.train), limit)
             choices += [] if found is None else [found]
         best = min(choices, key=lambda choice: choice.crps)
         self.anchor = best.anchor
