@@ -190,3 +190,16 @@ def test_sums_count_observed_steps_alone_and_are_drawn() -> None:
     inside = ((own[0][2, :, :2] <= kept) & (kept <= own[1][2, :, :2])).double().mean(0)
     assert found["levels"]["0.9"]["before"]["coverage"] == [*inside.tolist(), None]
     assert len(coverage_by_horizon(found).axes) == 4
+
+
+def test_intervals_without_width_are_moved_in_units_of_a_given_one_and_keep_within_what_can_be() -> None:
+    """Those of counts: a score puts its own target on the end of the interval that it moves."""
+    lower, upper = torch.tensor([[0.0, 0.0, 2.0, 1.0]]), torch.tensor([[0.0, 0.0, 5.0, 9.0]])
+    targets, width = torch.tensor([3.0, 0.0, 1.0, 6.0]), torch.tensor([1.5, 1.5, 6.0, 2.0])
+    found = scores(lower, upper, targets, width)
+    torch.testing.assert_close(found, torch.tensor([[2.0, 0.0, 1 / 6, -3 / 8]], dtype=torch.float64))
+    low, high = moved(lower, upper, found, width, 0.0)
+    torch.testing.assert_close(low, torch.tensor([[0.0, 0.0, 1.0, 4.0]], dtype=torch.float64))
+    torch.testing.assert_close(high, torch.tensor([[3.0, 0.0, 6.0, 6.0]], dtype=torch.float64))
+    narrow, wide = moved(lower, upper, torch.tensor(-0.5), width, 0.0)
+    assert (narrow <= wide).all()

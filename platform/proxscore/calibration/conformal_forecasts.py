@@ -2,7 +2,8 @@
 
 The predictive's own central interval of level L, [l, u], is moved by a threshold t that held-out windows set, in units of its
 width w = u - l (Romano, Patterson and Candes, arXiv 1905.03222, whose score is in the unit of the target; divided by w it is
-comparable over series of different size, and wide where the predictive is wide):
+comparable over series of different size, and wide where the predictive is wide; intervals of counts may have no width, and are
+widened in units of the standard deviation, if that is larger):
 
     s = max(l - y, y - u) / w  >= -1/2        the score of what happened, y
     t = the ceil((n + 1) L)-th smallest of n scores of the same step ahead
@@ -50,26 +51,39 @@ _TINY = float(torch.finfo(torch.float32).tiny)  # of a width: sample paths may a
 Floats = NDArray[np.float64]
 
 
-def scores(lower: Tensor, upper: Tensor, targets: Tensor) -> Tensor:
-    """max(l - y, y - u) / (u - l), float64, elementwise; at most 0 where the target is within, ends included."""
+def scores(lower: Tensor, upper: Tensor, targets: Tensor, width: Tensor | None = None) -> Tensor:
+    """max(l - y, y - u) / (u - l), float64, elementwise; at most 0 where the target is within, ends included.
+
+    Args:
+        lower, upper: ends.
+        targets: what happened.
+        width: of targets outside, least u - l to divide by.
+    """
     lower, upper, targets = lower.double(), upper.double(), targets.double()
-    return torch.maximum(lower - targets, targets - upper) / _width(lower, upper)
+    outside = torch.maximum(lower - targets, targets - upper)
+    return outside / _width(lower, upper, torch.where(outside > 0, width, 0) if width is not None else None)
 
 
-def moved(lower: Tensor, upper: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
+def moved(
+    lower: Tensor, upper: Tensor, thresholds: Tensor, width: Tensor | None = None, least: float | None = None
+) -> tuple[Tensor, Tensor]:
     """The calibrated intervals [l - t w, u + t w], nested.
 
     Args:
         lower, upper: (L, ...), ends of the predictive's own intervals, levels ascending.
         thresholds: that broadcast against them.
+        width: least u - l that ends are moved outwards in units of, as of :func:`scores`.
+        least: value that no target is below, nor any end.
     """
     lower, upper = lower.double(), upper.double()
-    by = thresholds * _width(lower, upper)
-    return (lower - by).cummin(0).values, (upper + by).cummax(0).values
+    by = thresholds * torch.where(thresholds > 0, _width(lower, upper, width), upper - lower)
+    lower, upper = torch.minimum(lower - by, upper + by).cummin(0).values, (upper + by).cummax(0).values
+    return (lower, upper) if least is None else (lower.clamp_min(least), upper.clamp_min(least))
 
 
-def _width(lower: Tensor, upper: Tensor) -> Tensor:
-    return (upper - lower).clamp_min(_TINY)
+def _width(lower: Tensor, upper: Tensor, least: Tensor | None) -> Tensor:
+    width = upper - lower
+    return (width if least is None else torch.maximum(width, least)).clamp_min(_TINY)
 
 
 def threshold_by_step(values: Tensor, observed: Tensor, level: float) -> Tensor:
