@@ -1,4 +1,7 @@
-"""What networks predict per step: families of distributions by their stacked parameters, and mixtures of them over draws."""
+"""What networks predict per step: families of distributions by their stacked parameters, and mixtures of them over draws.
+
+Those for counts, amounts and other shapes are in :mod:`.likelihoods`.
+"""
 
 from __future__ import annotations
 
@@ -33,32 +36,60 @@ def seeded(generator: torch.Generator | None, device: torch.device) -> Iterator[
 class StepDistribution(nn.Module, ABC):
     """A likelihood of H steps that are independent given the network's outputs (..., H, K), in units of the target.
 
-    The K numbers of a step are the family's parameters, named by ``names``, in its domain: positive where it says so.
-    All is computed in float32 or better.
+    The K numbers of a step are the family's parameters, named by ``names``, in its domain: positive where it says so. The last
+    two are a location and a scale in the unit of the target, as a network or its anchor gives them; each family says what it
+    makes of them. All is computed in float32 or better.
+
+    Attributes:
+        names: of the parameters.
+        least: lowest value that can occur; none: there is none.
+        positive: that value itself cannot occur.
+        counts: whole numbers alone occur.
+        atom: 0 has a probability of its own beside a density: its log-density is the logarithm of that probability.
     """
 
     names: ClassVar[tuple[str, ...]]
+    least: ClassVar[float | None] = None
+    positive: ClassVar[bool] = False
+    counts: ClassVar[bool] = False
+    atom: ClassVar[bool] = False
+
+    @property
+    def continuous(self) -> bool:
+        """Whether the distribution function has no jumps."""
+        return not (self.counts or self.atom)
 
     @abstractmethod
-    def distribution(self, outputs: Tensor) -> distributions.Distribution:
-        """The distribution of torch with batch shape (..., H)."""
+    def log_density(self, outputs: Tensor, values: Tensor) -> Tensor:
+        """Natural logarithm of the density of each step: outputs (..., H, K) and values (..., H) to (..., H)."""
 
     @abstractmethod
     def cdf(self, outputs: Tensor, values: Tensor) -> Tensor:
         """Distribution function of each step, float64, without gradient, on the CPU: (..., H, K) and (..., H) to (..., H)."""
 
     @abstractmethod
-    def icdf(self, outputs: Tensor, probability: float) -> Tensor:
-        """Quantile of each step, its inverse: (..., H, K) to (..., H)."""
+    def icdf(self, outputs: Tensor, probability: float | Tensor) -> Tensor:
+        """Quantile of each step, its inverse: (..., H, K) and probabilities (..., H) in (0, 1), or one, to (..., H).
+
+        Where the distribution function has jumps, the least value at which it reaches the probability.
+        """
+
+    @abstractmethod
+    def mean(self, outputs: Tensor) -> Tensor:
+        """(..., H, K) to (..., H)."""
+
+    @abstractmethod
+    def variance(self, outputs: Tensor) -> Tensor:
+        """(..., H, K) to (..., H)."""
 
     def standard(self, raw: Tensor) -> list[Tensor]:
         """K unconstrained numbers (..., K) to K parameters (...); zeros give location 0 and scale 1."""
         *others, loc, scale = raw.unbind(-1)
-        return [
-            *(2.0 + functional.softplus(part + 3.0) for part in others),
-            loc,
-            functional.softplus(scale + _SOFTPLUS_OF_1),
-        ]
+        return [*self.shapes(others), loc, functional.softplus(scale + _SOFTPLUS_OF_1)]
+
+    def shapes(self, raw: list[Tensor]) -> list[Tensor]:
+        """The parameters before location and scale, from unconstrained numbers."""
+        return raw
 
     @property
     def size(self) -> int:
@@ -79,18 +110,18 @@ class StepDistribution(nn.Module, ABC):
         Raises:
             ValueError: shapes that do not fit.
         """
+        self.check_shapes(outputs, targets)
+        values, observed = targets[:, 0], targets[:, 1]
+        return -torch.where(observed > 0, self.log_density(outputs, values), 0).sum(1)
+
+    def check_shapes(self, outputs: Tensor, targets: Tensor) -> None:
+        """Refuse outputs and targets that do not fit; see :meth:`nll`."""
         fits = targets.ndim == 3 and targets.shape[1] >= 2 and targets.shape[::2] == outputs.shape[:2]
         if outputs.ndim != 3 or not fits or outputs.shape[2] != self.size:
             raise ValueError(
                 f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)} do not fit: "
                 f"expected (B, H, {self.size}) and (B, 2, H)"
             )
-        values, observed = targets[:, 0], targets[:, 1]
-        return -torch.where(observed > 0, self.log_density(outputs, values), 0).sum(1)
-
-    def log_density(self, outputs: Tensor, values: Tensor) -> Tensor:
-        """Natural logarithm of the density of each step: outputs (..., H, K) and values (..., H) to (..., H)."""
-        return self.distribution(outputs).log_prob(values)
 
     def sample(self, outputs: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n independent samples of each step, without gradient: (..., H, K) to (n, ..., H).
@@ -101,35 +132,65 @@ class StepDistribution(nn.Module, ABC):
             generator: what the samples follow from; torch's own stream without.
         """
         with seeded(generator, outputs.device):
+            uniform = torch.rand(n, *outputs.shape[:-1], dtype=torch.float64, device=outputs.device).cpu()
+        own, tiny = outputs.detach().cpu(), torch.finfo(torch.float64).eps
+        found = self.icdf(own.expand(n, *own.shape), uniform.clamp(tiny, 1 - tiny))
+        return found.to(outputs.device, parts(outputs)[0].dtype)
+
+
+class TorchDistribution(StepDistribution):
+    """A family that torch has."""
+
+    @abstractmethod
+    def distribution(self, outputs: Tensor) -> distributions.Distribution:
+        """The distribution of torch with batch shape (..., H)."""
+
+    def log_density(self, outputs: Tensor, values: Tensor) -> Tensor:
+        """See :class:`StepDistribution`."""
+        return self.distribution(outputs).log_prob(values)
+
+    def sample(self, outputs: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """See :class:`StepDistribution`."""
+        with seeded(generator, outputs.device):
             return self.distribution(outputs).sample((n,))
 
     def mean(self, outputs: Tensor) -> Tensor:
-        """(..., H, K) to (..., H)."""
+        """See :class:`StepDistribution`."""
         return self.distribution(outputs).mean
 
     def variance(self, outputs: Tensor) -> Tensor:
-        """(..., H, K) to (..., H)."""
+        """See :class:`StepDistribution`."""
         return self.distribution(outputs).variance
 
 
-def _parts(outputs: Tensor) -> tuple[Tensor, ...]:
+def parts(outputs: Tensor) -> tuple[Tensor, ...]:
+    """The K parameters (...), in float32 or better."""
     return (outputs if outputs.dtype == torch.float64 else outputs.float()).unbind(-1)
 
 
-class StudentT(StepDistribution):
+def degrees_of_freedom(raw: list[Tensor]) -> list[Tensor]:
+    """Above 2, from unconstrained numbers; 5.05 from 0."""
+    return [2.0 + functional.softplus(part + 3.0) for part in raw]
+
+
+class StudentT(TorchDistribution):
     """Student's t: degrees of freedom above 2 (below, the variance is not finite), location, scale."""
 
     names = ("df", "loc", "scale")
 
+    def shapes(self, raw: list[Tensor]) -> list[Tensor]:
+        """See :class:`StepDistribution`."""
+        return degrees_of_freedom(raw)
+
     def distribution(self, outputs: Tensor) -> distributions.Distribution:
         """See :class:`StepDistribution`."""
-        df, loc, scale = _parts(outputs)
+        df, loc, scale = parts(outputs)
         return distributions.StudentT(df, loc, scale, validate_args=False)
 
     def log_density(self, outputs: Tensor, values: Tensor) -> Tensor:
         """See :class:`StepDistribution`. Written out: torch's distribution checks its arguments in spite of ``validate_args``,
         which waits for a GPU at every step, and cannot be done without numbers."""
-        df, loc, scale = _parts(outputs)
+        df, loc, scale = parts(outputs)
         z = (values - loc) / scale
         constant = torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - 0.5 * torch.log(df * math.pi) - torch.log(scale)
         return constant - (df + 1) / 2 * torch.log1p(z.square() / df)
@@ -139,20 +200,20 @@ class StudentT(StepDistribution):
         df, loc, scale = outputs.detach().double().unbind(-1)
         return torch.from_numpy(np.asarray(special.stdtr(df.numpy(), ((values.double() - loc) / scale).numpy())))
 
-    def icdf(self, outputs: Tensor, probability: float) -> Tensor:
+    def icdf(self, outputs: Tensor, probability: float | Tensor) -> Tensor:
         """See :class:`StepDistribution`."""
         df, loc, scale = outputs.detach().double().unbind(-1)
-        return loc + scale * torch.from_numpy(np.asarray(special.stdtrit(df.numpy(), probability)))
+        return loc + scale * torch.from_numpy(np.asarray(special.stdtrit(df.numpy(), np.asarray(probability))))
 
 
-class Normal(StepDistribution):
+class Normal(TorchDistribution):
     """Gaussian: mean and standard deviation."""
 
     names = ("loc", "scale")
 
     def distribution(self, outputs: Tensor) -> distributions.Distribution:
         """See :class:`StepDistribution`."""
-        loc, scale = _parts(outputs)
+        loc, scale = parts(outputs)
         return distributions.Normal(loc, scale, validate_args=False)
 
     def cdf(self, outputs: Tensor, values: Tensor) -> Tensor:
@@ -160,13 +221,10 @@ class Normal(StepDistribution):
         loc, scale = outputs.detach().double().unbind(-1)
         return torch.special.ndtr((values.double() - loc) / scale)
 
-    def icdf(self, outputs: Tensor, probability: float) -> Tensor:
+    def icdf(self, outputs: Tensor, probability: float | Tensor) -> Tensor:
         """See :class:`StepDistribution`."""
         loc, scale = outputs.detach().double().unbind(-1)
-        return loc + scale * torch.special.ndtri(torch.tensor(probability, dtype=torch.float64))
-
-
-LIKELIHOODS: dict[str, type[StepDistribution]] = {"student_t": StudentT, "normal": Normal}
+        return loc + scale * torch.special.ndtri(torch.as_tensor(probability, dtype=torch.float64))
 
 
 class Mixture:

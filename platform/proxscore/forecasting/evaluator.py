@@ -199,7 +199,7 @@ class ForecastEvaluator(Evaluator):
                 values,
                 observed,
                 quantiles=None if chunk.steps is None else chunk.steps.quantiles,
-                cdf=None if chunk.steps is None else chunk.steps.cdf(values),
+                cdf=chunk.cdf,
                 season_error=self.season_errors[series],
                 series=series,
                 log_density=chunk.log_density,

@@ -21,7 +21,7 @@ from proxscore.forecasting.predictive import ForecastPredictive
 from proxscore.forecasting.series import SeriesData
 from proxscore.forecasting.series_task import SeriesTask
 from proxscore.forecasting.task import ForecastingConfig
-from proxscore.forecasting.trained import anchor_kind, as_trained, trained_context, trained_unit
+from proxscore.forecasting.trained import anchor_kind, as_trained, trained_context, trained_likelihood, trained_unit
 from proxscore.forecasting.windows import Panel, Windows
 
 _CALIBRATED = ("lower_", "upper_")  # columns that are null where there is no such interval
@@ -53,7 +53,7 @@ class Forecaster:
             horizon=config.horizon,
             context=context,
             features=Features.of(entries, [len(values) for values in self.series.categories.values()]),
-            likelihood=config.model.likelihood,
+            likelihood=trained_likelihood(config.model, trained),
             anchor=anchor_kind(config.model, trained),
             seasons=self.seasons,
         )

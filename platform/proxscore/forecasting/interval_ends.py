@@ -53,7 +53,7 @@ class Scores:
         targets = predictive.targets
         own, row = store(len(levels), len(targets), targets.shape[2]), 0
         for chunk in predictive.chunks():
-            found = conformal.scores(*ends_of(chunk, levels), chunk.targets[:, 0])
+            found = conformal.scores(*ends_of(chunk, levels), chunk.targets[:, 0], chunk.width)
             own[:, row : (row := row + found.shape[1])] = found
         series = targets[:, 2, 0].long()
         times = first_steps(data)[series] + targets[:, 3, 0].long()

@@ -137,7 +137,10 @@ class Intervals:
         """
         if thresholds is None:
             thresholds = self._of_groups(self.current, chunk, data)
-        return conformal.moved(*ends_of(chunk, self.current.levels), self._known(thresholds, chunk))
+        return self._moved(ends_of(chunk, self.current.levels), thresholds, chunk)
+
+    def _moved(self, ends: tuple[Tensor, Tensor], thresholds: Tensor, chunk: ForecastChunk) -> tuple[Tensor, Tensor]:
+        return conformal.moved(*ends, self._known(thresholds, chunk), chunk.width, chunk.least)
 
     def _of_groups(self, held: Thresholds, chunk: ForecastChunk, data: SeriesData) -> Tensor:
         return held.of_windows(self._groups(chunk.targets[:, 2, 0].long(), data))
@@ -188,7 +191,7 @@ class Intervals:
             rows = slice(row, row := row + len(chunk.targets))
             held = self._of_groups(self.thresholds, chunk, data) if own is None else own[:, rows]
             ends = ends_of(chunk, levels)
-            calibrated = conformal.moved(*ends, self._known(held, chunk))
+            calibrated = self._moved(ends, held, chunk)
             observed = (chunk.targets[:, 1] > 0) & ~calibrated[0][0].isnan()
             sums += IntervalSums.of(levels, ends, calibrated, chunk.targets[:, 0].double(), observed)
         return Judged(sums.reduced(device), own, after)

@@ -3,7 +3,8 @@
     F(y) = 1/S sum_s F(y | outputs_s),    q(p) = the y with F(y) = p
 
 A quantile of the mixture lies between the least and the largest of the draws' own. Within that bracket Newton's method finds
-it, with bisection where a step would leave the bracket. All is float64, on the CPU.
+it, with bisection where a step would leave the bracket. Of counts the quantile is the least whole number at which F reaches p, by
+bisection alone; where 0 has a probability of its own that reaches p, it is the quantile. All is float64, on the CPU.
 """
 
 from __future__ import annotations
@@ -50,7 +51,12 @@ class StepMixture:
         outputs = self.outputs.cpu().double().flatten(1, 2)  # (S, N, K)
         own = torch.stack([self.likelihood.icdf(draw, probability) for draw in outputs])
         lower, upper = own.amin(0), own.amax(0)
+        if self.likelihood.counts:
+            return self._least_count(probability, outputs, lower, upper).reshape(self.outputs.shape[1:3])
         found = own.mean(0)
+        if self.likelihood.atom:
+            zero = self._mean_cdf(outputs, torch.zeros_like(found)) >= probability
+            found, lower, upper = (torch.where(zero, 0, part) for part in (found, lower, upper))
         scale = (upper - lower).amax().clamp_min(1e-300)
         rows = torch.arange(found.numel())
         for _ in range(ITERATIONS):
@@ -60,7 +66,7 @@ class StepMixture:
             if not len(rows):
                 break
             parts, at = outputs[:, rows], found[rows]
-            excess = torch.stack([self.likelihood.cdf(part, at) for part in parts]).mean(0) - probability
+            excess = self._mean_cdf(parts, at) - probability
             above = excess > 0
             upper[rows] = torch.where(above, at, upper[rows])
             lower[rows] = torch.where(above, lower[rows], at)
@@ -70,3 +76,16 @@ class StepMixture:
             found[rows] = torch.where(inside, step, (lower[rows] + upper[rows]) / 2)
             rows = rows[~(inside & (excess.abs() <= CLOSE * min(probability, 1 - probability)))]
         return found.reshape(self.outputs.shape[1:3])
+
+    def _mean_cdf(self, outputs: Tensor, values: Tensor) -> Tensor:
+        return torch.stack([self.likelihood.cdf(part, values) for part in outputs]).mean(0)
+
+    def _least_count(self, probability: float, outputs: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+        """It is above lower - 1, where each draw's F is below p, and at most upper."""
+        below, found = lower - 1, upper
+        while len(rows := (found - below > 1).nonzero()[:, 0]):
+            middle = ((below + found) / 2).floor()[rows]
+            reached = self._mean_cdf(outputs[:, rows], middle) >= probability
+            found[rows] = torch.where(reached, middle, found[rows])
+            below[rows] = torch.where(reached, below[rows], middle)
+        return found

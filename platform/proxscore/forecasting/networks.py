@@ -17,8 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from gluonts.dataset.field_names import FieldName
-from gluonts.torch.distributions import DistributionOutput, StudentTOutput
-from gluonts.torch.distributions.distribution_output import NormalOutput
 from gluonts.torch.model.d_linear import DLinearEstimator
 from gluonts.torch.model.deepar import DeepAREstimator
 from gluonts.torch.model.estimator import PyTorchLightningEstimator
@@ -34,8 +32,9 @@ from proxscore.config import ConfigError
 from proxscore.forecasting.anchored import AnchoredNetwork, ResidualMLP
 from proxscore.forecasting.anchors import LONGEST, Anchor, GivenAnchor, LinearAnchor, Units
 from proxscore.forecasting.calendar import waves
-from proxscore.forecasting.distributions import LIKELIHOODS
 from proxscore.forecasting.koopa import Koopa
+from proxscore.forecasting.likelihoods.gluonts_output import output_of
+from proxscore.forecasting.likelihoods.names import LIKELIHOODS, check
 from proxscore.forecasting.network import AutoregressiveNetwork, ForecastNetwork, PointForecaster
 from proxscore.forecasting.windows import FOLD, OBSERVED, Field, Packing, Series, Windows, given
 
@@ -141,8 +140,6 @@ def takes(name: str) -> tuple[str, ...]:
         return "known", "past", "categories", "real"
     return _ESTIMATORS[name].takes if name in _ESTIMATORS else ()
 
-
-_OUTPUTS: dict[str, type[DistributionOutput]] = {"student_t": StudentTOutput, "normal": NormalOutput}
 
 # Keywords of estimators that are not the user's: they come from the data or the task, belong to the method and the
 # training loop, or give something else than a distribution per step.
@@ -252,6 +249,7 @@ def plan(
     """
     _known("task.model.name", name, NAMES)
     _known("task.model.likelihood", likelihood, tuple(LIKELIHOODS))
+    check(likelihood, name)
     if anchor is None and name == "MLP":
         raise ConfigError("task.model.anchor: the MLP predicts what an anchor leaves; choose auto or linear")
     if anchor is not None and name in AUTOREGRESSIVE:
@@ -321,7 +319,7 @@ def _gluonts(
         **keywords,
         "prediction_length": horizon,
         "context_length": context,
-        "distr_output": _OUTPUTS[likelihood](),
+        "distr_output": output_of(likelihood),
     }
     if "freq" in inspect.signature(kind.__init__).parameters:
         keywords["freq"] = frequency

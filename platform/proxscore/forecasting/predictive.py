@@ -48,6 +48,28 @@ class ForecastChunk:
     steps: StepMixture | None = None
     unlike: Tensor | None = None
 
+    @property
+    def least(self) -> float | None:
+        """The lowest value that can occur; none: there is none."""
+        return None if self.steps is None else self.steps.likelihood.least
+
+    @property
+    def cdf(self) -> Tensor | None:
+        """(B, H), the distribution function at the targets, for PIT; none: it is not known, or has jumps."""
+        continuous = self.steps is not None and self.steps.likelihood.continuous
+        return self.steps.cdf(self.targets[:, 0]) if self.steps is not None and continuous else None
+
+    @property
+    def width(self) -> Tensor | None:
+        """(B, H), what intervals that may have no width, as those of counts, are widened by in units of: the standard deviation.
+
+        None, where they have one."""
+        if self.steps is None or self.steps.likelihood.continuous:
+            return None
+        assert self.aleatoric is not None
+        assert self.epistemic is not None
+        return (self.aleatoric + self.epistemic).double().sqrt()
+
     def quantiles(self, probabilities: Sequence[float]) -> Tensor:
         """(Q, B, H): exact, or, of sample paths, those of the samples."""
         if self.steps is None:

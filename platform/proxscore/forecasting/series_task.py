@@ -21,15 +21,23 @@ from proxscore.forecasting.anchoring import (
 )
 from proxscore.forecasting.anchors import BLOCKS, METHODS, Anchor, Units, as_described, described, fit, given
 from proxscore.forecasting.baselines import History, seasons
-from proxscore.forecasting.distributions import LIKELIHOODS
 from proxscore.forecasting.evaluator import ForecastEvaluator
 from proxscore.forecasting.interval_ends import group_names
+from proxscore.forecasting.likelihoods.choosing import check_targets, chosen
+from proxscore.forecasting.likelihoods.names import LIKELIHOODS, check, nearest
 from proxscore.forecasting.networks import Blueprint, Features, plan
 from proxscore.forecasting.predictive import predict
 from proxscore.forecasting.series import SeriesData
 from proxscore.forecasting.splits import Split, default_context, record, repeated, scale_floor, unit
 from proxscore.forecasting.task import ForecastingConfig
-from proxscore.forecasting.trained import anchor_kind, as_trained, features, trained_context, trained_unit
+from proxscore.forecasting.trained import (
+    anchor_kind,
+    as_trained,
+    features,
+    trained_context,
+    trained_likelihood,
+    trained_unit,
+)
 from proxscore.forecasting.windows import Panel, Windows, folds, training_index
 from proxscore.tasks import Task
 
@@ -60,7 +68,7 @@ class SeriesTask(Task):
         scale_floor: least scale of a window.
         unit: what the network within counts targets in.
         blueprint: how the network fits the data.
-        likelihood: of the H steps of a window given the network's outputs (B, H, K).
+        likelihood: of the H steps of a window given the network's outputs (B, H, K); ``likelihood_name`` its name.
 
     Raises:
         ConfigError: what is at fault in data or network, in one line.
@@ -84,7 +92,9 @@ class SeriesTask(Task):
         own_floor = scale_floor(self.series, self.splits, config.model.scale_floor)
         self.scale_floor = float((trained or {}).get("scale_floor", own_floor))
         self.unit = unit(self.series, self.splits) if trained is None else trained_unit(trained)
-        self.likelihood = LIKELIHOODS[config.model.likelihood]()
+        self._told: tuple[str, ...] = ()
+        self.likelihood_name = self._likelihood() if trained is None else trained_likelihood(config.model, trained)
+        self.likelihood = LIKELIHOODS[self.likelihood_name]()
         self.anchor: Anchor | None = None
         kind = anchor_kind(config.model, trained)
         if trained is not None and kind is not None:
@@ -95,6 +105,20 @@ class SeriesTask(Task):
             if kind is not None:
                 self._choose(kind)
         self.evaluator = ForecastEvaluator(self)
+
+    def _likelihood(self) -> str:
+        """The name of the likelihood that the section says, or that suits the training targets, which is told."""
+        name, network = self.config.model.likelihood, self.config.model.name
+        targets = [each.target[: split.train_end] for each, split in zip(self.series.series, self.splits, strict=True)]
+        if name == "auto":
+            kind = chosen(targets, min(self.seasons[:1] or [1]))
+            name = nearest(kind.likelihood, network)
+            instead = "" if name == kind.likelihood else f"; {network} does not know {kind.likelihood}"
+            self._told = (f"likelihood {name}, by the training targets (task.model.likelihood): {kind.told}{instead}",)
+            return name
+        check(name, network)
+        check_targets(name, LIKELIHOODS[name], targets, [each.id for each in self.series.series])
+        return name
 
     def history(self) -> History:
         """The series as methods that are fitted one by one take them."""
@@ -112,7 +136,7 @@ class SeriesTask(Task):
             horizon=config.horizon,
             context=self.context,
             features=Features.of(entries, [len(values) for values in self.series.categories.values()]),
-            likelihood=config.model.likelihood,
+            likelihood=self.likelihood_name,
             anchor=anchor,
             seasons=self.seasons,
         )
@@ -153,6 +177,10 @@ class SeriesTask(Task):
     @property
     def summary(self) -> str:
         return f"{self.data.splits['counts']} windows of {len(self.series.series)} series, frequency {self.series.frequency}"
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        return self._told
 
     def check(self, config: Config) -> None:
         """Refuse settings of a run that forecasting networks do not serve.
@@ -202,6 +230,7 @@ class SeriesTask(Task):
             "context": self.context,
             "seasons": self.seasons,
             "anchor": described(self.anchor),
+            "likelihood": self.likelihood_name,
         }
 
 

@@ -32,6 +32,21 @@ BaselineName = Literal[
     "arima",
 ]
 
+#: The keys of ``forecasting.likelihoods.names.LIKELIHOODS``, and auto.
+LikelihoodName = Literal[
+    "auto",
+    "student_t",
+    "normal",
+    "truncated_student_t",
+    "truncated_normal",
+    "lognormal",
+    "negative_binomial",
+    "zero_inflated_negative_binomial",
+    "zero_inflated_lognormal",
+    "normal_mixture",
+    "quantiles",
+]
+
 _SOURCES = SERIES_SOURCES.default("taylor")
 
 
@@ -45,7 +60,8 @@ class ForecastModelConfig(Section):
     anchor: Literal["auto", "none", "linear", "theta", "climatology"] = "auto"
     # Least scale of a window, in mean steps |y_t - y_(t-1)| of the calmest series; for windows that are all zero.
     scale_floor: float = Field(0.1, ge=0, allow_inf_nan=False)
-    likelihood: Literal["student_t", "normal"] = "student_t"  # of each step, given the network's outputs
+    # Of each step, given the network's outputs; auto: by the kind of the training targets. See forecasting.likelihoods.
+    likelihood: LikelihoodName = "auto"
 
 
 class ConformalConfig(Section):

@@ -10,6 +10,7 @@ from typing import Any
 from proxscore.config import ConfigError
 from proxscore.forecasting.anchors import check_described
 from proxscore.forecasting.frequencies import Grid
+from proxscore.forecasting.likelihoods.names import LIKELIHOODS
 from proxscore.forecasting.networks import AUTOREGRESSIVE, takes
 from proxscore.forecasting.series import SeriesData
 from proxscore.forecasting.sources.base import MAX_CONTEXT
@@ -56,6 +57,9 @@ def check_trained(trained: Any, where: str) -> None:
     if not isinstance(lengths, list) or not all(isinstance(each, int) and 1 <= each <= MAX_CONTEXT for each in lengths):
         raise ConfigError(f"{where}: data.seasons is {lengths!r}; it must be a list of numbers of steps")
     check_described(trained.get("anchor"), f"{where}: data.anchor")
+    likelihood = trained.get("likelihood", "student_t")
+    if likelihood not in LIKELIHOODS:
+        raise ConfigError(f"{where}: data.likelihood is {likelihood!r}; it must be one of {', '.join(LIKELIHOODS)}")
     for name, least in (("scale_floor", 0.0), ("unit", 1e-300)):
         value = trained.get(name, 1.0)
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
@@ -65,6 +69,11 @@ def check_trained(trained: Any, where: str) -> None:
 def trained_unit(trained: Mapping[str, Any]) -> float:
     """What a trained network counts targets in; where its description does not say, in theirs."""
     return float(trained.get("unit", 1.0))
+
+
+def trained_likelihood(model: Any, trained: Mapping[str, Any]) -> str:
+    """Of a trained network: as its section says, or, where that leaves it to the data, as its description does."""
+    return str(trained.get("likelihood", "student_t") if model.likelihood == "auto" else model.likelihood)
 
 
 def trained_context(trained: Mapping[str, Any] | None, horizon: int) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -76,6 +77,11 @@ class Task(ABC):
     def summary(self) -> str:
         """Say in a line which data these are."""
         return ", ".join(f"{part} {count}" for part, count in self.counts().items())
+
+    @property
+    def told(self) -> Sequence[str]:
+        """What was chosen by the data, in lines that are shown when a job begins."""
+        return ()
 
     def counts(self) -> dict[str, int]:
         """Count the rows of each part: train, validation and test."""

@@ -58,6 +58,9 @@ def run(config: Config, show: Callable[[str], None] = say) -> list[Outcome]:
         show(f"train      reading the data, building the network: {config.task.data.kind}, {config.task.network}")
     preflight, plan = check_job(config)
     methods = [method for method, _ in plan]
+    if torchrun.rank() == 0:
+        for line in preflight.task.told:
+            show(line)
     alone = _alone(config)
     if torchrun.launched():
         processes: AbstractContextManager[None] = torchrun.process_group(config)

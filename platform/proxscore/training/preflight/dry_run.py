@@ -96,6 +96,7 @@ def _work(config: Config, task: Task, length: RunLength, counted: Memory) -> lis
     return [
         f"model            {config.task.network}: {counted.parameters:,} parameters, {counted.trained:,} trained",
         f"data             {config.task.data.kind}: {task.summary}",
+        *(" ".join([f"{line.split()[0]:<16}", *line.split()[1:]]) for line in task.told),
         f"work             {length.total_steps} steps, {evaluations} gradient evaluations of {config.training.batch_size} rows",
     ]
 

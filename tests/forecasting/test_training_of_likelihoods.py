@@ -1,0 +1,197 @@
+"""Which likelihood data get, and that a short training with it forecasts nothing that cannot be."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from small_forecasts import SMALL, tree
+
+from proxscore.calibration.conformal_forecasts import LEVELS, moved
+from proxscore.config import ConfigError
+from proxscore.forecasting.forecasts import Forecaster
+from proxscore.forecasting.interval_ends import ends_of
+from proxscore.forecasting.likelihoods.choosing import chosen
+from proxscore.forecasting.likelihoods.names import LIKELIHOODS, known
+from proxscore.forecasting.predictive import ForecastPredictive
+from proxscore.forecasting.series_task import SeriesTask
+from proxscore.forecasting.trained import check_trained
+from proxscore.posterior import Posterior
+from proxscore.training.data.batches import evaluation_batches
+from proxscore.training.local.worker import LocalWorker
+from proxscore.training.loop.train import train
+
+
+def drawn(kind: str, steps: int = 240, seed: int = 0) -> np.ndarray:
+    """A series of this kind with a daily season."""
+    random = np.random.default_rng(seed)
+    season = 1 + np.sin(2 * np.pi * np.arange(steps) / 24)
+    if kind == "counts":
+        return random.negative_binomial(3, 3 / (3 + 4 * season + 0.5)).astype(float)
+    if kind == "many zeros":
+        return np.where(random.random(steps) < 0.7, 0, 5 + random.poisson(20, steps)).astype(float)
+    if kind == "rain":
+        return np.where(random.random(steps) < 0.5, 0, random.gamma(2.0, 0.7, steps))
+    if kind == "near zero":
+        return np.abs(season + 0.4 * random.standard_normal(steps)) + 0.01
+    if kind == "far":
+        return 50 + 5 * season + random.standard_normal(steps)
+    assert kind == "both signs"
+    return season - 1 + 0.3 * random.standard_normal(steps)
+
+
+CHOICES = {
+    "counts": "negative_binomial",
+    "many zeros": "zero_inflated_negative_binomial",
+    "rain": "zero_inflated_lognormal",
+    "near zero": "truncated_student_t",
+    "far": "student_t",
+    "both signs": "student_t",
+}
+
+
+@pytest.mark.parametrize("kind", CHOICES)
+def test_the_likelihood_follows_from_the_kind_of_the_targets_whatever_the_unit_and_the_gaps(kind: str) -> None:
+    series = [drawn(kind, seed=seed) for seed in range(3)]
+    assert chosen(series, 24).likelihood == CHOICES[kind]
+    series[1][::7] = np.nan
+    series[2][:] = np.nan
+    assert chosen(series, 24).likelihood == CHOICES[kind]
+    if "counts" not in kind and "zeros" not in kind:
+        assert chosen([each * 1e-4 for each in series], 24).likelihood == CHOICES[kind]
+        assert chosen([each * 1e4 for each in series], 24).likelihood == CHOICES[kind]
+
+
+def test_data_without_numbers_and_zeros_alone_get_a_student_t() -> None:
+    assert chosen([np.full(30, np.nan)], 1).likelihood == "student_t"
+    assert chosen([np.zeros(30)], 1).likelihood == "student_t"
+
+
+def test_large_counts_far_above_zero_get_a_student_t() -> None:
+    counts = np.random.default_rng(0).poisson(400, 300).astype(float)
+    assert chosen([counts], 1).likelihood == "student_t"
+
+
+def written(path: Path, kind: str, unit: float = 1.0) -> Path:
+    hours = pd.Timestamp("2024-01-01") + pd.to_timedelta(np.arange(240), unit="h")
+    frames = [
+        pd.DataFrame({"timestamp": hours, "name": str(seed), "target": unit * drawn(kind, seed=seed)})
+        for seed in range(2)
+    ]
+    pd.concat(frames).to_parquet(path)
+    return path
+
+
+def task_of(path: Path, network: str = "MLP", likelihood: str = "auto", **training: Any) -> tuple[Any, SeriesTask]:
+    config = tree(path, network, **training)
+    model = config.task.model.model_copy(update={"likelihood": likelihood, "kwargs": SMALL[network]})
+    data = config.task.data.model_copy(update={"validation_windows": 12})
+    config = config.model_copy(update={"task": config.task.model_copy(update={"model": model, "data": data})})
+    return config, SeriesTask(config.task)
+
+
+@pytest.mark.parametrize("kind", ["counts", "many zeros", "rain", "near zero"])
+def test_a_training_on_data_from_zero_on_gives_no_quantile_sample_or_interval_below(kind: str, tmp_path: Path) -> None:
+    config, task = task_of(written(tmp_path / "series.parquet", kind), epochs=3)
+    assert task.likelihood_name == CHOICES[kind]
+    (line,) = task.told
+    assert line.startswith(f"likelihood {CHOICES[kind]}, by the training targets")
+    context = LocalWorker(tmp_path / "run", torch.device("cpu"), lambda payloads: None, keep=1)
+    results = train(config, config.method, config.training.epochs, task, context)
+    metrics = results["test"]["posterior"]
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert 0 < metrics["calibrated/width_90"] < 100
+    (final,) = (tmp_path / "run" / "checkpoints").glob("*/posterior")
+    posterior = Posterior.load(final)
+    described = json.loads(json.dumps(posterior.description["data"]))
+    assert described["likelihood"] == CHOICES[kind]
+    check_trained(described, "posterior.json")
+    again = Forecaster(config.task, described)
+    assert again.blueprint.likelihood == CHOICES[kind]
+    module = posterior.load_into(task.build_model())
+    found = task.predict(module, lambda: evaluation_batches(task.data.test, 10, 0, 1), posterior, draws=4)
+    for chunk in found.chunks():
+        quantiles = chunk.quantiles([1e-4, 0.01, 0.05, 0.5, 0.95, 0.99])
+        assert (quantiles >= 0).all()
+        assert (quantiles.diff(dim=0) >= 0).all()
+        assert (chunk.samples >= 0).all()
+        if task.likelihood.counts:
+            assert torch.equal(quantiles, quantiles.floor())
+        for thresholds in (-0.5, 0.0, 3.0):
+            lower, upper = moved(*ends_of(chunk, LEVELS), torch.tensor(thresholds), chunk.width, chunk.least)
+            assert (lower >= 0).all()
+            assert (upper >= lower).all()
+
+
+@pytest.mark.parametrize("network", ["MLP", "DLinear", "Koopa", "DeepAR"])
+def test_every_likelihood_that_a_network_knows_has_a_gradient(network: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "series.parquet", "counts")
+    for likelihood in known(network):
+        if likelihood == "lognormal":  # there are zeros
+            continue
+        _, task = task_of(path, network, likelihood)
+        module = task.build_model()
+        inputs, targets = task.data.train.__getitems__([0, 5, 60])
+        outputs = module(inputs)
+        assert outputs.shape == (3, 6, LIKELIHOODS[likelihood]().size)
+        loss = task.likelihood.nll(outputs, targets).sum()
+        loss.backward()
+        assert loss.isfinite()
+        assert all(part.grad.isfinite().all() for part in module.parameters() if part.grad is not None)
+
+
+@pytest.mark.parametrize("likelihood", ["truncated_student_t", "lognormal", "normal_mixture", "quantiles"])
+@pytest.mark.parametrize("network", ["MLP", "DLinear"])
+def test_the_density_of_a_network_changes_with_the_unit_by_its_logarithm(
+    likelihood: str, network: str, tmp_path: Path
+) -> None:
+    """Tenfold data give a density of a tenth, and a loss that is larger by log 10 a step."""
+    found = []
+    for unit in (1.0, 10.0):
+        _, task = task_of(written(tmp_path / f"{unit}.parquet", "near zero", unit), network, likelihood)
+        torch.manual_seed(0)
+        module = task.build_model().eval()
+        inputs, targets = task.data.test.__getitems__(range(6))
+        outputs = module(inputs).detach()
+        (chunk,) = ForecastPredictive(task.likelihood, outputs[None], None, targets).chunks()
+        found.append((float(task.likelihood.nll(outputs, targets).mean()) / 6, float(chunk.log_density.mean())))
+    (loss, density), (tenfold_loss, tenfold) = found
+    assert tenfold_loss - loss == pytest.approx(math.log(10), abs=1e-3)
+    assert density - tenfold == pytest.approx(math.log(10), abs=1e-3)
+
+
+def test_targets_that_a_likelihood_makes_impossible_are_refused_in_one_line(tmp_path: Path) -> None:
+    path = written(tmp_path / "series.parquet", "both signs")
+    for likelihood, what in (
+        ("negative_binomial", "whole numbers from 0 on"),
+        ("truncated_normal", "numbers from 0 on"),
+        ("lognormal", "numbers above 0"),
+    ):
+        with pytest.raises(ConfigError, match=rf"task.model.likelihood={likelihood} is of {what}; series '0' has "):
+            task_of(path, likelihood=likelihood)
+
+
+def test_a_likelihood_that_a_network_does_not_know_is_refused_or_the_next_is_taken(tmp_path: Path) -> None:
+    path = written(tmp_path / "series.parquet", "counts")
+    with pytest.raises(ConfigError, match="likelihood=quantiles: DeepAR does not know it; take student_t, normal, or"):
+        task_of(path, "DeepAR", "quantiles")
+    _, task = task_of(path, "DeepAR")
+    assert task.likelihood_name == "student_t"
+    assert task.told[0].endswith("; DeepAR does not know negative_binomial")
+
+
+def test_a_description_without_a_likelihood_is_of_a_student_t(tmp_path: Path) -> None:
+    config, task = task_of(written(tmp_path / "series.parquet", "counts"))
+    described = json.loads(json.dumps(task.describe()))
+    del described["likelihood"]
+    check_trained(described, "posterior.json")
+    assert Forecaster(config.task, described).blueprint.likelihood == "student_t"
+    described["likelihood"] = "gamma"
+    with pytest.raises(ConfigError, match=r"posterior.json: data.likelihood is 'gamma'; it must be one of student_t"):
+        check_trained(described, "posterior.json")
