@@ -81,6 +81,10 @@ def test_the_anchor_is_the_ridge_that_forecasts_blocks_best_without_them(tmp_pat
             starts[1][CONTEXT - 3 + step % 3, step] = starts[2][CONTEXT - 3 + step % 3, step] = 1
             starts[2][-1, step] += 1
             starts[2][-4, step] -= 1
+        for seasons in (2, 4):  # means of the last seasons; eight are more than the context
+            starts.append(np.zeros((CONTEXT, H)))
+            for step in range(H):
+                starts[-1][[CONTEXT - 3 * k + step % 3 for k in range(1, seasons + 1)], step] = 1 / seasons
         for start in starts:
             for shrinkage in SHRINKAGES:
 
