@@ -52,7 +52,7 @@ def tree(path: Path, network: str = "SimpleFeedForward", **training: Any) -> Con
                 "horizon": 6,
                 "context": 24,
                 "model": {"name": network, "kwargs": SMALL[network]},
-                "data": {"kind": "table", "path": str(path), "id_columns": ["name"], "test_windows": 3},
+                "data": {"kind": "table", "path": str(path), "id_columns": ["name"], "test_windows": 3, "validation_windows": 1},
             },
             "method": {"kind": "proximal_score", "max_mean_step": 0.5},
             "training": {"epochs": 1, "batch_size": 32, "workers": 0, "device": "cpu"} | training,

@@ -32,6 +32,7 @@ def task_of(
     frames = [pd.DataFrame({"timestamp": stamps, "name": f"s{n:03d}", "target": own}) for n, own in enumerate(values)]
     pd.concat(frames).to_parquet(folder / "series.parquet")
     data = {"kind": "table", "path": str(folder / "series.parquet"), "id_columns": ["name"], "season": season}
+    data |= {"test_windows": 1, "validation_windows": 1}
     model = {"name": "MLP", "kwargs": {"hidden": [8]}, "anchor": "linear"} | model
     section = {"kind": "forecasting", "horizon": H, "context": context, "data": data, "model": model}
     return SeriesTask(configuration.parse({"task": section}).task)  # type: ignore[arg-type]

@@ -83,6 +83,7 @@ def task_of(
     frames = [pd.DataFrame({"timestamp": stamps, "name": f"s{n:03d}", "target": own}) for n, own in enumerate(values)]
     pd.concat(frames).to_parquet(folder / "series.parquet")
     data = {"kind": "table", "path": str(folder / "series.parquet"), "id_columns": ["name"], "test_windows": WINDOWS}
+    data["validation_windows"] = 1
     section = {"kind": "forecasting", "horizon": H, "data": data, "train_stride": 5, "baselines": []}
     section |= {"model": {"anchor": "linear"}}
     training = {"epochs": 6, "workers": 0, "device": "cpu"} | settings

@@ -53,6 +53,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         *("name=demand", "task.kind=forecasting", "task.horizon=6", "task.context=24"),
         *(f"task.model.name={request.param}", f"task.model.kwargs={NETWORKS[request.param]}"),
         *("task.data.kind=table", f"task.data.path={folder / 'series.parquet'}", "task.data.id_columns=[place]"),
+        *("task.data.validation_windows=1", "task.data.test_windows=1"),
         *("task.data.timestamp_column=time", "task.data.target_column=load"),
         *(features if request.param == "DeepAR" else []),
         *("training.epochs=1", "training.batch_size=50", "training.workers=0", "training.device=cpu"),

@@ -27,6 +27,9 @@ from proxscore.forecasting.series import SeriesData
 
 Origins = NDArray[np.int64]
 
+USUAL_WINDOWS = 19  # the fewest by which calibrated intervals of 50, 80, 90 and 95 % have exactly their level on average
+MOST_WINDOWS = 2_000  # of all series, unless asked for: each epoch ends with a look at those of validation
+_SHARE = 0.25  # of the shortest series, that either part takes at most
 _LARGEST_EXPONENT = 15  # of a unit of ten: metrics square errors, in float32
 
 
@@ -79,6 +82,21 @@ def split_series(
         if split.train_end < context + horizon:
             refuse(each.id, len(each), len(each) - split.train_end, context, horizon, data.borders is not None)
     return splits
+
+
+def usual_windows(lengths: Sequence[int], horizon: int, stride: int, context: int = 1) -> int:
+    """Windows of validation, and of test, in each series where nobody says how many: 19, or as many as ``MOST_WINDOWS`` in all,
+    a quarter of the shortest series, and what training needs of it leave; one at least.
+
+    Args:
+        lengths: steps of each series.
+        horizon: H, steps of a forecast.
+        stride: steps between origins.
+        context: steps of past that a training window must have.
+    """
+    shortest = min(lengths)
+    room = min(_SHARE * shortest, (shortest - context - horizon) / 2)
+    return max(1, min(USUAL_WINDOWS, MOST_WINDOWS // len(lengths), int((room - horizon) // stride) + 1))
 
 
 def record(splits: list[Split], horizon: int) -> dict[str, Any]:

@@ -17,15 +17,29 @@ import math
 
 import numpy as np
 import torch
+from scipy import special
 from torch import Tensor
 
 _NODES, _WEIGHTS = (torch.from_numpy(each) for each in np.polynomial.legendre.leggauss(32))
 _CUT = 36.0  # e^-36 of the integrand is left out
+_NEXT = 0.05  # to 0, where scipy has fewer than 8 digits
+_DEEP = -60.0  # logarithm of the tail, from which scipy has fewer
 
 
 def log_student_cdf(df: Tensor, values: Tensor) -> Tensor:
-    """log T_df(values), elementwise, float64; df > 0."""
+    """log T_df(values), elementwise, float64; df > 0. Where no gradient is asked for, by scipy, which takes a tenth of the time, as
+    far as it has 8 digits: not next to 0, and not far in the tail."""
     df, values = torch.broadcast_tensors(df.double(), values.double())
+    if torch.is_grad_enabled() and (df.requires_grad or values.requires_grad):
+        return _by_quadrature(df, values)
+    found = torch.from_numpy(np.atleast_1d(special.stdtr(df.cpu().numpy(), values.cpu().numpy()))).reshape(df.shape).log()
+    inexact = (values.cpu().abs() < _NEXT) | ~(found > _DEEP)
+    if bool(inexact.any()):
+        found[inexact] = _by_quadrature(df.cpu()[inexact], values.cpu()[inexact])
+    return found.to(values.device)
+
+
+def _by_quadrature(df: Tensor, values: Tensor) -> Tensor:
     tail = _log_lower_tail(df, torch.where(values < 0, -values, values))
     return torch.where(values < 0, tail, torch.log1p(-tail.exp()))
 

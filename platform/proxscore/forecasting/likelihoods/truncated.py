@@ -18,12 +18,13 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from proxscore.forecasting.distributions import StepDistribution, degrees_of_freedom, parts
+from proxscore.forecasting.distributions import StepDistribution, degrees_of_freedom, parts, seeded
 from proxscore.forecasting.likelihoods.student_tail import log_student_cdf
 
 _FAR = 50.0  # scales below 0, from which moments of the truncated Gaussian are those of its series
 _LEAST_DF = 1e-4  # above 2, in the variance
 _NEWTON = 60  # steps at most
+_DEEP, _NEXT = -60.0, 0.05  # logarithm of a tail, and z, beyond and below which scipy's inverse is not exact
 
 
 class Truncated(StepDistribution):
@@ -69,6 +70,14 @@ class Truncated(StepDistribution):
         own = tuple(others)
         above = torch.log1p(-torch.as_tensor(probability, dtype=torch.float64))
         return (loc + scale * self.point(own, above + self.log_below(own, loc / scale))).clamp_min(0)
+
+    def sample(self, outputs: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """See :class:`.StepDistribution`. What is below 0 of the parent is computed once for all samples."""
+        with seeded(generator, outputs.device):
+            uniform = torch.rand(n, *outputs.shape[:-1], dtype=torch.float64, device=outputs.device).cpu()
+        tiny = torch.finfo(torch.float64).eps
+        found = self.icdf(outputs.detach().cpu(), uniform.clamp(tiny, 1 - tiny))
+        return found.to(outputs.device, parts(outputs)[0].dtype)
 
     def mean(self, outputs: Tensor) -> Tensor:
         """See :class:`.StepDistribution`."""
@@ -128,11 +137,18 @@ class TruncatedStudentT(Truncated):
         return log_student_cdf(others[0], z)
 
     def point(self, others: tuple[Tensor, ...], log_tail: Tensor) -> Tensor:
-        """See :class:`Truncated`. From scipy's, made exact by Newton's method; by it alone where the tail underflows."""
-        df, log_tail = torch.broadcast_tensors(others[0], log_tail)
+        """See :class:`Truncated`. By scipy, and by Newton's method where that is not exact: next to 0, and far in the tail."""
+        df, log_tail = (each.contiguous() for each in torch.broadcast_tensors(others[0], log_tail))
         found = -torch.from_numpy(np.asarray(special.stdtrit(df.numpy(), log_tail.exp().numpy())))
-        far = df.sqrt() * torch.exp((-log_tail / df).clamp_max(300))  # where the tail is a power of z
-        found = torch.where((log_tail > -600) & found.isfinite(), found, far)
+        far = (log_tail < _DEEP) | ~found.isfinite()
+        rows = far | (found.abs() < _NEXT)
+        if bool(rows.any()):
+            start = torch.where(far, df.sqrt() * torch.exp((-log_tail / df).clamp_max(300)), found)  # a power of z, if far
+            found[rows] = self._newton(df[rows], log_tail[rows], start[rows])
+        return found
+
+    def _newton(self, df: Tensor, log_tail: Tensor, found: Tensor) -> Tensor:
+        """(N,) z with log F(-z) = log_tail, from a value near it."""
         for _ in range(_NEWTON):
             tail = log_student_cdf(df, -found)
             step = (tail - log_tail) * torch.exp(tail - self.log_parent((df,), found))

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from proxscore.config import DataSection
 from proxscore.forecasting.series import SeriesData
-from proxscore.forecasting.splits import Split, split_series
+from proxscore.forecasting.splits import Split, split_series, usual_windows
 
 MAX_CONTEXT = 1_000_000  # steps
 MAX_WINDOWS = 1_000_000
@@ -41,17 +41,19 @@ class WindowedSeries(SeriesSource):
 
     # Steps; null: of the frequency (24 of hours), or the data set's own.
     season: int | None = Field(None, ge=1, le=MAX_CONTEXT)
-    test_windows: int = Field(1, ge=1, le=MAX_WINDOWS)  # the last forecasts of each series
-    validation_windows: int = Field(1, ge=1, le=MAX_WINDOWS)  # those before
+    # The last forecasts of each series; null: 19, fewer where series are short or many (see forecasting.splits).
+    test_windows: int | None = Field(None, ge=1, le=MAX_WINDOWS)
+    validation_windows: int | None = Field(None, ge=1, le=MAX_WINDOWS)  # those before; null: likewise
     # Steps from one forecast's start to the next; null: the horizon.
     stride: int | None = Field(None, ge=1, le=MAX_CONTEXT)
 
     def split(self, data: SeriesData, horizon: int, *, context: int = 1) -> list[Split]:
+        usual = usual_windows([len(each) for each in data.series], horizon, self.stride or horizon, context)
         return split_series(
             data,
             horizon,
             context=context,
-            test_windows=self.test_windows,
-            validation_windows=self.validation_windows,
+            test_windows=self.test_windows or usual,
+            validation_windows=self.validation_windows or usual,
             stride=self.stride,
         )
