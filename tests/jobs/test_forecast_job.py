@@ -115,7 +115,7 @@ def test_a_description_without_its_data_is_refused_by_name(
 def test_new_series_need_no_more_than_a_context(
     trained: Path, forecast: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two rows of one series, too few to split or to tell a frequency, and zeros, which have the least scale."""
+    """Two rows of one series, too few to split or to tell a frequency, and both constant: they have the least scale."""
     times = pd.date_range("2025-03-01 00:30", periods=2, freq="h", tz="Europe/Berlin")
     rows = [
         pd.DataFrame({"timestamp": times, "place": name, "target": value}) for name, value in (("x", 5.0), ("y", 0.0))
@@ -127,7 +127,7 @@ def test_new_series_need_no_more_than_a_context(
     found = pq.read_table(output).to_pandas()
     expected = pd.date_range("2025-03-01 02:30", periods=6, freq="h", tz="Europe/Berlin")
     assert found[found["series"] == "x"]["timestamp"].tolist() == expected.tolist()
-    assert "1 of 2 contexts do not vary (the first: y)" in capsys.readouterr().out
+    assert "2 of 2 contexts do not vary (the first: x)" in capsys.readouterr().out
     assert found[found["series"] == "y"]["aleatoric_sd"].min() > 1e-3
     assert found["lower_90"].isna().all()  # no validation window had so short a past
 

@@ -27,7 +27,9 @@ from proxscore.forecasting.series import SeriesData
 
 Origins = NDArray[np.int64]
 
-USUAL_WINDOWS = 19  # the fewest by which calibrated intervals of 50, 80, 90 and 95 % have exactly their level on average
+USUAL_WINDOWS = (
+    19  # the fewest by which calibrated intervals of 50, 80, 90 and 95 % have exactly their level on average
+)
 MOST_WINDOWS = 2_000  # of all series, unless asked for: each epoch ends with a look at those of validation
 _SHARE = 0.25  # of the shortest series, that either part takes at most
 _LARGEST_EXPONENT = 15  # of a unit of ten: metrics square errors, in float32

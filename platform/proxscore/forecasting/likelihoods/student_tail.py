@@ -27,12 +27,17 @@ _DEEP = -60.0  # logarithm of the tail, from which scipy has fewer
 
 
 def log_student_cdf(df: Tensor, values: Tensor) -> Tensor:
-    """log T_df(values), elementwise, float64; df > 0. Where no gradient is asked for, by scipy, which takes a tenth of the time, as
-    far as it has 8 digits: not next to 0, and not far in the tail."""
+    """log T_df(values), elementwise, float64; df > 0.
+
+    Where no gradient is asked for it is scipy's, in a tenth of the time, as far as that has 8 digits: not next to 0, and not far
+    in the tail.
+    """
     df, values = torch.broadcast_tensors(df.double(), values.double())
     if torch.is_grad_enabled() and (df.requires_grad or values.requires_grad):
         return _by_quadrature(df, values)
-    found = torch.from_numpy(np.atleast_1d(special.stdtr(df.cpu().numpy(), values.cpu().numpy()))).reshape(df.shape).log()
+    found = (
+        torch.from_numpy(np.atleast_1d(special.stdtr(df.cpu().numpy(), values.cpu().numpy()))).reshape(df.shape).log()
+    )
     inexact = (values.cpu().abs() < _NEXT) | ~(found > _DEEP)
     if bool(inexact.any()):
         found[inexact] = _by_quadrature(df.cpu()[inexact], values.cpu()[inexact])

@@ -143,7 +143,9 @@ class TruncatedStudentT(Truncated):
         far = (log_tail < _DEEP) | ~found.isfinite()
         rows = far | (found.abs() < _NEXT)
         if bool(rows.any()):
-            start = torch.where(far, df.sqrt() * torch.exp((-log_tail / df).clamp_max(300)), found)  # a power of z, if far
+            start = torch.where(
+                far, df.sqrt() * torch.exp((-log_tail / df).clamp_max(300)), found
+            )  # a power of z, if far
             found[rows] = self._newton(df[rows], log_tail[rows], start[rows])
         return found
 
