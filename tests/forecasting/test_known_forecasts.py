@@ -1,7 +1,9 @@
 """Panels whose best forecasts are known in closed form: a network with default settings comes near the best possible CRPS.
 
-All are Gaussian processes, so that the best forecast is the normal distribution given the context, and no forecast has a
-lower CRPS but by chance. Both are judged on the same windows; the error of their ratio is that of a mean over series.
+All but one are Gaussian processes, so that the best forecast is the normal distribution given the context; the intermittent one
+has counts of a gamma-distributed rate for each series, and its best forecast is the negative binomial given the context. No
+forecast has a lower CRPS but by chance. Both are judged on the same windows; the error of their ratio is that of a mean over
+series.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 
 from proxscore import config as configuration
 from proxscore.calibration.crps import crps_gaussian
@@ -27,6 +30,7 @@ from proxscore.training.loop.train import train
 
 Values = NDArray[np.float64]
 SERIES, STEPS, H, WINDOWS = 60, 700, 7, 10
+PROBABILITIES = [(2 * k - 1) / 200 for k in range(1, 101)]
 
 
 @dataclass(frozen=True)
@@ -98,18 +102,25 @@ def against_best(crps: torch.Tensor, task: SeriesTask, panel: Panel, values: Val
     made = {origin: panel.best(values, origin, task.context) for origin in set(index[:, 1].tolist())}
     mean = torch.from_numpy(np.stack([made[origin][0][series] for series, origin in index.tolist()]))
     deviation = torch.from_numpy(np.stack([made[origin][1] for origin in index[:, 1].tolist()]))
-    least = crps_gaussian(mean, deviation, targets[:, 0].double())
+    return ratio_of(crps, crps_gaussian(mean, deviation, targets[:, 0].double()))
+
+
+def ratio_of(crps: torch.Tensor, least: torch.Tensor) -> tuple[float, float]:
+    """Of means over series, and its standard error."""
     own, its = (each.mean(1).view(SERIES, -1).mean(1) for each in (crps, least))
     ratio = float(own.mean() / its.mean())
     return ratio, float((own - ratio * its).std() / its.mean() / SERIES**0.5)
 
 
 def crps_of(predictive: ForecastPredictive) -> torch.Tensor:
-    """(N, H), by quantiles."""
-    probabilities = [(2 * k - 1) / 200 for k in range(1, 101)]
-    quantiles = torch.cat([chunk.quantiles(probabilities) for chunk in predictive.chunks()], 1).double()
-    error = predictive.targets[:, 0].double() - quantiles
-    level = torch.tensor(probabilities).double()[:, None, None]
+    """(N, H)."""
+    quantiles = torch.cat([chunk.quantiles(PROBABILITIES) for chunk in predictive.chunks()], 1).double()
+    return by_quantiles(quantiles, predictive.targets[:, 0].double())
+
+
+def by_quantiles(quantiles: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The CRPS (N, H) of quantiles (Q, N, H), about."""
+    error, level = targets - quantiles, torch.tensor(PROBABILITIES).double()[:, None, None]
     return 2 * torch.maximum(level * error, (level - 1) * error).mean(0)
 
 
@@ -134,12 +145,35 @@ def test_the_anchor_alone_is_near_the_best(panel: Callable[[], Panel], tmp_path:
 def test_a_network_is_near_the_best(panel: Callable[[], Panel], tmp_path: Path) -> None:
     process = panel()
     config, task = task_of(process.frequency, values := process.values(), tmp_path)
-    context = LocalWorker(tmp_path / "run", torch.device("cpu"), lambda payloads: None, keep=1)
-    train(config, config.method, config.training.epochs, task, context)
-    (folder,) = (tmp_path / "run" / "checkpoints").glob("*/posterior")
-    posterior = Posterior.load(folder)
-    module = posterior.load_into(task.build_model())
-    predictive = task.predict(module, lambda: evaluation_batches(task.data.test, 100, 0, 1), posterior)
-    ratio, error = against_best(crps_of(predictive), task, process, values)
+    ratio, error = against_best(crps_of(trained(config, task, tmp_path)), task, process, values)
     assert error < 0.01
     assert ratio < 1.05
+
+
+@pytest.mark.slow
+def test_a_network_is_near_the_best_of_intermittent_counts(tmp_path: Path) -> None:
+    """Counts of days, two of three of them 0: rates of gamma's distribution with shape 1 and mean 2/3."""
+    generator = np.random.default_rng(0)
+    counts = generator.poisson(generator.gamma(1.0, 1 / 1.5, (SERIES, 1)), (SERIES, STEPS)).astype(float)
+    config, task = task_of("D", counts, tmp_path)
+    assert task.likelihood_name.endswith("negative_binomial")
+    predictive = trained(config, task, tmp_path)
+    index, past = task.data.test.index, task.context
+    shape = 1.0 + np.array([counts[series, origin - past : origin].sum() for series, origin in index.tolist()])
+    given = stats.nbinom(shape[:, None], (1.5 + past) / (2.5 + past))
+    best = torch.from_numpy(np.stack([np.tile(given.ppf(level), (1, H)) for level in PROBABILITIES]))
+    ratio, error = ratio_of(crps_of(predictive), by_quantiles(best, predictive.targets[:, 0].double()))
+    assert error < 0.01
+    assert ratio < 1.05
+
+
+def trained(config: configuration.Config, task: SeriesTask, folder: Path) -> ForecastPredictive:
+    """What a posterior that is trained says of the test windows."""
+    context = LocalWorker(folder / "run", torch.device("cpu"), lambda payloads: None, keep=1)
+    train(config, config.method, config.training.epochs, task, context)
+    (found,) = (folder / "run" / "checkpoints").glob("*/posterior")
+    posterior = Posterior.load(found)
+    module = posterior.load_into(task.build_model())
+    predictive = task.predict(module, lambda: evaluation_batches(task.data.test, 100, 0, 1), posterior)
+    assert isinstance(predictive, ForecastPredictive)
+    return predictive
