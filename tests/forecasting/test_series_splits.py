@@ -154,15 +154,16 @@ def test_the_record_changes_with_every_origin() -> None:
 @pytest.mark.parametrize(
     ("lengths", "horizon", "stride", "windows"),
     [
-        ([4032], 48, 48, 19),  # taylor: 19 calibrate intervals of 50, 80, 90 and 95 % exactly
-        ([400, 1000], 14, 14, 7),  # a quarter of the shortest
+        ([9000], 48, 48, 19),  # 19 calibrate intervals of 50, 80, 90 and 95 % exactly
+        ([400, 1000], 14, 14, 4),  # a sixth of the shortest
+        ([4032], 48, 48, 14),
         ([400, 1000], 14, 1, 19),
         ([1000] * 200, 14, 14, 10),  # 2,000 in all
         ([1000] * 5000, 14, 14, 1),
         ([60, 70], 18, 18, 1),  # at least one, if there is no room for it
     ],
 )
-def test_windows_that_nobody_asks_for_are_many_but_leave_half_to_train_on(
+def test_windows_that_nobody_asks_for_are_many_but_leave_two_thirds_to_train_on(
     lengths: list[int], horizon: int, stride: int, windows: int
 ) -> None:
     assert usual_windows(lengths, horizon, stride) == windows
@@ -170,13 +171,13 @@ def test_windows_that_nobody_asks_for_are_many_but_leave_half_to_train_on(
         (split, *_) = split_series(
             data(*lengths), horizon, test_windows=windows, validation_windows=windows, stride=stride
         )
-        assert split.train_end >= lengths[0] / 2
+        assert split.train_end >= lengths[0] * 2 / 3
 
 
 def test_windows_that_nobody_asks_for_leave_training_its_context() -> None:
-    assert usual_windows([100], 5, 5) == 5
+    assert usual_windows([100], 5, 5) == 3
     assert usual_windows([100], 5, 5, context=75) == 2
     splits = TaylorConfig().split(TaylorConfig().load(), 48)
-    assert [len(splits[0].validation), len(splits[0].test)] == [19, 19]
+    assert [len(splits[0].validation), len(splits[0].test)] == [14, 14]
     chosen = TaylorConfig(validation_windows=2)
-    assert [len(chosen.split(chosen.load(), 48)[0].validation), len(chosen.split(chosen.load(), 48)[0].test)] == [2, 19]
+    assert [len(chosen.split(chosen.load(), 48)[0].validation), len(chosen.split(chosen.load(), 48)[0].test)] == [2, 14]

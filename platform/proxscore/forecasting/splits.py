@@ -31,7 +31,7 @@ USUAL_WINDOWS = (
     19  # the fewest by which calibrated intervals of 50, 80, 90 and 95 % have exactly their level on average
 )
 MOST_WINDOWS = 2_000  # of all series, unless asked for: each epoch ends with a look at those of validation
-_SHARE = 0.25  # of the shortest series, that either part takes at most
+_SHARE = 6  # either part takes at most one of so many of the shortest series
 _LARGEST_EXPONENT = 15  # of a unit of ten: metrics square errors, in float32
 
 
@@ -88,7 +88,7 @@ def split_series(
 
 def usual_windows(lengths: Sequence[int], horizon: int, stride: int, context: int = 1) -> int:
     """Windows of validation, and of test, in each series where nobody says how many: 19, or as many as ``MOST_WINDOWS`` in all,
-    a quarter of the shortest series, and what training needs of it leave; one at least.
+    a sixth of the shortest series, and what training needs of it leave; one at least.
 
     Args:
         lengths: steps of each series.
@@ -97,7 +97,7 @@ def usual_windows(lengths: Sequence[int], horizon: int, stride: int, context: in
         context: steps of past that a training window must have.
     """
     shortest = min(lengths)
-    room = min(_SHARE * shortest, (shortest - context - horizon) / 2)
+    room = min(shortest / _SHARE, (shortest - context - horizon) / 2)
     return max(1, min(USUAL_WINDOWS, MOST_WINDOWS // len(lengths), int((room - horizon) // stride) + 1))
 
 
