@@ -340,7 +340,7 @@ def test_quantiles_over_draws_reach_their_probability(name: str) -> None:
 def test_counts_beyond_whole_floats_have_a_quantile(name: str) -> None:
     """Above 2^53 halving an interval of counts never ends in one: what is that large is 2^52."""
     *others, _, _ = outputs(name, 1, spread=0.0)[0]
-    given = torch.tensor([[*others, 1e16, 1e16], [*others, 1e18, 1e17], [*others, 4.0, 3.0]], dtype=torch.float64)
+    given = torch.tensor([[*others, 1e16, 1e16], [*others, 1e18, 1e18], [*others, 4.0, 3.0]], dtype=torch.float64)
     found = LIKELIHOODS[name]().icdf(given, 0.999)
     assert found[:2].tolist() == [2.0**52] * 2
     assert 4 < float(found[2]) < 40

@@ -195,3 +195,36 @@ def test_a_description_without_a_likelihood_is_of_a_student_t(tmp_path: Path) ->
     described["likelihood"] = "gamma"
     with pytest.raises(ConfigError, match=r"posterior.json: data.likelihood is 'gamma'; it must be one of student_t"):
         check_trained(described, "posterior.json")
+
+
+@pytest.mark.parametrize("kind", ["births", "demand", "ratings", "stock", "mostly small"])
+def test_whole_numbers_that_no_negative_binomial_suits_get_a_density(kind: str) -> None:
+    """Large ones have room between them; those that vary less than a Poisson distribution would get intervals far too wide."""
+    random = np.random.default_rng(0)
+    season = np.sin(2 * np.pi * np.arange(700) / 7)
+    made = {
+        "births": [random.poisson(11_000 + 2000 * season), random.poisson(900 + 90 * season)],
+        "demand": [np.round(30_000 + 8000 * season + 300 * random.standard_normal(700)), np.full(700, 0)],
+        "ratings": [3 + random.integers(0, 3, 700), 3 + random.integers(0, 3, 700)],
+        "stock": [20 + np.round(10 * season) + random.integers(0, 2, 700)],
+        "mostly small": [random.poisson(4, 700)],
+    }[kind]
+    found = chosen([each.astype(float) for each in made], 7)
+    assert found.likelihood == ("negative_binomial" if kind == "mostly small" else found.likelihood)
+    assert (found.likelihood in ("student_t", "truncated_student_t", "zero_inflated_lognormal")) == (kind != "mostly small")
+    if kind in ("ratings", "stock"):
+        assert found.told.startswith("counts that vary less than a negative binomial; none is below 0, and ")
+
+
+def test_one_series_below_zero_among_others_counts() -> None:
+    others = [drawn("counts", seed=seed) for seed in range(20)]
+    assert chosen([*others, np.array([-1.0, 2.0, 3.0])], 24) == chosen([np.array([-1.0])], 24)
+
+
+def test_what_the_data_chose_is_recorded_and_shown(tmp_path: Path) -> None:
+    path = written(tmp_path / "series.parquet", "counts")
+    _, task = task_of(path)
+    assert task.chosen == {"task.model.likelihood": "negative_binomial"}
+    _, task = task_of(path, likelihood="student_t")
+    assert task.chosen == {}
+    assert not task.told

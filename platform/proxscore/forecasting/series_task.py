@@ -182,6 +182,10 @@ class SeriesTask(Task):
     def told(self) -> tuple[str, ...]:
         return self._told
 
+    @property
+    def chosen(self) -> dict[str, str]:
+        return {"task.model.likelihood": self.likelihood_name} if self.config.model.likelihood == "auto" else {}
+
     def check(self, config: Config) -> None:
         """Refuse settings of a run that forecasting networks do not serve.
 

@@ -17,6 +17,9 @@ from proxscore.tracking.located import model_of
 from proxscore.training import baselines
 
 
+CHOSEN = "chosen"  # settings that were left to the data
+
+
 @dataclass(frozen=True)
 class Outcome:
     """One method's run after its end: its results, and where they are.
