@@ -25,6 +25,7 @@ from proxscore.calibration.forecast_figures import (
 from proxscore.calibration.forecasting import ForecastMetrics
 from proxscore.calibration.interval_coverage import coverage_by_horizon
 from proxscore.forecasting.intervals import KEY, Intervals
+from proxscore.forecasting.likelihoods.excluded import remark
 from proxscore.forecasting.predictive import ForecastPredictive
 from proxscore.forecasting.splits import season_errors
 from proxscore.tasks import Evaluator
@@ -86,6 +87,7 @@ class ForecastEvaluator(Evaluator):
         metrics = self._metrics(predictive, bins, device)
         values = metrics.compute() | self._unlike(predictive, device)
         self._tell_undefined(values)
+        self._tell_once(remark(self.task.likelihood_name, predictive.likelihood, self.task.series, predictive.targets))
         return values, lambda: {
             "fans": self._fans(predictive, title),
             "pit": pit_histogram(metrics.pit_counts, title=title),
@@ -104,9 +106,7 @@ class ForecastEvaluator(Evaluator):
             mean.update(predictive.unlike.double().to(device))
         share = float(mean.compute())
         line = f"{share:.0%} of these windows have a past unlike those of training: what is forecast of them is a guess"
-        if share > UNLIKE and (line,) not in self._told:
-            self._told.add((line,))
-            log.warning("%s", line)
+        self._tell_once(line if share > UNLIKE else None)
         return {"unlike_training": share}
 
     @property
@@ -118,9 +118,7 @@ class ForecastEvaluator(Evaluator):
         task = self.task
         found = Intervals.calibrated(task.config.conformal, validation, task.series, task.context, device)
         lacking = found.refusal(list(found.thresholds.refused))
-        if lacking is not None and (lacking,) not in self._told:
-            self._told.add((lacking,))
-            log.warning("%s", lacking)
+        self._tell_once(lacking)
         return {KEY: found.as_json()}
 
     def corrected(
@@ -140,6 +138,11 @@ class ForecastEvaluator(Evaluator):
             details,
             {KEY: judged.after.as_json()},
         )
+
+    def _tell_once(self, line: str | None) -> None:
+        if line is not None and (line,) not in self._told:
+            self._told.add((line,))
+            log.warning("%s", line)
 
     def _tell_undefined(self, values: dict[str, float]) -> None:
         """Say, once, which metrics are left out, and why."""

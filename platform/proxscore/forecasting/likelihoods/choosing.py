@@ -29,8 +29,6 @@ import torch
 from numpy.typing import NDArray
 
 from proxscore.calibration.seasonal_error import seasonal_error
-from proxscore.config import ConfigError
-from proxscore.forecasting.distributions import StepDistribution
 
 SMALL = 30  # counts below are small
 INFLATED = 0.1  # share of zeros beyond those of a negative binomial; one that is true differs by .02 in samples of 400
@@ -105,34 +103,3 @@ def _comes_near(values: NDArray[np.floating], season: int) -> bool:
     if not math.isfinite(error) or np.isnan(values).all():
         return False
     return float(np.nanquantile(values, _LOW)) < math.sqrt(math.pi / 2) * error
-
-
-def check_targets(
-    name: str, family: type[StepDistribution], targets: Sequence[NDArray[np.floating]], names: Sequence[str]
-) -> None:
-    """Refuse a likelihood under which training targets are impossible.
-
-    Args:
-        name: of the likelihood.
-        targets: of each series, its training part; NaN is missing.
-        names: of the series.
-
-    Raises:
-        ConfigError: names the first series, and its value.
-    """
-    for series, values in zip(names, targets, strict=True):
-        seen = values[~np.isnan(values)]
-        wrong = seen[~_possible(family, seen)]
-        if len(wrong):
-            what = "numbers above 0" if family.positive else "numbers from 0 on"
-            raise ConfigError(
-                f"task.model.likelihood={name} is of {'whole ' if family.counts else ''}{what}; "
-                f"series {series!r} has {wrong[0]:g} in its training part: take auto, or student_t"
-            )
-
-
-def _possible(family: type[StepDistribution], values: NDArray[np.floating]) -> NDArray[np.bool_]:
-    if family.least is None:
-        return np.ones(len(values), dtype=bool)
-    possible = values > family.least if family.positive else values >= family.least
-    return possible & (values == np.floor(values)) if family.counts else possible
