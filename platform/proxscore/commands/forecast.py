@@ -180,9 +180,7 @@ def _notes(predictor: SeriesPredictor, asked: Sequence[float] | None) -> list[st
     return [lacking] if lacking is not None else [f"intervals are calibrated: {held.told}"]
 
 
-def _ahead(
-    predictor: SeriesPredictor, draws: int | None, failed: list[tuple[str, str]]
-) -> Iterator[SeriesPrediction]:
+def _ahead(predictor: SeriesPredictor, draws: int | None, failed: list[tuple[str, str]]) -> Iterator[SeriesPrediction]:
     """What comes after all series of the task's data, some series at a time where the table can be read so.
 
     Args:

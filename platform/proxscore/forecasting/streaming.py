@@ -113,9 +113,7 @@ class SeriesStream:
                 failed.append((named[0][0], str(error)))
                 return []
         half = len(named) // 2
-        return [
-            each for some in (named[:half], named[half:]) for each in self._tried(some, frequency, predict, failed)
-        ]
+        return [each for some in (named[:half], named[half:]) for each in self._tried(some, frequency, predict, failed)]
 
     def _alone(self, parts: Sequence[Part]) -> Iterator[tuple[str, list[Part]]]:
         """The name and the rows of each series of some parts."""

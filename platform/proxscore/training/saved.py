@@ -96,4 +96,6 @@ def other_draws(trained: dict[str, Any], metrics: Mapping[str, float], draws: in
     before = (trained.get("validation") or {}).get("draws")
     if before in (None, draws) or not any(name.startswith("calibrated/") for name in metrics):
         return []
-    return [f"note       calibrated/* are by thresholds that were calibrated with {before} draws of the posterior, and {draws} predict"]
+    return [
+        f"note       calibrated/* are by thresholds that were calibrated with {before} draws of the posterior, and {draws} predict"
+    ]
