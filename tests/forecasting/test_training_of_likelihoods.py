@@ -234,7 +234,7 @@ def test_what_the_data_chose_is_recorded_and_shown(tmp_path: Path) -> None:
 
 def test_a_posterior_from_before_there_were_families_and_anchors_is_of_a_student_t(tmp_path: Path) -> None:
     """Its description says neither, nor does its section, whose defaults are others now."""
-    config, task = task_of(written(tmp_path / "series.parquet", "counts"), "DLinear", "student_t")
+    config, _ = task_of(written(tmp_path / "series.parquet", "counts"), "DLinear", "student_t")
     section = config.task.model_copy(update={"model": config.task.model.model_copy(update={"anchor": "none"})})
     module = SeriesTask(section).build_model()
     described = json.loads(json.dumps(SeriesTask(section).describe()))
@@ -269,9 +269,10 @@ def test_test_targets_that_the_likelihood_excludes_are_said_and_those_of_validat
     assert "series '0' has -3 at 2024-01-10 22:00:00): nll is infinite" in line
     assert metrics["nll"] == math.inf
     assert math.isfinite(metrics["crps"])
+    assert sum("is above their level even if forecasts are right" in each for each in caplog.messages) == 1
     frame.loc[238, "target"], frame.loc[210, "target"] = 1.0, 2.5  # of validation
     frame.to_parquet(path)
-    with pytest.raises(ConfigError, match="series '0' has 2.5 at 2024-01-09 18:00:00, before its test part"):
+    with pytest.raises(ConfigError, match=r"series '0' has 2\.5 at 2024-01-09 18:00:00, before its test part"):
         task_of(path, likelihood="negative_binomial")
     _, task = task_of(path)
     assert task.likelihood_name == "student_t"

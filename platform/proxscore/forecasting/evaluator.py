@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 UNLIKE = 0.05  # share of windows unlike those of training, above which a line says so
+JUMPS = (
+    "single values (counts, zeros) have a probability: the coverage of intervals, whose ends count, is above their level even if "
+    "forecasts are right"
+)
 FANS = 4  # series in the fan chart
 FAN = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 
@@ -87,6 +91,7 @@ class ForecastEvaluator(Evaluator):
         metrics = self._metrics(predictive, bins, device)
         values = metrics.compute() | self._unlike(predictive, device)
         self._tell_undefined(values)
+        self._tell_once(None if predictive.likelihood.continuous else JUMPS)
         self._tell_once(remark(self.task.likelihood_name, predictive.likelihood, self.task.series, predictive.targets))
         return values, lambda: {
             "fans": self._fans(predictive, title),

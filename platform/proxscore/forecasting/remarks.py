@@ -89,8 +89,8 @@ class Remarks:
             )
         if self.excluded[0]:
             found.append(
-                f"{self.excluded[0]:,} series have values that their likelihood excludes (the first: {self.excluded[1]}): forecasts "
-                f"are of {support} alone, which is wrong if such values come again"
+                f"{self.excluded[0]:,} series have values that their likelihood excludes (the first: {self.excluded[1]}): "
+                f"forecasts are of {support} alone, which is wrong if such values come again"
             )
         if self.bare:
             found.append(

@@ -87,8 +87,8 @@ class SeriesStream:
             failed: name and reason of each that cannot be read or predicted are put here.
 
         Raises:
-            ConfigError: as :func:`proxscore.forecasting.sources.table.load` or ``predict``, of the first series, where no series of
-                the first batch can be; a file that cannot be read.
+            ConfigError: as :func:`proxscore.forecasting.sources.table.load` or ``predict``, of the first series, where no series
+                of the first batch can be; a file that cannot be read.
         """
         for number, parts in enumerate(self._pieces(series)):
             before = len(failed)

@@ -97,5 +97,6 @@ def other_draws(trained: dict[str, Any], metrics: Mapping[str, float], draws: in
     if before in (None, draws) or not any(name.startswith("calibrated/") for name in metrics):
         return []
     return [
-        f"note       calibrated/* are by thresholds that were calibrated with {before} draws of the posterior, and {draws} predict"
+        f"note       calibrated/* are by thresholds that were calibrated with {before} draws of the posterior, and "
+        f"{draws} predict"
     ]

@@ -14,8 +14,8 @@ other numbers from 0 on, some near 0                               ``truncated_s
 A series comes near 0 where the 5% quantile of its last quarter is less than a typical error of the seasonal naive forecast there,
 sqrt(pi / 2) mean |y_t - y_(t-m)|: for independent Gaussian targets, where their mean is less than 3.1 standard deviations.
 
-Counts vary less than any negative binomial, whose variance is its mean at least, where half the mean square of differences, to the
-step before or to the season before, is less than half the mean: what is forecast may be far narrower than Poisson's.
+Counts vary less than any negative binomial, whose variance is its mean at least, where half the mean square of differences, to the step
+before or to the season before, is less than half the mean: what is forecast may be far narrower than Poisson's.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def chosen(targets: Sequence[NDArray[np.floating]], season: int) -> Kind:
     if zeros > ZEROS:
         return Kind("zero_inflated_lognormal", f"none is below 0, and {zeros:.0%} are 0")
     near = float(np.mean([_comes_near(each, season) for each in targets]))
-    told = f"{'counts that vary less than a negative binomial; ' if regular else ''}none is below 0, and {near:.0%} of the series "
-    return Kind("truncated_student_t" if near > NEAR else "student_t", f"{told}come near it")
+    told = f"{'counts that vary less than a negative binomial; ' if regular else ''}none is below 0, and {near:.0%} of the "
+    return Kind("truncated_student_t" if near > NEAR else "student_t", f"{told}series come near it")
 
 
 def _usual_zeros(values: NDArray[np.float64]) -> float:

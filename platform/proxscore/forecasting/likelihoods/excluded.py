@@ -1,7 +1,7 @@
 """Values that a likelihood makes impossible: refused where a network is to be trained or stopped by them, and said elsewhere.
 
-Their density is 0, so that the NLL of a part that has one is infinite, and tells nothing. CRPS, quantiles, coverage and calibrated
-intervals stay what they are: forecasts that hold the target, or miss it.
+Their density is 0, so that the NLL of a part that has one is infinite, and tells nothing. CRPS, quantiles, coverage and
+calibrated intervals stay what they are: forecasts that hold the target, or miss it.
 """
 
 from __future__ import annotations
