@@ -14,8 +14,8 @@ other numbers from 0 on, some near 0                               ``truncated_s
 A series comes near 0 where the 5% quantile of its last quarter is less than a typical error of the seasonal naive forecast there,
 sqrt(pi / 2) mean |y_t - y_(t-m)|: for independent Gaussian targets, where their mean is less than 3.1 standard deviations.
 
-Counts vary less than any negative binomial, whose variance is its mean at least, where half the mean square of differences, to the step
-before or to the season before, is less than half the mean: what is forecast may be far narrower than Poisson's.
+Counts vary less than any negative binomial, whose variance is its mean at least, where half the mean square of differences, to
+the step or the season before, is less than half the mean: what is forecast may be far narrower than Poisson's.
 """
 
 from __future__ import annotations
