@@ -336,3 +336,52 @@ def test_quantiles_over_draws_reach_their_probability(name: str) -> None:
     mixture = StepMixture(LIKELIHOODS[name](), outputs(name, 6, 3, 4, spread=1.2))
     for probability, quantile in zip((0.001, 0.3, 0.95), mixture.quantiles((0.001, 0.3, 0.95)), strict=True):
         torch.testing.assert_close(mixture.cdf(quantile), torch.full_like(quantile, probability), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_counts_beyond_whole_floats_have_a_quantile(name: str) -> None:
+    """Above 2^53 halving an interval of counts never ends in one: what is that large is 2^52."""
+    *others, _, _ = outputs(name, 1, spread=0.0)[0]
+    given = torch.tensor([[*others, 1e16, 1e16], [*others, 1e18, 1e18], [*others, 4.0, 3.0]], dtype=torch.float64)
+    found = LIKELIHOODS[name]().icdf(given, 0.999)
+    assert found[:2].tolist() == [2.0**52] * 2
+    assert 4 < float(found[2]) < 40
+
+
+def test_gaps_of_quantiles_are_kept_far_from_zero_in_float32() -> None:
+    """A gap of a thousandth of the scale is less than float32 can tell at 20,000 scales, where no density is infinite."""
+    family = Quantiles()
+    near = torch.stack(family.standard(torch.full((1, family.size), -12.0)), -1)
+    far = near.clone()
+    near[:, -2], far[:, -2] = 0.0, 2e4 * far[0, -1]
+    z = torch.tensor([-0.011, -0.0042, 0.0, 0.0037, 1.0]) * near[0, -1]
+    exact = family.log_density(near.double(), z.double())
+    own = family.log_density(far.expand(5, -1), far[0, -2].double() + z.double())
+    torch.testing.assert_close(own.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def mixed(*pairs: tuple[float, float]) -> StepMixture:
+    return StepMixture(Normal(), torch.tensor(pairs, dtype=torch.float64)[:, None, None])
+
+
+def test_a_quantile_between_draws_that_lie_apart_is_on_the_plateau_there() -> None:
+    """Newton's steps grow where the density is nearly 0; draws as these stopped it at .677 in place of .5."""
+    generator = torch.Generator().manual_seed(0)
+    for spread in (3.0, 6.0):
+        raw = spread * torch.randn(8, 300, 3, 2, generator=generator, dtype=torch.float64)
+        given = torch.stack([3 * raw[..., 0], torch.nn.functional.softplus(raw[..., 1]) + 1e-4], -1)
+        mixture = StepMixture(Normal(), given)
+        levels = (0.02, 0.3, 0.4999, 0.5, 0.5001, 0.7, 0.95)
+        found = mixture.quantiles(levels)
+        assert (found.diff(dim=0) >= 0).all()
+        for level, quantile in zip(levels, found, strict=True):
+            width = 1e-8 * (1 + quantile.abs())
+            assert (mixture.cdf(quantile - width) <= level + 1e-6).all()
+            assert (mixture.cdf(quantile + width) >= level - 1e-6).all()
+    (middle,) = mixed((-8.0, 0.5), (-6.0, 0.4), (7.0, 0.5), (9.0, 0.5)).quantiles((0.5,))
+    assert -6 < float(middle) < 7
+
+
+def test_quantiles_come_in_the_order_that_they_were_asked_for() -> None:
+    mixture = mixed((0.0, 1.0), (1.0, 2.0))
+    torch.testing.assert_close(mixture.quantiles((0.9, 0.1)), mixture.quantiles((0.1, 0.9)).flip(0))

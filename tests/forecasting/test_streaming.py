@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def test_batches_are_the_series_of_the_whole_table(
     whole, stream = config.load("h").series, SeriesStream.of(config)
     assert stream is not None
     assert (stream.series, stream.apart) == (7, None)
-    batches = list(stream.batches("h", batch))
+    batches = list(stream.each("h", lambda data: data, [], batch))
     assert [len(each.series) for each in batches] == [min(batch, 7 - first) for first in range(0, 7, batch)]
     found = [each for data in batches for each in data.series]
     for one, other in zip(found, whole, strict=True):
@@ -61,8 +62,10 @@ def test_a_row_at_fault_is_called_by_its_file_and_number(tmp_path: Path) -> None
     frame.loc[30, "target"] = np.inf
     stream = SeriesStream.of(write(tmp_path / "series", frame, 20, 6))
     assert stream is not None
-    with pytest.raises(ConfigError, match=r"001.parquet, row 10: target is inf"):
-        list(stream.batches("h", 2))
+    failed: list[tuple[str, str]] = []
+    list(stream.each("h", lambda data: data, failed, 2))
+    ((_, reason),) = failed
+    assert re.search(r"001.parquet, row 10: target is inf", reason)
 
 
 def test_rows_that_lie_apart_are_found_in_the_first_pass(tmp_path: Path) -> None:

@@ -195,3 +195,85 @@ def test_a_description_without_a_likelihood_is_of_a_student_t(tmp_path: Path) ->
     described["likelihood"] = "gamma"
     with pytest.raises(ConfigError, match=r"posterior.json: data.likelihood is 'gamma'; it must be one of student_t"):
         check_trained(described, "posterior.json")
+
+
+@pytest.mark.parametrize("kind", ["births", "demand", "ratings", "stock", "mostly small"])
+def test_whole_numbers_that_no_negative_binomial_suits_get_a_density(kind: str) -> None:
+    """Large ones have room between them; those that vary less than a Poisson distribution would get intervals far too wide."""
+    random = np.random.default_rng(0)
+    season = np.sin(2 * np.pi * np.arange(700) / 7)
+    made = {
+        "births": [random.poisson(11_000 + 2000 * season), random.poisson(900 + 90 * season)],
+        "demand": [np.round(30_000 + 8000 * season + 300 * random.standard_normal(700)), np.full(700, 0)],
+        "ratings": [3 + random.integers(0, 3, 700), 3 + random.integers(0, 3, 700)],
+        "stock": [20 + np.round(10 * season) + random.integers(0, 2, 700)],
+        "mostly small": [random.poisson(4, 700)],
+    }[kind]
+    found = chosen([each.astype(float) for each in made], 7)
+    assert found.likelihood == ("negative_binomial" if kind == "mostly small" else found.likelihood)
+    assert (found.likelihood in ("student_t", "truncated_student_t", "zero_inflated_lognormal")) == (
+        kind != "mostly small"
+    )
+    if kind in ("ratings", "stock"):
+        assert found.told.startswith("counts that vary less than a negative binomial; none is below 0, and ")
+
+
+def test_one_series_below_zero_among_others_counts() -> None:
+    others = [drawn("counts", seed=seed) for seed in range(20)]
+    assert chosen([*others, np.array([-1.0, 2.0, 3.0])], 24) == chosen([np.array([-1.0])], 24)
+
+
+def test_what_the_data_chose_is_recorded_and_shown(tmp_path: Path) -> None:
+    path = written(tmp_path / "series.parquet", "counts")
+    _, task = task_of(path)
+    assert task.chosen == {"task.model.likelihood": "negative_binomial"}
+    _, task = task_of(path, likelihood="student_t")
+    assert task.chosen == {}
+    assert not task.told
+
+
+def test_a_posterior_from_before_there_were_families_and_anchors_is_of_a_student_t(tmp_path: Path) -> None:
+    """Its description says neither, nor does its section, whose defaults are others now."""
+    config, _ = task_of(written(tmp_path / "series.parquet", "counts"), "DLinear", "student_t")
+    section = config.task.model_copy(update={"model": config.task.model.model_copy(update={"anchor": "none"})})
+    module = SeriesTask(section).build_model()
+    described = json.loads(json.dumps(SeriesTask(section).describe()))
+    for key in ("likelihood", "anchor"):
+        del described[key]
+    check_trained(described, "posterior.json")
+    old = config.task.model_copy(update={"model": type(section.model)(name="DLinear", kwargs=section.model.kwargs)})
+    assert (old.model.likelihood, old.model.anchor) == ("auto", "auto")
+    again = Forecaster(old, described)
+    assert (again.blueprint.likelihood, again.anchor) == ("student_t", None)
+    again.build_model().load_state_dict(module.state_dict())
+    opened = SeriesTask(old, trained=described)
+    assert opened.likelihood_name == "student_t"
+    opened.build_model().load_state_dict(module.state_dict())
+
+
+def test_test_targets_that_the_likelihood_excludes_are_said_and_those_of_validation_choose_another(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = written(tmp_path / "series.parquet", "counts")
+    frame = pd.read_parquet(path).reset_index(drop=True)
+    frame.loc[238, "target"] = -3.0  # of series 0, at 22 o'clock of the last day
+    frame.to_parquet(path)
+    _, task = task_of(path, likelihood="negative_binomial")
+    inputs, targets = task.data.test.__getitems__(range(len(task.data.test)))
+    outputs = task.build_model().eval()(inputs).detach()
+    for _ in range(2):  # it is said once
+        metrics, _ = task.evaluator.evaluate(
+            ForecastPredictive(task.likelihood, outputs[None], None, targets), 10, torch.device("cpu"), ""
+        )
+    (line,) = [each for each in caplog.messages if "cannot be" in each]
+    assert "series '0' has -3 at 2024-01-10 22:00:00): nll is infinite" in line
+    assert metrics["nll"] == math.inf
+    assert math.isfinite(metrics["crps"])
+    assert sum("is above their level even if forecasts are right" in each for each in caplog.messages) == 1
+    frame.loc[238, "target"], frame.loc[210, "target"] = 1.0, 2.5  # of validation
+    frame.to_parquet(path)
+    with pytest.raises(ConfigError, match=r"series '0' has 2\.5 at 2024-01-09 18:00:00, before its test part"):
+        task_of(path, likelihood="negative_binomial")
+    _, task = task_of(path)
+    assert task.likelihood_name == "student_t"
+    assert task.told[0].endswith("; but series '0' has 2.5 at 2024-01-09 18:00:00 in its validation part")

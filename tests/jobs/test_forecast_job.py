@@ -228,3 +228,36 @@ def test_what_cannot_be_forecast_is_refused_in_one_line(
     assert message in error
     assert "\n" not in error
     assert not (tmp_path / "forecasts.parquet").exists()
+
+
+def test_series_that_cannot_be_forecast_are_listed_and_the_others_are_written(
+    trained: Path, forecast: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = pd.read_parquet(write(tmp_path / "new.parquet", 100))
+    bad = [frame[frame["place"] == "north"].assign(place=name) for name in ("apart", "zero")]
+    bad[0] = pd.concat([bad[0], bad[0].tail(1).assign(target=7.0)])  # a timestamp twice, with another value
+    pd.concat([bad[0], frame]).to_parquet(tmp_path / "bad.parquet")
+    output = tmp_path / "forecasts.parquet"
+    arguments = [str(trained / "posterior"), "--output", str(output)]
+    assert forecast([*arguments, f"task.data.path={tmp_path / 'bad.parquet'}"]) == 1
+    printed = capsys.readouterr().out
+    assert "failed     1 of 3 series could not be forecast: " in printed
+    listed = pd.read_csv(tmp_path / "forecasts_failed.csv")
+    assert listed["series"].tolist() == ["apart"]
+    assert f"failed     apart: {listed['error'][0]}" in printed
+    some = pd.read_parquet(output)
+    assert forecast([*arguments, f"task.data.path={tmp_path / 'new.parquet'}"]) == 0
+    pd.testing.assert_frame_equal(some, pd.read_parquet(output))
+    assert not (tmp_path / "forecasts_failed.csv").exists()
+    bad[0].to_parquet(tmp_path / "all.parquet")
+    assert forecast([*arguments, f"task.data.path={tmp_path / 'all.parquet'}"]) == 2  # none can be: refused
+
+
+def test_evaluate_says_that_thresholds_are_of_other_draws(
+    trained: Path, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate = script(repository, "evaluate")
+    line = "note       calibrated/* are by thresholds that were calibrated with 4 draws of the posterior, and 7 predict"
+    for draws in (4, 7):
+        assert evaluate([str(trained / "posterior"), "--draws", str(draws), "--output", str(tmp_path)]) == 0
+        assert (line in capsys.readouterr().out) == (draws == 7)

@@ -49,7 +49,10 @@ def test_a_network_is_counted_as_it_is(network: str, likelihood: str, tmp_path: 
 def test_the_shipped_configuration_dry_runs() -> None:
     pytest.importorskip("pmdarima")
     path = Path(__file__).parents[2] / "jobs" / "configs" / "forecast_quickstart.yaml"
-    text = dry_run(configuration.load(path))
-    assert "model            SimpleFeedForward: 221,443 parameters" in text
+    config = configuration.load(path)
+    text = dry_run(config)
+    count = sum(parameter.numel() for parameter in SeriesTask(config.task).build_model().parameters())  # type: ignore[arg-type]
+    assert f"model            {config.task.network}: {count:,} parameters" in text
+    assert "likelihood       student_t, by the training targets (task.model.likelihood): " in text
     assert "activations of a micro-batch" in text
     assert "one step here" in text

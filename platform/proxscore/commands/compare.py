@@ -82,11 +82,13 @@ def _compare(path: Path, overrides: list[str], show: Lines) -> int:
     report, before = planned.folder / "report", driver.kept(planned)
     if before is not None and study.finished(planned):
         print(f"{planned.name} is finished: these are its results; another name begins a new comparison")
-        return results(planned, before, tables.write(planned, before, report))
+        return results(planned, before, tables.write(planned, before, report, show))
+    for line in planned.task.told:
+        show(line)
     one_job = exclusive(planned.config.training.storage, [planned.name])
     with one_job, driver.connected(planned, show), study.recorded(planned, comparison) as tracked:
         found = driver.run(planned, tracked.run_id, show)
-        told = tables.write(planned, found, report)
+        told = tables.write(planned, found, report, show)
         if (drawn := figure.draw(planned, told.rows)) is not None:
             with replacing(report / "comparison.png") as partial:
                 drawn.savefig(partial, dpi=150)

@@ -161,7 +161,7 @@ def _evaluate(described: Described, source: str, split: str, draws: int, output:
     from proxscore.training.evaluation import evaluate as score
     from proxscore.training.local import torchrun
     from proxscore.training.opened import build_task, opened
-    from proxscore.training.saved import seen_in_training
+    from proxscore.training.saved import other_draws, seen_in_training
 
     config, task = described.config, build_task(described)
     run, posterior = opened(described, task, output)
@@ -187,6 +187,8 @@ def _evaluate(described: Described, source: str, split: str, draws: int, output:
         print(line)
     title = f"{config.task.data.kind}, {split} split, {draws} draws"
     shown(title, table(["metric", "value"], [[name, f"{value:.4f}"] for name, value in metrics.items()], left=(0,)))
+    for line in other_draws(posterior.description, metrics, draws):
+        print(line)
     for line in distances.lines() if distances is not None else ():
         print(f"diagnosis  {line}")
     print(f"metrics  {output / stem}.json")

@@ -5,7 +5,8 @@ python jobs/forecast.py runs:/<MLflow run id> task.data.path=/data/new.parquet -
 python jobs/forecast.py runs/demand/posterior --origins --page forecasts.html
 
 A row per series and step: mean, aleatoric and epistemic standard deviation, the model's own quantiles, calibrated intervals. A
-Parquet table whose rows are ordered by series is read and forecast some series at a time. Exit status: 0; 2 refused, one line.
+Parquet table whose rows are ordered by series is read and forecast some series at a time; series that cannot be forecast are
+listed in a file beside the output. Exit status: 0; 1 some series could not be forecast; 2 refused, one line.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 LEVEL = 0.9  # of the intervals, where it was calibrated
 PAUSE = 10.0  # seconds between two lines of progress
 SERIES = 200  # that the page shows
+FAILED = 5  # series that are printed with their reason
 
 
 def parser() -> argparse.ArgumentParser:
@@ -106,11 +108,12 @@ def forecast(options: argparse.Namespace) -> int:
 
     page = None if options.page is None else FanPage(options.page_series)
     rolled, count = None, 0
+    failed: list[tuple[str, str]] = []
     if options.origins:
         rolled = rolling(predictor, options.draws)
         parts: Iterator[SeriesPrediction] = iter([rolled.prediction])
     else:
-        parts = _ahead(predictor, options.draws)
+        parts = _ahead(predictor, options.draws, failed)
     last, remarks = None, None
     with _writer(options.output) as write, gathered() as warnings:
         for last in parts:
@@ -132,7 +135,26 @@ def forecast(options: argparse.Namespace) -> int:
         print(f"page       {options.page}: {len(page.fans):,} of {page.total:,} series")
     what = "origins" if rolled else "series"
     print(f"forecasts  {options.output}: {count:,} {what} x {predictor.section.horizon} steps")
-    return 0
+    return _tell_failed(options.output, failed, count)
+
+
+def _tell_failed(output: Path, failed: Sequence[tuple[str, str]], count: int) -> int:
+    """Print the first series that could not be forecast, and write all of them beside the output; the exit status.
+
+    A list of an earlier forecast of the same name is gone if this one has none."""
+    import pandas as pd
+
+    from proxscore.storage import write
+
+    beside = output.with_name(f"{output.stem}_failed.csv")
+    if not failed:
+        beside.unlink(missing_ok=True)
+        return 0
+    write(beside, pd.DataFrame(failed, columns=["series", "error"]).to_csv(index=False))
+    for name, reason in failed[:FAILED]:
+        print(f"failed     {name}: {reason}")
+    print(f"failed     {len(failed):,} of {len(failed) + count:,} series could not be forecast: {beside} says why")
+    return 1
 
 
 def _levels(predictor: SeriesPredictor, asked: Sequence[float] | None) -> list[float]:
@@ -158,8 +180,13 @@ def _notes(predictor: SeriesPredictor, asked: Sequence[float] | None) -> list[st
     return [lacking] if lacking is not None else [f"intervals are calibrated: {held.told}"]
 
 
-def _ahead(predictor: SeriesPredictor, draws: int | None) -> Iterator[SeriesPrediction]:
-    """What comes after all series of the task's data, some series at a time where the table can be read so."""
+def _ahead(predictor: SeriesPredictor, draws: int | None, failed: list[tuple[str, str]]) -> Iterator[SeriesPrediction]:
+    """What comes after all series of the task's data, some series at a time where the table can be read so.
+
+    Args:
+        failed: name and reason of each that cannot be forecast are put here; of a table that is read as a whole the first is
+            refused.
+    """
     from proxscore.forecasting.sources.table import SeriesTableConfig
     from proxscore.forecasting.streaming import SeriesStream
 
@@ -172,12 +199,12 @@ def _ahead(predictor: SeriesPredictor, draws: int | None) -> Iterator[SeriesPred
         yield predictor.predict(data.load(frequency), draws, batch_size=size)
         return
     done, started, told = 0, time.monotonic(), time.monotonic()
-    for series in stream.batches(frequency):
-        yield predictor.predict(series, draws, batch_size=size)
-        done += len(series.series)
+    for found in stream.each(frequency, lambda series: predictor.predict(series, draws, batch_size=size), failed):
+        yield found
+        done += len(found)
         if (now := time.monotonic()) - told > PAUSE:
             rate, told = done / (now - started), now
-            left = f"{rate:,.0f} per second · {(stream.series - done) / rate:,.0f} s left"
+            left = f"{rate:,.0f} per second · {(stream.series - done - len(failed)) / rate:,.0f} s left"
             print(f"forecast   {done:,}/{stream.series:,} series · {left}", flush=True)
 
 

@@ -59,6 +59,8 @@ def tune(path: Path | None, overrides: list[str], *, show_only: bool, dry: bool 
         return 0
     try:
         with Lines() as show:
+            for chosen in planned.task.told:
+                show(chosen)
             found = sweep.run(planned, show)
     except sweep.NothingFoundError as error:
         print(f"error: {error}", file=sys.stderr)

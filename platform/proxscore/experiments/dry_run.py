@@ -12,7 +12,7 @@ from proxscore.config import Config
 from proxscore.experiments.comparison.plan import AS_GIVEN
 from proxscore.experiments.comparison.plan import Plan as Comparison
 from proxscore.training.loop.run_length import run_length
-from proxscore.training.preflight.dry_run import counted, estimate_lines, total_lines
+from proxscore.training.preflight.dry_run import counted, estimate_lines, told_lines, total_lines
 from proxscore.training.preflight.estimate import estimate, work_of
 from proxscore.training.preflight.preflight import Preflight
 from proxscore.training.preflight.price import duration
@@ -71,6 +71,7 @@ def _lines(
         math.ceil(len(preflight.task.data.train) / config.training.batch_size), config.training.epochs, preflight.task
     )
     return [
+        *told_lines(preflight.task),
         *estimate_lines(config, found, device),
         f"{what:<16} {runs}, {side_by_side} at a time, as this machine has room for",
         f"                 {note}",

@@ -25,6 +25,7 @@ from proxscore.calibration.forecast_figures import (
 from proxscore.calibration.forecasting import ForecastMetrics
 from proxscore.calibration.interval_coverage import coverage_by_horizon
 from proxscore.forecasting.intervals import KEY, Intervals
+from proxscore.forecasting.likelihoods.excluded import remark
 from proxscore.forecasting.predictive import ForecastPredictive
 from proxscore.forecasting.splits import season_errors
 from proxscore.tasks import Evaluator
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 UNLIKE = 0.05  # share of windows unlike those of training, above which a line says so
+JUMPS = (
+    "single values (counts, zeros) have a probability: the coverage of intervals, whose ends count, is above their level even if "
+    "forecasts are right"
+)
 FANS = 4  # series in the fan chart
 FAN = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 
@@ -86,6 +91,8 @@ class ForecastEvaluator(Evaluator):
         metrics = self._metrics(predictive, bins, device)
         values = metrics.compute() | self._unlike(predictive, device)
         self._tell_undefined(values)
+        self._tell_once(None if predictive.likelihood.continuous else JUMPS)
+        self._tell_once(remark(self.task.likelihood_name, predictive.likelihood, self.task.series, predictive.targets))
         return values, lambda: {
             "fans": self._fans(predictive, title),
             "pit": pit_histogram(metrics.pit_counts, title=title),
@@ -104,9 +111,7 @@ class ForecastEvaluator(Evaluator):
             mean.update(predictive.unlike.double().to(device))
         share = float(mean.compute())
         line = f"{share:.0%} of these windows have a past unlike those of training: what is forecast of them is a guess"
-        if share > UNLIKE and (line,) not in self._told:
-            self._told.add((line,))
-            log.warning("%s", line)
+        self._tell_once(line if share > UNLIKE else None)
         return {"unlike_training": share}
 
     @property
@@ -118,9 +123,7 @@ class ForecastEvaluator(Evaluator):
         task = self.task
         found = Intervals.calibrated(task.config.conformal, validation, task.series, task.context, device)
         lacking = found.refusal(list(found.thresholds.refused))
-        if lacking is not None and (lacking,) not in self._told:
-            self._told.add((lacking,))
-            log.warning("%s", lacking)
+        self._tell_once(lacking)
         return {KEY: found.as_json()}
 
     def corrected(
@@ -140,6 +143,11 @@ class ForecastEvaluator(Evaluator):
             details,
             {KEY: judged.after.as_json()},
         )
+
+    def _tell_once(self, line: str | None) -> None:
+        if line is not None and (line,) not in self._told:
+            self._told.add((line,))
+            log.warning("%s", line)
 
     def _tell_undefined(self, values: dict[str, float]) -> None:
         """Say, once, which metrics are left out, and why."""

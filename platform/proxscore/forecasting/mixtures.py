@@ -9,6 +9,7 @@ bisection alone; where 0 has a probability of its own that reaches p, it is the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ from torch import Tensor
 from proxscore.forecasting.distributions import StepDistribution
 
 TOLERANCE = 1e-9  # of the bracket, relative to the largest of all
-CLOSE = 1e-4  # of |F(y) - p| relative to p or 1 - p, below which one more step of Newton's is the last: it squares the error
-ITERATIONS = 100  # bisection alone reaches the tolerance in fewer
+CLOSE = 1e-4  # of |F(y) - p| relative to p or 1 - p, below which one more step of Newton's is the last: it squares the error,
+STEADY = 2.0  # if the density there is that of the last step but for this factor, and steps shrink by it: in a plateau they grow
+NEWTON = 20  # iterations, after which bisection is alone
+ITERATIONS = 100  # in so many fewer it reaches the tolerance
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,13 @@ class StepMixture:
         return total / len(self.outputs)
 
     def quantiles(self, probabilities: Sequence[float]) -> Tensor:
-        """(Q, B, H), in the order of the probabilities, which lie between 0 and 1."""
+        """(Q, B, H), in the order of the probabilities, which lie between 0 and 1; none is below that of a lower probability."""
         with ThreadPoolExecutor(max(torch.get_num_threads(), 1)) as threads:  # scipy's functions have one each
-            return torch.stack(list(threads.map(self._quantile, probabilities)))
+            found = torch.stack(list(threads.map(self._quantile, probabilities)))
+        order = torch.tensor(probabilities).argsort()
+        return (
+            found[order].cummax(0).values[order.argsort()]
+        )  # they may differ from the exact ones by rounding, and cross
 
     def _quantile(self, probability: float) -> Tensor:
         outputs = self.outputs.cpu().double().flatten(1, 2)  # (S, N, K)
@@ -59,7 +66,8 @@ class StepMixture:
             found, lower, upper = (torch.where(zero, 0, part) for part in (found, lower, upper))
         scale = (upper - lower).amax().clamp_min(1e-300)
         rows = torch.arange(found.numel())
-        for _ in range(ITERATIONS):
+        last_at, last_excess = torch.full_like(found, math.nan), torch.full_like(found, math.nan)
+        for iteration in range(ITERATIONS):
             rows = rows[
                 (upper - lower)[rows] > TOLERANCE * torch.minimum(scale, found[rows].abs() + (upper - lower)[rows])
             ]
@@ -72,9 +80,13 @@ class StepMixture:
             lower[rows] = torch.where(above, lower[rows], at)
             density = torch.stack([self.likelihood.log_density(part, at).exp() for part in parts]).mean(0)
             step = at - excess / density
-            inside = (step > lower[rows]) & (step < upper[rows])
+            inside = (step > lower[rows]) & (step < upper[rows]) & (iteration < NEWTON)
             found[rows] = torch.where(inside, step, (lower[rows] + upper[rows]) / 2)
-            rows = rows[~(inside & (excess.abs() <= CLOSE * min(probability, 1 - probability)))]
+            before = at - last_at[rows]
+            change = (excess - last_excess[rows]) / before / density
+            steady = (change > 1 / STEADY) & (change < STEADY) & ((step - at).abs() < before.abs() / STEADY)
+            last_at[rows], last_excess[rows] = at, excess
+            rows = rows[~(inside & steady & (excess.abs() <= CLOSE * min(probability, 1 - probability)))]
         return found.reshape(self.outputs.shape[1:3])
 
     def _mean_cdf(self, outputs: Tensor, values: Tensor) -> Tensor:

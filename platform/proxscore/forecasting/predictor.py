@@ -11,15 +11,18 @@ import pyarrow as pa
 import torch
 
 from proxscore.config import Config, ConfigError
+from proxscore.forecasting.distributions import StepDistribution
 from proxscore.forecasting.forecasts import Forecaster, ahead, floored
 from proxscore.forecasting.intervals import KEY, Intervals, group_names
+from proxscore.forecasting.likelihoods.excluded import places, shown, support
+from proxscore.forecasting.likelihoods.names import LIKELIHOODS
 from proxscore.forecasting.prediction import SeriesPrediction
 from proxscore.forecasting.predictive import ForecastPredictive, predicted
 from proxscore.forecasting.remarks import Remarks
 from proxscore.forecasting.series import SeriesData
 from proxscore.forecasting.sources.table import SeriesTableConfig, of_table
 from proxscore.forecasting.task import ForecastingConfig
-from proxscore.forecasting.trained import trained_context
+from proxscore.forecasting.trained import trained_context, trained_likelihood
 from proxscore.forecasting.windows import Windows
 from proxscore.posterior import Posterior
 from proxscore.tasks.predictor import Predictor
@@ -113,6 +116,7 @@ class SeriesPredictor(Predictor):
             floor=float(self.trained.get("scale_floor", 0.0)),
             context=self.section.context or trained_context(self.trained, self.section.horizon) or 1,
             groups=None if held is None else held.config.groups,
+            support=support(self.likelihood),
         )
         if held is not None and held.current.levels and judged not in (None, draws):
             notes.append(f"intervals were calibrated with {judged} draws of the posterior, and {draws} predict")
@@ -133,7 +137,13 @@ class SeriesPredictor(Predictor):
         if predictive.unlike is not None:
             flagged = windows.index[predictive.unlike.numpy(), 0].tolist()
             unlike = [name for name in (data.series[number].id for number in flagged) if name not in {*flat, *short}]
-        return Remarks.of(len(windows), flat, short, unlike, pooled, bare)
+        wrong = [shown(data, *place) for place in places(self.likelihood, data)]
+        return Remarks.of(len(windows), flat, short, unlike, pooled, bare, wrong)
+
+    @property
+    def likelihood(self) -> type[StepDistribution]:
+        """The family of each step."""
+        return LIKELIHOODS[trained_likelihood(self.section.model, self.trained)]
 
     def _opened(self, data: Any, names: SeriesTableConfig) -> SeriesData:
         if isinstance(data, SeriesData):

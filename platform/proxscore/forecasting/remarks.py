@@ -21,6 +21,7 @@ class Remarks:
         unlike: how many have a past unlike those of training, likewise; those that are flat or short are not counted again.
         pooled: how many have no thresholds of their own, where groups of series have.
         bare: how many have no calibrated interval, because no validation window had so short a past.
+        excluded: how many series have values that the likelihood makes impossible, and the first of them.
     """
 
     series: int = 0
@@ -29,35 +30,45 @@ class Remarks:
     unlike: tuple[int, str] = (0, "")
     pooled: int = 0
     bare: int = 0
+    excluded: tuple[int, str] = (0, "")
 
     @classmethod
     def of(
-        cls, series: int, flat: Sequence[str], short: Sequence[str], unlike: Sequence[str], pooled: int, bare: int
+        cls,
+        series: int,
+        flat: Sequence[str],
+        short: Sequence[str],
+        unlike: Sequence[str],
+        pooled: int,
+        bare: int,
+        excluded: Sequence[str] = (),
     ) -> Self:
         """Of so many series, with the names of those that are meant."""
-        counts = [(len(names), names[0] if names else "") for names in (flat, short, unlike)]
-        return cls(series, counts[0], counts[1], counts[2], pooled, bare)
+        counts = [(len(names), names[0] if names else "") for names in (flat, short, unlike, excluded)]
+        return cls(series, counts[0], counts[1], counts[2], pooled, bare, counts[3])
 
     def __add__(self, other: Remarks) -> Remarks:
         """Of both together."""
-        flat, short, unlike = (
+        flat, short, unlike, excluded = (
             (own[0] + its[0], own[1] if own[0] else its[1])
             for own, its in (
                 (self.flat, other.flat),
                 (self.short, other.short),
                 (self.unlike, other.unlike),
+                (self.excluded, other.excluded),
             )
         )
         pooled, bare = self.pooled + other.pooled, self.bare + other.bare
-        return Remarks(self.series + other.series, flat, short, unlike, pooled, bare)
+        return Remarks(self.series + other.series, flat, short, unlike, pooled, bare, excluded)
 
-    def lines(self, *, floor: float, context: int, groups: str | None) -> list[str]:
+    def lines(self, *, floor: float, context: int, groups: str | None, support: str = "") -> list[str]:
         """In words.
 
         Args:
             floor: the least scale of a forecast.
             context: steps that the network looks back to.
             groups: ``task.conformal.groups``.
+            support: values that the likelihood allows, in words.
         """
         found = []
         (flat, first_flat), (short, first_short), (unlike, first_unlike) = self.flat, self.short, self.unlike
@@ -75,6 +86,11 @@ class Remarks:
             found.append(
                 f"{unlike:,} of {self.series:,} forecasts (the first: {first_unlike}) go on from a past unlike any of training: "
                 "their uncertainty may be too small (unlike_training)"
+            )
+        if self.excluded[0]:
+            found.append(
+                f"{self.excluded[0]:,} series have values that their likelihood excludes (the first: {self.excluded[1]}): "
+                f"forecasts are of {support} alone, which is wrong if such values come again"
             )
         if self.bare:
             found.append(

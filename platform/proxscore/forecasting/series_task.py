@@ -23,7 +23,8 @@ from proxscore.forecasting.anchors import BLOCKS, METHODS, Anchor, Units, as_des
 from proxscore.forecasting.baselines import History, seasons
 from proxscore.forecasting.evaluator import ForecastEvaluator
 from proxscore.forecasting.interval_ends import group_names
-from proxscore.forecasting.likelihoods.choosing import check_targets, chosen
+from proxscore.forecasting.likelihoods.choosing import chosen
+from proxscore.forecasting.likelihoods.excluded import check_targets, first_of
 from proxscore.forecasting.likelihoods.names import LIKELIHOODS, check, nearest
 from proxscore.forecasting.networks import Blueprint, Features, plan
 from proxscore.forecasting.predictive import predict
@@ -110,14 +111,17 @@ class SeriesTask(Task):
         """The name of the likelihood that the section says, or that suits the training targets, which is told."""
         name, network = self.config.model.likelihood, self.config.model.name
         targets = [each.target[: split.train_end] for each, split in zip(self.series.series, self.splits, strict=True)]
+        known = [int(min(split.test, default=split.train_end)) for split in self.splits]
         if name == "auto":
             kind = chosen(targets, min(self.seasons[:1] or [1]))
             name = nearest(kind.likelihood, network)
             instead = "" if name == kind.likelihood else f"; {network} does not know {kind.likelihood}"
+            if (where := first_of(LIKELIHOODS[name], self.series, known)) is not None:
+                name, instead = "student_t", f"; but {where} in its validation part"
             self._told = (f"likelihood {name}, by the training targets (task.model.likelihood): {kind.told}{instead}",)
             return name
         check(name, network)
-        check_targets(name, LIKELIHOODS[name], targets, [each.id for each in self.series.series])
+        check_targets(name, LIKELIHOODS[name], self.series, known)
         return name
 
     def history(self) -> History:
@@ -181,6 +185,10 @@ class SeriesTask(Task):
     @property
     def told(self) -> tuple[str, ...]:
         return self._told
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        return {"task.model.likelihood": self.likelihood_name} if self.config.model.likelihood == "auto" else {}
 
     def check(self, config: Config) -> None:
         """Refuse settings of a run that forecasting networks do not serve.

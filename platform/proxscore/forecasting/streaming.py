@@ -7,10 +7,10 @@ do, and how many series there are; what it keeps of each is eight bytes of a has
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,7 @@ from proxscore.forecasting.series import SeriesData
 from proxscore.forecasting.sources.table import SeriesTableConfig, of_parts, wanted_columns
 from proxscore.forecasting.table_files import check_columns, find_files
 
+Predicted = TypeVar("Predicted")
 SERIES = 512  # of a batch
 ROWS = 65_536  # that are read at a time
 
@@ -71,15 +72,65 @@ class SeriesStream:
             raise ConfigError(f"task.data.path {config.path}: the table has no rows")
         return cls(config, tuple(files), len(seen), None)
 
-    def batches(self, frequency: str, series: int = SERIES) -> Iterator[SeriesData]:
-        """All series, so many at a time, in the order of the table.
+    def each(
+        self,
+        frequency: str,
+        predict: Callable[[SeriesData], Predicted],
+        failed: list[tuple[str, str]],
+        series: int = SERIES,
+    ) -> Iterator[Predicted]:
+        """What is predicted of all series, so many at a time, in the order of the table, without those that cannot be.
 
         Args:
             frequency: of the network that they are for.
+            predict: is given some series.
+            failed: name and reason of each that cannot be read or predicted are put here.
 
         Raises:
-            ConfigError: as :func:`proxscore.forecasting.sources.table.load`, when the rows at fault are reached.
+            ConfigError: as :func:`proxscore.forecasting.sources.table.load` or ``predict``, of the first series, where no series
+                of the first batch can be; a file that cannot be read.
         """
+        for number, parts in enumerate(self._pieces(series)):
+            before = len(failed)
+            found = self._tried(list(self._alone(parts)), frequency, predict, failed)
+            if not number and not found:
+                raise ConfigError(failed[before][1])
+            yield from found
+
+    def _tried(
+        self,
+        named: Sequence[tuple[str, list[Part]]],
+        frequency: str,
+        predict: Callable[[SeriesData], Predicted],
+        failed: list[tuple[str, str]],
+    ) -> list[Predicted]:
+        """All of them together, or else in halves."""
+        try:
+            parts = [part for _, own in named for part in own]
+            return [predict(of_parts(self.config, parts, frequency))]
+        except ConfigError as error:
+            if len(named) == 1:
+                failed.append((named[0][0], str(error)))
+                return []
+        half = len(named) // 2
+        return [each for some in (named[:half], named[half:]) for each in self._tried(some, frequency, predict, failed)]
+
+    def _alone(self, parts: Sequence[Part]) -> Iterator[tuple[str, list[Part]]]:
+        """The name and the rows of each series of some parts."""
+        held: list[Part] = []
+        last: tuple[Any, ...] | None = None
+        for file, first, table in parts:
+            runs = list(_runs(table, self.config.id_columns))
+            ends = [row for _, row in runs[1:]] + [table.num_rows]
+            for (name, row), end in zip(runs, ends, strict=True):
+                if last is not None and name != last:
+                    yield "/".join(map(str, last)), held
+                    held = []
+                last, held = name, [*held, (file, first + row, table.slice(row, end - row))]
+        if last is not None:
+            yield "/".join(map(str, last)), held
+
+    def _pieces(self, series: int) -> Iterator[list[Part]]:
         held: list[Part] = []
         ids, last, begun = self.config.id_columns, None, 0
         for file, first, table in _read(self.files, wanted_columns(self.config)):
@@ -88,13 +139,11 @@ class SeriesStream:
                 if name == last:
                     continue
                 if begun == series:
-                    yield of_parts(
-                        self.config, _with(held, file, first + start, table.slice(start, row - start)), frequency
-                    )
+                    yield _with(held, file, first + start, table.slice(start, row - start))
                     held, start, begun = [], row, 0
                 last, begun = name, begun + 1
             held = _with(held, file, first + start, table.slice(start))
-        yield of_parts(self.config, held, frequency)
+        yield held
 
 
 def _with(held: Sequence[Part], file: Path, first: int, table: Any) -> list[Part]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -82,6 +82,11 @@ class Task(ABC):
     def told(self) -> Sequence[str]:
         """What was chosen by the data, in lines that are shown when a job begins."""
         return ()
+
+    @property
+    def chosen(self) -> Mapping[str, str]:
+        """Values of settings that were left to the data, by dotted key, as runs record them."""
+        return {}
 
     def counts(self) -> dict[str, int]:
         """Count the rows of each part: train, validation and test."""

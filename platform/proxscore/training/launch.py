@@ -31,7 +31,7 @@ from proxscore.training.preflight.preflight import Preflight
 from proxscore.training.published import describe_run, register_run
 from proxscore.training.ray import checks as cluster_checks
 from proxscore.training.ray import connection, trainer
-from proxscore.training.results import Outcome, record_results
+from proxscore.training.results import CHOSEN, Outcome, record_results
 from proxscore.training.run_memory import RunMemory
 from proxscore.training.sharding import meshes
 from proxscore.training.worker import pick_device
@@ -204,6 +204,7 @@ def _run_method(
     with tracked.running(), watched:
         params = configuration.flatten(config) | {"epochs_trained": epochs}
         params = {key: value for key, value in params.items() if not key.startswith(("method.", "baseline"))}
+        params |= {f"chosen.{key}": value for key, value in preflight.task.chosen.items()}
         params |= {f"method.{key}": value for key, value in configuration.flatten(method).items()}
         tags = {f"version.{package}": version for package, version in package_versions().items()} | source_tags()
         tags["name"] = label
@@ -227,6 +228,8 @@ def _run_method(
                 config, method, epochs, label, recorder, counted=preflight.countable(method), show=show
             )
             final, name = trainer.local_folder(checkpoint), Path(checkpoint.path).name
+        if preflight.task.chosen:
+            results[CHOSEN] = dict(preflight.task.chosen)
         results["seconds_total"] = time.perf_counter() - started
         if beside.best is not None:
             results[BASELINE] = beside.best.to_json()

@@ -16,6 +16,8 @@ from proxscore.tracking import TrackedRun
 from proxscore.tracking.located import model_of
 from proxscore.training import baselines
 
+CHOSEN = "chosen"  # settings that were left to the data
+
 
 @dataclass(frozen=True)
 class Outcome:

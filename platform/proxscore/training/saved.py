@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,4 +84,19 @@ def seen_in_training(trained: dict[str, Any], config: Config, described: dict[st
         return []
     return [
         f"warning    this {split} split is not that of training: it may hold rows that the posterior was trained on"
+    ]
+
+
+def other_draws(trained: dict[str, Any], metrics: Mapping[str, float], draws: int) -> list[str]:
+    """Say of calibrated numbers that they were calibrated with another number of draws than predicts.
+
+    Args:
+        trained: the posterior's description.
+    """
+    before = (trained.get("validation") or {}).get("draws")
+    if before in (None, draws) or not any(name.startswith("calibrated/") for name in metrics):
+        return []
+    return [
+        f"note       calibrated/* are by thresholds that were calibrated with {before} draws of the posterior, and "
+        f"{draws} predict"
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -161,9 +161,9 @@ def cells_of(
     return header, body
 
 
-def beside(plan: Plan) -> BestBaseline | None:
+def beside(plan: Plan, show: Callable[[str], None]) -> BestBaseline | None:
     """The best of what needs no training; what fails there costs no comparison."""
-    return Beside(plan.task, lambda line: None).best
+    return Beside(plan.task, show).best
 
 
 def notes_of(plan: Plan, table: Sequence[Row], best: BestBaseline | None = None) -> list[str]:
@@ -215,11 +215,15 @@ def setting(row: Row) -> str:
     return f"{AS_GIVEN}, {row.contender.key}={given[0]:g}" if given else AS_GIVEN
 
 
-def write(plan: Plan, found: Records, folder: Path) -> Told:
-    """Write ``comparison.md``, ``comparison.csv`` (a row per method, setting and seed) and ``trials.csv``."""
+def write(plan: Plan, found: Records, folder: Path, show: Callable[[str], None] = lambda line: None) -> Told:
+    """Write ``comparison.md``, ``comparison.csv`` (a row per method, setting and seed) and ``trials.csv``.
+
+    Args:
+        show: takes a line before methods that need no training are judged.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    best = beside(plan, show)
     table, below = rows(plan, found), baselines(plan)
-    best = beside(plan)
     told = Told(table, about(plan), *cells_of(plan, table, below), notes_of(plan, table, best), best)
     write_file(folder / "comparison.md", markdown(plan, told))
     keys = list(dict.fromkeys(name for row in table for record in row.records.values() for name in numbers(record)))

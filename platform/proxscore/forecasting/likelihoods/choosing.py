@@ -4,14 +4,18 @@
 kind                                                               likelihood
 =================================================================  =================================
 values below 0, or few series come near it                         ``student_t``
-whole numbers from 0 on, half of them below 30                     ``negative_binomial``
+whole numbers from 0 on, half of them below 30 (counts)            ``negative_binomial``
 such, with far more zeros than a negative binomial has             ``zero_inflated_negative_binomial``
+such, that vary less than any negative binomial (ratings, stock)   as other numbers
 other numbers from 0 on, of which many are exactly 0               ``zero_inflated_lognormal``
 other numbers from 0 on, some near 0                               ``truncated_student_t``
 =================================================================  =================================
 
 A series comes near 0 where the 5% quantile of its last quarter is less than a typical error of the seasonal naive forecast there,
 sqrt(pi / 2) mean |y_t - y_(t-m)|: for independent Gaussian targets, where their mean is less than 3.1 standard deviations.
+
+Counts vary less than any negative binomial, whose variance is its mean at least, where half the mean square of differences, to
+the step or the season before, is less than half the mean: what is forecast may be far narrower than Poisson's.
 """
 
 from __future__ import annotations
@@ -25,11 +29,10 @@ import torch
 from numpy.typing import NDArray
 
 from proxscore.calibration.seasonal_error import seasonal_error
-from proxscore.config import ConfigError
-from proxscore.forecasting.distributions import StepDistribution
 
 SMALL = 30  # counts below are small
 INFLATED = 0.1  # share of zeros beyond those of a negative binomial; one that is true differs by .02 in samples of 400
+REGULAR = 0.5  # of Poisson's variance, below which counts vary less than a negative binomial can
 ZEROS = 0.3  # share of zeros of other numbers from which they are many
 NEAR = 0.05  # share of the series that come near 0, from which they are some
 _LOW = 0.05  # quantile of a series that says whether it does
@@ -59,7 +62,9 @@ def chosen(targets: Sequence[NDArray[np.floating]], season: int) -> Kind:
     zeros = float((every == 0).mean())
     if not every.any():
         return Kind("student_t", "all are 0")
-    if bool((every == np.floor(every)).all()) and float(np.median(every)) < SMALL:
+    counts = bool((every == np.floor(every)).all()) and float(np.median(every)) < SMALL
+    regular = counts and _dispersion(targets, season) < REGULAR
+    if counts and not regular:
         usual = float(np.average([_usual_zeros(values) for values in seen], weights=[len(values) for values in seen]))
         if zeros - usual > INFLATED:
             told = f"counts, {zeros:.0%} of them 0, {usual:.0%} by a negative binomial"
@@ -68,9 +73,8 @@ def chosen(targets: Sequence[NDArray[np.floating]], season: int) -> Kind:
     if zeros > ZEROS:
         return Kind("zero_inflated_lognormal", f"none is below 0, and {zeros:.0%} are 0")
     near = float(np.mean([_comes_near(each, season) for each in targets]))
-    if near > NEAR:
-        return Kind("truncated_student_t", f"none is below 0, and {near:.0%} of the series come near it")
-    return Kind("student_t", f"none is below 0, and {near:.0%} of the series come near it")
+    told = f"{'counts that vary less than a negative binomial; ' if regular else ''}none is below 0, and {near:.0%} of the "
+    return Kind("truncated_student_t" if near > NEAR else "student_t", f"{told}series come near it")
 
 
 def _usual_zeros(values: NDArray[np.float64]) -> float:
@@ -82,40 +86,20 @@ def _usual_zeros(values: NDArray[np.float64]) -> float:
     return math.exp(-size * math.log1p(mean / size))
 
 
+def _dispersion(targets: Sequence[NDArray[np.floating]], season: int) -> float:
+    """Variance of what is new in each step, by the better of two differences, divided by the mean; of all series together."""
+    mean = float(np.mean(np.concatenate([each[~np.isnan(each)] for each in targets])))
+    found = []
+    for lag in {1, season}:
+        squares = np.concatenate([np.square(each[lag:] - each[:-lag]) for each in targets])
+        if not np.isnan(squares).all():
+            found.append(float(np.nanmean(squares)) / 2)
+    return min(found, default=math.inf) / mean
+
+
 def _comes_near(values: NDArray[np.floating], season: int) -> bool:
     values = values[-max(len(values) // _LAST, _SEASONS * season, _STEPS) :]
     error = float(seasonal_error(torch.from_numpy(values.astype(np.float64)), season))
     if not math.isfinite(error) or np.isnan(values).all():
         return False
     return float(np.nanquantile(values, _LOW)) < math.sqrt(math.pi / 2) * error
-
-
-def check_targets(
-    name: str, family: type[StepDistribution], targets: Sequence[NDArray[np.floating]], names: Sequence[str]
-) -> None:
-    """Refuse a likelihood under which training targets are impossible.
-
-    Args:
-        name: of the likelihood.
-        targets: of each series, its training part; NaN is missing.
-        names: of the series.
-
-    Raises:
-        ConfigError: names the first series, and its value.
-    """
-    for series, values in zip(names, targets, strict=True):
-        seen = values[~np.isnan(values)]
-        wrong = seen[~_possible(family, seen)]
-        if len(wrong):
-            what = "numbers above 0" if family.positive else "numbers from 0 on"
-            raise ConfigError(
-                f"task.model.likelihood={name} is of {'whole ' if family.counts else ''}{what}; "
-                f"series {series!r} has {wrong[0]:g} in its training part: take auto, or student_t"
-            )
-
-
-def _possible(family: type[StepDistribution], values: NDArray[np.floating]) -> NDArray[np.bool_]:
-    if family.least is None:
-        return np.ones(len(values), dtype=bool)
-    possible = values > family.least if family.positive else values >= family.least
-    return possible & (values == np.floor(values)) if family.counts else possible

@@ -25,7 +25,7 @@ from proxscore.forecasting.likelihoods.positive import positive
 from proxscore.forecasting.likelihoods.zeros import probability_of_zero
 
 _LEAST = 1e-6  # of a mean, in counts
-_LARGEST = 2.0**53  # of a quantile
+_LARGEST = 2.0**52  # of a quantile: whole numbers are exact as far as twice that
 _NEAR = 4  # counts that scipy's quantile may be off
 
 
@@ -110,11 +110,13 @@ def _cdf(mean: Tensor, size: Tensor, values: Tensor) -> Tensor:
 
 
 def _icdf(mean: Tensor, size: Tensor, probability: Tensor) -> Tensor:
-    """The least count at which the distribution function reaches a probability: scipy's, if it is, else by bisection."""
+    """The least count at which the distribution function reaches a probability: scipy's, if it is, else by bisection.
+
+    Where it is above 2^52, that number."""
     mean, size, probability = (part.contiguous() for part in torch.broadcast_tensors(mean, size, probability))
     guess = stats.nbinom.ppf(probability.numpy(), size.numpy(), (size / (size + mean)).numpy())
-    found = torch.from_numpy(np.nan_to_num(np.asarray(guess, dtype=np.float64), nan=0.0, posinf=0.0)).clamp_min(0)
-    lower, upper = found - _NEAR, found + _NEAR  # the result is above lower, and at most upper
+    found = torch.from_numpy(np.nan_to_num(np.asarray(guess, dtype=np.float64), nan=0.0, posinf=0.0)).clamp(0, _LARGEST)
+    lower, upper = found - _NEAR, (found + _NEAR).clamp_max(_LARGEST)  # the result is above lower, and at most upper
     for _ in range(60):
         low = _cdf(mean, size, upper) < probability
         if not bool(low.any()):

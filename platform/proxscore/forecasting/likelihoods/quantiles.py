@@ -59,13 +59,14 @@ class Quantiles(StepDistribution):
         return torch.where(observed > 0, each.mean(-1), 0).sum(1)
 
     def log_density(self, outputs: Tensor, values: Tensor) -> Tensor:
-        """See :class:`.StepDistribution`."""
-        found = _quantiles(parts(outputs))
-        gaps = found.diff(dim=-1)
-        place = (values[..., None] >= found).sum(-1)
-        gap = gaps.gather(-1, (place - 1).clamp(0, len(LEVELS) - 2)[..., None])[..., 0]
-        outside = (found[..., 0] - values).clamp_min(0) + (values - found[..., -1]).clamp_min(0)
-        return math.log(_STEP) - gap.log() - outside / gap
+        """See :class:`.StepDistribution`. About the median in units of the scale: gaps far below the median are kept."""
+        own = tuple(part.double() for part in parts(outputs))
+        found, z = _standard(own), (values.double() - own[-2]) / own[-1]
+        place = (z[..., None] >= found).sum(-1)
+        gap = torch.stack(own[:-2], -1).gather(-1, (place - 1).clamp(0, len(LEVELS) - 2)[..., None])[..., 0]
+        outside = (found[..., 0] - z).clamp_min(0) + (z - found[..., -1]).clamp_min(0)
+        density = math.log(_STEP) - gap.log() - own[-1].log() - outside / gap
+        return density.to(torch.promote_types(parts(outputs)[0].dtype, values.dtype))
 
     def cdf(self, outputs: Tensor, values: Tensor) -> Tensor:
         """See :class:`.StepDistribution`."""

@@ -91,12 +91,17 @@ def total_lines(
     ]
 
 
+def told_lines(task: Task) -> list[str]:
+    """What the data chose, its first word in the column of the others."""
+    return [" ".join([f"{line.split()[0]:<16}", *line.split()[1:]]) for line in task.told]
+
+
 def _work(config: Config, task: Task, length: RunLength, counted: Memory) -> list[str]:
     evaluations = length.total_steps * config.method.evaluations_per_step()
     return [
         f"model            {config.task.network}: {counted.parameters:,} parameters, {counted.trained:,} trained",
         f"data             {config.task.data.kind}: {task.summary}",
-        *(" ".join([f"{line.split()[0]:<16}", *line.split()[1:]]) for line in task.told),
+        *told_lines(task),
         f"work             {length.total_steps} steps, {evaluations} gradient evaluations of {config.training.batch_size} rows",
     ]
 
