@@ -37,16 +37,16 @@ from proxscore.tracking import Study
 from proxscore.training import launch
 
 PUBLISHED = Path(__file__).with_name("published.csv")
-#: Network -> its configuration, and settings.
-NETWORKS: dict[str, tuple[str, list[str]]] = {
-    "Koopa": ("koopa", []),
-    "DLinear": ("dlinear", []),
-    "PatchTST/42": ("patchtst", []),
-    "PatchTST/64": ("patchtst", []),
-    "DeepAR": ("deepar", []),
-    "TFT": ("tft", []),
-    "PatchTST": ("patchtst", []),
-    "TiDE": ("tide", []),
+#: Network -> its configuration.
+NETWORKS = {
+    "Koopa": "koopa",
+    "DLinear": "dlinear",
+    "PatchTST/42": "patchtst",
+    "PatchTST/64": "patchtst",
+    "DeepAR": "deepar",
+    "TFT": "tft",
+    "PatchTST": "patchtst",
+    "TiDE": "tide",
 }
 LONG = ("Koopa", "DLinear", "PatchTST/42", "PatchTST/64")
 SHORT = ("DeepAR", "TFT", "PatchTST", "DLinear", "TiDE", "Koopa")
@@ -65,6 +65,7 @@ WIDTHS = {
     "Traffic": [(1, 512, 256, 3), (3, 64, 128, 2), (1, 128, 128, 2), (1, 128, 128, 2)],
     "Weather": [(4, 128, 64, 2), (2, 64, 128, 3), (2, 128, 64, 2), (3, 128, 64, 2)],
 }
+ERRORS = ("mse", "mae", "mase", "crps")
 SHAPE = ("blocks", "dynamic_dim", "hidden_dim", "hidden_layers")
 
 
@@ -101,17 +102,16 @@ def protocol(name: str, model: str, horizon: int, path: Path | None) -> list[str
 def cell(key: tuple[str, str, int, str, int], options: Namespace) -> Config:
     """The configuration of one run: a set, a network, a horizon, a method, a seed."""
     name, model, horizon, method, seed = key
-    file, own = NETWORKS[model]
     run = "-".join(map(str, key)).replace("/", "_")
     settings = [
-        *(f"name={run}", f"seed={seed}", *protocol(name, model, horizon, options.path), *own),
+        *(f"name={run}", f"seed={seed}", *protocol(name, model, horizon, options.path)),
         *("task.baselines=[]", "task.conformal.kind=none", "training.workers=0"),
         *(f"training.storage={options.output / 'runs'}", f"training.device={options.device}"),
         f"evaluation.draws={options.draws}",
         *([] if options.epochs is None else [f"training.epochs={options.epochs}"]),
         *(["training.epochs=0.05"] if options.quick else []),
     ]
-    config = configuration.load(file, settings)
+    config = configuration.load(NETWORKS[model], settings)
     assert config.baseline is not None
     chosen = config.baseline if method == "adamw" else config.method
     return config.model_copy(update={"method": chosen, "baseline": None})
@@ -172,6 +172,23 @@ def sets(options: Namespace) -> list[str]:
     return names
 
 
+def tabled(found: dict[tuple[str, str, int, str], list[dict[str, Any]]]) -> list[list[Any]]:
+    """What was measured, by set and horizon, with what was published below it."""
+    table: list[list[Any]] = []
+    for name, horizon in dict.fromkeys((name, horizon) for name, _, horizon, _ in found):
+        shown = ("mase",) if name in COMPETITIONS else ("mse", "mae", "crps")  # competitions: series of many sizes
+        for (at, model, step, method), rows in found.items():
+            if (at, step) == (name, horizon):
+                errors = [spread([row[error] for row in rows], 3) if error in shown else "" for error in ERRORS]
+                more = spread([row["coverage_90"] for row in rows], 3), spread([row["seconds"] for row in rows], 0)
+                table.append([name, horizon, model, method, *errors, *more])
+        for row in published():
+            if (row["set"], row["horizon"]) in ((name, str(horizon)), (name, "")):
+                source = f"*{row['source']}, {row['found']}*"
+                table.append([name, row["horizon"], row["model"], source, *(row.get(e, "") for e in ERRORS), "", ""])
+    return table
+
+
 def measure(options: Namespace, record: Study, rows: Rows) -> None:
     options.output = options.output.absolute()
     models = chosen(options.models, list(NETWORKS), "--models")
@@ -190,21 +207,8 @@ def measure(options: Namespace, record: Study, rows: Rows) -> None:
     found: dict[tuple[str, str, int, str], list[dict[str, Any]]] = {}
     for key, row in rows.each(keys, lambda key: run(key, options)):
         found.setdefault(key[:4], []).append(row)
-    table, theirs = [], published()
-    for name, horizon in dict.fromkeys((name, horizon) for name, _, horizon in cells):
-        for (at, model, step, method), made in found.items():
-            if (at, step) == (name, horizon):
-                errors = [spread([row[error] for row in made], 4) for error in ("mse", "mae", "mase", "crps")]
-                coverage, seconds = (spread([row[key] for row in made], 2) for key in ("coverage_90", "seconds"))
-                table.append([name, horizon, model, method, *errors, coverage, seconds])
-        for row in theirs:
-            if (row["set"], row["horizon"]) in ((name, str(horizon)), (name, "")):
-                errors = [row[error] for error in ("mse", "mae", "mase")]
-                table.append(
-                    [name, row["horizon"], row["model"], f"*{row['source']}, {row['found']}*", *errors, "", "", ""]
-                )
     header = ["set", "horizon", "network", "by", "MSE", "MAE", "MASE", "CRPS", "coverage 90", "seconds"]
-    record.table("long_horizon", header, table)
+    record.table("long_horizon", header, tabled(found))
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
