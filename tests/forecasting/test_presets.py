@@ -34,11 +34,11 @@ def weights(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def test_dlinear_is_the_papers_for_each_parameter_of_the_normal() -> None:
+def test_dlinear_is_the_papers_once_for_the_location_and_once_for_the_scale() -> None:
     """Zeng et al., table 8: 139.7 thousand weights with a context of 96 and a horizon of 720."""
     net = within("dlinear", 720, 96)
     assert weights(net.linear_seasonal) + weights(net.linear_trend) == 2 * 139_680
-    assert weights(net) == 2 * 139_680 + 2 * (2 + 1)
+    assert weights(net) == 2 * 139_680 + 3 * (2 + 1)
 
 
 @pytest.mark.parametrize(("context", "words"), [(336, 42), (512, 64)])

@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def options(output: Path, **other: Any) -> Namespace:
-    plain = {"only": None, "models": None, "horizons": None, "methods": None, "epochs": None, "draws": 2, "seeds": 1}
+    plain = {"only": None, "models": None, "horizons": None, "methods": None, "epochs": None, "draws": 2, "seeds": 1, "set": []}
     return Namespace(**{**plain, "output": output, "device": "cpu", "quick": True, **other})
 
 

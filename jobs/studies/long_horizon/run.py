@@ -110,6 +110,7 @@ def cell(key: tuple[str, str, int, str, int], options: Namespace) -> Config:
         f"evaluation.draws={options.draws}",
         *([] if options.epochs is None else [f"training.epochs={options.epochs}"]),
         *(["training.epochs=0.05"] if options.quick else []),
+        *options.set,
     ]
     config = configuration.load(NETWORKS[model], settings)
     assert config.baseline is not None
@@ -219,6 +220,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "methods": {"help": "of adamw,proximal_score (default: both)"},
     "epochs": {"type": float, "help": "passes over the training windows (default: the configuration's)"},
     "draws": {"type": int, "default": 16, "help": "of the posterior, at the end (default: %(default)s)"},
+    "set": {"action": "append", "default": [], "help": "a further setting, as task.model.likelihood=student_t; any number"},
     "device": {"default": "auto", "help": "auto, cpu or cuda (default: %(default)s)"},
     "seeds": {"default": 1},
 }
