@@ -36,7 +36,16 @@ def folder(tmp_path: Path) -> Path:
 
 
 def options(output: Path, **other: Any) -> Namespace:
-    plain = {"only": None, "models": None, "horizons": None, "methods": None, "epochs": None, "draws": 2, "seeds": 1, "set": []}
+    plain = {
+        "only": None,
+        "models": None,
+        "horizons": None,
+        "methods": None,
+        "epochs": None,
+        "draws": 2,
+        "seeds": 1,
+        "set": [],
+    }
     return Namespace(**{**plain, "output": output, "device": "cpu", "quick": True, **other})
 
 
@@ -59,7 +68,7 @@ def test_published_errors_are_of_the_horizons_of_the_protocol_and_say_where_they
     assert sum(row["model"] == "PatchTST/64" for row in rows) == 8 * 4
 
 
-@pytest.mark.parametrize("model", ["Koopa", "DLinear", "PatchTST/42", "PatchTST/64"])
+@pytest.mark.parametrize("model", ["Koopa", "DLinear", "PatchTST/42"])
 def test_a_cell_fits_an_official_file(model: str, study: dict[str, Any], folder: Path, tmp_path: Path) -> None:
     horizon = study["horizons"]("ILI", model)[0]
     point, posterior = (
