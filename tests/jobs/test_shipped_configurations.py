@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from conftest import Main
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
-MARKS = {"compare_births": [pytest.mark.slow]}
+MARKS = {"compare_births": [pytest.mark.slow], "tft": [pytest.mark.slow]}
 FILES = [*sorted((JOBS / "configs").glob("*.yaml")), *sorted((JOBS / "studies").glob("*/*.yaml"))]
 CONFIGS = [
     pytest.param(path, id=str(path.relative_to(JOBS).with_suffix("")), marks=MARKS.get(path.stem, [])) for path in FILES
