@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def task_of(path: Path, network: str = "MLP", likelihood: str = "auto", **traini
 def test_a_training_on_data_from_zero_on_gives_no_quantile_sample_or_interval_below(kind: str, tmp_path: Path) -> None:
     config, task = task_of(written(tmp_path / "series.parquet", kind), epochs=3)
     assert task.likelihood_name == CHOICES[kind]
-    (line,) = task.told
+    line, *_ = task.told
     assert line.startswith(f"likelihood {CHOICES[kind]}, by the training targets")
     context = LocalWorker(tmp_path / "run", torch.device("cpu"), lambda payloads: None, keep=1)
     results = train(config, config.method, config.training.epochs, task, context)
@@ -226,10 +227,18 @@ def test_one_series_below_zero_among_others_counts() -> None:
 def test_what_the_data_chose_is_recorded_and_shown(tmp_path: Path) -> None:
     path = written(tmp_path / "series.parquet", "counts")
     _, task = task_of(path)
-    assert task.chosen == {"task.model.likelihood": "negative_binomial"}
+    assert task.chosen["task.model.likelihood"] == "negative_binomial"
+    numbers = {
+        word: float(number)
+        for word, number in re.findall(r"(linear|theta|climatology)[^;]*?([\d.]+)(?=;|$)", task.told[1])
+    }
+    assert len(numbers) == 3
+    assert (
+        task.chosen["task.model.anchor"] == min(numbers, key=numbers.__getitem__) == task.told[1].split()[1].strip(",")
+    )
     _, task = task_of(path, likelihood="student_t")
-    assert task.chosen == {}
-    assert not task.told
+    assert list(task.chosen) == ["task.model.anchor"]
+    assert len(task.told) == 1
 
 
 def test_a_posterior_from_before_there_were_families_and_anchors_is_of_a_student_t(tmp_path: Path) -> None:

@@ -50,6 +50,24 @@ class Choice:
     crps: float
     forecasts: Forecasts | None = None
 
+    @property
+    def name(self) -> str:
+        """Its setting."""
+        return self.anchor.method if isinstance(self.anchor, GivenAnchor) else "linear"
+
+    @property
+    def label(self) -> str:
+        """Its setting, and the season of a method."""
+        return f"{self.name}, {self.anchor.season}" if isinstance(self.anchor, GivenAnchor) else self.name
+
+
+def told(choices: Sequence[Choice]) -> str:
+    """Which is the best, and why, in a line."""
+    best, *others = sorted(choices, key=lambda choice: choice.crps)
+    beside = "".join(f"; {each.label}: {each.crps:,.4g}" for each in others)
+    why = f"whose forecasts of the validation windows have a CRPS of {best.crps:,.4g}{beside}"
+    return f"anchor {best.label} (task.model.anchor), {why}"
+
 
 def linear_choice(anchor: LinearAnchor, validation: Windows, unit: float) -> Choice:
     """Judge a regression by the validation windows, as a Gaussian."""

@@ -18,6 +18,7 @@ from proxscore.forecasting.anchoring import (
     given_choice,
     given_forecasts,
     linear_choice,
+    told,
 )
 from proxscore.forecasting.anchors import BLOCKS, METHODS, Anchor, Units, as_described, described, fit, given
 from proxscore.forecasting.baselines import History, seasons
@@ -94,8 +95,11 @@ class SeriesTask(Task):
         self.scale_floor = float((trained or {}).get("scale_floor", own_floor))
         self.unit = unit(self.series, self.splits) if trained is None else trained_unit(trained)
         self._told: tuple[str, ...] = ()
+        self._chosen: dict[str, str] = {}
         self.likelihood_name = self._likelihood() if trained is None else trained_likelihood(config.model, trained)
         self.likelihood = LIKELIHOODS[self.likelihood_name]()
+        if config.model.likelihood == "auto":
+            self._chosen["task.model.likelihood"] = self.likelihood_name
         self.anchor: Anchor | None = None
         kind = anchor_kind(config.model, trained)
         if trained is not None and kind is not None:
@@ -175,6 +179,9 @@ class SeriesTask(Task):
             choices += [] if found is None else [found]
         best = min(choices, key=lambda choice: choice.crps)
         self.anchor = best.anchor
+        self._told += (told(choices),)
+        if wanted == "auto":
+            self._chosen["task.model.anchor"] = best.name
         if best.forecasts is not None:
             self.blueprint, self.data = self._windows("given", best.forecasts)
 
@@ -188,7 +195,7 @@ class SeriesTask(Task):
 
     @property
     def chosen(self) -> dict[str, str]:
-        return {"task.model.likelihood": self.likelihood_name} if self.config.model.likelihood == "auto" else {}
+        return self._chosen
 
     def check(self, config: Config) -> None:
         """Refuse settings of a run that forecasting networks do not serve.
