@@ -14,6 +14,7 @@ import pytest
 import torch
 from small_forecasts import SMALL, tree
 
+import proxscore
 from proxscore.calibration.conformal_forecasts import LEVELS, moved
 from proxscore.config import ConfigError
 from proxscore.forecasting.forecasts import Forecaster
@@ -128,6 +129,15 @@ def test_a_training_on_data_from_zero_on_gives_no_quantile_sample_or_interval_be
             lower, upper = moved(*ends_of(chunk, LEVELS), torch.tensor(thresholds), chunk.width, chunk.least)
             assert (lower >= 0).all()
             assert (upper >= lower).all()
+    # The past of new series has what cannot be: their forecasts say so.
+    new = pd.read_parquet(tmp_path / "series.parquet").reset_index(drop=True)
+    predictor = proxscore.load(final, device="cpu")
+    assert not [note for note in predictor.predict(new).notes if "excludes" in note]
+    new.loc[238, "target"] = -3.0
+    (note,) = [note for note in predictor.predict(new).notes if "excludes" in note]
+    assert note.startswith(
+        "1 series have values that their likelihood excludes (the first: series '0' has -3 at 2024-01-10 22:00:00): "
+    )
 
 
 @pytest.mark.parametrize("network", ["MLP", "DLinear", "Koopa", "DeepAR"])
