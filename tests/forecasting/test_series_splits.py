@@ -154,10 +154,10 @@ def test_the_record_changes_with_every_origin() -> None:
 @pytest.mark.parametrize(
     ("lengths", "horizon", "stride", "windows"),
     [
-        ([9000], 48, 48, 19),  # 19 calibrate intervals of 50, 80, 90 and 95 % exactly
+        ([40000], 48, 48, 99),  # 99 calibrate intervals of 50, 80, 90 and 95 % exactly
         ([400, 1000], 14, 14, 4),  # a sixth of the shortest
         ([4032], 48, 48, 14),
-        ([400, 1000], 14, 1, 19),
+        ([400, 1000], 14, 1, 53),
         ([1000] * 200, 14, 14, 10),  # 2,000 in all
         ([1000] * 5000, 14, 14, 1),
         ([60, 70], 18, 18, 1),  # at least one, if there is no room for it

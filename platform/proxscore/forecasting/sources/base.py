@@ -41,7 +41,7 @@ class WindowedSeries(SeriesSource):
 
     # Steps; null: of the frequency (24 of hours), or the data set's own.
     season: int | None = Field(None, ge=1, le=MAX_CONTEXT)
-    # The last forecasts of each series; null: 19, fewer where series are short or many (see forecasting.splits).
+    # The last forecasts of each series; null: 99, fewer where series are short or many (see forecasting.splits).
     test_windows: int | None = Field(None, ge=1, le=MAX_WINDOWS)
     validation_windows: int | None = Field(None, ge=1, le=MAX_WINDOWS)  # those before; null: likewise
     # Steps from one forecast's start to the next; null: the horizon.
