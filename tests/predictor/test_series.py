@@ -184,3 +184,23 @@ def test_batch_prediction_lists_the_series_that_fail(
     np.testing.assert_allclose(own["mean"], good["mean"], atol=1e-4)
     assert len(found) == 13
     assert os.listdir(tmp_path).count("forecasts.parquet.parts") == 0
+
+
+def test_a_network_whose_days_follow_a_clock_forecasts(tmp_path: Path) -> None:
+    """Days of Berlin as text, whose offset changes: forecasts go on by that clock."""
+    times = pd.date_range("2024-01-01", periods=120, freq="D", tz="Europe/Berlin")
+    values = 5 + np.sin(2 * np.pi * np.arange(120) / 7) + np.random.default_rng(0).normal(0, 0.1, 120)
+    frame = pd.DataFrame({"timestamp": [each.isoformat() for each in times], "target": values})
+    frame.to_csv(tmp_path / "days.csv", index=False)
+    overrides = [
+        *("name=days", "task.kind=forecasting", "task.horizon=7", "task.data.kind=table"),
+        *(f"task.data.path={tmp_path / 'days.csv'}", "task.data.time_zone=Europe/Berlin", "task.baselines=[]"),
+        *("training.epochs=1", "training.workers=0", "training.device=cpu", "evaluation.draws=2"),
+        *(f"training.storage={tmp_path / 'runs'}", f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}"),
+        *("--result", str(tmp_path / "result.json")),
+    ]
+    assert train(overrides) == 0
+    predictor = proxscore.load(tmp_path / "runs" / "days-proximal_score", device="cpu")
+    found = predictor.predict(frame).to_frame()["timestamp"]
+    expected = pd.date_range("2024-04-30", periods=7, freq="D", tz="Europe/Berlin")
+    assert pd.to_datetime(found, utc=True).tolist() == expected.tz_convert("UTC").tolist()

@@ -171,14 +171,15 @@ def columns_of(section: ForecastingConfig, trained: Mapping[str, Any]) -> Series
 
 
 def example(section: ForecastingConfig, columns: SeriesTableConfig, trained: Mapping[str, Any]) -> Any:
-    """A table of one series that is as long as the network looks back, of ones and twos."""
+    """A table of one series that is as long as the network looks back, of ones and twos; times are text if a clock is set."""
     import pandas as pd
 
     context = section.context or trained_context(trained, section.horizon) or 1
     known = section.horizon if columns.known_covariates else 0
-    stamps = pd.date_range("2020-01-01", periods=context + known, freq=trained["frequency"])
+    stamps = pd.date_range("2020-01-01", periods=context + known, freq=trained["frequency"], tz=columns.time_zone)
+    times = stamps if columns.time_zone is None else [stamp.isoformat() for stamp in stamps]
     values = np.where(np.arange(len(stamps)) < context, 1.0 + np.arange(len(stamps)) % 2, np.nan)
-    frame = pd.DataFrame({columns.timestamp_column: stamps, columns.target_column: values})
+    frame = pd.DataFrame({columns.timestamp_column: times, columns.target_column: values})
     for name in columns.id_columns:
         frame.insert(0, name, "a")
     for name, kinds in trained["features"]["categories"].items():

@@ -83,9 +83,10 @@ class Remarks:
                 "steps: zeros stand before them"
             )
         if unlike:
+            more = "more " if flat or short else ""
             found.append(
-                f"{unlike:,} of {self.series:,} forecasts (the first: {first_unlike}) go on from a past unlike any of training: "
-                "their uncertainty may be too small (unlike_training)"
+                f"{unlike:,} {more}of {self.series:,} forecasts (the first: {first_unlike}) go on from a past unlike any of "
+                "training: their uncertainty may be too small (unlike_training)"
             )
         if self.excluded[0]:
             found.append(
