@@ -9,7 +9,6 @@ bisection alone; where 0 has a probability of its own that reaches p, it is the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,8 +19,7 @@ from torch import Tensor
 from proxscore.forecasting.distributions import StepDistribution
 
 TOLERANCE = 1e-9  # of the bracket, relative to the largest of all
-CLOSE = 1e-4  # of |F(y) - p| relative to p or 1 - p, below which one more step of Newton's is the last: it squares the error,
-STEADY = 2.0  # if the density there is that of the last step but for this factor, and steps shrink by it: in a plateau they grow
+CLOSE = 1e-7  # of |F(y) - p| relative to p or 1 - p: it is found
 NEWTON = 20  # iterations, after which bisection is alone
 ITERATIONS = 100  # in so many fewer it reaches the tolerance
 
@@ -66,27 +64,22 @@ class StepMixture:
             found, lower, upper = (torch.where(zero, 0, part) for part in (found, lower, upper))
         scale = (upper - lower).amax().clamp_min(1e-300)
         rows = torch.arange(found.numel())
-        last_at, last_excess = torch.full_like(found, math.nan), torch.full_like(found, math.nan)
         for iteration in range(ITERATIONS):
             rows = rows[
                 (upper - lower)[rows] > TOLERANCE * torch.minimum(scale, found[rows].abs() + (upper - lower)[rows])
             ]
             if not len(rows):
                 break
+            excess = self._mean_cdf(outputs[:, rows], found[rows]) - probability
+            left = excess.abs() > CLOSE * min(probability, 1 - probability)
+            rows, excess = rows[left], excess[left]
             parts, at = outputs[:, rows], found[rows]
-            excess = self._mean_cdf(parts, at) - probability
-            above = excess > 0
-            upper[rows] = torch.where(above, at, upper[rows])
-            lower[rows] = torch.where(above, lower[rows], at)
+            upper[rows] = torch.where(excess > 0, at, upper[rows])
+            lower[rows] = torch.where(excess > 0, lower[rows], at)
             density = torch.stack([self.likelihood.log_density(part, at).exp() for part in parts]).mean(0)
             step = at - excess / density
             inside = (step > lower[rows]) & (step < upper[rows]) & (iteration < NEWTON)
             found[rows] = torch.where(inside, step, (lower[rows] + upper[rows]) / 2)
-            before = at - last_at[rows]
-            change = (excess - last_excess[rows]) / before / density
-            steady = (change > 1 / STEADY) & (change < STEADY) & ((step - at).abs() < before.abs() / STEADY)
-            last_at[rows], last_excess[rows] = at, excess
-            rows = rows[~(inside & steady & (excess.abs() <= CLOSE * min(probability, 1 - probability)))]
         return found.reshape(self.outputs.shape[1:3])
 
     def _mean_cdf(self, outputs: Tensor, values: Tensor) -> Tensor:
