@@ -48,9 +48,7 @@ class StepMixture:
         with ThreadPoolExecutor(max(torch.get_num_threads(), 1)) as threads:  # scipy's functions have one each
             found = torch.stack(list(threads.map(self._quantile, probabilities)))
         order = torch.tensor(probabilities).argsort()
-        return (
-            found[order].cummax(0).values[order.argsort()]
-        )  # they may differ from the exact ones by rounding, and cross
+        return found[order].cummax(0).values[order.argsort()]  # by rounding alone they might cross
 
     def _quantile(self, probability: float) -> Tensor:
         outputs = self.outputs.cpu().double().flatten(1, 2)  # (S, N, K)

@@ -143,9 +143,8 @@ class TruncatedStudentT(Truncated):
         far = (log_tail < _DEEP) | ~found.isfinite()
         rows = far | (found.abs() < _NEXT)
         if bool(rows.any()):
-            start = torch.where(
-                far, df.sqrt() * torch.exp((-log_tail / df).clamp_max(300)), found
-            )  # a power of z, if far
+            power = df.sqrt() * torch.exp((-log_tail / df).clamp_max(300))  # where the tail were a power of z
+            start = torch.where(far, power, found)
             found[rows] = self._newton(df[rows], log_tail[rows], start[rows])
         return found
 

@@ -14,6 +14,7 @@ The package has no dates. All series are said to begin with 1980, so that a mont
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,14 +52,14 @@ class CompetitionSeries(SeriesSource):
     group: str
 
     @property
+    @abstractmethod
     def chosen(self) -> Group:
         """The group that is asked for."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def source(self) -> str:
         """The data set's name in the package."""
-        raise NotImplementedError
 
     def load(self, frequency: str | None = None) -> SeriesData:
         """The series of the group, by their published names.
