@@ -117,7 +117,8 @@ def ray_head() -> Iterator[RayHead]:
             stderr=subprocess.STDOUT,
         )
     try:
-        wait_for_job_server(head, token.read_text(), process, folder / "start.log")
+        for answering in (f"{head.dashboard}/api/jobs/", f"http://127.0.0.1:{agent}/api/local_raylet_healthz"):
+            wait_for(answering, token.read_text(), process, folder / "start.log")
         yield head
     finally:
         stop(process)
@@ -136,9 +137,12 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
-def wait_for_job_server(head: RayHead, token: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Return when the job server answers; fail with the log when the head ends or 100 s are over."""
-    request = urllib.request.Request(f"{head.dashboard}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
+def wait_for(url: str, token: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Return when a part of the head answers; fail with the log when the head ends or 100 s are over.
+
+    The job server answers before the node's agent, which starts the jobs; without an agent it refuses them after 10 s.
+    """
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
     deadline = time.monotonic() + 100
     while process.poll() is None and time.monotonic() < deadline:
         try:
@@ -146,7 +150,7 @@ def wait_for_job_server(head: RayHead, token: str, process: subprocess.Popen[byt
                 return
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             time.sleep(0.2)
-    pytest.fail(f"the head did not start: {log.read_text()}")
+    pytest.fail(f"the head did not start: {url} did not answer; {log.read_text()}")
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
