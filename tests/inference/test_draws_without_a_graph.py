@@ -21,7 +21,7 @@ from proxscore.inference import (
     Mixture,
     Prior,
     ProximalScore,
-    foreach_step,
+    kernels,
 )
 from proxscore.inference.families import Distribution, Family, State
 
@@ -74,13 +74,13 @@ def test_nothing_is_differentiated_through_a_draw(kind: str, paired: bool, monke
     base, arguments, solver = DRAWN[kind]
     module = Two()
     seen: list[bool] = []
-    write = foreach_step.sample_
+    write = kernels.sample_
 
     def sample_(weights: Tensor, mean: Tensor, precision: Tensor, noise: Tensor) -> None:
         write(weights, mean, precision, noise)
         seen.append(carries_a_graph(weights, mean, precision))
 
-    monkeypatch.setattr(foreach_step, "sample_", sample_)  # where a mean field in closed form puts its draws, in place
+    monkeypatch.setattr(kernels, "sample_", sample_)  # where a mean field in closed form puts its draws, in place
     optimizer = ProximalScore(
         module.named_parameters(),
         20,

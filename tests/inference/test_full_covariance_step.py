@@ -60,8 +60,8 @@ def test_the_full_covariance_step_is_the_mean_field_step_in_the_eigenbasis(penal
     eigenvalues, weights, anchor, u = [0.5, 0.8, 1.3, 1.6], (3.0, 0.7), anchor_of(), normal(D, seed=9)
     k = symmetric(eigenvalues)
     vectors = torch.linalg.eigh(k).eigenvectors
-    r = penalty.precision_ratio_([torch.tensor(eigenvalues, dtype=torch.float64)], weights[0])[0]
-    expected = penalty.mean_step_([vectors.mT @ u], [r], weights[1])[0]
+    r = penalty.precision_ratio(torch.tensor(eigenvalues, dtype=torch.float64), weights[0])
+    expected = penalty.mean_step(vectors.mT @ u, r, weights[1])
     ratio, step = whitened(anchor, stepped(anchor, u, k, penalty, weights))
     torch.testing.assert_close(ratio, vectors @ r.diag() @ vectors.mT)
     torch.testing.assert_close(step, vectors @ expected)

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from plain_step import mean_field_step
 from torch import Tensor, nn
 
 from proxscore.inference import ForwardKL, NoPenalty, Quadratic, ReverseKL, noise
-from proxscore.inference.mean_field_step import mean_field_step
 from proxscore.inference.members import Member
 from proxscore.inference.metric import Adaptive
-from proxscore.inference.parts import buckets
+from proxscore.inference.parts import flats
 from proxscore.inference.parts.meanless_shards import MeanlessShards
 from proxscore.inference.parts.shards import Shards
 from proxscore.inference.penalties import Penalty
@@ -97,7 +97,7 @@ def test_the_fast_step_is_the_plain_formula(
 ) -> None:
     """Three random states each; limits so narrow that they cut some coordinates and leave others, and buckets so small that
     a tensor is cut over several, or shares one with others."""
-    monkeypatch.setitem(buckets.SIZE, "cpu", 7)
+    monkeypatch.setitem(flats.SIZE, "cpu", 7)
     for seed in range(len(SQUARES)):
         trial = Trial(seed, adaptive, draws, paired, kind)
         limits: dict[str, Any] = dict(max_log_precision_step=0.05, max_mean_step=0.03) if limited else {}

@@ -18,7 +18,7 @@ def draw(
     seed: int, start: int = 0, count: int = TOTAL, total: int = TOTAL, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     result = torch.full((count,), float("nan"), dtype=dtype)
-    for piece, values in noise.NormalStream(torch.device("cpu"), dtype).pieces(seed, start, count, total):
+    for piece, values in noise.NormalStream(torch.device("cpu"), dtype).pieces(seed, start, count):
         result[piece] = values
     return result
 
@@ -65,7 +65,7 @@ def test_noise_of_another_seed_step_or_draw_is_uncorrelated(other: int) -> None:
 
 def test_noise_of_different_blocks_and_parameters_is_uncorrelated() -> None:
     values = draw(0)
-    block = noise.BLOCK["cpu"]
+    block = noise.PIECE["cpu"]
     assert abs((values[:block] * values[block : 2 * block]).mean().item()) < 5 * block**-0.5
     layer = noise.key(noise.key(0, "draw", 0, 0), "layer.weight"), noise.key(noise.key(0, "draw", 0, 0), "layer.bias")
     assert abs((draw(layer[0]) * draw(layer[1])).mean().item()) < 5 * TOTAL**-0.5

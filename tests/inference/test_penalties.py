@@ -39,13 +39,13 @@ def names(penalties: list[Penalty]) -> list[str]:
 
 
 def ratio(penalty: Penalty, curvature: list[float], weight: float, dtype: torch.dtype = torch.float64) -> list[float]:
-    (result,) = penalty.precision_ratio_([torch.tensor(curvature, dtype=dtype)], weight)
+    result = penalty.precision_ratio(torch.tensor(curvature, dtype=dtype), weight)
     return result.tolist()
 
 
 def mean_step(penalty: Penalty, u: float, r: float, weight: float) -> float:
     tensors = [torch.tensor([value], dtype=torch.float64) for value in (u, r)]
-    (step,) = penalty.mean_step_(tensors[:1], tensors[1:], weight)
+    step = penalty.mean_step(tensors[0], tensors[1], weight)
     return step.item()
 
 

@@ -14,7 +14,7 @@ from proxscore.inference import ForwardKL
 
 
 def ratio(curvature: list[float], weight: float, dtype: torch.dtype = torch.float64) -> list[float]:
-    (result,) = ForwardKL().precision_ratio_([torch.tensor(curvature, dtype=dtype)], weight)
+    result = ForwardKL().precision_ratio(torch.tensor(curvature, dtype=dtype), weight)
     return result.tolist()
 
 
@@ -72,10 +72,10 @@ def test_the_mean_step_minimises_loss_plus_penalty_at_the_new_precision(kappa: f
     """d minimises (d - u)^2 / 2 + kappa d^2 / r; the mean moves by d / r posterior standard deviations."""
     u, r = 2.3, 1.6
     found = minimize_scalar(lambda d: (d - u) ** 2 / 2 + kappa * d**2 / r)
-    (step,) = ForwardKL().mean_step_([torch.tensor([u], dtype=torch.float64)], [torch.tensor([r])], kappa)
+    step = ForwardKL().mean_step(torch.tensor([u], dtype=torch.float64), torch.tensor([r]), kappa)
     assert step.item() == pytest.approx(found.x / r, rel=1e-6)
 
 
 def test_the_largest_mean_step_is_that_of_the_documentation() -> None:
-    (step,) = ForwardKL().mean_step_([torch.ones(1)], [torch.ones(1)], 4.5)
+    step = ForwardKL().mean_step(torch.ones(1), torch.ones(1), 4.5)
     assert step.item() == pytest.approx(0.1)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from proxscore.inference import Categorical, ForwardKL, Prior, ProximalScore, foreach_step
-from proxscore.inference.bucket import Bucket
+from proxscore.inference import Categorical, ForwardKL, Prior, ProximalScore
+from proxscore.inference.elementwise import Settings, stepped
 from proxscore.inference.step import ProximalStep
 
 N, BATCH = 120, 10
@@ -137,13 +137,9 @@ def test_the_steps_are_deterministic_functions_of_the_statistics() -> None:
 
     def update(k: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
         shape = k.shape
-        mean, precision, weights = torch.zeros(shape), torch.full(shape, 4.0), torch.zeros(shape)
+        settings = Settings.of(ProximalStep(ForwardKL(), (7.0, 3.0), score_scale=-5.0), 0.0, 0.0)
         nothing = torch.zeros(shape)
-        bucket = Bucket(
-            [weights], [mean], [precision], [nothing], [score], [k.clone()], [None], [None], [None], [0.0], [0.0]
-        )
-        foreach_step.update_(bucket, ProximalStep(ForwardKL(), (7.0, 3.0), score_scale=-5.0))
-        return mean, precision
+        return stepped(nothing, torch.full(shape, 4.0), nothing, None, score, k, None, ForwardKL(), False, settings)[:2]
 
     generator = torch.Generator().manual_seed(0)
     k, score = torch.randn(50, generator=generator), torch.randn(50, generator=generator)

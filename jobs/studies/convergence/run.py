@@ -27,7 +27,7 @@ from proxscore.config import ConfigError
 from proxscore.experiments.comparison import settings
 from proxscore.experiments.study import Rows, command, spread
 from proxscore.inference import Categorical, ForwardKL, FullCovariance, Prior, ProximalScore, Schedule
-from proxscore.inference.penalties import Tensors
+from proxscore.inference.penalties import Weight
 from proxscore.posterior import Posterior, predict
 from proxscore.tracking import Study
 
@@ -41,9 +41,9 @@ class WatchedKL(ForwardKL):
 
     seen: list[float] = field(default_factory=list)
 
-    def precision_ratio_(self, curvature: Tensors, weight: float) -> Tensors:
-        self.seen.append(torch.cat([k.flatten() for k in curvature]).mean().item())
-        return super().precision_ratio_(curvature, weight)
+    def precision_ratio(self, curvature: Tensor, weight: Weight) -> Tensor:
+        self.seen.append(curvature.mean().item())
+        return super().precision_ratio(curvature, weight)
 
 
 def batches(rows: Any, size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:

@@ -5,32 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from targets import Moments, N, Regression  # type: ignore[import-not-found]  # beside this file
 from torch import Tensor
 
-from proxscore.inference import ForwardKL, foreach_step
-from proxscore.inference.bucket import Bucket
-from proxscore.inference.penalties import Tensors
+from proxscore.inference import ForwardKL
+from proxscore.inference.elementwise import Settings, curvature, paired_curvature, stepped
 from proxscore.inference.step import ProximalStep
 from proxscore.methods.references import bam, gsm
 
 EVALUATIONS = 8
 WEIGHT = 1000.0  # precision weight of the steps
-
-
-class Recorder(ForwardKL):
-    """Keeps the statistics that the proximal step hands to its penalty."""
-
-    def precision_ratio_(self, curvature: Tensors, weight: float) -> Tensors:
-        object.__setattr__(self, "curvature", torch.stack(list(curvature)).flatten())
-        return super().precision_ratio_(curvature, weight)
-
-    def mean_step_(self, score: Tensors, ratio: Tensors, weight: float) -> Tensors:
-        object.__setattr__(self, "score", torch.stack(list(score)).flatten())
-        return super().mean_step_(score, ratio, weight)
 
 
 class Anchor:
@@ -47,47 +33,20 @@ def ours(anchor: Anchor, thetas: Tensor, scores: Tensor, paired: bool) -> dict[s
 
     The curvature statistics of a step's pairs (or draws) are averaged before the step, as the optimizer does.
     """
-    replicates, dimension = len(thetas), thetas.shape[-1]
+    precision = 1 / anchor.variance
     gradients = -(scores + thetas)  # of the negative log-likelihood: the prior's part of the score is -theta
     curvatures = []
     for index in range(0, thetas.shape[1], 2 if paired else 1):
         gradient, theta = gradients[:, index], thetas[:, index]
         if paired:
             gradient, theta = gradients[:, index + 1] - gradient, thetas[:, index + 1]
-        bucket = _bucket(anchor, theta, gradient.clone(), gradient)
-        foreach_step.curvature_(bucket, 0.5 if paired else 1.0, paired)
-        curvatures.append(bucket.statistic[0])
-    bucket = _bucket(anchor, thetas[:, 0], torch.stack(curvatures).mean(0), gradients.mean(1))
-    recorder: Any = Recorder(WEIGHT)
-    (ratio,) = foreach_step.update_(
-        bucket,
-        ProximalStep(recorder, (WEIGHT, 2.0), score_scale=-1.0),
-    )
-    shape = (replicates, dimension)
-    return {
-        "u": recorder.score.view(shape),
-        "k": recorder.curvature.view(shape) - 1,
-        "step": ratio.view(shape).log(),
-    }
-
-
-def _bucket(anchor: Anchor, weights: Tensor, statistic: Tensor, score: Tensor) -> Bucket:
-    """Replicates side by side: everything is elementwise."""
-    count = len(weights)
-    mean, precision = anchor.mean.repeat(count), (1 / anchor.variance).repeat(count)
-    return Bucket(
-        weights=[weights.flatten().clone()],
-        mean=[mean],
-        precision=[precision],
-        score=[torch.zeros_like(mean)],
-        total=[score.flatten()],
-        statistic=[statistic.flatten()],
-        square=[None],
-        prior_mean=[None],
-        displacement=[None],
-        prior_precision=[1.0],
-        squares=[0.0],
-    )
+        statistic = paired_curvature if paired else curvature
+        curvatures.append(statistic(gradient, theta - anchor.mean, precision, 1.0, 0.5 if paired else 1.0))
+    k = torch.stack(curvatures).mean(0)
+    settings = Settings.of(ProximalStep(ForwardKL(), (WEIGHT, 2.0), score_scale=-1.0), 1.0, 0.0)
+    mean, score = anchor.mean.expand_as(k), torch.zeros_like(k)
+    ratio = stepped(mean, precision, score, None, gradients.mean(1), k, None, ForwardKL(), False, settings)[-1]
+    return {"u": -(gradients.mean(1) + anchor.mean) * anchor.deviation, "k": k - 1, "step": ratio.log()}
 
 
 def ivon_estimator(anchor: Anchor, thetas: Tensor, scores: Tensor) -> dict[str, Tensor]:

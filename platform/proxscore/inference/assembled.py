@@ -16,6 +16,7 @@ from proxscore.inference.families import Family, MeanField
 from proxscore.inference.gradients import Gradients
 from proxscore.inference.groups import DrawGroups
 from proxscore.inference.initial import INITIAL_NOISE
+from proxscore.inference.kernels import WORTH, why_not
 from proxscore.inference.members import assign_members, named_groups
 from proxscore.inference.metric import LR, Metric
 from proxscore.inference.names import canonical_names
@@ -63,6 +64,7 @@ class AssembledOptimizer(torch.optim.Optimizer):
         clip_norm: float | None = None,
         max_skipped_steps: int = 10,
         seed: int = 0,
+        fused: bool | None = None,
     ) -> None:
         """Check the settings, and assign the parameters to parts.
 
@@ -113,6 +115,10 @@ class AssembledOptimizer(torch.optim.Optimizer):
             max_skipped_steps: a step whose scores are not finite is skipped (mean, precision and running means stay); that many
                 in a row raise FloatingPointError.
             seed: seed of the draws' noise.
+            fused: whether the passes over large mean-field parameters are compiled by ``torch.compile``, which takes seconds at
+                the first step on a machine, and a fraction of the time in every later one; none: where they hold a million
+                numbers and a compiler is at hand. Equal to the other path but for rounding; a state of ``state_dict`` goes on
+                in the path that it was saved in.
 
         Raises:
             ValueError: a setting outside its range, unnamed parameters, a parameter of lower precision than float32, or a
@@ -178,6 +184,25 @@ class AssembledOptimizer(torch.optim.Optimizer):
             raise ValueError(
                 f"max_log_precision_step is None; penalty {type(self.penalty).__name__} needs it: precisions can turn negative"
             )
+
+        self._choose_path(fused)
+
+    @property
+    def fused(self) -> bool:
+        """Whether the passes over large mean-field parameters are compiled."""
+        return any(group["fused"] for group in self.param_groups)
+
+    def _choose_path(self, fused: bool | None) -> None:
+        """Compile the passes, or not; ``fused``: what was asked for, or where a saved state comes from."""
+        shards = [part for part in self._all_parts() if isinstance(part, Shards)]
+        numbers = sum(part.compilable() for part in shards)
+        wanted = numbers >= WORTH if fused is None else fused and numbers > 0
+        device = next((member.parameter.device for part in shards for member in part.all_members), torch.device("cpu"))
+        chosen = wanted and why_not(device) is None
+        for part in shards:
+            part.fused = chosen and part.compilable() > 0
+        for group in self.param_groups:
+            group["fused"] = chosen
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, during construction only: the prior is assigned to all parameters at once."""

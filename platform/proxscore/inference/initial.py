@@ -129,5 +129,5 @@ def _perturb(
         parameter.copy_(mean)
         if relative > 0:
             shard, start = noise.local(parameter), noise.shard_offset(parameter, name)
-            for piece, values in streams.pieces(shard, noise.key(seed, name), start, parameter.numel()):
+            for piece, values in streams.pieces(shard, noise.key(seed, name), start):
                 shard[piece].add_(values, alpha=relative * scales[name])

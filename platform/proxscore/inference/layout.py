@@ -85,9 +85,9 @@ class Layout:
         """Standard normal numbers for the vector, the same however the run is sharded; ``words`` are their seed."""
         tensors = [tensor for _, tensor, _ in self.members]
         result = torch.empty(self.size, device=tensors[0].device, dtype=tensors[0].dtype)
-        for (name, parameter, start), piece in zip(self.members, result.split(self.sizes), strict=True):
+        for (name, _, start), piece in zip(self.members, result.split(self.sizes), strict=True):
             first, seed = start if self.local else 0, noise.key(*words, name)
-            for part, values in self._streams.pieces(piece, seed, first, parameter.numel()):
+            for part, values in self._streams.pieces(piece, seed, first):
                 piece[part] = values
         return result
 
@@ -95,7 +95,7 @@ class Layout:
         """The further standard normal numbers that a draw of the family takes, equal on all ranks."""
         name, like, _ = self.members[0]
         result = torch.empty(self.family.extra, device=like.device, dtype=like.dtype)
-        for part, values in self._streams.pieces(result, noise.key(*words, "extra", name), 0, len(result)):
+        for part, values in self._streams.pieces(result, noise.key(*words, "extra", name), 0):
             result[part] = values
         return result
 

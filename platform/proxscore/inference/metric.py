@@ -56,7 +56,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 Metric = Literal["adaptive", "posterior"]
@@ -85,39 +84,23 @@ class Adaptive:
     decay: float
     singles: int | None = None
 
-    def of(self, squares: list[Tensor], counts: list[float]) -> list[Tensor]:
-        """The metric M_t, from running means of squared gradients and the numbers of steps that are in them."""
-        metric = torch._foreach_sqrt(squares)
-        ready = [count > 0 and self.lr > 0 for count in counts]
-        factor = self.scale / self.lr if self.lr > 0 else 0.0
-        corrections = [(1 - self.decay**count) ** -0.5 if count > 0 else 0.0 for count in counts]
-        torch._foreach_mul_(metric, [factor * correction for correction in corrections])
-        torch._foreach_add_(metric, [factor * EPSILON if known else float("inf") for known in ready])
-        return list(metric)
+    def factor(self, squares: float) -> float:
+        """What sqrt(v) is multiplied with to be M, without Adam's epsilon, where so many steps are in v."""
+        return self.scale / self.lr * self._correction(squares) if squares > 0 and self.lr > 0 else 0.0
 
-    def hold_down_(
-        self,
-        statistic: list[Tensor],
-        squares: list[Tensor],
-        counts: list[float],
-        precision: list[Tensor],
-        weight: float,
-    ) -> None:
-        """Replace k by 1 + f (k - 1), with f for the proximal weight ``weight`` of the precision; in the first step f is 0."""
-        assert self.singles is not None
-        noise = torch._foreach_div(squares, precision)
-        torch._foreach_sqrt_(noise)
-        unit = self.scale / math.sqrt(self.singles) / (math.sqrt(weight) * WANDER)
-        corrections = [(1 - self.decay**count) ** -0.5 if count > 0 else 0.0 for count in counts]
-        torch._foreach_mul_(noise, [unit * correction for correction in corrections])
-        if not all(counts):
-            torch._foreach_add_(noise, [0.0 if count > 0 else float("inf") for count in counts])
-        torch._foreach_clamp_min_(noise, 1.0)  # 1 / f
-        torch._foreach_sub_(statistic, 1.0)
-        torch._foreach_div_(statistic, noise)
-        torch._foreach_add_(statistic, 1.0)
+    def least(self, squares: float) -> float:
+        """M where v is zero; infinite where v is not known yet, or nothing may move."""
+        return self.scale / self.lr * EPSILON if squares > 0 and self.lr > 0 else math.inf
 
-    def add_(self, squares: list[Tensor], gradients: list[Tensor]) -> None:
-        """Add a step's squared gradients to the running means; only after that step has used :meth:`of`."""
-        torch._foreach_mul_(squares, self.decay)
-        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - self.decay)
+    def noise(self, squares: float, weight: float) -> float:
+        """What sqrt(v / Lambda) is multiplied with to be 1 / f for the proximal weight ``weight`` of the precision."""
+        if self.singles is None or squares == 0:
+            return 0.0
+        return self.scale / math.sqrt(self.singles * weight) / WANDER * self._correction(squares)
+
+    def of(self, square: Tensor, squares: float) -> Tensor:
+        """The metric M_t, from the running mean of squared gradients and the number of steps that are in it."""
+        return square.sqrt() * self.factor(squares) + self.least(squares)
+
+    def _correction(self, squares: float) -> float:
+        return (1 - self.decay**squares) ** -0.5

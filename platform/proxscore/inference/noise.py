@@ -1,9 +1,16 @@
 """Standard normal noise that does not depend on how parameters are sharded.
 
-The noise of a parameter is drawn in fixed blocks of its flattened *global* index, each block from a generator seeded by
-a hash of (seed, iteration, draw, parameter, block). A rank that holds a shard generates the blocks that overlap it. So
-a sharded run draws exactly the noise of an unsharded one, replicas of a shard agree without communication, and a
-checkpoint needs the seed and the iteration only, however many workers resume from it.
+It is counter-based: number i of a parameter's flattened *global* index is a function of i and of a 64-bit key, a hash of
+(seed, iteration, draw, parameter). Philox4x32-10 turns key and counter i // 4 into four 32-bit words, and Box and Muller's
+formula turns these into four normal numbers:
+
+    z_0, z_1 = sqrt(-2 log u_0) (cos, sin)(2 pi u_1),      z_2, z_3 from the words 2 and 3 alike.
+
+So there is no state of a generator: a rank that holds a shard draws the numbers of its shard, a sharded run has exactly the
+noise of an unsharded one, replicas of a shard agree without communication, a checkpoint needs the seed and the iteration
+only, and a CPU has the numbers of a GPU but for the rounding of logarithm and cosine. The numbers are those of
+``torch.func._random.normal_``; :mod:`proxscore.inference.elementwise` has the same ones as arithmetic that a compiler can
+fuse into what they are drawn for. Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (SC 2011).
 """
 
 from __future__ import annotations
@@ -15,12 +22,13 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.func import _random
 
 _MASK = (1 << 64) - 1
 
-# Elements per block. Small on the CPU, so that a block stays in cache; large where each block is a kernel launch.
-BLOCK = {"cpu": 1 << 16}
-BLOCK_ACCELERATOR = 1 << 20
+# Numbers at a time. Few on the CPU, so that they stay in the cache; many where each time is the launch of a kernel.
+PIECE = {"cpu": 1 << 16}
+PIECE_ACCELERATOR = 1 << 22
 
 
 def key(*words: int | str) -> int:
@@ -59,32 +67,36 @@ def local(tensor: Tensor) -> Tensor:
 
 
 class NormalStream:
-    """Blocks of standard normal noise for one device; reuses one generator and one buffer."""
+    """Standard normal noise for one device and type of numbers, in a buffer that is used again."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self._place = device, dtype
-        self.block = BLOCK.get(device.type, BLOCK_ACCELERATOR)
+        self.piece = PIECE.get(device.type, PIECE_ACCELERATOR)
+        self._unit = 4 if dtype == torch.float32 else 2  # numbers from one counter
         self._meta = device.type == "meta"  # tensors without numbers: only sizes are asked for
-        self._generator = torch.Generator() if self._meta else torch.Generator(device=device)
-        self._buffer = torch.empty(self.block, device=device, dtype=dtype)
+        self._buffer = torch.empty(0, device=device, dtype=dtype)
 
     def __reduce__(self) -> tuple[type[NormalStream], tuple[torch.device, torch.dtype]]:
-        return NormalStream, self._place  # a copy needs a generator of its own, in no state
+        return NormalStream, self._place
 
-    def pieces(self, seed: int, start: int, count: int, total: int) -> Iterator[tuple[slice, Tensor]]:
-        """Noise for the elements [start, start + count) of a parameter with ``total`` elements.
+    def pieces(self, seed: int, start: int, count: int) -> Iterator[tuple[slice, Tensor]]:
+        """Noise for the elements [start, start + count) of a parameter.
 
-        Yields (slice into the local shard, noise for it), block by block; the noise is valid until the next one.
+        Yields (slice into the local shard, noise for it), piece by piece; the noise is valid until the next one.
         """
         if self._meta:
             return
-        for index in range(start // self.block, -(-(start + count) // self.block) if count else 0):
-            first = index * self.block
-            # A block is always drawn whole: its content must not depend on who asks for which part of it.
-            size = min(self.block, total - first)
-            noise = self._buffer[:size].normal_(generator=self._generator.manual_seed(key(seed, index)))
-            low, high = max(first, start), min(first + size, start + count)
-            yield slice(low - start, high - start), noise if high - low == size else noise[low - first : high - first]
+        if len(self._buffer) < min(self.piece, count + self._unit):
+            self._buffer = self._buffer.new_empty(min(self.piece, max(count + self._unit, 1 << 10)))
+        low, end = start, start + count
+        while low < end:
+            counter = low // self._unit
+            first = counter * self._unit
+            high = min(end, first + len(self._buffer) // self._unit * self._unit)
+            key_ = torch.tensor([seed, counter], dtype=torch.uint64).to(self._place[0], non_blocking=True)
+            values = _random.normal_(key_, self._buffer[: high - first])
+            yield slice(low - start, high - start), values[low - first :]
+            low = high
 
 
 class Streams:
@@ -93,9 +105,9 @@ class Streams:
     def __init__(self) -> None:
         self._streams: dict[tuple[torch.device, torch.dtype], NormalStream] = {}
 
-    def pieces(self, like: Tensor, seed: int, start: int, total: int) -> Iterator[tuple[slice, Tensor]]:
+    def pieces(self, like: Tensor, seed: int, start: int) -> Iterator[tuple[slice, Tensor]]:
         """Noise for a flat shard ``like`` that begins at ``start``, as :meth:`NormalStream.pieces` yields it."""
         kind = like.device, like.dtype
         if kind not in self._streams:
             self._streams[kind] = NormalStream(*kind)
-        return self._streams[kind].pieces(seed, start, len(like), total)
+        return self._streams[kind].pieces(seed, start, len(like))

@@ -314,6 +314,7 @@ class ProximalScore(AssembledOptimizer):
                 )
         for block in self.blocks():
             block.load(self.state)
+        self._choose_path(self.param_groups[0].get("fused", False))
         for group, part in self._grouped_parts():
             if part.probes is not None:
                 part.probes.load(self.state, _steps_taken(group))

@@ -82,6 +82,6 @@ def standard_normal(parameter: Tensor, *words: int | str) -> Tensor:
     result = torch.empty_like(shard)
     start = noise.shard_offset(parameter) if isinstance(parameter, DTensor) else 0
     stream = noise.NormalStream(shard.device, shard.dtype)
-    for piece, values in stream.pieces(noise.key(*words), start, len(shard), parameter.numel()):
+    for piece, values in stream.pieces(noise.key(*words), start, len(shard)):
         result[piece] = values
     return result

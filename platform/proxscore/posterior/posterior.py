@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from proxscore.config import ConfigError
-from proxscore.inference import ProximalScore, foreach_step, noise
+from proxscore.inference import ProximalScore, kernels, noise
 from proxscore.inference.gathered import reshard
 from proxscore.inference.layout import Layout
 from proxscore.inference.names import named_parameters, persistent_buffers
@@ -210,8 +210,8 @@ class Posterior:
         weights, precision = noise.local(target), noise.local(self.precision[name])
         stream = noise.NormalStream(weights.device, weights.dtype)
         key, start = noise.key(seed, "posterior", index, name), noise.shard_offset(target, name)
-        for piece, values in stream.pieces(key, start, len(weights), target.numel()):
-            foreach_step.sample_(weights[piece], mean[piece], precision[piece].to(weights.device), values)
+        for piece, values in stream.pieces(key, start, len(weights)):
+            kernels.sample_(weights[piece], mean[piece], precision[piece].to(weights.device), values)
 
     @contextmanager
     def use(self, module: nn.Module, index: int | None = None, seed: int = 0) -> Iterator[nn.Module]:

@@ -13,7 +13,15 @@ from torch import Tensor
 from proxscore.inference import noise
 from proxscore.inference.convergence.averages import Current, Probed, averaged
 from proxscore.inference.convergence.runaway import CHECK_EVERY, refuse_runaway
-from proxscore.inference.convergence.watched import KEY, packed, saved_sums, unpacked, watched_indices
+from proxscore.inference.convergence.watched import (
+    KEY,
+    packed,
+    rows_and_columns,
+    saved_sums,
+    unpacked,
+    watched_indices,
+    watched_per_row,
+)
 from proxscore.inference.convergence.windows import Seen, Windows
 from proxscore.inference.layout import filled
 from proxscore.inference.members import Member
@@ -21,7 +29,7 @@ from proxscore.inference.parts.part import States
 from proxscore.inference.step import ProximalStep
 
 if TYPE_CHECKING:
-    from proxscore.inference.parts.buckets import ShardViews
+    from proxscore.inference.parts.flats import ShardViews
 
 
 class ShardProbes:
@@ -35,7 +43,8 @@ class ShardProbes:
             m.name: slice(end - n, end) for m, n, end in zip(members, sizes, accumulate(sizes), strict=True)
         }
         like = noise.local(members[0].parameter)
-        self.windows = Windows(sum(sizes), 0, like)
+        numbers = sum(rows_and_columns(m.parameter)[0] * watched_per_row(m.parameter) for m in members)
+        self.windows = Windows(sum(sizes), 0, like, numbers)
 
     def before(self, step: ProximalStep, shards: list[ShardViews], statistic: str) -> tuple[Seen, Tensor | None] | None:
         """What is seen before a step, and which rows it belongs to; none in a step that is not watched."""
@@ -44,7 +53,7 @@ class ShardProbes:
         k, precision, score, mean = (self._watched(shards, name) for name in (statistic, "precision", "score", "mean"))
         prior, prior_mean = self._prior(shards)
         prior, score = prior * step.prior_weight, score.lerp(self._watched(shards, "total"), 1 - step.momentum)
-        ratio = step.penalty.precision_ratio_([k.clone()], step.weights[0])[0]
+        ratio = step.penalty.precision_ratio(k, step.weights[0])
         limit = math.inf if step.max_log_precision_step is None else step.max_log_precision_step
         whitened = (step.score_scale * score - prior * (mean - prior_mean)) * precision.rsqrt()
         clipped = (ratio.log().abs() >= limit).to(k)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 _SHORTEST = 8  # steps that a window has at least
 _THINNED_AFTER = 4096  # steps after which every second step is watched, after twice as many every third, and so on
+_SELDOM_FROM = 1 << 15  # numbers from which on half the steps are watched, of twice as many a third, and so on
 
 #: The columns of the sums; those of the two last are the mean and the log-precision in a window's first step.
 COUNT, K, KK, U, UU, M, CLIPPED_P, CLIPPED_M, M0, L0 = range(10)
@@ -38,12 +39,18 @@ class Seen:
     square: Tensor | None = None
 
 
-def windows(age: int) -> tuple[int, int, int]:
-    """The steps at which the older and the current window begin at step ``age``, and n where every n-th step is watched."""
+def windows(age: int, numbers: int = 0) -> tuple[int, int, int]:
+    """The steps at which the older and the current window begin at step ``age``, and n where every n-th step is watched.
+
+    Args:
+        numbers: how many numbers are watched of the whole network: of many, fewer steps say as much and cost less, but of no
+            window less than its shortest length.
+    """
     older = begun = 0
     while begun + _length(begun) <= age:
         older, begun = begun, begun + _length(begun)
-    return older, begun, 1 + begun // _THINNED_AFTER
+    seldom = min(1 + numbers // _SELDOM_FROM, max(1, _length(begun) // _SHORTEST))
+    return older, begun, (1 + begun // _THINNED_AFTER) * seldom
 
 
 def _length(begun: int) -> int:
@@ -58,9 +65,11 @@ class Windows:
         count: n.
         side: rows of the matrix; zero: there is none.
         like: a tensor of the sums' type and device.
+        numbers: how many numbers are watched of the whole network, on all shards.
     """
 
-    def __init__(self, count: int, side: int, like: Tensor) -> None:
+    def __init__(self, count: int, side: int, like: Tensor, numbers: int = 0) -> None:
+        self._numbers = numbers
         self.sums = like.new_zeros(2, count, WIDTH)
         self.squares = like.new_zeros(2, 2, side, side)  # by window: the sum, and the sum of squares
         self._begun, self._until, self.every = 0, _length(0), 1
@@ -68,7 +77,7 @@ class Windows:
     def watched(self, age: int) -> bool:
         """Whether step ``age`` (counted from zero) is watched; a new window begins where it is due."""
         if not self._begun <= age < self._until:
-            _, begun, self.every = windows(age)
+            _, begun, self.every = windows(age, self._numbers)
             if begun == self._until:  # the next window; otherwise the sums were loaded, and their steps are not these
                 self.sums[0], self.squares[0] = self.sums[1], self.squares[1]
                 self.sums[1], self.squares[1] = 0.0, 0.0
@@ -77,7 +86,7 @@ class Windows:
 
     def resume(self, age: int) -> None:
         """Go on after step ``age``, whose sums were loaded."""
-        _, self._begun, self.every = windows(max(age - 1, 0))
+        _, self._begun, self.every = windows(max(age - 1, 0), self._numbers)
         self._until = self._begun + _length(self._begun)
 
     def add(self, seen: Seen, rows: Tensor | None = None) -> None:

@@ -119,13 +119,13 @@ class FullCovariance(Family, ClosedForm):
         if step.max_log_precision_step is not None:
             limit = trust(step.max_log_precision_step, len(eigenvalues))
             weight = max(weight, (eigenvalues - 1).norm().item() / limit)
-        ratio = step.penalty.precision_ratio_([eigenvalues], weight)[0]
+        ratio = step.penalty.precision_ratio(eigenvalues, weight)
         logs = ratio.log()
         ratio = (logs * min(1.0, limit / max(logs.norm().item(), 1e-300))).exp()
         rotated = factor @ vectors
         white = rotated.mT @ score.double()
         if metric is None:
-            white = step.penalty.mean_step_([white], [ratio], step.weights[1])[0]
+            white = step.penalty.mean_step(white, ratio, step.weights[1])
             # The ball around the box of the mean-field family: no axis is special here.
             radius = step.max_mean_step * math.sqrt(len(white))
             move = rotated @ (white * min(1.0, radius / max(white.norm().item(), 1e-300)))

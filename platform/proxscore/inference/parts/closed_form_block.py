@@ -53,8 +53,8 @@ class ClosedFormBlock(Block):
         score -= step.prior_weight * self.prior_precision * (self.family.mean(self.anchor) - self.prior_mean)
         metric = None
         if step.metric is not None and self._square is not None:
-            (metric,) = step.metric.of([self._square], [self._squares.item()])
-            step.metric.add_([self._square], [self._total])
+            metric = step.metric.of(self._square, self._squares.item())
+            self._square.lerp_(self._total.square(), 1 - step.metric.decay)
             self._squares += 1
         before = {name: value.clone() for name, value in self.anchor.items()}
         ratio = self.family.step(self.anchor, score, self._curvature, step, metric)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import torch
 from torch import Tensor
 
 from proxscore.inference import noise
-from proxscore.inference.bucket import Bucket
 from proxscore.inference.interrupts import deferred_interrupts
 from proxscore.inference.members import Member
-from proxscore.inference.parts.buckets import ShardViews, buckets
+from proxscore.inference.parts.flats import Flat, ShardViews
 from proxscore.inference.parts.part import States
 from proxscore.inference.parts.shards import Shards
 from proxscore.inference.step import Draw
@@ -32,6 +31,10 @@ class MeanlessShards(Shards):
         super().__init__(members, state, draws, adaptive)
         self._held: Draw | None = None  # whose noise is in the weights
 
+    def compilable(self) -> int:
+        """None: the passes are not those of a mean that is held."""
+        return 0
+
     def sample(self, draw: Draw) -> None:
         self._prior_weight = draw.prior_weight
         with deferred_interrupts():
@@ -48,16 +51,18 @@ class MeanlessShards(Shards):
                 self._add(self._held, -self._held.sign)
             self._held = None
 
-    def _buckets(self, statistic: str = "gradient") -> Iterator[Bucket]:
-        """Buckets with the displacement of the draw that is in the weights, one parameter at a time."""
+    def _flats(
+        self, shards: list[ShardViews], names: Sequence[str], changed: Sequence[str], averaged: str = "gradient"
+    ) -> Iterator[Flat]:
+        """Pieces with the displacement of the draw that is in the weights, one parameter at a time."""
         if self._held is None:
-            yield from super()._buckets(statistic)
+            yield from super()._flats(shards, names, changed, averaged)
             return
-        for shard in self._shards:
+        for shard in shards:
             shard.displacement = torch.zeros_like(shard.weights)
             for piece, step in self._steps(shard, self._held):
                 shard.displacement[piece].add_(step, alpha=self._held.sign)
-            yield from buckets([shard], statistic, self._prior_weight)
+            yield from super()._flats([shard], names, changed, averaged)
             shard.displacement = None
 
     def _add(self, draw: Draw, factor: float) -> None:
@@ -79,6 +84,6 @@ class MeanlessShards(Shards):
 
     def _steps(self, shard: ShardViews, draw: Draw) -> Iterator[tuple[slice, Tensor]]:
         """Pieces of the draw's displacement of one shard, noise / sqrt(precision), and where they belong."""
-        seed, total = noise.key(draw.seed, shard.member.name), shard.member.parameter.numel()
-        for piece, values in self._streams.pieces(shard.weights, seed, shard.member.start, total):
+        seed = noise.key(draw.seed, shard.member.name)
+        for piece, values in self._streams.pieces(shard.weights, seed, shard.member.start):
             yield piece, values * shard.precision[piece].rsqrt()

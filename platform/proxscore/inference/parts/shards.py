@@ -1,25 +1,30 @@
 """The mean-field Gaussian over any number of parameters, in closed form and in place on their local shards.
 
-Nothing is flattened or gathered: every pass is elementwise over *buckets* of local shards, so that sharding needs no
-communication, and the state is the optimizer's, with the parameters' own placements. The arithmetic is that of
-:mod:`proxscore.inference.foreach_step`.
+Nothing is gathered: every pass is elementwise over local shards, so that sharding needs no communication, and the state is
+the optimizer's, with the parameters' own placements. The passes are those of :mod:`proxscore.inference.kernels`: compiled
+over each large shard where the optimizer is ``fused``, and over pieces that fit into the cache elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from proxscore.inference import foreach_step, noise
-from proxscore.inference.bucket import Bucket
+from proxscore.inference import kernels, noise
 from proxscore.inference.convergence.shard_probes import ShardProbes
+from proxscore.inference.elementwise import Settings
+from proxscore.inference.interrupts import deferred_interrupts
 from proxscore.inference.members import Member, still_trained
 from proxscore.inference.monitor import Monitor
-from proxscore.inference.parts.buckets import ShardViews, buckets, views
+from proxscore.inference.parts.flats import Flat, ShardViews, flats, views
 from proxscore.inference.parts.part import Part, States
 from proxscore.inference.step import Draw, ProximalStep
+
+_TAKEN = ("total", "statistic", "weights", "mean", "precision")
+_MOVED = ("weights", "mean", "precision", "score", "square", "total", "statistic", "prior_mean")
 
 
 class Shards(Part):
@@ -31,14 +36,21 @@ class Shards(Part):
         state: the optimizer's; gets the initial values.
         draws: how many draws, or pairs, a step has.
         adaptive: whether the mean has the adaptive metric.
+
+    Attributes:
+        fused: whether passes over large shards are compiled.
     """
 
     keeps_mean = True
+    fused = False
 
     def __init__(self, members: list[Member], state: States, draws: int, adaptive: bool) -> None:
         self.all_members, self.members, self._draws = members, members, draws
         self._shards = list[ShardViews]()
         self._prior_weight = 1.0  # of this step
+        self._totals = dict[str, Tensor]()  # kept between steps
+        self._unread = set[int]()  # shards whose weights are the mean, which their state does not hold yet
+        self._home = set[int]()  # shards whose weights are the mean again since the draw was taken
         self._streams = noise.Streams()
         for member in members:
             parameter, held = member.parameter.detach(), state[member.parameter]
@@ -54,55 +66,79 @@ class Shards(Part):
                 held["prior_mean"] = member.prior_mean_shard()
         self.probes: ShardProbes = ShardProbes(members)
 
+    def compilable(self) -> int:
+        """Numbers in shards that are large enough to be compiled for."""
+        return sum(numel for member in self.all_members if (numel := _compilable(noise.local(member.parameter))))
+
     def begin(self, state: States) -> None:
-        self.members = still_trained(self.all_members)
-        self._shards = [views(member, state[member.parameter], self.keeps_mean) for member in self.members]
-        if self._shards:
-            torch._foreach_copy_([s.mean for s in self._shards], [s.weights for s in self._shards])
+        self.members, self._home = still_trained(self.all_members), set()
+        self._shards = [
+            views(member, state[member.parameter], self.keeps_mean, self._totals.get(member.name))
+            for member in self.members
+        ]
+        if self.fused and self._shards and self._shards[0].weights.device.type == "cpu":
+            # New memory of this size would be the system's, page by page: as slow as a pass of the arithmetic.
+            self._totals = {shard.member.name: shard.total for shard in self._shards}
+        self._unread = {id(s) for s in self._divided()[0] if s.member.start % 4 == 0 and len(s.weights) % 4 == 0}
+        read = [shard for shard in self._shards if id(shard) not in self._unread]
+        if read:
+            torch._foreach_copy_([s.mean for s in read], [s.weights for s in read])
 
     def sample(self, draw: Draw) -> None:
-        self._prior_weight = draw.prior_weight
+        self._prior_weight, self._home = draw.prior_weight, set()
+        large, rest = self._divided()
         if draw.sign < 0:
-            self._reflect(draw)
+            for shard in large:
+                kernels.Compiled().reflect_(shard.weights, shard.mean)
+            for flat in flats(rest, ("weights", "mean"), ("weights",), 1.0):
+                kernels.reflect_(flat["weights"], flat["mean"])
             return
         for shard in self._shards:
             shard.member.parameter.grad = shard.gradient = None  # the last draw's would live beside this one's
-            weights, mean, precision = shard.weights, shard.mean, shard.precision
-            seed, start, total = (
-                noise.key(draw.seed, shard.member.name),
-                shard.member.start,
-                shard.member.parameter.numel(),
-            )
-            for piece, values in self._streams.pieces(weights, seed, start, total):
-                if len(values) == len(weights):
-                    foreach_step.sample_(weights, mean, precision, values)
-                else:
-                    foreach_step.sample_(weights[piece], mean[piece], precision[piece], values)
+        for shard, key in zip(large, self._keys(large, draw), strict=True):
+            head = -shard.member.start % 4
+            end = head + (len(shard.weights) - head) // 4 * 4
+            body = (column[head:end].view(-1, 4) for column in (shard.weights, shard.mean, shard.precision))
+            with deferred_interrupts():
+                kernels.Compiled().sample_(*body, key=key, remember=id(shard) in self._unread)
+                self._unread.discard(id(shard))
+            for low, high in ((0, head), (end, len(shard.weights))):  # numbers of a counter that others have, too
+                self._sample_pieces(shard, draw, low, high)
+        for shard in rest:
+            self._sample_pieces(shard, draw, 0, len(shard.weights))
 
-    def _reflect(self, draw: Draw) -> None:
-        for bucket in self._buckets():
-            foreach_step.reflect_(bucket)
+    def _sample_pieces(self, shard: ShardViews, draw: Draw, low: int, high: int) -> None:
+        """Put a draw into the numbers from ``low`` to ``high`` of a shard."""
+        weights, mean, precision = (column[low:high] for column in (shard.weights, shard.mean, shard.precision))
+        seed = noise.key(draw.seed, shard.member.name)
+        for piece, values in self._streams.pieces(weights, seed, shard.member.start + low):
+            kernels.sample_(weights[piece], mean[piece], precision[piece], values)
+
+    def _keys(self, shards: Sequence[ShardViews], draw: Draw) -> Iterable[Tensor]:
+        """For each shard the two words of its key, and the counter of the first number that begins one."""
+        rows = []
+        for shard in shards:
+            seed = noise.key(draw.seed, shard.member.name)
+            rows.append([seed & 0xFFFFFFFF, seed >> 32, -(-shard.member.start // 4)])
+        return _on_device(torch.tensor(rows, dtype=torch.int64), shards)
 
     def take(self, draw: Draw, gradients: list[Tensor]) -> None:
-        """Add the gradient to the step's; after a draw or pair, turn it into the curvature statistic.
-
-        After the first draw of a pair the gradient is left negated, so that the second backward pass accumulates
-        g_minus - g_plus without a buffer. The total holds g_plus then, and (g_minus - g_plus) / 2 makes it the mean.
-        """
         for shard, gradient in zip(self._shards, gradients, strict=True):
             shard.gradient = gradient
         second = draw.paired and draw.last
-        for bucket in self._buckets():
-            if draw.first and not second:
-                torch._foreach_copy_(bucket.total, bucket.statistic)
-                if draw.draws > 1:
-                    torch._foreach_mul_(bucket.total, 1 / draw.draws)
-            else:
-                torch._foreach_add_(bucket.total, bucket.statistic, alpha=(0.5 if second else 1.0) / draw.draws)
-            if draw.last:
-                foreach_step.curvature_(bucket, draw.scale / 2 if draw.paired else draw.scale, draw.paired)
-            else:
-                torch._foreach_neg_(bucket.statistic)
+        share, scale = (0.5 if second else 1.0) / draw.draws, draw.scale / 2 if draw.paired else draw.scale
+        flags = dict(fresh=draw.first and not second, paired=draw.paired, last=draw.last)
+        home = draw.draws == 1 and not draw.paired
+        large, rest = self._divided()
+        rows = [[shard.member.prior.precision * self._prior_weight, share, scale] for shard in large]
+        for shard, row in zip(large, _on_device(torch.tensor(rows), large), strict=True):
+            assert shard.gradient is not None
+            columns = shard.total, shard.gradient, shard.weights, shard.mean, shard.precision
+            kernels.Compiled().take_(*columns, row=row, home=home, **flags)
+        for flat in self._flats(rest, _TAKEN, ("total", "statistic")):
+            displaced = flat.columns["displacement"]
+            at = (flat["weights"], flat["mean"]) if displaced is None else (displaced, torch.zeros(()).to(displaced))
+            kernels.take_(flat["total"], flat["statistic"], *at, flat["precision"], flat.prior, share, scale, **flags)
         if draw.last and self._draws > 1:
             for shard in self._shards:
                 assert shard.curvature is not None
@@ -110,21 +146,37 @@ class Shards(Part):
                 if draw.first:  # what a skipped step left may not be finite: it is not multiplied by zero
                     shard.curvature.zero_()
                 shard.curvature.add_(shard.gradient, alpha=1 / self._draws)
+        self._home = {id(shard) for shard in large} if home else set()
 
     def taken(self) -> list[Tensor]:
         return [s.total for s in self._shards] + [s.curvature for s in self._shards if s.curvature is not None]
 
     def restore(self) -> None:
-        if self._shards:
-            torch._foreach_copy_([s.weights for s in self._shards], [s.mean for s in self._shards])
+        away = [shard for shard in self._shards if id(shard) not in self._home | self._unread]
+        if away:
+            torch._foreach_copy_([s.weights for s in away], [s.mean for s in away])
 
     def step(self, step: ProximalStep, monitor: Monitor | None) -> None:
-        statistic = "curvature" if self._draws > 1 else "gradient"
-        before = self.probes.before(step, self._shards, statistic)
-        for bucket in self._buckets(statistic):
-            ratio = foreach_step.update_(bucket, step)
+        averaged = "curvature" if self._draws > 1 else "gradient"
+        before = self.probes.before(step, self._shards, averaged)
+        singles = step.metric is not None and step.metric.singles is not None
+        # An infinite weight, where a schedule is at zero, is a case of its own in the formulas.
+        finite = math.isfinite(step.weights[0]) and (step.metric is not None or math.isfinite(step.weights[1]))
+        large, rest = self._divided() if finite else ([], self._shards)
+        rows = [
+            list(Settings.of(step, shard.member.prior.precision * self._prior_weight, shard.kind[1])) for shard in large
+        ]
+        for shard, row in zip(large, _on_device(torch.tensor(rows), large), strict=True):
+            statistic = getattr(shard, averaged)
+            columns = shard.weights, shard.mean, shard.precision, shard.score, shard.square, shard.total, statistic
+            kernels.Compiled().step_(*columns, shard.prior_mean, penalty=step.penalty, singles=singles, row=row)
             if monitor is not None:
-                monitor.add(bucket.precision, ratio)
+                monitor.add([shard.precision], [statistic])
+        for flat in self._flats(rest, _MOVED, ("weights", "mean", "precision", "score", "square"), averaged):
+            numbers = Settings.of(step, flat.prior, flat.squares)
+            kernels.step_(*(flat.columns[name] for name in _MOVED), step.penalty, singles, numbers)  # type: ignore[arg-type]
+            if monitor is not None:
+                monitor.add([flat["precision"]], [flat["statistic"]])
         if step.metric is not None:
             for shard in self._shards:
                 assert shard.squares is not None
@@ -136,5 +188,33 @@ class Shards(Part):
     def forget(self) -> None:
         self._shards = []
 
-    def _buckets(self, statistic: str = "gradient") -> Iterator[Bucket]:
-        yield from buckets(self._shards, statistic, self._prior_weight)
+    def _divided(self) -> tuple[list[ShardViews], list[ShardViews]]:
+        """The shards that are compiled for, and the others."""
+        large = [shard for shard in self._shards if self.fused and _compilable(shard.weights)]
+        return large, [shard for shard in self._shards if not (self.fused and _compilable(shard.weights))]
+
+    def _flats(
+        self, shards: list[ShardViews], names: Sequence[str], changed: Sequence[str], averaged: str = "gradient"
+    ) -> Iterator[Flat]:
+        """Pieces of shards; ``averaged``: which of the views their statistic is."""
+        views = [averaged if name == "statistic" else name for name in (*names, "displacement")]
+        for flat in flats(
+            shards, views, [averaged if name == "statistic" else name for name in changed], self._prior_weight
+        ):
+            flat.columns["statistic"] = flat.columns[averaged]
+            yield flat
+
+
+def _compilable(weights: Tensor) -> int:
+    """The length of a shard that is compiled for; zero: it is small, or of another type."""
+    return len(weights) if len(weights) >= kernels.LARGE and weights.dtype == torch.float32 else 0
+
+
+def _on_device(rows: Tensor, shards: Sequence[ShardViews]) -> Iterable[Tensor]:
+    """Rows of settings where the shards are, in one transfer that nothing waits for."""
+    if not shards:
+        return ()
+    device = shards[0].weights.device
+    if device.type == "cuda":
+        rows = rows.pin_memory()
+    return rows.to(device, non_blocking=True).unbind()

@@ -1,6 +1,6 @@
 """Proximal penalties, one file each; :mod:`proxscore.inference.penalties.base` has what they share."""
 
-from proxscore.inference.penalties.base import SMALLEST_RATIO, Penalty, Tensors
+from proxscore.inference.penalties.base import SMALLEST_RATIO, Penalty, Weight
 from proxscore.inference.penalties.forward_kl import ForwardKL
 from proxscore.inference.penalties.no_penalty import NoPenalty
 from proxscore.inference.penalties.quadratic import Quadratic
@@ -13,5 +13,5 @@ __all__ = [
     "Penalty",
     "Quadratic",
     "ReverseKL",
-    "Tensors",
+    "Weight",
 ]

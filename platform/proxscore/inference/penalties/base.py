@@ -24,10 +24,16 @@ from proxscore.inference.schedules import Schedule
 if TYPE_CHECKING:
     from proxscore.inference.families.base import Family, State, Total
 
-Tensors = list[Tensor] | tuple[Tensor, ...]
+#: A proximal weight: a number, or a tensor without dimensions that holds a finite one.
+Weight = float | Tensor
 
 #: The ratio of a penalty whose own solution is smaller, or negative: no precision; a trust region takes over from there.
 SMALLEST_RATIO = 1e-3
+
+
+def is_infinite(weight: Weight) -> bool:
+    """Whether a proximal weight lets nothing move."""
+    return isinstance(weight, float) and math.isinf(weight)
 
 
 @dataclass(frozen=True)
@@ -71,24 +77,21 @@ class Penalty(ABC):
         precision, mean = self.precision_schedule.factor(step), self.mean_schedule.factor(step)
         return weight(self.precision, precision), weight(self.mean, mean)
 
-    def precision_ratio_(self, curvature: Tensors, weight: float) -> Tensors:
-        """Turn curvature statistics k into precision ratios r, in place; an infinite weight gives r = 1."""
-        if math.isinf(weight):
-            torch._foreach_zero_(curvature)
-            torch._foreach_add_(curvature, 1.0)
-        else:
-            self._solve_(curvature, weight)
-            if not self.positive:
-                torch._foreach_clamp_min_(curvature, SMALLEST_RATIO)
-        return curvature
+    def precision_ratio(self, curvature: Tensor, weight: Weight) -> Tensor:
+        """The precision ratios r for curvature statistics k; an infinite weight gives r = 1."""
+        if is_infinite(weight):
+            return torch.ones_like(curvature)
+        ratio = self._solution(curvature, weight)
+        return ratio if self.positive else ratio.clamp(min=SMALLEST_RATIO)
 
     @abstractmethod
-    def _solve_(self, curvature: Tensors, weight: float) -> None:
-        """The minimiser r of (r - k)^2 / 2 + P(r), in place of k, for a finite weight."""
+    def _solution(self, curvature: Tensor, weight: Weight) -> Tensor:
+        """The minimiser r of (r - k)^2 / 2 + P(r) for a finite weight."""
 
     @abstractmethod
-    def mean_step_(self, score: Tensors, ratio: Tensors, weight: float) -> Tensors:
-        """Turn whitened mean statistics u into steps of the mean (whitened by the anchor), in place, given r."""
+    def mean_step(self, score: Tensor, ratio: Tensor, weight: Weight) -> Tensor:
+        """The step of the mean (whitened by the anchor) for whitened mean statistics u, given r; zero where the weight is
+        infinite."""
 
     def check_family(self, family: Family) -> None:
         """Refuse a family with which the gradient solver cannot take this penalty.

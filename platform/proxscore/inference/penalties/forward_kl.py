@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from proxscore.inference.families.base import Family, State, Total
-from proxscore.inference.penalties.base import Penalty, Tensors
+from proxscore.inference.penalties.base import Penalty, Weight
 
 
 @dataclass(frozen=True)
@@ -23,20 +22,13 @@ class ForwardKL(Penalty):
     variational inference. Source: M. Kim, arXiv 2602.05873; the natural-gradient limit is IVON's (arXiv 2402.17641).
     """
 
-    def _solve_(self, curvature: Tensors, weight: float) -> None:
+    def _solution(self, curvature: Tensor, weight: Weight) -> Tensor:
         # max(a, 0) + 2 kappa / (sqrt(a^2 + 4 kappa) + |a|) with a = k - kappa, which cancels nowhere.
-        torch._foreach_sub_(curvature, weight)
-        root = torch._foreach_mul(curvature, curvature)
-        torch._foreach_add_(root, 4 * weight)
-        torch._foreach_sqrt_(root)
-        torch._foreach_add_(root, torch._foreach_abs(curvature))
-        torch._foreach_reciprocal_(root)
-        torch._foreach_clamp_min_(curvature, 0.0)
-        torch._foreach_add_(curvature, root, alpha=2 * weight)
+        a = curvature - weight
+        return a.clamp(min=0.0) + 2 * weight / ((a * a + 4 * weight).sqrt() + a.abs())
 
-    def mean_step_(self, score: Tensors, ratio: Tensors, weight: float) -> Tensors:
-        torch._foreach_div_(score, torch._foreach_add(ratio, 2 * weight))
-        return score
+    def mean_step(self, score: Tensor, ratio: Tensor, weight: Weight) -> Tensor:
+        return score / (ratio + 2 * weight)
 
     def value(
         self,

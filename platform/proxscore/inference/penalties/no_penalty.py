@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from proxscore.inference.families.base import Family, State, Total
-from proxscore.inference.penalties.base import Penalty, Tensors
+from proxscore.inference.penalties.base import Penalty, Weight, is_infinite
 
 
 @dataclass(frozen=True)
@@ -23,15 +22,11 @@ class NoPenalty(Penalty):
 
     positive: ClassVar[bool] = False
 
-    def _solve_(self, curvature: Tensors, weight: float) -> None:
-        return
+    def _solution(self, curvature: Tensor, weight: Weight) -> Tensor:
+        return curvature
 
-    def mean_step_(self, score: Tensors, ratio: Tensors, weight: float) -> Tensors:
-        if math.isinf(weight):
-            torch._foreach_zero_(score)
-        else:
-            torch._foreach_div_(score, ratio)
-        return score
+    def mean_step(self, score: Tensor, ratio: Tensor, weight: Weight) -> Tensor:
+        return torch.zeros_like(score) if is_infinite(weight) else score / ratio
 
     def value(
         self,

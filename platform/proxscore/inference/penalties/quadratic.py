@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from proxscore.inference.families.base import Family, State, Total
-from proxscore.inference.penalties.base import Penalty, Tensors
+from proxscore.inference.penalties.base import Penalty, Weight, is_infinite
 
 
 @dataclass(frozen=True)
@@ -26,14 +25,11 @@ class Quadratic(Penalty):
 
     positive: ClassVar[bool] = False
 
-    def _solve_(self, curvature: Tensors, weight: float) -> None:
-        torch._foreach_add_(curvature, weight)
-        torch._foreach_div_(curvature, 1 + weight)
+    def _solution(self, curvature: Tensor, weight: Weight) -> Tensor:
+        return (curvature + weight) / (1 + weight)
 
-    def mean_step_(self, score: Tensors, ratio: Tensors, weight: float) -> Tensors:
-        torch._foreach_div_(score, ratio)
-        torch._foreach_mul_(score, 0.0 if math.isinf(weight) else 1 / (1 + 2 * weight))
-        return score
+    def mean_step(self, score: Tensor, ratio: Tensor, weight: Weight) -> Tensor:
+        return torch.zeros_like(score) if is_infinite(weight) else score / (ratio * (1 + 2 * weight))
 
     def value(
         self,

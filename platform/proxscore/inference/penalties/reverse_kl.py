@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from proxscore.inference.families.base import Family, State, Total
-from proxscore.inference.penalties.base import Penalty, Tensors
+from proxscore.inference.penalties.base import Penalty, Weight, is_infinite
 
 #: Newton steps for the reverse divergence's cubic; from r = 1 they converge quadratically and never leave (0, 3).
 NEWTON_STEPS = 12
@@ -28,22 +27,15 @@ class ReverseKL(Penalty):
     standard deviations.
     """
 
-    def _solve_(self, curvature: Tensors, weight: float) -> None:
-        for k in curvature:
-            r = torch.ones_like(k)
-            for _ in range(NEWTON_STEPS):
-                slope = (1 + weight * (2 - r) / r.pow(3)).clamp_min_(1e-6)  # no slope left: no minimiser, on to 3
-                r -= (r - k + weight * (r - 1) / r.square()) / slope
-                r.clamp_(1 / 3, 3.0)
-            k.copy_(r)
+    def _solution(self, curvature: Tensor, weight: Weight) -> Tensor:
+        r = torch.ones_like(curvature)
+        for _ in range(NEWTON_STEPS):
+            slope = (1 + weight * (2 - r) / (r * r * r)).clamp(min=1e-6)  # no slope left: no minimiser, on to 3
+            r = (r - (r - curvature + weight * (r - 1) / (r * r)) / slope).clamp(1 / 3, 3.0)
+        return r
 
-    def mean_step_(self, score: Tensors, ratio: Tensors, weight: float) -> Tensors:
-        if math.isinf(weight):
-            torch._foreach_zero_(score)
-            return score
-        torch._foreach_mul_(score, ratio)
-        torch._foreach_div_(score, torch._foreach_add(torch._foreach_mul(ratio, ratio), 2 * weight))
-        return score
+    def mean_step(self, score: Tensor, ratio: Tensor, weight: Weight) -> Tensor:
+        return torch.zeros_like(score) if is_infinite(weight) else score * ratio / (ratio * ratio + 2 * weight)
 
     def check_family(self, family: Family) -> None:
         if type(family).kl is Family.kl:

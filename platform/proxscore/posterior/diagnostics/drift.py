@@ -95,7 +95,7 @@ def _reach(optimizer: ProximalScore) -> float:
     total = 0.0
     for probe in range(count):
         weight, _ = optimizer.penalty.weights(int((probe + 0.5) * steps / count))
-        (ratio,) = optimizer.penalty.precision_ratio_([torch.zeros(1, dtype=torch.float64)], weight)
+        ratio = optimizer.penalty.precision_ratio(torch.zeros(1, dtype=torch.float64), weight)
         fall = -ratio.log().item()
         total += fall if optimizer.max_log_precision_step is None else min(fall, optimizer.max_log_precision_step)
     return total * steps / max(count, 1)

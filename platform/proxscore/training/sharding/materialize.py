@@ -101,5 +101,5 @@ class _Keyed(TorchDispatchMode):
             self._streams[place] = noise.NormalStream(*place)
         self._calls += 1
         key = noise.key(self._seed, "initial weights", self._calls)
-        for part, values in self._streams[place].pieces(key, start, shard.numel(), tensor.numel()):
+        for part, values in self._streams[place].pieces(key, start, shard.numel()):
             yield shard[part], values

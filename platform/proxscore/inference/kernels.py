@@ -1,0 +1,191 @@
+"""The passes of an iteration of the mean field over flat tensors, in place: as they are, or compiled.
+
+The formulas are those of :mod:`proxscore.inference.elementwise`, once. As they are, each operation is a pass over tensors
+that are cut to the cache's size. Compiled by ``torch.compile`` (vectorised C++ on a CPU, Triton on a GPU), each function below
+is a single pass over the memory, and the draw makes its noise in registers. Both give the same numbers but for the order in
+which a compiler may round: a few units in the last place in a step.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from proxscore.inference.elementwise import (
+    Number,
+    Settings,
+    curvature,
+    drawn,
+    normals,
+    paired_curvature,
+    reflected,
+    stepped,
+)
+from proxscore.inference.penalties import Penalty
+
+_LOG = logging.getLogger(__name__)
+
+#: Numbers of a tensor from which on it is compiled for itself; smaller ones are joined, and stay as they are.
+LARGE = 1 << 14
+#: Numbers in large tensors from which on an optimizer compiles its step, where nobody has decided.
+WORTH = 1 << 20
+#: The same times steps, where the length of the run is known: compiling takes some ten seconds, and spares some ten nanoseconds
+#: per number and step.
+WORTH_OF_A_RUN = 2 * 10**9
+# Kinds of tensors (penalties, metrics, priors) that one process may compile for, and those that it has met.
+_VARIANTS = 64
+_SEEN = set[Any]()
+
+
+def sample_(weights: Tensor, mean: Tensor, precision: Tensor, noise: Tensor) -> None:
+    """weights <- mean + noise / sqrt(precision)."""
+    weights.copy_(drawn(mean, precision, noise))
+
+
+def sample_from_key_(weights: Tensor, mean: Tensor, precision: Tensor, key: Tensor, remember: bool) -> None:
+    """The same with noise of a key and a counter, for (n, 4) numbers; see :func:`proxscore.inference.elementwise.normals`.
+
+    Args:
+        remember: whether the weights are the mean, which becomes ``mean`` first.
+    """
+    if remember:
+        mean.copy_(weights)
+    weights.copy_(drawn(mean, precision, normals(key, len(weights))))
+
+
+def reflect_(weights: Tensor, mean: Tensor) -> None:
+    """weights <- 2 mean - weights: the other half of an antithetic pair."""
+    weights.copy_(reflected(weights, mean))
+
+
+def take_(
+    total: Tensor,
+    statistic: Tensor,
+    weights: Tensor,
+    mean: Tensor,
+    precision: Tensor,
+    prior: Number,
+    share: Number,
+    scale: Number,
+    fresh: bool,
+    paired: bool,
+    last: bool,
+    home: bool = False,
+) -> None:
+    """Add the gradient in ``statistic`` to the step's total, and turn it into the curvature statistic k.
+
+    After the first draw of a pair it is left negated, so that the second backward pass accumulates g- - g+ without a
+    buffer; the total holds g+ then, and (g- - g+) / 2 makes it the mean.
+
+    Args:
+        share: what the gradient counts in the total.
+        scale: c, or c / 2 for a pair.
+        fresh: whether the total begins with this gradient.
+        last: whether a draw is complete: it is a single one, or the second of a pair.
+        home: whether the weights become the mean at once, as this is the step's only draw.
+    """
+    total.copy_(statistic * share if fresh else total + statistic * share)
+    if not last:
+        statistic.copy_(-statistic)
+    elif paired:
+        statistic.copy_(paired_curvature(statistic, weights - mean, precision, prior, scale))
+    else:
+        statistic.copy_(curvature(statistic, weights - mean, precision, prior, scale))
+    if home:
+        weights.copy_(mean)
+
+
+def step_(
+    weights: Tensor,
+    mean: Tensor,
+    precision: Tensor,
+    score: Tensor,
+    square: Tensor | None,
+    total: Tensor,
+    statistic: Tensor,
+    prior_mean: Tensor | None,
+    penalty: Penalty,
+    singles: bool,
+    settings: Settings,
+) -> None:
+    """The proximal step: moves mean, precision, running means and weights, and leaves the ratio r in ``statistic``."""
+    found = stepped(mean, precision, score, square, total, statistic, prior_mean, penalty, singles, settings)
+    weights.copy_(found[0])
+    mean.copy_(found[0])
+    precision.copy_(found[1])
+    score.copy_(found[2])
+    if square is not None and found[3] is not None:
+        square.copy_(found[3])
+    statistic.copy_(found[4])
+
+
+def _step_by_row_(*tensors: Any, penalty: Penalty, singles: bool, row: Tensor) -> None:
+    step_(*tensors, penalty, singles, Settings(*row.unbind()))
+
+
+def _take_by_row_(*tensors: Tensor, row: Tensor, fresh: bool, paired: bool, last: bool, home: bool) -> None:
+    take_(*tensors, *row.unbind(), fresh, paired, last, home)
+
+
+class Compiled:
+    """The passes over one large tensor each, compiled for any length and any settings."""
+
+    def sample_(self, weights: Tensor, mean: Tensor, precision: Tensor, key: Tensor, remember: bool) -> None:
+        """``sample_from_key_``."""
+        _call(sample_from_key_, weights, mean, precision, key, remember=remember)
+
+    def reflect_(self, weights: Tensor, mean: Tensor) -> None:
+        """``reflect_``."""
+        _call(reflect_, weights, mean)
+
+    def take_(self, *tensors: Tensor, row: Tensor, fresh: bool, paired: bool, last: bool, home: bool) -> None:
+        """``take_``; ``row``: prior, share and scale."""
+        _call(_take_by_row_, *tensors, row=row, fresh=fresh, paired=paired, last=last, home=home)
+
+    def step_(self, *tensors: Tensor | None, penalty: Penalty, singles: bool, row: Tensor) -> None:
+        """``step_``; ``row``: the settings."""
+        _call(_step_by_row_, *tensors, penalty=penalty, singles=singles, row=row)
+
+
+@functools.cache
+def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+    options: dict[str, Any] = {"compile_threads": 1}
+    return torch.compile(function, dynamic=True, fullgraph=True, options=options)
+
+
+def _call(function: Callable[..., None], *arguments: Any, **settings: Any) -> None:
+    with (
+        torch._dynamo.config.patch(recompile_limit=_VARIANTS)
+        if _is_new(function, arguments, settings)
+        else nullcontext()
+    ):
+        _compiled(function)(*arguments, **settings)
+
+
+def _is_new(function: Callable[..., None], arguments: tuple[Any, ...], settings: dict[str, Any]) -> bool:
+    """Whether a call may have to compile: the first of its function, flags, penalty and absent tensors."""
+    flags = tuple(value if isinstance(value, bool) else type(value) for value in settings.values())
+    kind = function, tuple(argument is None for argument in arguments), flags
+    new = kind not in _SEEN
+    _SEEN.add(kind)
+    return new
+
+
+@functools.cache
+def why_not(device: torch.device) -> str | None:
+    """Why nothing can be compiled for a device here; none: it can. Tries it once, with a small draw."""
+    weights = torch.zeros(LARGE, device=device).view(-1, 4)
+    try:
+        key = torch.zeros(3, dtype=torch.int64, device=device)
+        _call(sample_from_key_, weights, weights.clone(), weights + 1, key, remember=True)
+    except Exception as error:  # whatever a compiler, a linker or its files lack
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        _LOG.warning("the step is not compiled, and takes longer: %s", reason)
+        return reason
+    return None
