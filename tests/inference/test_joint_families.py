@@ -40,7 +40,8 @@ def test_a_mean_field_body_moves_bit_for_bit_alike_whatever_family_the_head_has(
 @pytest.mark.parametrize("settings", [{}, {"draws": 2}, {"paired": False}], ids=["pair", "pairs", "single"])
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_the_mean_of_every_family_goes_to_the_posterior_mean(kind: str, settings: dict[str, Any]) -> None:
-    """Of a linear regression (unit noise, unit prior), in 60 steps at least half of the way."""
+    """Of a linear regression (unit noise, unit prior), in 200 steps at least half of the way; of six seeds of a mixture, the
+    slowest came 70 % of it."""
     solver = None if kind == "full_covariance" else GradientSolver(5, lr=0.05)
     module, optimizer = mixed(
         kind, penalty=ForwardKL(100.0, 1.0), prior=Prior(1.0), solver=solver, initial_precision=0.5, **settings
@@ -54,7 +55,7 @@ def test_the_mean_of_every_family_goes_to_the_posterior_mean(kind: str, settings
         return (held - optimum).norm().item()
 
     before = distance()
-    for _ in range(60):
+    for _ in range(200):
         for _ in optimizer.draws():
             evaluate(module).backward()
         optimizer.step()

@@ -50,7 +50,8 @@ def test_a_mean_field_has_the_posteriors_mean_and_the_diagonal_of_its_precision(
 def test_a_samplers_draws_have_the_posteriors_mean_and_covariance(kind: str) -> None:
     """At a constant step: the bias is lr h / 2 of the variance along a direction of curvature h, at most 4 % here.
 
-    1,000 chains times 5 samples, with four standard errors sqrt(2 / 5,000) of a variance beside the bias.
+    1,000 chains times 5 samples, with four standard errors sqrt(2 / 5,000) of a variance (of a covariance: less, in units of
+    the two standard deviations) beside the bias.
     """
     mean, covariance = regression().exact(PRIOR)
     settings = {"schedule": "constant", "lr": 0.05, "burn_in": 300, "samples": 5, "prior": {"scale": PRIOR**-0.5}}
@@ -58,7 +59,8 @@ def test_a_samplers_draws_have_the_posteriors_mean_and_covariance(kind: str) -> 
     draws = torch.cat([posterior.draw(index)["weight"] for index in posterior.indices(100)])
     assert len(draws) == 5 * 1000
     assert ((draws.mean(0) - mean) / covariance.diagonal().sqrt()).abs().max() < 0.05
-    torch.testing.assert_close(draws.T.cov(), covariance, rtol=0.1, atol=0.0)
+    scale = covariance.diagonal().sqrt()
+    assert ((draws.T.cov() - covariance) / scale / scale[:, None]).abs().max() < 0.12
 
 
 def test_the_mean_of_swag_is_the_mode() -> None:

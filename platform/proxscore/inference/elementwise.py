@@ -96,7 +96,7 @@ class Settings(NamedTuple):
     Args:
         prior: lambda.
         score_scale: what the running gradient is multiplied with to be the likelihood's part of the score.
-        kept: decay of the running gradient.
+        taken: one minus the decay of the running gradient.
         kappa, kappa_mean: proximal weights of precision and mean, finite.
         lowest, highest: bounds of the precision ratio.
         move: largest step of the mean.
@@ -104,12 +104,12 @@ class Settings(NamedTuple):
         least: c / lr times Adam's epsilon.
         noise: c / sqrt(S kappa (1 - decay^t)) over how far noise may move a log-precision.
         unknown: infinite before there are squares, else zero.
-        decay: of the running mean of squares.
+        decay, added: of the running mean of squares, and one minus it.
     """
 
     prior: Number
     score_scale: Number
-    kept: Number
+    taken: Number
     kappa: Number
     kappa_mean: Number
     lowest: Number
@@ -120,6 +120,7 @@ class Settings(NamedTuple):
     noise: Number = 0.0
     unknown: Number = 0.0
     decay: Number = 0.0
+    added: Number = 0.0
 
     @classmethod
     def of(cls, step: ProximalStep, prior: Number, squares: float) -> Settings:
@@ -128,7 +129,7 @@ class Settings(NamedTuple):
         general = cls(
             prior=prior,
             score_scale=step.score_scale,
-            kept=step.momentum,
+            taken=1 - step.momentum,
             kappa=step.weights[0],
             kappa_mean=step.weights[1],
             lowest=math.exp(-limit),
@@ -143,6 +144,7 @@ class Settings(NamedTuple):
             noise=step.metric.noise(squares, step.weights[0]),
             unknown=0.0 if squares > 0 else math.inf,
             decay=step.metric.decay,
+            added=1 - step.metric.decay,
         )
 
 
@@ -178,7 +180,7 @@ def stepped(
         k = 1 + (k - 1) / ((square / precision).sqrt() * s.noise + s.unknown).clamp(min=1.0)
     r = penalty.precision_ratio(k, s.kappa)
     r = r.clamp(s.lowest, s.highest)
-    score = score + (total - score) * (1 - s.kept)
+    score = score + (total - score) * s.taken
     pull = score * s.score_scale - (mean if prior_mean is None else mean - prior_mean) * s.prior
     if square is None:
         sd = precision.rsqrt()
@@ -187,4 +189,4 @@ def stepped(
     precision = precision * r
     metric = square.sqrt() * s.metric + s.least
     move = pull / ((precision - s.prior).clamp(min=0.0).minimum(metric) + metric + s.prior)
-    return mean + move.clamp(-s.move, s.move), precision, score, square * s.decay + total * total * (1 - s.decay), r
+    return mean + move.clamp(-s.move, s.move), precision, score, square * s.decay + total * total * s.added, r

@@ -7,8 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from proxscore.config import FAMILIES, PENALTIES, Built, ConfigError, MethodSection, around
-from proxscore.inference import ProximalScore, Schedule
+from proxscore.inference import ProximalScore, Schedule, noise
 from proxscore.inference.initial import INITIAL_NOISE, bearable_noise
+from proxscore.inference.kernels import WORTH_OF_A_RUN
 from proxscore.inference.metric import LR
 from proxscore.inference.penalties.sections import PenaltySection
 from proxscore.inference.sections import SolverConfig
@@ -40,6 +41,8 @@ class ProximalScoreConfig(LayerwiseRates):
     paired: bool = False  # true: pairs m + e, m - e, two gradient evaluations each
     draws: int = Field(1, ge=1, le=10_000)  # single draws (or pairs) per step
     keep_mean: bool = True  # false: a number less per parameter, and more time for the noise
+    # Whether passes over large weights are compiled; null: where the run is long enough for it to pay, and a compiler at hand.
+    fused: bool | None = None
     momentum: float = Field(0.9, ge=0, lt=1)  # of the score, over steps
     max_log_precision_step: float | None = Field(1.0, gt=0)  # largest change of a log-precision in a step; null: any
     # Of the posterior's metric, in its standard deviations (null: 0.1), of the adaptive one in lr (null: 3).
@@ -137,10 +140,10 @@ class ProximalScoreConfig(LayerwiseRates):
             ConfigError: a setting that the method refuses; names it.
         """
         run = setup.run
-        noise = self.initial_noise
+        start = self.initial_noise
         try:
             if self._measures_noise:
-                noise = bearable_noise(setup.module, setup.losses, INITIAL_NOISE, setup.seed)
+                start = bearable_noise(setup.module, setup.losses, INITIAL_NOISE, setup.seed)
             return ProximalScoreMethod(
                 self.rated(setup.module, self.lr or (LR if self.metric == "adaptive" else 1.0)),
                 self.points(run.data_size),
@@ -153,7 +156,7 @@ class ProximalScoreConfig(LayerwiseRates):
                 metric=self.metric,
                 lr=self.lr,
                 square_decay=self.square_decay,
-                initial_noise=noise,
+                initial_noise=start,
                 initial_precision=self.initial_precision,
                 paired=self.paired,
                 draws=self.draws,
@@ -167,9 +170,14 @@ class ProximalScoreConfig(LayerwiseRates):
                 clip_norm=self.clip_norm,
                 max_skipped_steps=self.max_skipped_steps,
                 seed=setup.seed,
+                fused=self._pays(setup) if self.fused is None else self.fused,
             )
         except ValueError as error:
             raise ConfigError(f"method: {error}") from error
+
+    def _pays(self, setup: Setup) -> bool:
+        numbers = sum(noise.local(parameter).numel() for parameter in setup.module.parameters())
+        return numbers * setup.run.total_steps >= WORTH_OF_A_RUN
 
     def _prior_schedule(self, run: RunLength) -> Schedule:
         steps, total = self.prior_warmup * run.steps_per_epoch, run.total_steps
