@@ -111,7 +111,7 @@ def test_a_useless_component_loses_its_weight_in_draws_and_mean_and_on_disk(tmp_
     assert wants_stacking(posterior)
     (joint,) = posterior.joint
     state = {name: value.clone() for name, value in joint.state.items()}
-    state["means"][:, 1] = -20 * state["means"][:, 0]  # predicts the opposite
+    state["means"][:, 1] = -60 * state["means"][:, 0]  # predicts the opposite
     spoilt = replace(posterior, joint=[replace(joint, state=state)])
 
     stacked, weights = stack(spoilt, lambda part: predict(module, batches, part, draws=64))

@@ -110,7 +110,7 @@ TUNED: dict[str, dict[str, Any]] = {
     "mean field, pairs": {},
     "2 numbers": dict(numbers=2, steps=200),
     "50 numbers": dict(numbers=50, kappa=50.0),
-    "single draws": dict(paired=False, kappa=200.0, steps=400),
+    "single draws": dict(paired=False, kappa=200.0, steps=600),
     "full covariance": dict(full=True, correlation=0.8),
     "full covariance, 20 numbers": dict(full=True, numbers=20, kappa=50.0),
 }

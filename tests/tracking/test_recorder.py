@@ -121,3 +121,20 @@ def test_a_recorder_travels_to_the_process_that_uses_it(uri: str) -> None:
     travelled = pickle.loads(pickle.dumps(Recorder(run.uri, run.run_id, "a run")))
     travelled([payload(range(1, 3))])
     assert points(run, "nll/train") == [(1, 1.0), (2, 2.0)]
+
+
+@pytest.mark.parametrize(("waiting", "said"), [(0.5, True), (0.1, False)])
+def test_a_run_that_waited_for_its_input_says_so_at_its_end(uri: str, waiting: float, said: bool) -> None:
+    """Of what happens once, before the first report, nothing counts."""
+    run = TrackedRun(uri, "recorder", "a run")
+    lines: list[str] = []
+    recorder = Recorder(run.uri, run.run_id, "a run", lines.append)
+    for step, seconds in ((1, 100.0), (5, waiting), (10, waiting)):
+        one = payload(range(step, step + 1)) | {"total_steps": 10}
+        one["resources"] = {"seconds_data": seconds, "seconds_update": 0.5, "rows_per_second": 1.0, "peak_memory_gb": 0.1}
+        recorder([one])
+    found = [line for line in lines if "waiting for input" in line]
+    assert len(found) == said
+    if said:
+        assert "50% of the steps' time" in found[0]
+        assert "training.loader_processes" in found[0]

@@ -55,8 +55,8 @@ def configuration(folder: Path, kind: str, likelihood: str, method: dict[str, An
             },
             "method": method,
             "training": {
-                "epochs": 25, "batch_size": 16, "workers": 0, "device": "cpu", "storage": str(folder), "loader_processes": 0,
-                "validate_every": 25, "checkpoint_every": 25,
+                "epochs": 60, "batch_size": 16, "workers": 0, "device": "cpu", "storage": str(folder), "loader_processes": 0,
+                "validate_every": 60, "checkpoint_every": 60,
             },
             "evaluation": {"draws": 4, "validation_draws": 2},
             "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},

@@ -12,6 +12,8 @@ from proxscore.terminal import Progress, duration
 from proxscore.terminal.progress import AWAY
 from proxscore.tracking.delivery import Delivery, Parcel
 
+#: Share of the steps' time from which on a run says that it has waited for its input.
+STARVED = 0.3
 CHECKPOINT_PATIENCE = 2.0  # seconds: a server that is there takes milliseconds
 
 
@@ -49,6 +51,8 @@ class Recorder:
         self._delivery: Delivery | None = None
         self._validation = ""
         self._shown = 0.0
+        self._waited = self._worked = 0.0  # seconds of this process's steps, for input and in all
+        self._step = 0
 
     def __call__(self, payloads: Sequence[dict[str, Any]]) -> None:
         """One report: ``payloads[r]`` is rank r's.
@@ -60,11 +64,26 @@ class Recorder:
             self._delivery = Delivery(self.uri, self.run_id, self.kept)
         self._delivery.send(parcel(payloads))
         self._progress(payloads)
+        self._count(payloads)
         first = payloads[0]
         if first["step"] == first["total_steps"]:
             self._finish(self._delivery)
         elif first["checkpoint"]:  # a run that resumes from it does not repeat these steps
             self._delivery.wait(CHECKPOINT_PATIENCE)
+
+    def _count(self, payloads: Sequence[dict[str, Any]]) -> None:
+        """Sum up what the steps since the last report took, and at the end say if much of it was waiting for input."""
+        first, found = payloads[0], resources(payloads)
+        steps, self._step = first["step"] - self._step, first["step"]
+        if steps == first["step"]:  # the first report has what happens once
+            return
+        self._waited += steps * found.get("time/data", 0.0)
+        self._worked += steps * sum(value for name, value in found.items() if name.startswith("time/"))
+        if first["step"] == first["total_steps"] and self.show is not None and self._waited > STARVED * self._worked:
+            self.show(
+                f"{self.label} · {100 * self._waited / self._worked:.0f}% of the steps' time was waiting for input: a larger "
+                "training.loader_processes, or images that `proxscore prepare-data --size` has made small, would speed it up"
+            )
 
     def _finish(self, delivery: Delivery) -> None:
         if delivery.wait(CHECKPOINT_PATIENCE):

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Formats that are decoded. Pillow knows more, and hands some of them (PostScript) to other programs.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF", "JPEG2000", "AVIF")
+#: How many times the pixels of a side that are wanted a JPEG has at least when it is decoded: antialiasing takes the rest.
+SPARE = 2
 MAX_PIXELS = 2**26  # of an encoded image: 268 MB as it is decoded
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow's bound is wider than this one
 _MODES = {1: "L", 3: "RGB"}
@@ -71,7 +73,8 @@ class Decoder:
     ) -> None:
         self.mode, self.normalise, self.skip = _MODES[channels], normalise, skip
         self.shape = (channels, size, size)
-        resize = v2.Resize(math.floor(size / crop), InterpolationMode(interpolation))
+        self._shorter = math.floor(size / crop)
+        resize = v2.Resize(self._shorter, InterpolationMode(interpolation))
         self.transform = v2.Compose([resize, v2.CenterCrop(size)])
 
     @classmethod
@@ -92,10 +95,14 @@ class Decoder:
         Raises:
             UnreadableError, ConfigError: as :meth:`picture`.
         """
-        return functional.pil_to_tensor(self._fitted(self.picture(source, where), where))
+        return functional.pil_to_tensor(self._fitted(self.picture(source, where, self._shorter), where))
 
-    def picture(self, source: Path | bytes | None, where: str) -> Image.Image:
+    def picture(self, source: Path | bytes | None, where: str, shorter: int | None = None) -> Image.Image:
         """One image as it is, upright, in the colours that are asked for.
+
+        Args:
+            shorter: pixels of the shorter side that it is to be resized to: a JPEG is then decoded at 1/2, 1/4 or 1/8 of its
+                size where at least ``SPARE`` times as many are left, which its format does in a fraction of the time.
 
         Raises:
             UnreadableError: null, not an image, too large, cut short, or more than 8 bits per channel; ``where`` names it.
@@ -106,6 +113,8 @@ class Decoder:
         try:
             with _opened(source) as image:
                 _check(image)
+                if shorter is not None and image.format == "JPEG":
+                    image.draft(None, (SPARE * shorter, SPARE * shorter))
                 return _upright(image).convert(self.mode)
         except Exception as error:  # decoders of foreign bytes raise OSError, SyntaxError, struct.error, EOFError, ...
             raise _unreadable(error, where) from error

@@ -8,23 +8,52 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from proxscore.config import MethodSection
 from proxscore.inference import ProximalScore
+from proxscore.methods.elbo import ELBOConfig
+from proxscore.methods.ivon import IVONConfig
+from proxscore.methods.method import Method, RunLength, Setup
 
-# Steps so small that the networks stay where they are over the rounds: only the cost counts here.
-OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
-    "AdamW": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-6),
-    "AdamW, fused": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True),
-    "unpaired": lambda model: ProximalScore(model.named_parameters(), data_size=50_000),
-    "paired": lambda model: ProximalScore(model.named_parameters(), data_size=50_000, paired=True),
-    "unpaired, posterior's metric": lambda model: ProximalScore(
-        model.named_parameters(), data_size=50_000, metric="posterior", paired=False
-    ),
+DATA = 50_000
+STEPS = 1_000  # of a run, for methods with schedules
+
+Build = Callable[[nn.Module], torch.optim.Optimizer]
+
+
+def adamw(**form: Any) -> Build:
+    return lambda model: torch.optim.AdamW(model.parameters(), lr=1e-6, **form)
+
+
+def ours(**settings: Any) -> Build:
+    return lambda model: ProximalScore(model.named_parameters(), data_size=DATA, **settings)
+
+
+def peer(section: MethodSection) -> Build:
+    setup = RunLength(total_steps=STEPS, steps_per_epoch=100, data_size=DATA)
+    return lambda model: section.build(Setup(model, setup, 0))
+
+
+# Steps so small that the networks stay where they are over the rounds: only the cost counts here. The first is what the others
+# are compared with.
+OPTIMIZERS: dict[str, Build] = {
+    "AdamW, foreach": adamw(foreach=True),
+    "AdamW, for-loop": adamw(foreach=False),
+    "AdamW, fused": adamw(fused=True),
+    "proximal score, single draws": ours(fused=True),
+    "the same, not compiled": ours(fused=False),
+    "the same, posterior's metric": ours(fused=True, metric="posterior"),
+    "proximal score, pairs": ours(fused=True, paired=True),
+    "ELBO": peer(ELBOConfig(lr=1e-6)),
+    "IVON (ivon-opt)": peer(IVONConfig(lr=1e-6)),
 }
+#: Those of the package ``posteriors``, which differentiates within its update: there is no update alone.
+FUNCTIONAL = ("posteriors' VI (diagonal)", "posteriors' SGHMC")
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -36,6 +65,34 @@ class Workload:
     labels: Tensor
     autocast: bool
     clock: Callable[[], float]
+
+
+class Functional:
+    """A network under a method of ``posteriors``: functions of the parameters, without an optimizer."""
+
+    def __init__(self, template: nn.Module, method: str, workload: Workload) -> None:
+        import posteriors
+        import torchopt
+
+        model, self.workload = copy.deepcopy(template), workload
+
+        def log_posterior(params: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            output = torch.func.functional_call(model, params, batch[:1])
+            loss = nn.functional.cross_entropy(output, batch[1])
+            return -loss - sum(p.square().sum() for p in params.values()) / 2 / DATA, output  # type: ignore[return-value]
+
+        if method == FUNCTIONAL[0]:
+            optimizer = torchopt.adam(lr=1e-6)
+            self.method = posteriors.vi.diag.build(log_posterior, optimizer, temperature=1 / DATA, init_log_sds=-5.0)
+        else:
+            self.method = posteriors.sgmcmc.sghmc.build(log_posterior, lr=1e-6, temperature=1 / DATA)
+        params = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        self.state = self.method.init(params)
+
+    def timed_step(self) -> float:
+        start = now(self.workload)
+        self.state, _ = self.method.update(self.state, (self.workload.images, self.workload.labels))
+        return now(self.workload) - start
 
 
 class Contestant:
@@ -64,7 +121,7 @@ class Contestant:
 
     def draws(self) -> Iterator[int]:
         """As many iterations as the step takes gradient evaluations."""
-        if isinstance(self.optimizer, ProximalScore):
+        if isinstance(self.optimizer, ProximalScore | Method):
             yield from self.optimizer.draws()
         else:
             self.optimizer.zero_grad()
@@ -78,23 +135,18 @@ class Contestant:
     def update(self) -> float:
         """Seconds of a step outside of the loop's body, which only provides gradients."""
         provided = 0.0
-        start = self.now()
+        start = now(self.workload)
         for _ in self.draws():
-            begin = self.now()
+            begin = now(self.workload)
             self.give_gradients()
-            provided += self.now() - begin
+            provided += now(self.workload) - begin
         self.optimizer.step()
-        return self.now() - start - provided
+        return now(self.workload) - start - provided
 
     def timed_step(self) -> float:
-        start = self.now()
+        start = now(self.workload)
         self.step()
-        return self.now() - start
-
-    def now(self) -> float:
-        if self.workload.images.is_cuda:
-            torch.cuda.synchronize()
-        return self.workload.clock()
+        return now(self.workload) - start
 
     def remember_gradients(self) -> None:
         self.optimizer.zero_grad()
@@ -106,6 +158,12 @@ class Contestant:
         """Numbers in weights, gradients and optimizer state."""
         state = [value for entry in self.optimizer.state.values() for value in entry.values()]
         return sum(tensor.numel() for tensor in state if isinstance(tensor, Tensor)) + 2 * size(self.model)
+
+
+def now(workload: Workload) -> float:
+    if workload.images.is_cuda:
+        torch.cuda.synchronize()
+    return workload.clock()
 
 
 def size(model: nn.Module) -> int:
@@ -132,9 +190,11 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int:
     return peak
 
 
-def times(contestants: list[Contestant], repeats: int) -> tuple[list[list[float]], list[list[float]]]:
+def times(
+    contestants: list[Contestant], functional: list[Functional], repeats: int
+) -> tuple[list[list[float]], list[list[float]]]:
     """Seconds of the steps and of the updates alone, per contestant and round."""
-    steps: list[list[float]] = [[] for _ in contestants]
+    steps: list[list[float]] = [[] for _ in (*contestants, *functional)]
     updates: list[list[float]] = [[] for _ in contestants]
     for contestant in contestants:
         contestant.remember_gradients()
@@ -145,6 +205,10 @@ def times(contestants: list[Contestant], repeats: int) -> tuple[list[list[float]
             if round_ >= 0:
                 steps[index].append(step)
                 updates[index].append(update)
+        for index, other in enumerate(functional, len(contestants)):
+            step = other.timed_step()
+            if round_ >= 0:
+                steps[index].append(step)
     print(file=sys.stderr)
     return steps, updates
 

@@ -1,8 +1,10 @@
-"""What a step of proximal score matching costs, in time and memory, beside AdamW in the same run.
+"""What speed costs and buys: steps, updates and memory beside peers, predictions, input, the start of trials, and scale.
 
-    python jobs/studies/step_cost/run.py --model small_cnn vit_small_patch16_224 [--quick]
+    python jobs/studies/speed/run.py [--parts steps prediction inputs trials scale] [--quick]
 
-Per network and method, on random images:
+Each part prints a table; all ratios are of the same run, whose contestants take turns in every round, so that other load on the
+machine touches them alike: medians over the rounds, and quartiles, which say how far to trust them. ``steps`` has, per network
+and method, on random images:
 
 * **step**: forward, backward and update, once per gradient evaluation (a pair takes two);
 * **update**: all of a step except forward and backward - sampling, statistics, proximal step - with given gradients;
@@ -10,11 +12,10 @@ Per network and method, on random images:
 * **held**: weights, gradient and optimizer state, counted from the tensors, in multiples of the number of weights P;
 * **update peak**: most memory during an update alone, in multiples of the weights' size: held plus temporaries.
 
-The methods take turns within every round, and a ratio is the median over the rounds of a method's time by AdamW's in
-the same round, so that other load on the machine touches both; quartiles say how far to trust it. On a CPU that others
-use, ``--clock cpu`` counts processor time instead. Memory is what torch's allocator hands out, from the building of the
-network on: ``torch.cuda.max_memory_allocated`` on a GPU, and on the CPU the running sum of the allocations and releases
-that torch's profiler records (scratch space inside of oneDNN or MKL is in neither).
+Compiling happens before the rounds. On a CPU that others use, ``--clock cpu`` counts processor time instead of wall time. Memory
+is what torch's allocator hands out, from the building of the network on: ``torch.cuda.max_memory_allocated`` on a GPU, and on the
+CPU the running sum of the allocations and releases that torch's profiler records (scratch space inside of oneDNN or MKL is in
+neither). ``profile`` says where a step's time goes. On a GPU without Ray and MLflow, ``gpu.py`` measures the steps alone.
 """
 
 from __future__ import annotations
@@ -25,13 +26,29 @@ import platform
 import statistics
 import sys
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own messages; read when torch is imported
 
+import inputs  # type: ignore[import-not-found]  # beside this file, as those below
+import prediction  # type: ignore[import-not-found]
+import scale  # type: ignore[import-not-found]
 import timm
 import torch
-from contestants import CLOCKS, OPTIMIZERS, Contestant, Workload, memory, size, times  # type: ignore[import-not-found]
+import trials  # type: ignore[import-not-found]
+from contestants import (  # type: ignore[import-not-found]
+    CLOCKS,
+    FUNCTIONAL,
+    OPTIMIZERS,
+    Contestant,
+    Functional,
+    Workload,
+    memory,
+    size,
+    times,
+)
+from torch.profiler import ProfilerActivity, profile
 
 from proxscore.config import ConfigError
 from proxscore.experiments.study import Rows, command
@@ -41,6 +58,7 @@ from proxscore.vision import small_cnn  # noqa: F401  (registers the name with t
 
 # Images per batch: by network, otherwise by device.
 BATCH = {"small_cnn": 100, "cpu": 8, "cuda": 128}
+PARTS = ("steps", "profile", "prediction", "inputs", "trials", "scale")
 
 
 def measure(name: str, options: Namespace, device: torch.device) -> list[list[str]]:
@@ -52,7 +70,8 @@ def measure(name: str, options: Namespace, device: torch.device) -> list[list[st
     workload = Workload(images, labels, options.autocast, CLOCKS[options.clock])
     weight_bytes = sum(parameter.numel() * parameter.element_size() for parameter in template.parameters())
     builders = [functools.partial(Contestant, template, method, workload) for method in OPTIMIZERS]
-    steps, updates = times([build() for build in builders], options.repeats)
+    others = [] if options.without_functional else [Functional(template, name, workload) for name in FUNCTIONAL]
+    steps, updates = times([build() for build in builders], others, options.repeats)
     found, first_peak = [], 0
     for method, build, step, update in zip(OPTIMIZERS, builders, steps, updates, strict=True):
         peak, update_peak, contestant = memory(build, device)
@@ -76,6 +95,8 @@ def measure(name: str, options: Namespace, device: torch.device) -> list[list[st
                 f"{update_peak / weight_bytes:.2f}",
             ]
         )
+    for method, step in zip(FUNCTIONAL, steps[len(builders) :], strict=bool(others)):
+        found.append([f"{name}: {method}", f"{1e3 * statistics.median(step):.1f}", ratio(step, steps[0]), *["-"] * 7])
     return found
 
 
@@ -84,6 +105,26 @@ def ratio(times: list[float], others: list[float]) -> str:
     ratios = [mine / other for mine, other in zip(times, others, strict=True)]
     low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return f"{median:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def profiled(name: str, options: Namespace, device: torch.device) -> list[list[str]]:
+    """Where the time of an update goes: the operations that take most of it by themselves, with given gradients."""
+    template: Any = timm.create_model(name).to(device)
+    images = torch.randn(2, *template.default_cfg["input_size"], device=device)
+    workload = Workload(images, torch.zeros(2, dtype=torch.long, device=device), False, CLOCKS["wall"])
+    contestant = Contestant(template, "proximal score, single draws", workload)
+    contestant.remember_gradients()
+    for _ in range(3):
+        contestant.update()
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]) as seen:
+        for _ in range(options.repeats):
+            contestant.update()
+    rows = sorted(seen.key_averages(), key=lambda row: row.self_cpu_time_total + row.self_device_time_total, reverse=True)
+    table = []
+    for row in rows[:12]:
+        taken = (row.self_cpu_time_total, row.self_device_time_total)
+        table.append([name, row.key[:60], f"{row.count / options.repeats:.0f}", *(f"{t / 1e3 / options.repeats:.2f}" for t in taken)])
+    return table
 
 
 def study(options: Namespace, record: Study, rows: Rows) -> None:
@@ -99,23 +140,39 @@ def study(options: Namespace, record: Study, rows: Rows) -> None:
     torch.manual_seed(0)
     if options.quick:
         options.model, options.repeats = options.model[:1], 2
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     conditions = {"device": name, "torch": torch.__version__, "load": round(os.getloadavg()[0], 2)}
     print(", ".join(f"{key} {value}" for key, value in conditions.items()))
     record.run.describe(conditions, {})
-    header = "method|step, ms|x AdamW|x AdamW per evaluation|update, ms|x AdamW|peak, MB|x AdamW|held, P|update peak, P"
-    table = [line for model in options.model for line in measure(model, options, device)]
-    record.table("step_cost", header.split("|"), table)
+    if "steps" in options.parts:
+        header = "method|step, ms|x AdamW|x AdamW per evaluation|update, ms|x AdamW|peak, MB|x AdamW|held, P|update peak, P"
+        table = [line for model in options.model for line in measure(model, options, device)]
+        record.table("steps", header.split("|"), table)
+    if "profile" in options.parts:
+        table = [line for model in options.model for line in profiled(model, options, device)]
+        record.table("profile", ["network", "operation", "calls of an update", "CPU, ms", "GPU, ms"], table)
+    for part in (prediction, inputs, trials, scale):
+        if part.__name__ in options.parts:
+            found = part.rows(options.quick)
+            record.table(part.__name__, list(found[0]), [[str(value) for value in row.values()] for row in found])
+
+
+def processor() -> str:
+    """The processor's name, where the system tells."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":
     more: dict[str, dict[str, Any]] = {
+        "parts": {"nargs": "+", "choices": PARTS, "default": list(PARTS), "help": "what is measured"},
         "model": {"nargs": "+", "default": ["small_cnn", "vit_small_patch16_224"], "help": "timm names"},
         "batch": {"type": int, "help": f"images per batch (default: {BATCH})"},
         "repeats": {"type": int, "default": 20, "help": "rounds that count, at least 2"},
         "device": {"choices": ["auto", "cpu", "cuda"], "default": "auto"},
         "threads": {"type": int, "default": 1, "help": "torch's, on the CPU"},
         "clock": {"choices": list(CLOCKS), "default": "wall", "help": "what is counted as time"},
+        "without-functional": {"action": "store_true", "help": "leave out the methods of the package posteriors"},
         "autocast": {"action": "store_true", "help": "forward under autocast to bf16"},
     }
-    sys.exit(command("step cost", __doc__, study, more))
+    sys.exit(command("speed", __doc__, study, more))
