@@ -144,7 +144,7 @@ def predicted(found: Draws, batches: Batches, likelihood: nn.Module, rule: Until
             for place, outputs in found.passes([batch.inputs for batch in left], positions):
                 left[place].add(outputs)
             if rule is not None and len(found) > 1:
-                left = [batch for batch in left if not batch.sums.error() <= rule.tolerance]
+                left = [batch for batch in left if not rule.settled(batch.sums)]
             if not left:
                 break
         parts += [batch.sums.predictive() for batch in group]

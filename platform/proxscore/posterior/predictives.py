@@ -23,12 +23,14 @@ class CategoricalPredictive:
         expected_entropy: (N,) or (N, ...), mean over draws of the entropy of softmax(f), in nats.
         targets: (N,) or (N, ...), as the data gave them; none, where they gave none.
         draws: (N,), how many were averaged for each row; none: nobody counted.
+        error: (N,), Monte Carlo standard error of each row, see :mod:`proxscore.posterior.settled`; none: nobody asked.
     """
 
     log_probabilities: Tensor
     expected_entropy: Tensor
     targets: Any
     draws: Tensor | None = None
+    error: Tensor | None = None
 
     @property
     def mean(self) -> Tensor:
@@ -45,7 +47,12 @@ class CategoricalPredictive:
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """The rows of all parts, one after another."""
-        return cls(*(_joined(parts, column) for column in ("log_probabilities", "expected_entropy", "targets", "draws")))
+        return cls(
+            *(
+                _joined(parts, column)
+                for column in ("log_probabilities", "expected_entropy", "targets", "draws", "error")
+            )
+        )
 
 
 @dataclass
@@ -61,6 +68,7 @@ class GaussianPredictive:
         log_density: (N,), log 1/S sum_s p(y | f_s), all outputs of a row together, in nats; NaN where there is no target.
         targets: (N, ...), as the data gave them.
         draws: (N,), how many were averaged for each row; none: nobody counted.
+        error: (N,), Monte Carlo standard error of each row, see :mod:`proxscore.posterior.settled`; none: nobody asked.
     """
 
     mean: Tensor
@@ -69,6 +77,7 @@ class GaussianPredictive:
     log_density: Tensor
     targets: Tensor
     draws: Tensor | None = None
+    error: Tensor | None = None
 
     @property
     def sd(self) -> Tensor:
@@ -78,7 +87,7 @@ class GaussianPredictive:
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """The rows of all parts, one after another."""
-        columns = ("mean", "aleatoric", "epistemic", "log_density", "targets", "draws")
+        columns = ("mean", "aleatoric", "epistemic", "log_density", "targets", "draws", "error")
         return cls(*(_joined(parts, column) for column in columns))
 
 
@@ -92,6 +101,7 @@ class MultiLabelPredictive:
         log_density: (N,), log 1/S sum_s prod_c p(y_c | x, theta_s) of all labels of a row together, in nats.
         targets: (N, C), zeros and ones.
         draws: (N,), how many were averaged for each row; none: nobody counted.
+        error: (N,), Monte Carlo standard error of each row, see :mod:`proxscore.posterior.settled`; none: nobody asked.
     """
 
     probabilities: Tensor
@@ -99,6 +109,7 @@ class MultiLabelPredictive:
     log_density: Tensor
     targets: Tensor
     draws: Tensor | None = None
+    error: Tensor | None = None
 
     @property
     def mean(self) -> Tensor:
@@ -108,7 +119,7 @@ class MultiLabelPredictive:
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """The rows of all parts, one after another."""
-        columns = ("probabilities", "expected_entropy", "log_density", "targets", "draws")
+        columns = ("probabilities", "expected_entropy", "log_density", "targets", "draws", "error")
         return cls(*(_joined(parts, column) for column in columns))
 
 

@@ -44,14 +44,20 @@ class Running(ABC):
         """The batch's predictive distribution, on the CPU."""
 
     @abstractmethod
-    def error(self) -> float:
-        """The largest Monte Carlo standard error over rows and outputs, from two draws or more.
+    def error(self) -> Tensor:
+        """(N,), the largest Monte Carlo standard error of a row's outputs, from two draws or more.
 
         Of probabilities it is that of their mean over the draws. Of numbers it is the larger one of the errors of mean and of
         standard deviation, in units of that standard deviation (of noise and weights together)."""
 
-    def _draws(self, rows: int) -> Tensor:
-        return torch.full((rows,), self.count)
+    @property
+    def relative(self) -> bool:
+        """Whether the error is in units of a standard deviation."""
+        return False
+
+    def _counted(self, rows: int) -> tuple[Tensor, Tensor | None]:
+        """The predictive's ``draws`` and ``error``."""
+        return torch.full((rows,), self.count), self.error().cpu() if self._watched and self.count > 1 else None
 
 
 class RunningCategorical(Running):
@@ -79,10 +85,10 @@ class RunningCategorical(Running):
         if targets is not None:
             targets = checked_classes(targets.cpu(), entropy_sum, binary=self._binary)
         columns = (log_sum - math.log(self.count), entropy_sum / self.count, targets)
-        return CategoricalPredictive(*columns, self._draws(len(entropy_sum)))
+        return CategoricalPredictive(*columns, *self._counted(len(entropy_sum)))
 
-    def error(self) -> float:
-        return self._moments.standard_error.amax().item()
+    def error(self) -> Tensor:
+        return self._moments.standard_error.flatten(1).amax(1)
 
 
 class _WithDensity(Running):
@@ -132,11 +138,11 @@ class RunningMultiLabel(_WithDensity):
         assert self._targets is not None
         mean, entropy = self._moments.mean, (self._entropy_sum / self.count).cpu()
         return MultiLabelPredictive(
-            mean.cpu(), entropy, self._density(mean), self._targets.cpu(), self._draws(len(entropy))
+            mean.cpu(), entropy, self._density(mean), self._targets.cpu(), *self._counted(len(entropy))
         )
 
-    def error(self) -> float:
-        return self._moments.standard_error.amax().item()
+    def error(self) -> Tensor:
+        return self._moments.standard_error.flatten(1).amax(1)
 
 
 class RunningGaussian(_WithDensity):
@@ -156,16 +162,20 @@ class RunningGaussian(_WithDensity):
         assert self._targets is not None
         mean = self._means.mean
         columns = (mean, self._noises.mean, self._means.variance, self._density(mean), self._targets)
-        return GaussianPredictive(*(column.cpu() for column in columns), self._draws(len(mean)))
+        return GaussianPredictive(*(column.cpu() for column in columns), *self._counted(len(mean)))
 
-    def error(self) -> float:
+    @property
+    def relative(self) -> bool:
+        return True
+
+    def error(self) -> Tensor:
         """The total variance is the mean over draws of noise plus squared deviation, whose variances are known; as how both
         go together is not, their standard deviations are added: the error is at most that."""
         variance = self._noises.mean + self._means.variance
         of_mean = self._means.standard_error / variance.sqrt()
         spread = self._noises.variance.sqrt() + self._means.variance_of_squares.sqrt()
         of_sd = spread / math.sqrt(self.count - 1) / (2 * variance)
-        return torch.maximum(of_mean, of_sd).amax().item()
+        return torch.maximum(of_mean, of_sd).reshape(len(variance), -1).amax(1)
 
     def _of_a_draw(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of the targets under one draw."""
