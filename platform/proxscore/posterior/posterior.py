@@ -144,7 +144,7 @@ class Posterior:
         return list(range(draws)) if self.random else [0]
 
     def shuffled(self, draws: int, seed: int) -> list[int]:
-        """The indices of so many draws, of which any first ones are a fair sample of all: of independent draws, in their order."""
+        """The indices of so many draws, of which any first ones are a fair sample; of independent draws, in their order."""
         return self.indices(draws)
 
     def draw(self, index: int, seed: int = 0) -> dict[str, Tensor]:

@@ -21,7 +21,6 @@ from proxscore.posterior.running import Running, running
 from proxscore.posterior.settled import DrawCount, UntilSettled, until_settled
 from proxscore.posterior.stacked import StackedDraws
 
-
 #: Of inputs and sums of the batches that go through the network under one draw before the next one's turn.
 GROUP_BYTES = 2**27
 GROUP_BATCHES = 16
@@ -98,8 +97,8 @@ def predict(
     """The predictive distribution for all rows of a data set.
 
     Each batch is read once and goes through the network under each of S fixed draws, the same for all batches: a shuffled
-    loader and an iterator that can be read only once serve as well as any. Of past draws only sums are held. With ``draws=0``, or without a posterior, it is
-    the prediction of the mean weights (or of the weights as they are).
+    loader and an iterator that can be read only once serve as well as any. Of past draws only sums are held. With ``draws=0``,
+    or without a posterior, it is the prediction of the mean weights (or of the weights as they are).
 
     Args:
         module: the network; its training mode, weights and buffers are as before afterwards. It returns a tensor, or has

@@ -26,7 +26,7 @@ from proxscore.posterior.calls import outputs_of, rows_of
 from proxscore.posterior.drawn import Drawn
 
 MOST_NUMBERS = 2**25  # of all draws together: 128 MiB of float32
-#: Rows times weights of a pass, up to which one pass over stacked weights is faster; measured by jobs/studies/speed/prediction.py.
+#: Rows times weights of a pass, up to which one for all draws is faster; measured by jobs/studies/speed/prediction.py.
 MOST_WORK = 2**20
 #: Rounding that may lie between one pass and as many, beside the largest output.
 TOLERANCE = 1e-3
