@@ -3,8 +3,8 @@
     f = W phi + b,    Var f_c = phi_1^T Sigma_cc phi_1,    phi_1 = (phi, 1)
 
 Sigma_cc is the block of the numbers of output c, D + 1 of them. Of a mean field it is a diagonal, of a Kronecker-factored
-Gaussian Cov f = A A^T |B^T phi|^2, of low rank (SWAG's, and a mixture's, likewise) a diagonal and r columns. None of these takes more memory than
-the family itself; of a full covariance there are C blocks of (D + 1)^2 numbers. Blocks that are independent add up.
+Gaussian Cov f = A A^T |B^T phi|^2, of low rank (SWAG's, and a mixture's, likewise) a diagonal and r columns. None of these
+takes more memory than the family itself; of a full covariance there are C blocks of (D + 1)^2 numbers. Blocks that are independent add up.
 """
 
 from __future__ import annotations

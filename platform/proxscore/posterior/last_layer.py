@@ -57,8 +57,8 @@ class LastLayer:
         same = [each for each in seen if _is(each[2], outputs)]
         if not same or outputs.ndim != 2 or same[-1][1].ndim != 2 or sum(s[0] is same[-1][0] for s in seen) > 1:
             raise ConfigError(
-                "the single pass needs a network whose outputs (rows, outputs) are those of a linear layer, called once; the last "
-                f"layer of this one is none (outputs of shape {tuple(outputs.shape)}): predict with draws"
+                "the single pass needs a network whose outputs (rows, outputs) are those of a linear layer, called once; the "
+                f"last layer of this one is none (outputs of shape {tuple(outputs.shape)}): predict with draws"
             )
         if self.layer is None:
             self._know(same[-1][0])

@@ -19,6 +19,7 @@ from proxscore.posterior.posterior import Posterior
 from proxscore.posterior.predictives import CategoricalPredictive, GaussianPredictive, MultiLabelPredictive
 from proxscore.posterior.running import Running, running
 from proxscore.posterior.settled import DrawCount, UntilSettled, until_settled
+from proxscore.posterior.shards import is_sharded
 from proxscore.posterior.stacked import StackedDraws
 
 #: Of inputs and sums of the batches that go through the network under one draw before the next one's turn.
@@ -124,6 +125,8 @@ def predict(
     """
     rule = until_settled(draws)
     most = rule.most if rule is not None else draws
+    if rule is not None and is_sharded(module.parameters()):
+        raise ConfigError("draws=auto: ranks that share a network must run equally many passes: give a number of draws")
     assert isinstance(most, int)
     with drawn(module, posterior, most, seed, refresh, autocast, lazily=rule is not None) as found:
         return predicted(StackedDraws(found), batches, likelihood or Categorical(), rule)

@@ -161,8 +161,9 @@ class RunningGaussian(_WithDensity):
     def predictive(self) -> GaussianPredictive:
         assert self._targets is not None
         mean = self._means.mean
-        columns = (mean, self._noises.mean, self._means.variance, self._density(mean), self._targets)
-        return GaussianPredictive(*(column.cpu() for column in columns), *self._counted(len(mean)))
+        columns: list[Any] = [mean, self._noises.mean, self._means.variance, self._density(mean), self._targets]
+        columns = [column.cpu() for column in columns]
+        return GaussianPredictive(*[*columns, *self._counted(len(mean))])
 
     @property
     def relative(self) -> bool:

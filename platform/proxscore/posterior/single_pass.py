@@ -141,8 +141,8 @@ class Difference:
 def difference(one: Any, other: Any) -> Difference:
     """Compare a prediction with a better one of the same rows, such as that by many draws.
 
-    Of classes it is the total variation 1/2 sum_c |p_c - q_c|; of labels the largest |p_c - q_c|; of numbers the larger one of the
-    differences of means and of standard deviations, in units of the better one's standard deviation.
+    Of classes it is the total variation 1/2 sum_c |p_c - q_c|; of labels the largest |p_c - q_c|; of numbers the larger one of
+    the differences of means and of standard deviations, in units of the better one's standard deviation.
 
     Raises:
         ConfigError: they are of different rows.
@@ -166,10 +166,6 @@ def difference(one: Any, other: Any) -> Difference:
 def _nll(prediction: Any) -> float:
     if prediction.targets is None:
         return math.nan
-    density = (
-        prediction.log_density.double().flatten(1)
-        if prediction.log_density.ndim > 1
-        else prediction.log_density.double()
-    )
-    density = density.sum(1) if density.ndim > 1 else density
+    density = prediction.log_density.double()
+    density = density.reshape(len(density), -1).sum(1)
     return float(-density[~density.isnan()].mean())
