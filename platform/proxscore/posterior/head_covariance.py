@@ -4,7 +4,8 @@
 
 Sigma_cc is the block of the numbers of output c, D + 1 of them. Of a mean field it is a diagonal, of a Kronecker-factored
 Gaussian Cov f = A A^T |B^T phi|^2, of low rank (SWAG's, and a mixture's, likewise) a diagonal and r columns. None of these
-takes more memory than the family itself; of a full covariance there are C blocks of (D + 1)^2 numbers. Blocks that are independent add up.
+takes more memory than the family itself; of a full covariance there are C blocks of (D + 1)^2 numbers. Independent blocks
+add up.
 """
 
 from __future__ import annotations

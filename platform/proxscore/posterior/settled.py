@@ -17,12 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from proxscore.config import MAX_DRAWS, ConfigError
 from proxscore.posterior.running import Running
 
-AUTO = "auto"
+AUTO: Final = "auto"
 GROWTH = 1.5  # of the number of draws between two looks: many looks would stop at errors that look small by chance
 
 
