@@ -162,7 +162,7 @@ def rows(quick: bool = False) -> list[dict[str, Any]]:
 
     Returns:
         Per line ``network``, ``weights``, ``batch``, ``method``, ``draws`` (of ``auto`` on average), ``rows_per_second``,
-        ``of_plain`` (each median, lower and upper quartile), and ``difference``: total variation from 256 draws of all weights.
+        ``of_plain`` (each median, lower and upper quartile), and ``difference``: total variation from 16 S draws of all weights.
     """
     found = []
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -170,7 +170,7 @@ def rows(quick: bool = False) -> list[dict[str, Any]]:
         if quick and name.startswith("vit"):
             continue
         contest = Contest(case, device)
-        for line in _measured(contest, 2 if quick else 9):
+        for line in _measured(contest, 2 if quick else 7):
             weights = sum(p.numel() for p in contest.module.parameters())
             found.append({"network": name, "weights": weights, "batch": case.batch} | line)
     return found
@@ -197,7 +197,13 @@ def _measured(contest: Contest, rounds: int) -> Iterator[dict[str, Any]]:
             for name, value in seconds.items():
                 times[name].append(value)
     yield _line("plain pass", 1, [contest.rows / each for each in plain], [1.0] * rounds, "")
-    many = predict(contest.module, contest.batches[:2], contest.posterior, draws=8 if rounds < 3 else 256, seed=1)
+    many = predict(
+        contest.module,
+        contest.batches[:2],
+        contest.posterior,
+        draws=8 if rounds < 3 else 16 * contest.case.draws,
+        seed=1,
+    )
     for name, call in calls.items():
         ratios = [one * passes[name]() / mine for one, mine in zip(plain, times[name], strict=True)]
         draws: float = {"auto": contest.taken, "single pass": 0}.get(name, contest.case.draws)

@@ -86,6 +86,10 @@ class Drawn:
         for _, outputs in self.passes([inputs], range(len(self))):
             yield outputs
 
+    def together(self, inputs: Any, positions: range) -> Tensor | None:
+        """None: they are taken one after another; see :class:`proxscore.posterior.stacked.StackedDraws`."""
+        return None
+
     def passes(self, group: Sequence[Any], positions: range) -> Iterator[tuple[int, Tensor]]:
         """The network's outputs for some batches that are on its device, with the batch's place among them: all of them under
         the draw of the first position, then all under the next."""

@@ -20,7 +20,11 @@ from proxscore.inference.names import named_parameters
 from proxscore.posterior.calls import outputs_of
 from proxscore.posterior.drawn import SNAPSHOTS, Drawn
 from proxscore.posterior.posterior import Posterior
+from proxscore.posterior.prediction import GROUP_BATCHES
 from proxscore.posterior.swag import SWAGPosterior
+
+#: Of all draws together: of their weights, or of their outputs for a batch, that are held at a time.
+MOST_NUMBERS = 2**23
 
 
 class LastLayer:
@@ -127,20 +131,35 @@ class HeadDraws:
         self._head: Posterior | None = None
         self._known: list[tuple[Any, Tensor]] = []  # inputs and features of the batches that take turns
         self._kept: dict[int, tuple[Tensor, Tensor | None]] = {}
+        self._stacks: dict[range, tuple[Tensor, Tensor | None]] = {}
 
     def __len__(self) -> int:
         return self._count
 
     def passes(self, group: Sequence[Any], positions: range) -> Iterator[tuple[int, Tensor]]:
         """Outputs of some batches, with the batch's place among them, under the draws of these positions."""
-        known, self._known = self._known, []
-        for inputs in group:
-            features = next((phi for held, phi in known if held is inputs), None)
-            self._known.append((inputs, self._layer(inputs)[0] if features is None else features))
+        self._known = [(inputs, self._features(inputs)) for inputs in group]
         for position in positions:
             weight, bias = self._draw(position)
             for place, (_, phi) in enumerate(self._known):
                 yield place, nn.functional.linear(phi, weight, bias)
+
+    def together(self, inputs: Any, positions: range) -> Tensor | None:
+        """(S, N, C): outputs under the draws of these positions by one product, where that is no large one."""
+        phi = self._features(inputs)
+        self._known = [*(each for each in self._known if each[0] is not inputs), (inputs, phi)][-GROUP_BATCHES:]
+        weight, _ = self._draw(positions[0])
+        if len(positions) * max(weight.numel(), len(phi) * len(weight)) > MOST_NUMBERS:
+            return None
+        if positions not in self._stacks:
+            draws = [self._draw(position) for position in positions]
+            biases = [bias for _, bias in draws if bias is not None]
+            self._stacks[positions] = torch.cat([each for each, _ in draws]), torch.cat(biases) if biases else None
+        return nn.functional.linear(phi, *self._stacks[positions]).unflatten(1, (len(positions), -1)).transpose(0, 1)
+
+    def _features(self, inputs: Any) -> Tensor:
+        known = next((phi for held, phi in self._known if held is inputs), None)
+        return self._layer(inputs)[0] if known is None else known
 
     def _draw(self, position: int) -> tuple[Tensor, Tensor | None]:
         if position in self._kept:

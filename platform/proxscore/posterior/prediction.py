@@ -36,6 +36,9 @@ class Draws(Protocol):
 
     def __len__(self) -> int: ...
 
+    def together(self, inputs: Any, positions: range) -> Tensor | None:
+        """(S, rows, ...): the outputs for a batch under the draws of these positions, where one pass gives them faster."""
+
     def passes(self, group: Sequence[Any], positions: range) -> Iterator[tuple[int, Tensor]]:
         """The network's outputs for some batches on the device, with the batch's place among them, under the draws of these
         positions: of each batch under one draw after another."""
@@ -143,8 +146,16 @@ def predicted(found: Draws, batches: Batches, likelihood: nn.Module, rule: Until
     for group in _groups(found, batches_of(batches), likelihood, watched=rule is not None):
         left, rounds = group, [range(len(found))] if rule is None or len(found) < 2 else rule.rounds(len(found))
         for positions in rounds:
-            for place, outputs in found.passes([batch.inputs for batch in left], positions):
-                left[place].add(outputs)
+            turns = []
+            for batch in left:
+                together = found.together(batch.inputs, positions)
+                if together is None:
+                    turns.append(batch)
+                else:
+                    batch.extend(together)
+            if turns:
+                for place, outputs in found.passes([batch.inputs for batch in turns], positions):
+                    turns[place].add(outputs)
             if rule is not None and len(found) > 1:
                 left = [batch for batch in left if not rule.settled(batch.sums)]
             if not left:
@@ -168,6 +179,11 @@ class _Batch:
         """The network's outputs under the next draw, of padding, too."""
         self.held = outputs.nbytes
         self.sums.add(outputs[: self.rows])
+
+    def extend(self, outputs: Tensor) -> None:
+        """The network's outputs under several draws."""
+        self.held = outputs[0].nbytes
+        self.sums.extend(outputs[:, : self.rows])
 
 
 def _groups(

@@ -36,6 +36,11 @@ class Running(ABC):
         self._add(outputs if outputs.dtype == torch.float64 else outputs.float())  # in single precision at least
         self.count += 1
 
+    def extend(self, outputs: Tensor) -> None:
+        """The network's outputs under the next few draws, stacked along the first dimension."""
+        for draw in outputs:
+            self.add(draw)
+
     @abstractmethod
     def _add(self, outputs: Tensor) -> None: ...
 
@@ -79,6 +84,21 @@ class RunningCategorical(Running):
             self._entropy_sum += entropy
         else:
             self._log_sum, self._entropy_sum = logs, entropy
+
+    def extend(self, outputs: Tensor) -> None:
+        outputs = outputs if outputs.dtype == torch.float64 else outputs.float()
+        logs = log_probabilities(outputs.flatten(0, 1), binary=self._binary).unflatten(0, outputs.shape[:2])
+        probabilities = logs.exp()
+        entropy = -(probabilities * logs).sum((0, 2))
+        if self._watched:
+            self._moments.extend(probabilities)
+        log_sum = logs.logsumexp(0)
+        if self.count:
+            torch.logaddexp(self._log_sum, log_sum, out=self._log_sum)
+            self._entropy_sum += entropy
+        else:
+            self._log_sum, self._entropy_sum = log_sum, entropy
+        self.count += len(outputs)
 
     def predictive(self) -> CategoricalPredictive:
         log_sum, entropy_sum, targets = self._log_sum.cpu(), self._entropy_sum.cpu(), self._targets

@@ -43,6 +43,22 @@ class RunningMoments:
         self._sums[0] += term
         self.mean += share
 
+    def extend(self, values: Tensor) -> None:
+        """Several values, stacked along the first dimension; of order 2 merged in one go (Chan, Golub and LeVeque 1979)."""
+        if self._order == 4:
+            for value in values:
+                self.add(value)
+            return
+        count, mean = len(values), values.mean(0)
+        sums = (values - mean).square().sum(0)
+        if not self.count:
+            self.count, self.mean, self._sums = count, mean, [sums]
+            return
+        difference, total = mean - self.mean, self.count + count
+        self._sums[0] += sums + difference.square() * (self.count * count / total)
+        self.mean += difference * (count / total)
+        self.count = total
+
     @property
     def variance(self) -> Tensor:
         """Over the values, divided by their number."""

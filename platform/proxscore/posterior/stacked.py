@@ -107,7 +107,7 @@ class StackedDraws:
         """The network's outputs for some batches, with the batch's place among them; of each under one draw after another."""
         large = []
         for place, inputs in enumerate(group):
-            together = self._together(inputs, positions)
+            together = self.together(inputs, positions)
             if together is None:
                 large.append(place)
             else:
@@ -117,8 +117,9 @@ class StackedDraws:
             for place, outputs in self._found.passes([group[place] for place in large], positions):
                 yield large[place], outputs
 
-    def _together(self, inputs: Any, positions: range) -> Tensor | None:
-        """(S, rows, ...): the outputs of all draws, where one pass gives them faster."""
+    @torch.no_grad()
+    def together(self, inputs: Any, positions: range) -> Tensor | None:
+        """(S, rows, ...): the outputs under the draws of these positions, where one pass gives them faster."""
         if not self.stacked or len(positions) < 2 or rows_of(inputs) * self._weights > MOST_WORK:
             return None
         stack = self._stack(positions)
