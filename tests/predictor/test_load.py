@@ -20,6 +20,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 import proxscore
 from proxscore.config import ConfigError
+from proxscore.posterior.settled import UntilSettled
 
 if TYPE_CHECKING:
     from photographs import Photographs
@@ -51,6 +52,28 @@ def test_the_test_images_are_predicted_as_training_evaluated_them(photographs: P
     nll = torch.nn.functional.nll_loss(mean.mean.double().log(), truth)
     assert nll.item() == pytest.approx(photographs.result["runs"][0]["test"]["mean"]["nll"], abs=1e-5)
     assert (mean.epistemic < 1e-5).all()
+
+
+def test_draws_until_settled_and_draws_of_the_last_layer(photographs: Photographs, opened: Opened) -> None:
+    """Settled probabilities are near those of many draws, and the table says how many there were, and how near."""
+    predictor = opened()
+    many = predictor.predict(photographs.tests, draws=400, seed=5).mean
+    rule = UntilSettled(0.03, least=4, most=400)
+    found = predictor.predict(photographs.tests, draws=rule)
+    assert found.error_of_rows.max() <= 0.03
+    assert (found.mean - many).square().mean().sqrt() < 0.03
+    frame = found.to_frame()
+    assert frame["draws"].between(4, 400).all()
+    assert frame["monte_carlo_error"].max() <= 0.03
+    assert "on average (seed" in repr(found)
+    again = predictor.predict(photographs.tests, draws=int(frame["draws"].max()))
+    torch.testing.assert_close(again.mean, found.mean)
+    head = predictor.predict(photographs.tests, draws=64, last_layer=True)
+    mean = predictor.predict(photographs.tests, draws=0).mean
+    assert not torch.equal(head.mean, mean)
+    assert (head.epistemic <= found.epistemic + 0.05).all()  # less is uncertain
+    with pytest.raises(ConfigError, match="last_layer=True: draws is 0"):
+        predictor.predict(photographs.tests, draws=0, last_layer=True)
 
 
 def test_sets_hold_the_label_of_validation_rows_as_often_as_they_say(photographs: Photographs, opened: Opened) -> None:
