@@ -15,6 +15,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -237,7 +238,7 @@ def _evaluate(
         print(line)
     title = f"{config.task.data.kind}, {split} split, {draws} draws"
     shown(title, table(["metric", "value"], [[name, f"{value:.4f}"] for name, value in metrics.items()], left=(0,)))
-    for line in other_draws(posterior.description, metrics, draws):
+    for line in [*other_draws(posterior.description, metrics, draws), *_unsettled(metrics, count)]:
         print(line)
     for line in distances.lines() if distances is not None else ():
         print(f"diagnosis  {line}")
@@ -247,6 +248,20 @@ def _evaluate(
     if config.task.kind == "vision" and getattr(config.task, "likelihood", None) == "categorical":
         print(f"report   {command('report')} {shlex.quote(source)} --ood noise")
     return 0
+
+
+def _unsettled(metrics: Mapping[str, float], count: DrawCount) -> list[str]:
+    """Say of draws that were taken until predictions had settled that they have not."""
+    error = metrics.get("draws/monte_carlo_error")
+    if error is None or isinstance(count, (int, str)):
+        return []
+    bound = count.sd_tolerance if "rmse" in metrics else count.tolerance
+    if error <= bound:
+        return []
+    return [
+        f"note       {metrics['draws/most']:g} draws did not settle every row: the largest Monte Carlo error is {error:.3g}, "
+        f"the tolerance {bound:g}"
+    ]
 
 
 def diagnosis(

@@ -22,7 +22,7 @@ from proxscore.posterior import CategoricalPredictive, Posterior
 from proxscore.posterior.diagnostics import Losses
 from proxscore.posterior.draw_statistics import DrawStatistics
 from proxscore.posterior.drawn import drawn
-from proxscore.posterior.settled import DrawCount
+from proxscore.posterior.settled import DrawCount, UntilSettled
 from proxscore.posterior.single_pass import difference, predict_in_one_pass
 from proxscore.tasks import Predictive, Task
 from proxscore.tasks.evaluator import Corrected
@@ -57,12 +57,15 @@ def evaluate(
         posterior: where the draws come from; none: the module's weights are all that there is.
         single_pass: compare the prediction in one pass (:mod:`proxscore.posterior.single_pass`) with the draws; one process.
     """
+    one = _in_one_pass(run, split, posterior) if single_pass and posterior is not None else None
     predictive = predict(run, posterior or Posterior.of(run.module), split, draws)
     label = f"{draws} draws" if draws and posterior else "mean weights"
+    if isinstance(draws, UntilSettled):
+        label = "draws until settled"
     found = evaluate_predictive(run, predictive, split, label)
     found[0].update(_settled(run, predictive))
-    if single_pass and posterior is not None:
-        found[0].update(_in_one_pass(run, predictive, split, posterior))
+    if one is not None:
+        found[0].update(_compared(one, predictive))
     saved = {} if posterior is None else posterior.description.get("validation")
     if split == "validation" or not isinstance(saved, dict) or not run.task.evaluator.corrects:
         return found  # the split that corrected them judges nothing
@@ -83,11 +86,11 @@ def _settled(run: Run, predictive: Any) -> dict[str, float]:
     return {name: value.item() for name, value in (found | {"draws/monte_carlo_error": error.max()}).items()}
 
 
-def _in_one_pass(run: Run, predictive: Any, split: str, posterior: Posterior) -> dict[str, float]:
-    """The NLL of the prediction in one pass, and how far it is from that by draws."""
+def _in_one_pass(run: Run, split: str, posterior: Posterior) -> Predictive:
+    """The prediction in one pass: in closed form, or, of likelihoods that have none, by draws of the last layer."""
     norm, settings = batch_norm_batches(run), run.config.evaluation
     closed = isinstance(run.task.likelihood, (Categorical, Bernoulli, Gaussian))
-    one = predict_in_one_pass(
+    found: Predictive = predict_in_one_pass(
         run.module,
         run.evaluation_batches(split),
         posterior,
@@ -97,6 +100,11 @@ def _in_one_pass(run: Run, predictive: Any, split: str, posterior: Posterior) ->
         refresh=None if norm is None else lambda: norm,
         autocast=run.autocast,
     )
+    return found
+
+
+def _compared(one: Predictive, predictive: Predictive) -> dict[str, float]:
+    """The NLL of the prediction in one pass, and how far it is from that by draws."""
     found = difference(one, predictive)
     key = found.kind.replace(" ", "_")
     values = {"nll": found.nll, key: found.mean, f"{key}_at_most": found.largest}
