@@ -59,6 +59,7 @@ class Drawn:
         refresh: Batches | DrawStatistics | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
+        reshard(module)  # the parameters that are looked up now are those that draws are written into
         self.device = next(module.parameters()).device
         self._module, self._posterior, self._indices, self._seed = module, posterior, indices, seed
         self._refresh, self.autocast = refresh, autocast
