@@ -63,6 +63,27 @@ def test_another_number_of_draws_gives_other_metrics(score, trained: Trained) ->
     assert record["metrics"]["nll"] != reported(trained, "proximal_score", "posterior")["nll"]
 
 
+def test_draws_until_settled_and_a_single_pass_beside_them(
+    score,  # type: ignore[no-untyped-def]
+    trained: Trained,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As many draws as it took give what so many give; the single pass is told how far it is from them."""
+    posterior = folder(trained, "proximal_score")
+    found = score(posterior, "--draws", "auto", "--tolerance", "0.4", "--single-pass")
+    taken = found["metrics"]
+    assert found["draws"] == "auto"
+    assert taken["draws/least"] == taken["draws/most"] == 16
+    assert 0 < taken["draws/monte_carlo_error"] <= 0.4
+    fixed = score(posterior, "--draws", "16")["metrics"]
+    assert {key: taken[key] for key in fixed} == pytest.approx(fixed, abs=1e-6)
+    assert taken["single_pass/total_variation"] <= taken["single_pass/total_variation_at_most"] <= 1
+    assert taken["single_pass/nll"] == pytest.approx(taken["nll"], abs=1)
+    assert "did not settle" not in capsys.readouterr().out
+    score(posterior, "--draws", "auto", "--tolerance", "1e-9")
+    assert "note       256 draws did not settle every row" in capsys.readouterr().out
+
+
 def test_rows_that_may_have_been_trained_on_are_warned_of(
     score,  # type: ignore[no-untyped-def]
     trained: Trained,

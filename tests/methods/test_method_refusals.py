@@ -127,6 +127,11 @@ def test_laplace_needs_a_linear_last_layer_and_a_covariance_that_fits() -> None:
     wide = nn.Sequential(nn.Linear(200, 200))
     with pytest.raises(ConfigError, match=r"method\.structure=full: family full_covariance: 40,200 numbers"):
         build_method(section(kind="laplace", subset="all"), Setup(wide, HORIZON))
+    many = nn.Sequential(nn.Linear(64, 1000))
+    with pytest.raises(
+        ConfigError, match=r"each row's Jacobian, 1,000 outputs x 65,000 weights, 0\.3 GB; at most 0\.13 GB"
+    ):
+        build_method(section(kind="laplace", structure="diag"), Setup(many, HORIZON))
 
 
 @pytest.mark.parametrize(("kind", "package"), [("ivon", "ivon"), ("laplace", "laplace")])

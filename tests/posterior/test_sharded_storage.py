@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from proxscore.config import ConfigError
 from proxscore.inference import Categorical, FullCovariance, Mixture, ProximalScore
-from proxscore.posterior import DropoutPosterior, Posterior, Samples, SWAGPosterior, predict
+from proxscore.posterior import DropoutPosterior, Posterior, Samples, SWAGPosterior, drawn, predict
 from proxscore.vision.weights import read_state
 
 ROWS = torch.randn(6, 16, generator=torch.Generator().manual_seed(1)), torch.arange(6) % 3
@@ -158,6 +158,9 @@ def process(rank: int, world: int, folder: str, action: str) -> None:
         if action == "load":
             posterior.load_into(module)
         found[kind]["probabilities"] = predict(module, [ROWS], posterior, draws=DRAWS).mean
+        drawn.SNAPSHOTS, kept = 0, drawn.SNAPSHOTS  # draws are written into the shards anew
+        torch.testing.assert_close(predict(module, [ROWS], posterior, draws=DRAWS).mean, found[kind]["probabilities"])
+        drawn.SNAPSHOTS = kept
     if action == "load":  # damage that one rank alone sees ends all
         (module, broken) = sharded(world), Path(folder) / "broken"
         try:

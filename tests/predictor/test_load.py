@@ -20,6 +20,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 import proxscore
 from proxscore.config import ConfigError
+from proxscore.posterior.settled import UntilSettled
 
 if TYPE_CHECKING:
     from photographs import Photographs
@@ -51,6 +52,29 @@ def test_the_test_images_are_predicted_as_training_evaluated_them(photographs: P
     nll = torch.nn.functional.nll_loss(mean.mean.double().log(), truth)
     assert nll.item() == pytest.approx(photographs.result["runs"][0]["test"]["mean"]["nll"], abs=1e-5)
     assert (mean.epistemic < 1e-5).all()
+
+
+def test_draws_until_settled_and_draws_of_the_last_layer(photographs: Photographs, opened: Opened) -> None:
+    """The table says how many draws there were, and how near they are; no more are taken than there are statistics of."""
+    predictor = opened()
+    known = predictor.statistics.draws
+    loose = predictor.predict(photographs.tests, draws=UntilSettled(0.5, least=2))
+    assert set(loose.to_frame()["draws"]) == {2}
+    torch.testing.assert_close(loose.mean, predictor.predict(photographs.tests, draws=2).mean)
+    assert "2 to 2 draws, 2.0 on average (seed 3)" in repr(loose)
+    tight = predictor.predict(photographs.tests, draws=UntilSettled(1e-9, least=2))
+    assert set(tight.to_frame()["draws"]) == {known}
+    many = predictor.predict(photographs.tests, draws=known)
+    torch.testing.assert_close(tight.mean, many.mean)
+    errors = tight.to_frame()["monte_carlo_error"]
+    assert (errors > 1e-9).any()
+    assert (errors < 0.5).all()
+    assert "draws" not in many.to_frame()
+    head = predictor.predict(photographs.tests, draws=known, last_layer=True)
+    assert not torch.equal(head.mean, predictor.predict(photographs.tests, draws=0).mean)
+    torch.testing.assert_close(predictor.predict(photographs.tests, draws=known).mean, many.mean)
+    with pytest.raises(ConfigError, match="last_layer=True: draws is 0"):
+        predictor.predict(photographs.tests, draws=0, last_layer=True)
 
 
 def test_sets_hold_the_label_of_validation_rows_as_often_as_they_say(photographs: Photographs, opened: Opened) -> None:

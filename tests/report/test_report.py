@@ -19,7 +19,7 @@ from proxscore.config import ConfigError
 from proxscore.inference import Bernoulli
 from proxscore.posterior import predict
 from proxscore.posterior.convergence import Verdict
-from proxscore.posterior.predictives import RunningCategorical
+from proxscore.posterior.running import RunningCategorical
 from proxscore.report.headline import headline
 from proxscore.report.job import plain
 from proxscore.report.judged import row_scores
@@ -267,11 +267,11 @@ def test_rows_that_cannot_be_read_are_left_out_and_counted(tmp_path: Path) -> No
 def test_scores_tell_apart_predictions_that_round_to_certainty() -> None:
     """Of one logit for two classes: the surer, the smaller the score, far beyond single precision's distance from 1."""
     logits = torch.tensor([[5.0], [-20.0], [40.0], [-60.0]])
-    sums = RunningCategorical(Bernoulli())
+    sums = RunningCategorical(Bernoulli(), torch.zeros(4))
     sums.add(logits)
     half = logits_of(logits, binary=True)
     np.testing.assert_allclose(half.softmax(1)[:, 1], logits[:, 0].sigmoid(), rtol=1e-5)
-    batch = Scored(sums.predictive(torch.zeros(4)), torch.arange(4), -half.logsumexp(1).double(), torch.zeros(4))
+    batch = Scored(sums.predictive(), torch.arange(4), -half.logsumexp(1).double(), torch.zeros(4))
     scores = row_scores(batch)
     np.testing.assert_allclose(scores[:, 0], [-5.0 - np.log1p(np.exp(-5.0)), -20.0, -40.0, -60.0], atol=1e-5)
     for column in (0, 1, 3):

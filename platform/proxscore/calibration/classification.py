@@ -32,6 +32,8 @@ if TYPE_CHECKING:  # it takes seconds
 # How far the probabilities of a row may be from summing to 1: more than bfloat16 rounds log-probabilities of 20,000
 # classes, less than unnormalised logits are off.
 _NORMALISATION_TOLERANCE = 0.05
+#: Log-probabilities that are looked at together.
+MOST_NUMBERS = 2**24
 #: The confidence from which on a prediction counts as sure of itself.
 SURE = 0.9
 
@@ -129,6 +131,12 @@ class ClassificationMetrics:
                 names the row, counted on this rank since the last reset, and the pixel.
         """
         self._check_shapes(log_probabilities, expected_entropy, targets)
+        rows = max(1, MOST_NUMBERS // max(1, log_probabilities[:1].numel()))  # each takes ten times its own memory
+        columns = (column.split(rows) for column in (log_probabilities, expected_entropy, targets))
+        for part in zip(*columns, strict=True):
+            self._update(*part)
+
+    def _update(self, log_probabilities: Tensor, expected_entropy: Tensor, targets: Tensor) -> None:
         targets = targets.to(log_probabilities.device, torch.long)
         self._check_rows(log_probabilities, expected_entropy, targets)
         self._seen += len(targets)

@@ -15,6 +15,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from proxscore.posterior import Posterior
     from proxscore.posterior.diagnostics import Gaps
+    from proxscore.posterior.settled import DrawCount
     from proxscore.tasks import Task
     from proxscore.training.saved import Described
 
@@ -44,7 +46,21 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("posterior", help="folder of a saved posterior, or an MLflow run (runs:/<id>)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the task it was trained on")
     parser.add_argument("--split", choices=("train", "validation", "test"), default="test", help="whose rows")
-    parser.add_argument("--draws", type=int, default=16, help="posterior draws; 0: the mean weights")
+    parser.add_argument(
+        "--draws",
+        type=parsers.draws,
+        default=16,
+        metavar="DRAWS",
+        help="posterior draws; 0: the mean weights; auto: until predictions have settled",
+    )
+    parser.add_argument(
+        "--tolerance", type=float, help="of --draws auto: largest Monte Carlo standard error of a probability (0.01)"
+    )
+    parser.add_argument(
+        "--single-pass",
+        action="store_true",
+        help="also predict in one pass, by a linearised last layer, and tell how far that is from the draws",
+    )
     parser.add_argument(
         "--diagnose",
         type=int,
@@ -86,7 +102,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _work(options: argparse.Namespace) -> int:
-    if not 0 <= options.draws <= MAX_DRAWS:
+    draws: DrawCount = options.draws
+    if draws == "auto":
+        from proxscore.posterior.settled import UntilSettled
+
+        draws = UntilSettled() if options.tolerance is None else UntilSettled(options.tolerance)
+        if options.report:
+            raise ConfigError("--report takes a number of draws: --draws 64")
+    elif options.tolerance is not None:
+        raise ConfigError("--tolerance is of --draws auto: add it, or leave --tolerance out")
+    elif not 0 <= options.draws <= MAX_DRAWS:
         raise ConfigError(
             f"--draws is {options.draws}; it must be zero (mean weights) or positive, at most {MAX_DRAWS}"
         )
@@ -99,7 +124,13 @@ def _work(options: argparse.Namespace) -> int:
     if options.ood:
         raise ConfigError("--ood is part of the uncertainty report: add --report")
     return evaluate(
-        options.posterior, options.overrides, options.split, options.draws, options.output, options.diagnose
+        options.posterior,
+        options.overrides,
+        options.split,
+        draws,
+        options.output,
+        options.diagnose,
+        single_pass=options.single_pass,
     )
 
 
@@ -143,7 +174,16 @@ def report(asked: argparse.Namespace) -> int:
 _TONES = {"good": "trust", "caution": "care", "bad": "doubt", "plain": "note"}
 
 
-def evaluate(source: str, overrides: list[str], split: str, draws: int, output: Path, diagnose: int = 0) -> int:
+def evaluate(
+    source: str,
+    overrides: list[str],
+    split: str,
+    draws: DrawCount,
+    output: Path,
+    diagnose: int = 0,
+    *,
+    single_pass: bool = False,
+) -> int:
     Lines()(f"evaluate   reading {source}")
     from proxscore.training.local import torchrun
     from proxscore.training.opened import with_processes
@@ -152,11 +192,21 @@ def evaluate(source: str, overrides: list[str], split: str, draws: int, output: 
     described = with_processes(describe(source, overrides))
     if torchrun.launched() and diagnose:
         raise ConfigError("--diagnose takes a whole network in one process: leave torchrun out")
+    if torchrun.launched() and single_pass:
+        raise ConfigError("--single-pass takes a whole network in one process: leave torchrun out")
     with torchrun.process_group(described.config) if torchrun.launched() else nullcontext():
-        return _evaluate(described, source, split, draws, output, diagnose)
+        return _evaluate(described, source, split, draws, output, diagnose, single_pass)
 
 
-def _evaluate(described: Described, source: str, split: str, draws: int, output: Path, diagnose: int) -> int:
+def _evaluate(
+    described: Described,
+    source: str,
+    split: str,
+    count: DrawCount,
+    output: Path,
+    diagnose: int,
+    single_pass: bool,
+) -> int:
     from proxscore.storage import replacing, write
     from proxscore.training.evaluation import evaluate as score
     from proxscore.training.local import torchrun
@@ -164,11 +214,12 @@ def _evaluate(described: Described, source: str, split: str, draws: int, output:
     from proxscore.training.saved import other_draws, seen_in_training
 
     config, task = described.config, build_task(described)
+    draws = count if isinstance(count, int) else "auto"
     run, posterior = opened(described, task, output)
     distances = None
     if diagnose:
         distances = diagnosis(task.build_model(), task, posterior, config, run.worker.device, diagnose)
-    metrics, figures = score(run, split, draws, posterior)
+    metrics, figures = score(run, split, count, posterior, single_pass=single_pass)
     if torchrun.rank() > 0:
         return 0
     output.mkdir(parents=True, exist_ok=True)
@@ -187,7 +238,7 @@ def _evaluate(described: Described, source: str, split: str, draws: int, output:
         print(line)
     title = f"{config.task.data.kind}, {split} split, {draws} draws"
     shown(title, table(["metric", "value"], [[name, f"{value:.4f}"] for name, value in metrics.items()], left=(0,)))
-    for line in other_draws(posterior.description, metrics, draws):
+    for line in [*other_draws(posterior.description, metrics, draws), *_unsettled(metrics, count)]:
         print(line)
     for line in distances.lines() if distances is not None else ():
         print(f"diagnosis  {line}")
@@ -197,6 +248,20 @@ def _evaluate(described: Described, source: str, split: str, draws: int, output:
     if config.task.kind == "vision" and getattr(config.task, "likelihood", None) == "categorical":
         print(f"report   {command('report')} {shlex.quote(source)} --ood noise")
     return 0
+
+
+def _unsettled(metrics: Mapping[str, float], count: DrawCount) -> list[str]:
+    """Say of draws that were taken until predictions had settled that they have not."""
+    error = metrics.get("draws/monte_carlo_error")
+    if error is None or isinstance(count, (int, str)):
+        return []
+    bound = count.sd_tolerance if "rmse" in metrics else count.tolerance
+    if error <= bound:
+        return []
+    return [
+        f"note       {metrics['draws/most']:g} draws did not settle every row: the largest Monte Carlo error is {error:.3g}, "
+        f"the tolerance {bound:g}"
+    ]
 
 
 def diagnosis(

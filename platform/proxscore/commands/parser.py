@@ -34,3 +34,17 @@ def parser(name: str, documented: str | None, **options: Any) -> argparse.Argume
     text = _CALL.sub(lambda found: command(found[1].replace("_", "-")), documented or "")
     text = _UNDER_TORCHRUN.sub(lambda found: f"{found[1]}-m proxscore {found[2].replace('_', '-')}", text)
     return argparse.ArgumentParser(prog=command(name), description=text, formatter_class=_Help, **options)
+
+
+def draws(text: str) -> int | str:
+    """A number of draws, or ``auto``: a type of arguments.
+
+    Raises:
+        argparse.ArgumentTypeError: neither.
+    """
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor auto") from None

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
+from typing import Literal
 
 from proxscore import job
 from proxscore.commands import parser as parsers
@@ -31,7 +32,17 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("input", type=expanded, help="images or series; see above")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, e.g. tracking.uri=http://...")
     parser.add_argument("--output", default="predictions.parquet", help="FILE.parquet, folder or URI")
-    parser.add_argument("--draws", type=int, help="posterior draws; 0: the mean weights (default: as it was judged by)")
+    parser.add_argument(
+        "--draws",
+        type=parsers.draws,
+        metavar="DRAWS",
+        help="posterior draws; 0: the mean weights; auto: until predictions have settled (default: as it was judged by)",
+    )
+    parser.add_argument(
+        "--last-layer",
+        action="store_true",
+        help="draws of the last layer alone: one pass, and surer than the posterior is",
+    )
     parser.add_argument("--seed", type=int, help="of the draws (default: as it was judged by)")
     parser.add_argument("--all", action="store_true", help="also the probability of every class")
     parser.add_argument("--quantiles", type=float, nargs="+", default=QUANTILES, metavar="Q", help="of numbers")
@@ -57,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _work(options: argparse.Namespace) -> int:
-    if options.draws is not None and not 0 <= options.draws <= MAX_DRAWS:
+    if isinstance(options.draws, int) and not 0 <= options.draws <= MAX_DRAWS:
         raise ConfigError(
             f"--draws is {options.draws}; it must be zero (mean weights) or positive, at most {MAX_DRAWS}"
         )
@@ -91,7 +102,10 @@ def predict(options: argparse.Namespace, single: bool) -> int:
 
     folder = located(options.posterior, options.overrides).absolute()
     predictor = opened(folder, options.device, options.overrides)
-    draws, seed = predictor.chosen(options.draws, options.seed)
+    draws, seed = predictor.chosen(None if options.draws == "auto" else options.draws, options.seed)
+    if predictor.takes == "series" and (options.draws == "auto" or options.last_layer):
+        raise ConfigError("--draws auto and --last-layer are of images: give a number of draws")
+    count: int | Literal["auto"] = "auto" if options.draws == "auto" else draws
     for line in predictor.posterior.told():
         print(line)
     source = options.input.absolute()
@@ -102,7 +116,14 @@ def predict(options: argparse.Namespace, single: bool) -> int:
     else:
         found = pieces.image_pieces(source, options.column)
     wanted = batch.Wanted(
-        draws, seed, options.all, tuple(options.quantiles), options.column, tuple(options.keep), str(source)
+        count,
+        seed,
+        options.all,
+        tuple(options.quantiles),
+        options.column,
+        tuple(options.keep),
+        str(source),
+        options.last_layer,
     )
     output = f"{expanded(options.output)}.parts" if single else options.output
     output = output if "://" in output else str(Path(output).absolute())
@@ -113,7 +134,7 @@ def predict(options: argparse.Namespace, single: bool) -> int:
     what, total = predictor.takes, sum(piece.count for piece in found)
     if options.dry_run:
         each = batch.seconds_per_row(batch.Worker(work, predictor), found[0])
-        print(f"input      {total:,} {what} of {source}, in {len(found):,} pieces; {draws} draws, seed {seed}")
+        print(f"input      {total:,} {what} of {source}, in {len(found):,} pieces; {count} draws, seed {seed}")
         print(
             f"time       {each:.3g} s for one of them in this process, from its first few; all: about {duration(each * total)}"
         )
@@ -125,7 +146,7 @@ def predict(options: argparse.Namespace, single: bool) -> int:
     left = batch.begin(work, found, told)
     before = total - sum(piece.count for piece in left)
     held = f", {before:,} of them predicted before" if before else ""
-    print(f"input      {total:,} {what} of {source}{held}; {draws} draws, seed {seed}", flush=True)
+    print(f"input      {total:,} {what} of {source}{held}; {count} draws, seed {seed}", flush=True)
     predictor.close()
     with connection.for_workers(options.workers) as workers:
         done = list(batch.run(work, left, workers, lambda line: print(line, flush=True)))

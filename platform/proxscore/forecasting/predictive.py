@@ -28,6 +28,7 @@ from proxscore.inference import noise
 from proxscore.posterior import Posterior
 from proxscore.posterior.calls import Batches, pairs_of
 from proxscore.posterior.drawn import Drawn, drawn
+from proxscore.posterior.settled import DrawCount
 
 SAMPLES = 200  # of each window at least, over all draws
 IN_MEMORY = 2**30  # bytes of outputs, over all draws, up to which they are held in memory
@@ -180,12 +181,16 @@ def predict(
     batches: Batches,
     posterior: Posterior | None = None,
     *,
-    draws: int = 16,
+    draws: DrawCount = 16,
     seed: int = 0,
     refresh: Batches | None = None,
     autocast: torch.dtype | None = None,
 ) -> ForecastPredictive:
     """The predictive distribution for all windows of a data set; arguments as :func:`proxscore.posterior.predict`."""
+    if not isinstance(draws, int):
+        raise ConfigError(
+            "draws is auto: forecasts are a mixture over draws that all windows share: give a number of draws"
+        )
     with drawn(module, posterior, draws, seed, refresh, autocast) as found:
         return predicted(found, batches, seed)
 

@@ -26,6 +26,8 @@ from proxscore.methods.method import Setup
 from proxscore.posterior import NameOf, Posterior
 from proxscore.posterior.posterior import Joint
 
+LARGEST_JACOBIAN = 2**25  # numbers of a row: batches have dozens of rows
+
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
@@ -94,6 +96,13 @@ class LaplaceConfig(MethodSection):
                 FullCovariance().check(layer or "all weights", torch.Size(), size)
             except ValueError as error:
                 raise ConfigError(f"method.structure=full: {error}") from error
+        outputs = [len(p) for p in setup.module.parameters() if p.requires_grad and p.ndim][-1]
+        if outputs * size > LARGEST_JACOBIAN:  # for each row of a batch, of its diagonal, too
+            raise ConfigError(
+                f"method.kind=laplace: laplace-torch writes out each row's Jacobian, {outputs:,} outputs x {size:,} weights, "
+                f"{4 * outputs * size / 1e9:,.1f} GB; at most {4 * LARGEST_JACOBIAN / 1e9:.2f} GB: use "
+                "method.kind=proximal_score, with a family of the last layer (mean_field, kronecker, low_rank)"
+            )
         method = self.of.build(setup)
         curvature = Curvature(self, layer)
         method.conclude, method.posterior_from = curvature.conclude, curvature.posterior_from

@@ -5,6 +5,8 @@ from proxscore.posterior.posterior import NameOf, Posterior
 from proxscore.posterior.prediction import predict
 from proxscore.posterior.predictives import CategoricalPredictive, GaussianPredictive, MultiLabelPredictive
 from proxscore.posterior.samples import Samples
+from proxscore.posterior.settled import UntilSettled
+from proxscore.posterior.single_pass import difference, predict_in_one_pass
 from proxscore.posterior.swag import SWAGPosterior
 
 __all__ = [
@@ -16,5 +18,8 @@ __all__ = [
     "Posterior",
     "SWAGPosterior",
     "Samples",
+    "UntilSettled",
+    "difference",
     "predict",
+    "predict_in_one_pass",
 ]

@@ -1,13 +1,13 @@
 """The draws of a posterior, put into a module one after another, as often as one likes.
 
-A data set is read once, however many draws there are: each batch goes through the network under every draw. Of draws that fit
-into ``SNAPSHOTS`` bytes together, the weights are made once and copied; larger ones are made anew for every batch, which
-takes little beside a large network's forward pass.
+A data set is read once, however many draws there are: some batches go through the network under one draw, then under the
+next. Of draws that fit into ``SNAPSHOTS`` bytes together, the weights are made once and copied; larger ones are made anew for
+these batches, which takes little beside a large network's forward passes, and on a GPU runs beside them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,8 @@ from proxscore.inference import noise
 from proxscore.inference.buffers import kept_buffers
 from proxscore.inference.gathered import reshard
 from proxscore.inference.names import named_buffers, named_parameters
+from proxscore.posterior.ahead import Ahead, shares_weights
+from proxscore.posterior.architecture import check_parameters
 from proxscore.posterior.calls import Batches, batches_of, call, outputs_of, to_device
 from proxscore.posterior.draw_statistics import DrawStatistics
 from proxscore.posterior.posterior import Posterior
@@ -39,10 +41,13 @@ class _Kept:
 
 
 class Drawn:
-    """Draws that are ready; see :func:`drawn`.
+    """Draws that are ready, or made when they are first asked for; see :func:`drawn`.
 
     Attributes:
         device: of the module.
+        autocast: compute dtype of the forward passes, if it is not that of the weights.
+        copied: whether copies of all draws' weights are kept.
+        apart: whether a draw may be made while another one is in the module.
     """
 
     def __init__(
@@ -51,102 +56,150 @@ class Drawn:
         posterior: Posterior | None,
         indices: list[int | None],
         seed: int,
-        autocast: torch.dtype | None,
+        refresh: Batches | DrawStatistics | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
+        reshard(module)  # the parameters that are looked up now are those that draws are written into
         self.device = next(module.parameters()).device
         self._module, self._posterior, self._indices, self._seed = module, posterior, indices, seed
-        self._autocast = autocast
-        self._kept: list[_Kept] = []
-        varying = posterior.varying if posterior is not None else None
+        self._refresh, self.autocast = refresh, autocast
+        self._kept: dict[int, _Kept] = {}
+        self._before = {name: buffer.clone() for name, buffer in named_buffers(module).items()}
+        self._changed: set[str] = set()  # buffers that differ between draws
+        self._single = len(indices) == 1
         parameters = named_parameters(module)
-        size = sum(noise.local(p).nbytes for name, p in parameters.items() if varying and name in varying)
-        #: Parameters to keep copies of, or none.
-        self._copied = {n: parameters[n] for n in varying} if varying and size * len(indices) <= SNAPSHOTS else None
+        if posterior is not None:
+            check_parameters(posterior, parameters)
+        varying = None if posterior is None or self._single else posterior.varying
+        self._varying = {name: parameters[name] for name in varying} if varying else {}
+        size = sum(noise.local(p).nbytes for p in self._varying.values())
+        self.copied = bool(self._varying) and size * len(indices) <= SNAPSHOTS
+        # Of a posterior in training the means are the module's weights: they are not there while a draw is.
+        self.apart = posterior is not None and not shares_weights(posterior, parameters)
+        made = posterior is not None and self.apart and self._varying
+        self._made = Ahead(posterior, self._varying, seed) if posterior is not None and made else None
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def outputs(self, inputs: Any) -> Iterator[Tensor]:
         """The network's outputs for a batch that is on its device, under one draw after another."""
-        for position in range(len(self)):
-            with self.use(position):
-                yield outputs_of(self._module, inputs)
+        for _, outputs in self.passes([inputs], range(len(self))):
+            yield outputs
+
+    def together(self, inputs: Any, positions: range) -> Tensor | None:
+        """None: they are taken one after another; see :class:`proxscore.posterior.stacked.StackedDraws`."""
+        return None
+
+    def passes(self, group: Sequence[Any], positions: range) -> Iterator[tuple[int, Tensor]]:
+        """The network's outputs for some batches that are on its device, with the batch's place among them: all of them under
+        the draw of the first position, then all under the next."""
+        for position in positions:
+            with self.use(position, following=position + 1 if position + 1 in positions else None):
+                for place, inputs in enumerate(group):
+                    yield place, outputs_of(self._module, inputs)
 
     @property
     def module(self) -> nn.Module:
         """The network."""
         return self._module
 
-    @property
-    def copied(self) -> bool:
-        """Whether the weights of all draws are kept; else they are made anew for every batch."""
-        return self._copied is not None
-
-    def kept(self) -> list[dict[str, Tensor]] | None:
+    def kept(self, positions: range) -> list[dict[str, Tensor]] | None:
         """What each draw puts into the module, weights and buffers by name; none: its weights are made anew every time."""
-        shapes = {name: parameter.shape for name, parameter in (self._copied or {}).items()}
+        shapes = {name: parameter.shape for name, parameter in self._varying.items()}
+        draws = [self._ready(position) for position in positions]
         found = []
-        for kept in self._kept:
+        for kept in draws:
             if kept.weights is None or any(kept.weights[name].numel() != shapes[name].numel() for name in shapes):
                 return None  # or they are shards
-            found.append({name: kept.weights[name].view(shape) for name, shape in shapes.items()} | kept.buffers)
+            found.append({name: kept.weights[name].view(shape) for name, shape in shapes.items()} | self._buffers(kept))
         return found
 
     def statistics(self) -> dict[int | None, dict[str, Tensor]]:
-        """The buffers that :meth:`prepare` set for each draw, by its index and by name."""
-        return {index: kept.buffers for index, kept in zip(self._indices, self._kept, strict=True)}
+        """The buffers in which draws differ, by the draw's index and by name."""
+        self.prepare()
+        return {index: self._buffers(self._kept[position]) for position, index in enumerate(self._indices)}
 
-    def prepare(self, refresh: Batches | DrawStatistics | None) -> None:
+    def prepare(self) -> None:
         """Look at every draw once: its weights, and the running statistics of BatchNorm under them."""
-        before = {name: buffer.clone() for name, buffer in named_buffers(self._module).items()}
-        changed: set[str] = set()
-        for index in self._indices:
-            with self._weights(index):
-                if isinstance(refresh, DrawStatistics):
-                    refresh.put_into(self._module, index, self._seed)
-                elif refresh is not None:
-                    refresh_batch_norm(self._module, refresh, self.device)
-                kept = _Kept()
-                for name, buffer in named_buffers(self._module).items():
-                    if name in before and buffer.shape == before[name].shape and not torch.equal(buffer, before[name]):
-                        kept.buffers[name] = buffer.clone()
-                if self._copied is not None:
-                    kept.weights = {name: noise.local(p).clone() for name, p in self._copied.items()}
-            with torch.no_grad():  # the next draw's statistics start where this one's did
-                for name, buffer in named_buffers(self._module).items():
-                    if name in kept.buffers:
-                        buffer.copy_(before[name])
-            changed |= kept.buffers.keys()
-            self._kept.append(kept)
-        for kept in self._kept:
-            kept.buffers |= {name: before[name] for name in changed - kept.buffers.keys()}
+        for position in range(len(self)):
+            self._ready(position)
+
+    def _ready(self, position: int) -> _Kept:
+        if position not in self._kept:
+            self._kept[position] = self._look(position)
+            self._changed |= self._kept[position].buffers.keys()
+        return self._kept[position]
+
+    def _buffers(self, kept: _Kept) -> dict[str, Tensor]:
+        return {name: kept.buffers.get(name, self._before[name]) for name in self._changed}
+
+    def _look(self, position: int) -> _Kept:
+        kept, index = _Kept(), self._indices[position]
+        if self._made is not None and self._refresh is None and type(self._posterior) is Posterior:
+            if self.copied:  # whose draws are of weights alone
+                kept.weights = self._made.copy(index)
+            return kept
+        with torch.no_grad():  # its statistics start where those of all others do
+            for name, buffer in named_buffers(self._module).items():
+                if name in self._changed:
+                    buffer.copy_(self._before[name])
+        with self._weights(index):
+            if isinstance(self._refresh, DrawStatistics):
+                self._refresh.put_into(self._module, index, self._seed)
+            elif self._refresh is not None:
+                refresh_batch_norm(self._module, self._refresh, self.device)
+            for name, buffer in named_buffers(self._module).items():
+                before = self._before.get(name)
+                if before is not None and buffer.shape == before.shape and not torch.equal(buffer, before):
+                    kept.buffers[name] = buffer.clone()
+            if self.copied:
+                kept.weights = {name: noise.local(p).clone() for name, p in self._varying.items()}
+        with torch.no_grad():
+            for name, buffer in named_buffers(self._module).items():
+                if name in kept.buffers:
+                    buffer.copy_(self._before[name])
+        self._module.eval()
+        return kept
 
     def _weights(self, index: int | None) -> Any:
         return nullcontext() if self._posterior is None else self._posterior.use(self._module, index, self._seed)
 
     def first(self) -> Any:
-        """A context for all passes: where weights are copied, what all draws have in common is in the module."""
-        return nullcontext() if self._copied is None else self._weights(self._indices[0])
+        """A context for all passes: what all draws have in common is in the module."""
+        shared = self.copied or self._made is not None or self._single
+        return self._weights(self._indices[0]) if shared else nullcontext()
 
     @contextmanager
-    def use(self, position: int) -> Iterator[nn.Module]:
-        """Within the context, the module is that of the draw at this position, in evaluation mode."""
-        kept = self._kept[position]
+    def use(self, position: int, following: int | None = None) -> Iterator[nn.Module]:
+        """Within the context, the module is that of the draw at this position, in evaluation mode.
+
+        Args:
+            following: the position that will be asked for next, whose weights are made meanwhile where that gains time.
+        """
+        kept = self._ready(position)
         with ExitStack() as stack:
-            if kept.weights is None:
-                stack.enter_context(self._weights(self._indices[position]))
-            else:
-                assert self._copied is not None
+            if kept.weights is not None:
                 reshard(self._module)
-                targets = [noise.local(parameter) for parameter in self._copied.values()]
-                torch._foreach_copy_(targets, [kept.weights[name] for name in self._copied])
-            buffers = named_buffers(self._module) if kept.buffers else {}
-            for name, value in kept.buffers.items():
+                targets = [noise.local(parameter) for parameter in self._varying.values()]
+                torch._foreach_copy_(targets, [kept.weights[name] for name in self._varying])
+            elif self._made is not None:
+                reshard(self._module)
+                self._made.put(self._indices[position])
+            elif not self._single:
+                stack.enter_context(self._weights(self._indices[position]))
+            buffers = named_buffers(self._module) if self._changed else {}
+            for name, value in self._buffers(kept).items():
                 buffers[name].copy_(value)
             torch.clear_autocast_cache()
-            if self._autocast:
-                stack.enter_context(torch.autocast(self.device.type, self._autocast))
+            if self._made is not None and not self.copied and following is not None:
+                self._made.begin(self._indices[following])
+            stack.enter_context(self.casting())
             yield self._module
+
+    def casting(self) -> Any:
+        """The context of forward passes: autocast, or nothing."""
+        return torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
 
 
 def most_copied(posterior: Posterior) -> int | None:
@@ -165,19 +218,24 @@ def drawn(
     seed: int = 0,
     refresh: Batches | DrawStatistics | None = None,
     autocast: torch.dtype | None = None,
+    lazily: bool = False,
 ) -> Iterator[Drawn]:
     """Within the context, draws of a posterior are ready to be put into a module, which is in evaluation mode.
 
-    Weights, modes of the layers and buffers are as before afterwards. Arguments as of :func:`proxscore.posterior.predict`.
+    Weights, modes of the layers and buffers are as before afterwards. Arguments as of :func:`proxscore.posterior.predict`, and:
+
+    Args:
+        lazily: perhaps not all are asked for: each is made when it first is, and any first ones are a fair sample.
     """
     indices: list[int | None] = [None]  # the mean weights, or the module's
     if posterior is not None and draws and posterior.random:
-        indices = list(posterior.indices(draws))
+        indices = list(posterior.shuffled(draws, seed) if lazily else posterior.indices(draws))
     modes = {layer: layer.training for layer in module.modules()}  # layers may differ: frozen ones stay in evaluation
-    found = Drawn(module, posterior, indices, seed, autocast)
     try:
         with kept_buffers(module):
-            found.prepare(refresh)
+            found = Drawn(module, posterior, indices, seed, refresh, autocast)
+            if not (lazily and found.apart):
+                found.prepare()
             module.eval()
             with found.first():
                 yield found

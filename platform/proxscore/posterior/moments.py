@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from proxscore.config import ConfigError
+from proxscore.inference import FullCovariance
 
 if TYPE_CHECKING:
+    from proxscore.posterior.joint import Joint
     from proxscore.posterior.posterior import Posterior
 
 #: Numbers whose covariance is written out: a matrix of 3.2 GB in double precision.
@@ -87,10 +89,25 @@ def covariance(posterior: Posterior, at: Mapping[str, slice]) -> Tensor:
         if name in at:
             result.diagonal()[at[name]] = precision.reciprocal().reshape(-1).to(result)
     for joint in posterior.joint:
-        block = joint.layout.family.covariance(joint.state).detach().to(result)
-        own = dict(zip(joint.names, torch.arange(len(block)).split(joint.layout.sizes), strict=True))
         chosen = [name for name in joint.names if name in at]
+        if not chosen:
+            continue
+        block, own = _block(joint, chosen)
+        block = block.to(result)
         for one in chosen:
             for two in chosen:
                 result[at[one], at[two]] = block[own[one][:, None], own[two]]
     return result
+
+
+def _block(joint: Joint, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The covariance of some parameters of a block, and where each stands in it: of the others' numbers nothing is written
+    out, where the family's state has a row for each number."""
+    family, state = joint.layout.family, joint.state
+    parts = dict(zip(joint.names, torch.arange(joint.layout.size).split(joint.layout.sizes), strict=True))
+    if family.shardable or isinstance(family, FullCovariance):
+        rows = torch.cat([parts[name] for name in names])
+        state = {key: value[rows.to(value.device)] if value.ndim else value for key, value in state.items()}
+        sizes = [len(parts[name]) for name in names]
+        parts = dict(zip(names, torch.arange(len(rows)).split(sizes), strict=True))
+    return family.covariance(state).detach(), parts

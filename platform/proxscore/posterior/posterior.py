@@ -143,6 +143,10 @@ class Posterior:
         """The indices of so many draws; a set of samples has no more than those that it holds."""
         return list(range(draws)) if self.random else [0]
 
+    def shuffled(self, draws: int, seed: int) -> list[int]:
+        """The indices of so many draws, of which any first ones are a fair sample; of independent draws, in their order."""
+        return self.indices(draws)
+
     def draw(self, index: int, seed: int = 0) -> dict[str, Tensor]:
         """Weights of one draw: the same for the same (seed, index), wherever and however sharded it is made.
 
@@ -205,6 +209,23 @@ class Posterior:
         """What of a draw parameters have in common; the independent part is in the targets already."""
         for joint in self.joint:
             joint.draw_(targets, index, seed)
+
+    def put(self, targets: Mapping[str, Tensor], index: int, seed: int = 0) -> None:
+        """Write the weights of a draw into tensors by name, placed and sharded as a module's parameters are: the numbers that
+        :meth:`use` puts into the module. Those of all parameters in which draws differ (``varying``) must be among them.
+
+        Raises:
+            ConfigError: another draw is in the means, which are a module's weights.
+        """
+        self._check_means()
+        with torch.no_grad():
+            for name, target in targets.items():
+                mean, weights = noise.local(self.mean[name]), noise.local(target)
+                if name in self.precision:
+                    self._sample_(name, target, mean.to(weights.device), index, seed)
+                else:
+                    weights.copy_(mean)
+            self._together_(targets, index, seed)
 
     def _sample_(self, name: str, target: Tensor, mean: Tensor, index: int, seed: int) -> None:
         weights, precision = noise.local(target), noise.local(self.precision[name])

@@ -62,6 +62,17 @@ class Samples(Posterior):
         inner, member = divmod(index, len(self.members))
         return self.members[member].draw(inner, noise.key(seed, "member", member))
 
+    def shuffled(self, draws: int, seed: int) -> list[int]:
+        """Members follow each other as they were found: what comes first may be alike."""
+        indices = self.indices(draws)
+        generator = torch.Generator().manual_seed(noise.key(seed, "order") >> 1)
+        return [indices[place] for place in torch.randperm(len(indices), generator=generator).tolist()]
+
+    def put(self, targets: Mapping[str, Tensor], index: int, seed: int = 0) -> None:
+        """The weights of a draw; a member's buffers are put in place by :meth:`use` alone."""
+        inner, member = divmod(index, len(self.members))
+        self.members[member].put(targets, inner, noise.key(seed, "member", member))
+
     @contextmanager
     def use(self, module: nn.Module, index: int | None = None, seed: int = 0) -> Iterator[nn.Module]:
         """Within the context, weights and buffers are those of a draw (none: the last member's mean)."""

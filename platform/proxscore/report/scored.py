@@ -14,7 +14,7 @@ from proxscore.inference import Bernoulli
 from proxscore.posterior import CategoricalPredictive, Posterior
 from proxscore.posterior.calls import outputs_of, to_device
 from proxscore.posterior.drawn import Drawn, drawn
-from proxscore.posterior.predictives import running
+from proxscore.posterior.running import running
 from proxscore.training.data.batches import evaluation_batches
 from proxscore.training.evaluation import batch_norm_batches
 from proxscore.training.run import Run
@@ -78,7 +78,7 @@ class Predictor:
     def score(self, inputs: Tensor, numbered: Tensor) -> Scored:
         """Predictions for a batch; ``numbered`` (B, 2) has labels and row numbers."""
         targets, rows = numbered.unbind(1)
-        inputs, sums = to_device(inputs, self.found.device), running(self.run.task.likelihood)
+        inputs, sums = to_device(inputs, self.found.device), running(self.run.task.likelihood, targets)
         energy, nll = torch.zeros(len(targets), dtype=torch.float64), torch.zeros(len(targets), dtype=torch.float64)
         for position in range(len(self.found)):
             with self.found.use(position) as module:
@@ -87,7 +87,7 @@ class Predictor:
             logits = logits_of(outputs, binary=self._binary)
             energy -= logits.logsumexp(1).double().cpu()
             nll -= logits.log_softmax(1).cpu().gather(1, targets.unsqueeze(1)).squeeze(1).double()
-        return Scored(sums.predictive(targets), rows, energy / len(self.found), nll / len(self.found))
+        return Scored(sums.predictive(), rows, energy / len(self.found), nll / len(self.found))
 
 
 def logits_of(outputs: Tensor, *, binary: bool) -> Tensor:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import pyarrow as pa
@@ -39,15 +39,17 @@ class Wanted:
         quantiles: of numbers and series.
         column, keep: of tables of images.
         source: the table of series.
+        last_layer: draws of the last layer alone.
     """
 
-    draws: int
+    draws: int | Literal["auto"]
     seed: int
     all: bool = False
     quantiles: tuple[float, ...] = ()
     column: str | None = None
     keep: tuple[str, ...] = ()
     source: str = ""
+    last_layer: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Worker:
     def _images(self, piece: Piece) -> pd.DataFrame:
         wanted = self.job.wanted
         images, along = images_of(piece, wanted.column, wanted.keep)
-        found = self.predictor.predict(images, wanted.draws, wanted.seed, errors="keep")
+        found = self.predictor.predict(images, wanted.draws, wanted.seed, errors="keep", last_layer=wanted.last_layer)
         frame = found.to_frame(all=wanted.all, quantiles=wanted.quantiles)
         for place, (name, values) in enumerate(along.items()):
             if name in frame:

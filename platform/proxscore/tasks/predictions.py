@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 QUANTILES = (0.05, 0.5, 0.95)
+ROWS = 4096  # whose entropies are computed together, in double precision
 
 
 @dataclass
@@ -30,6 +31,8 @@ class Prediction(ABC):
         errors: of rows that could not be predicted, why; their numbers are NaN.
         notes: what to know before trusting it: whether the posterior had converged, and what else was found.
         verdict: whether training found the posterior converged, still moving or diverged; none: it was not judged.
+        draws_of_rows, error_of_rows: (N,), where draws were added until predictions had settled: how many of them, and the Monte
+            Carlo standard error of the row's probabilities (:mod:`proxscore.posterior.settled`); else none.
     """
 
     draws: int
@@ -37,6 +40,8 @@ class Prediction(ABC):
     errors: dict[int, str] = field(default_factory=dict, kw_only=True)
     notes: tuple[str, ...] = field(default=(), kw_only=True)
     verdict: str | None = field(default=None, kw_only=True)
+    draws_of_rows: Tensor | None = field(default=None, kw_only=True)
+    error_of_rows: Tensor | None = field(default=None, kw_only=True)
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -50,6 +55,9 @@ class Prediction(ABC):
         import pandas as pd
 
         columns = self.columns(**options)
+        if self.draws_of_rows is not None and self.error_of_rows is not None:
+            columns["draws"] = self.draws_of_rows.double().numpy()
+            columns["monte_carlo_error"] = self.error_of_rows.double().numpy()
         if self.verdict is not None:
             columns["verdict"] = self.verdict
         if self.errors:
@@ -59,7 +67,10 @@ class Prediction(ABC):
     def _told(self, what: str) -> str:
         unread = f", {len(self.errors)} of them not" if self.errors else ""
         lines = "".join(f"\n{note}" for note in self.notes)
-        return f"{len(self)} {what} predicted{unread}, by {self.draws} draws (seed {self.seed}){lines}"
+        draws = f"{self.draws} draws"
+        if self.draws_of_rows is not None and (known := self.draws_of_rows[~self.draws_of_rows.isnan()]).numel():
+            draws = f"{known.min():.0f} to {known.max():.0f} draws, {known.mean():.1f} on average"
+        return f"{len(self)} {what} predicted{unread}, by {draws} (seed {self.seed}){lines}"
 
 
 @dataclass(repr=False)
@@ -87,7 +98,8 @@ class ClassPrediction(Prediction):
     @property
     def total(self) -> Tensor:
         """(N,), nats: the entropy of the mean."""
-        return torch.special.entr(self.mean.double()).sum(1).to(self.mean)
+        parts = [torch.special.entr(part.double()).sum(1) for part in self.mean.split(ROWS)]
+        return torch.cat(parts).to(self.mean)
 
     @property
     def epistemic(self) -> Tensor:
@@ -123,9 +135,12 @@ class ClassPrediction(Prediction):
             raise ConfigError(
                 f"coverage {coverage:g} was not calibrated when the posterior was saved; known are {known}"
             )
-        order = self.mean.sort(dim=1, descending=True, stable=True).indices.tolist()
-        held = (self.mean >= floor - 1e-9).tolist()
-        return [tuple(self.classes[k] for k in order[row] if held[row][k]) for row in range(len(self))]
+        found = []
+        for row in self.mean:  # only what is in a set becomes Python's: of many classes that is little
+            held = (row >= floor - 1e-9).nonzero().flatten()
+            order = row[held].sort(descending=True, stable=True).indices
+            found.append(tuple(self.classes[k] for k in held[order].tolist()))
+        return found
 
     def columns(self, *, all: bool = False, coverage: float | None = 0.9, **options: Any) -> dict[str, Any]:
         """``label, confidence, total, aleatoric, epistemic, set``; with ``all`` also ``p_CLASS`` of each class.

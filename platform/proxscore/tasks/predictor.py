@@ -17,6 +17,8 @@ from proxscore.config import MAX_DRAWS, MAX_SEED, Config, ConfigError
 from proxscore.posterior import Posterior
 from proxscore.posterior.draw_statistics import DrawStatistics
 from proxscore.posterior.drawn import Drawn, drawn
+from proxscore.posterior.last_layer import HeadDraws
+from proxscore.posterior.settled import UntilSettled
 from proxscore.posterior.stacked import StackedDraws
 from proxscore.tasks.predictions import Prediction
 
@@ -45,7 +47,7 @@ class Predictor(ABC):
         self.posterior, self.config, self.folder, self.device = posterior, config, folder, device
         self.module = posterior.load_into(module).to(device).eval()
         self.statistics = DrawStatistics.load(folder)
-        self._ready: tuple[tuple[int, int], StackedDraws, Drawn] | None = None
+        self._ready: tuple[tuple[int, int, bool], StackedDraws, Drawn] | None = None
         self._lock, self._closing = threading.RLock(), weakref.finalize(self, _close, ExitStack())
 
     @property
@@ -85,6 +87,10 @@ class Predictor(ABC):
     def predict(self, data: Any, draws: int | None = None, seed: int | None = None, **options: Any) -> Prediction:
         """Predict new data."""
 
+    def most(self, rule: UntilSettled) -> int:
+        """The most draws that a prediction takes until it has settled."""
+        return rule.most if self.statistics is None else min(rule.most, self.statistics.draws)
+
     def chosen(self, draws: int | None, seed: int | None) -> tuple[int, int]:
         """The number and the seed of draws: what is asked for, else those that the posterior was judged by.
 
@@ -93,6 +99,8 @@ class Predictor(ABC):
         """
         default = self.validation.get("draws") or DRAWS
         draws = int(default) if draws is None else draws
+        if isinstance(draws, str):
+            raise ConfigError(f"draws is {draws!r}: of {self.takes} it must be a number")
         seed = int(self.validation.get("seed", 0)) if seed is None else seed
         if isinstance(draws, bool) or not isinstance(draws, int) or not 0 <= draws <= MAX_DRAWS:
             raise ConfigError(f"draws is {draws}; it must be zero (mean weights) or positive, at most {MAX_DRAWS}")
@@ -104,37 +112,51 @@ class Predictor(ABC):
         return draws, seed
 
     @contextmanager
-    def ready(self, draws: int, seed: int) -> Iterator[StackedDraws]:
-        """Within the context, these draws are ready in the network, and nobody else uses it."""
+    def ready(self, draws: int, seed: int, *, lazily: bool = False) -> Iterator[StackedDraws]:
+        """Within the context, these draws are ready in the network, and nobody else uses it.
+
+        Args:
+            lazily: perhaps not all are asked for; see :func:`proxscore.posterior.drawn.drawn`.
+        """
         with self._lock:
-            if self._ready is not None and self._holds(draws, seed):
+            if not lazily and self._ready is not None and self._holds(draws, seed):
                 with torch.no_grad():
                     yield self._ready[1].first(max(draws, 1))
                 return
-            if self._ready is None or self._ready[0] != (draws, seed):
+            if self._ready is None or self._ready[0] != (draws, seed, lazily):
                 self.close()
                 stack = ExitStack()
-                found = stack.enter_context(drawn(self.module, self.posterior, draws, seed, refresh=self.statistics))
+                found = stack.enter_context(
+                    drawn(self.module, self.posterior, draws, seed, refresh=self.statistics, lazily=lazily)
+                )
                 self._closing = weakref.finalize(self, _close, stack)  # at the latest before the interpreter ends
-                self._ready = (draws, seed), StackedDraws(found), found
+                self._ready = (draws, seed, lazily), StackedDraws(found), found
             with torch.no_grad():
                 yield self._ready[1]
 
     def _holds(self, draws: int, seed: int) -> bool:
         """Whether these draws are the first of those that are ready: a set of samples takes others if they are fewer."""
         assert self._ready is not None
-        ready, known = self._ready[0]
-        if seed != known or not 0 < draws <= ready:
+        ready, known, lazily = self._ready[0]
+        if lazily or seed != known or not 0 < draws <= ready:
             return False
         if draws < ready and not self._ready[2].copied:  # fewer may be kept
             return False
         return self.posterior.indices(draws) == self.posterior.indices(ready)[: len(self.posterior.indices(draws))]
 
     @contextmanager
+    def last_layer(self, draws: int, seed: int) -> Iterator[HeadDraws]:
+        """The same draws of the last layer alone, under mean weights before it."""
+        with self._lock:
+            self.close()
+            with torch.no_grad(), drawn(self.module, self.posterior, 0, seed, refresh=self.statistics) as found:
+                yield HeadDraws(found, self.posterior, max(draws, 1), seed)
+
+    @contextmanager
     def one_by_one(self, draws: int, seed: int) -> Iterator[Drawn]:
         """The same, for a network that is called in other ways than with a batch."""
         with self._lock:
-            if self._ready is not None and self._ready[0] != (draws, seed):
+            if self._ready is not None and self._ready[0] != (draws, seed, False):
                 self.close()
             with self.ready(draws, seed):
                 assert self._ready is not None

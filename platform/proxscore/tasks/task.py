@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from proxscore.config import Config, ConfigError
 from proxscore.posterior import Posterior, predict
 from proxscore.posterior.calls import Batches
+from proxscore.posterior.settled import DrawCount
 from proxscore.tasks.evaluator import Evaluator
 
 
@@ -146,7 +147,7 @@ class Task(ABC):
         batches: Batches,
         posterior: Posterior | None,
         *,
-        draws: int,
+        draws: DrawCount,
         seed: int,
         refresh: Batches | None,
         autocast: torch.dtype | None,

@@ -16,11 +16,14 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from proxscore.calibration.prediction_sets import rows_needed, threshold
 from proxscore.calibration.temperature import fit_temperature, tempered
 from proxscore.config import Config, MethodSection
+from proxscore.inference.likelihoods import Bernoulli, Categorical, Gaussian
 from proxscore.methods import Method, RunLength
 from proxscore.posterior import CategoricalPredictive, Posterior
 from proxscore.posterior.diagnostics import Losses
 from proxscore.posterior.draw_statistics import DrawStatistics
 from proxscore.posterior.drawn import drawn
+from proxscore.posterior.settled import DrawCount, UntilSettled
+from proxscore.posterior.single_pass import difference, predict_in_one_pass
 from proxscore.tasks import Predictive, Task
 from proxscore.tasks.evaluator import Corrected
 from proxscore.training.data.batches import TrainingData
@@ -40,7 +43,9 @@ WITHOUT_TARGETS = ("entropy", "expected_entropy", "mutual_information", "confide
 Evaluated = tuple[dict[str, float], Callable[[], dict[str, Figure]]]  # metrics, and what draws figures by name
 
 
-def evaluate(run: Run, split: str, draws: int, posterior: Posterior | None = None) -> Evaluated:
+def evaluate(
+    run: Run, split: str, draws: DrawCount, posterior: Posterior | None = None, *, single_pass: bool = False
+) -> Evaluated:
     """Predict a split by posterior draws, and evaluate the predictive distribution over all ranks' rows.
 
     Rows that are left out as unreadable count in no metric, but, if there are any, as ``skipped_rows``. What validation data
@@ -48,16 +53,62 @@ def evaluate(run: Run, split: str, draws: int, posterior: Posterior | None = Non
 
     Args:
         split: train, validation or test.
-        draws: posterior draws; zero for the mean weights.
+        draws: posterior draws; zero for the mean weights; ``auto``: how many it took is among the metrics.
         posterior: where the draws come from; none: the module's weights are all that there is.
+        single_pass: compare the prediction in one pass (:mod:`proxscore.posterior.single_pass`) with the draws; one process.
     """
+    one = _in_one_pass(run, split, posterior) if single_pass and posterior is not None else None
     predictive = predict(run, posterior or Posterior.of(run.module), split, draws)
     label = f"{draws} draws" if draws and posterior else "mean weights"
+    if isinstance(draws, UntilSettled):
+        label = "draws until settled"
     found = evaluate_predictive(run, predictive, split, label)
+    found[0].update(_settled(run, predictive))
+    if one is not None:
+        found[0].update(_compared(one, predictive))
     saved = {} if posterior is None else posterior.description.get("validation")
     if split == "validation" or not isinstance(saved, dict) or not run.task.evaluator.corrects:
         return found  # the split that corrected them judges nothing
     return _beside(found, _corrected(run, predictive, saved, split, label))
+
+
+def _settled(run: Run, predictive: Any) -> dict[str, float]:
+    """Over all ranks' rows, how many draws were taken, and the largest Monte Carlo error; nothing where the number was given."""
+    error, counts = getattr(predictive, "error", None), getattr(predictive, "draws", None)
+    if error is None or counts is None:
+        return {}
+    counts, error = counts.double(), error.double()
+    if run.worker.world > 1:
+        counts, error = (
+            torch.cat(gather_all_tensors(each.float().to(run.worker.device))).double() for each in (counts, error)
+        )
+    found = {"draws/least": counts.min(), "draws/mean": counts.mean(), "draws/most": counts.max()}
+    return {name: value.item() for name, value in (found | {"draws/monte_carlo_error": error.max()}).items()}
+
+
+def _in_one_pass(run: Run, split: str, posterior: Posterior) -> Predictive:
+    """The prediction in one pass: in closed form, or, of likelihoods that have none, by draws of the last layer."""
+    norm, settings = batch_norm_batches(run), run.config.evaluation
+    closed = isinstance(run.task.likelihood, (Categorical, Bernoulli, Gaussian))
+    found: Predictive = predict_in_one_pass(
+        run.module,
+        run.evaluation_batches(split),
+        posterior,
+        likelihood=run.task.likelihood,
+        head_draws=0 if closed else "auto",
+        seed=settings.seed,
+        refresh=None if norm is None else lambda: norm,
+        autocast=run.autocast,
+    )
+    return found
+
+
+def _compared(one: Predictive, predictive: Predictive) -> dict[str, float]:
+    """The NLL of the prediction in one pass, and how far it is from that by draws."""
+    found = difference(one, predictive)
+    key = found.kind.replace(" ", "_")
+    values = {"nll": found.nll, key: found.mean, f"{key}_at_most": found.largest}
+    return {f"single_pass/{name}": value for name, value in values.items()}
 
 
 def evaluate_predictive(run: Run, predictive: Predictive, split: str, label: str) -> Evaluated:
@@ -154,7 +205,7 @@ def variants(posterior: Posterior, config: Config) -> dict[str, int]:
     return {"posterior": config.evaluation.draws, posterior.single: 0} if posterior.random else {"point": 0}
 
 
-def predict(run: Run, posterior: Posterior, split: Any, draws: int) -> Any:
+def predict(run: Run, posterior: Posterior, split: Any, draws: DrawCount) -> Any:
     """Predict this rank's rows of a split, or of another data set: a :class:`Predictive`.
 
     Where the run has training batches, BatchNorm's statistics are set from them anew for each draw.

@@ -87,7 +87,7 @@ def seen_in_training(trained: dict[str, Any], config: Config, described: dict[st
     ]
 
 
-def other_draws(trained: dict[str, Any], metrics: Mapping[str, float], draws: int) -> list[str]:
+def other_draws(trained: dict[str, Any], metrics: Mapping[str, float], draws: int | str) -> list[str]:
     """Say of calibrated numbers that they were calibrated with another number of draws than predicts.
 
     Args:

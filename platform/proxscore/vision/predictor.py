@@ -15,8 +15,8 @@ from proxscore.config import Config, ConfigError
 from proxscore.inference.likelihoods import Bernoulli, Categorical, HeteroscedasticGaussian, MultiLabel
 from proxscore.posterior import Posterior
 from proxscore.posterior.calls import to_device
-from proxscore.posterior.prediction import predicted
-from proxscore.posterior.stacked import StackedDraws
+from proxscore.posterior.prediction import Draws, predicted
+from proxscore.posterior.settled import DrawCount, UntilSettled, until_settled
 from proxscore.tasks.predictions import ClassPrediction, LabelsPrediction, Prediction, ValuesPrediction, with_gaps
 from proxscore.tasks.predictor import Predictor
 from proxscore.vision.inputs import ImageInputs, Texts, image_rows
@@ -53,9 +53,10 @@ class ImagePredictor(Predictor):
     def predict(
         self,
         data: Any,
-        draws: int | None = None,
+        draws: DrawCount | None = None,
         seed: int | None = None,
         *,
+        last_layer: bool = False,
         column: str | None = None,
         errors: str = "raise",
         batch_size: int = BATCH,
@@ -67,8 +68,12 @@ class ImagePredictor(Predictor):
         Args:
             data: a folder, files, bytes of files, pictures, arrays, or a table with a column ``image`` or ``path``; see
                 :mod:`proxscore.vision.inputs`.
-            draws: of the posterior; by default as many as it was judged by, 0: the mean weights.
+            draws: of the posterior; by default as many as it was judged by, 0: the mean weights; ``"auto"`` or an
+                :class:`~proxscore.posterior.settled.UntilSettled`: as many as it takes until the images that go through the
+                network together have settled probabilities.
             seed: of the draws.
+            last_layer: draws are of the last layer alone, under mean weights before it: in the time of one pass, and surer than
+                the posterior is.
             column: of a table.
             errors: ``raise`` at the first image that cannot be read, or ``keep`` its row, with NaN and the reason.
             batch_size: images that go through the network together.
@@ -86,14 +91,22 @@ class ImagePredictor(Predictor):
             raise ConfigError(f"errors is {errors!r}; it must be raise or keep")
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; it must be positive")
-        images, (draws, seed) = image_rows(data, self.inputs.shape[0], column), self.chosen(draws, seed)
+        images, rule = image_rows(data, self.inputs.shape[0], column), until_settled(draws)
+        if rule is not None and isinstance(self.likelihood, HeteroscedasticGaussian):
+            raise ConfigError(
+                "draws is auto: numbers are a mixture over draws that all rows share: give a number of draws"
+            )
+        draws, seed = self.chosen(self.most(rule) if rule else draws, seed)  # type: ignore[arg-type]
+        if last_layer and self.posterior.random and not draws:
+            raise ConfigError("last_layer=True: draws is 0, which is the mean weights: leave one of them out")
         if not images:
             raise ConfigError("there are no images: give at least one")
         inputs = self.inputs if texts == self.inputs.texts else _with_texts(self.inputs, texts)
         kept: list[int] = []
         failed: dict[int, str] = {}
         parts: list[Any] = []
-        with self.ready(draws, seed) as found:
+        ready: Any = self.last_layer(draws, seed) if last_layer else self.ready(draws, seed, lazily=rule is not None)
+        with ready as found:
             for first in range(0, len(images), batch_size):
                 pixels, places, wrong = inputs.batch(images[first : first + batch_size], first)
                 if wrong and errors == "raise":
@@ -101,13 +114,13 @@ class ImagePredictor(Predictor):
                 failed |= {first + place: reason for place, reason in wrong.items()}
                 kept += [first + place for place in places]
                 if places:
-                    parts.append(self._batch(found, pixels))
+                    parts.append(self._batch(found, pixels, rule))
         return self._answer(parts, kept, len(images), (draws, seed), failed)
 
-    def _batch(self, found: StackedDraws, pixels: Tensor) -> Any:
+    def _batch(self, found: Draws, pixels: Tensor, rule: UntilSettled | None) -> Any:
         if not isinstance(self.likelihood, HeteroscedasticGaussian):
-            return predicted(found, [pixels], self.likelihood)
-        outputs = list(found.outputs(to_device(pixels, found.device)))
+            return predicted(found, [pixels], self.likelihood, rule)
+        outputs = [draw for _, draw in found.passes([to_device(pixels, found.device)], range(len(found)))]
         moments = [self.likelihood.moments(draw.cpu()) for draw in outputs]
         return torch.stack([mean for mean, _ in moments]), torch.stack([noise for _, noise in moments])
 
@@ -124,6 +137,9 @@ class ImagePredictor(Predictor):
         if parts:
             whole = type(parts[0]).joined(parts)
             mean, aleatoric = whole.mean, whole.expected_entropy
+            if whole.error is not None:
+                columns = (whole.draws.double(), whole.error.double())
+                told["draws_of_rows"], told["error_of_rows"] = (with_gaps(each, kept, count) for each in columns)
         mean, aleatoric = with_gaps(mean, kept, count), with_gaps(aleatoric, kept, count)
         if isinstance(self.likelihood, MultiLabel):
             return LabelsPrediction(*chosen, mean, aleatoric, self.classes, **told)

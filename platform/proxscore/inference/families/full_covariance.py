@@ -48,7 +48,7 @@ class FullCovariance(Family, ClosedForm):
         if size > LARGEST:
             raise ValueError(
                 f"family full_covariance: {size:,} numbers ({name} and others) need a {size:,} x {size:,} covariance; "
-                f"use at most {LARGEST:,}, for example the last layer only, or low_rank"
+                f"use at most {LARGEST:,}, for example the last layer only, or low_rank, or kronecker for each matrix"
             )
 
     def initial(self, mean: Tensor, precision: Tensor, shape: torch.Size, noise: Callable[[int], Tensor]) -> State:

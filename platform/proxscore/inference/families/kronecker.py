@@ -17,6 +17,8 @@ from torch import Tensor
 from proxscore.inference.families.base import Family, State, Total
 from proxscore.inference.families.full_covariance import lower
 
+LARGEST = 20_000  # rows or columns: a factor of 1.6 GB
+
 
 class Kronecker(Family):
     """Kronecker-factored Gaussian. State: ``mean`` (D,), ``rows`` A (n, n), ``columns`` B (m, m); D = n m."""
@@ -29,6 +31,12 @@ class Kronecker(Family):
             raise ValueError(
                 f"family kronecker: {name} has shape {tuple(shape)} and is no matrix; choose the matrices by name, for "
                 "example families={'head.weight': Kronecker()}"
+            )
+        rows, columns = shape[0], size // max(shape[0], 1)
+        if max(rows, columns) > LARGEST:
+            raise ValueError(
+                f"family kronecker: {name} is a matrix of {rows:,} x {columns:,}, and its factors would be {rows:,} x {rows:,} "
+                f"and {columns:,} x {columns:,}; at most {LARGEST:,} each way: use low_rank or mean_field"
             )
 
     def initial(self, mean: Tensor, precision: Tensor, shape: torch.Size, noise: Callable[[int], Tensor]) -> State:
