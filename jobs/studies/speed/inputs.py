@@ -92,7 +92,13 @@ def training_rows(folder: Path, images: int) -> list[dict[str, Any]]:
         run = name.replace(" ", "-").replace(",", "")
         settings = [f"name={run}", f"task.data.kind={kind}", f"task.data.path={path}", f"task.data.size={SIZE}"]
         settings += [f"task.model.name={NETWORK}", f"training.workers={workers}", "training.epochs=2", "baseline=null"]
-        settings += ["training.batch_size=16", f"training.cpus_per_worker={0.5 if workers else 1}", "evaluation.draws=1", "evaluation.validation_draws=1", "tracking.interval=0"]
+        settings += [
+            "training.batch_size=16",
+            f"training.cpus_per_worker={0.5 if workers else 1}",
+            "evaluation.draws=1",
+            "evaluation.validation_draws=1",
+            "tracking.interval=0",
+        ]
         settings += [f"training.storage={folder / 'runs'}", f"tracking.uri=sqlite:///{folder / 'mlflow.db'}"]
         config = folder / f"{run}.yaml"
         config.write_text("task: {kind: vision}\nmethod: {kind: proximal_score}\n")
@@ -110,7 +116,9 @@ def training_rows(folder: Path, images: int) -> list[dict[str, Any]]:
         share = parts["data"] / sum(parts.values())
         rate = f"{medians('train/rows_per_second'):.1f}"
         step = f"step of 16: {1e3 * (parts['forward_backward'] + parts['update']):.0f} ms, {NETWORK} at {SIZE}"
-        table.append({"what": name, "rows/s": rate, "of the step's time, waiting": f"{100 * share:.1f} %", "note": step})
+        table.append(
+            {"what": name, "rows/s": rate, "of the step's time, waiting": f"{100 * share:.1f} %", "note": step}
+        )
     return table
 
 

@@ -116,14 +116,25 @@ def profiled(name: str, options: Namespace, device: torch.device) -> list[list[s
     contestant.remember_gradients()
     for _ in range(3):
         contestant.update()
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]) as seen:
+    with profile(
+        activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    ) as seen:
         for _ in range(options.repeats):
             contestant.update()
-    rows = sorted(seen.key_averages(), key=lambda row: row.self_cpu_time_total + row.self_device_time_total, reverse=True)
+    rows = sorted(
+        seen.key_averages(), key=lambda row: row.self_cpu_time_total + row.self_device_time_total, reverse=True
+    )
     table = []
     for row in rows[:12]:
         taken = (row.self_cpu_time_total, row.self_device_time_total)
-        table.append([name, row.key[:60], f"{row.count / options.repeats:.0f}", *(f"{t / 1e3 / options.repeats:.2f}" for t in taken)])
+        table.append(
+            [
+                name,
+                row.key[:60],
+                f"{row.count / options.repeats:.0f}",
+                *(f"{t / 1e3 / options.repeats:.2f}" for t in taken),
+            ]
+        )
     return table
 
 
@@ -145,7 +156,9 @@ def study(options: Namespace, record: Study, rows: Rows) -> None:
     print(", ".join(f"{key} {value}" for key, value in conditions.items()))
     record.run.describe(conditions, {})
     if "steps" in options.parts:
-        header = "method|step, ms|x AdamW|x AdamW per evaluation|update, ms|x AdamW|peak, MB|x AdamW|held, P|update peak, P"
+        header = (
+            "method|step, ms|x AdamW|x AdamW per evaluation|update, ms|x AdamW|peak, MB|x AdamW|held, P|update peak, P"
+        )
         table = [line for model in options.model for line in measure(model, options, device)]
         record.table("steps", header.split("|"), table)
     if "profile" in options.parts:
@@ -160,7 +173,9 @@ def study(options: Namespace, record: Study, rows: Rows) -> None:
 def processor() -> str:
     """The processor's name, where the system tells."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
 if __name__ == "__main__":

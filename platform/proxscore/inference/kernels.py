@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -38,9 +37,8 @@ WORTH = 1 << 20
 #: The same times steps, where the length of the run is known: compiling takes some ten seconds, and spares some ten nanoseconds
 #: per number and step.
 WORTH_OF_A_RUN = 2 * 10**9
-# Kinds of tensors (penalties, metrics, priors) that one process may compile for, and those that it has met.
+# Kinds of calls (penalties, metrics, priors, numbers of threads) that one process may compile for.
 _VARIANTS = 64
-_SEEN = set[Any]()
 
 
 def sample_(weights: Tensor, mean: Tensor, precision: Tensor, noise: Tensor) -> None:
@@ -160,24 +158,19 @@ def _compiled(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _call(function: Callable[..., None], *arguments: Any, **settings: Any) -> None:
-    with (
-        torch._dynamo.config.patch(recompile_limit=_VARIANTS)
-        if _is_new(function, arguments, settings)
-        else nullcontext()
-    ):
+    # A view is compiled for with the shape that it is a view of; detached, it is a vector like all others.
+    from torch._dynamo.exc import FailOnRecompileLimitHit  # takes seconds to import: only who compiles waits for it
+
+    arguments = tuple(each.detach() if isinstance(each, Tensor) else each for each in arguments)
+    try:
         _compiled(function)(*arguments, **settings)
-
-
-def _is_new(function: Callable[..., None], arguments: tuple[Any, ...], settings: dict[str, Any]) -> bool:
-    """Whether a call may have to compile: the first of its function, flags, penalty and absent tensors."""
-    flags = tuple(value if isinstance(value, bool) else type(value) for value in settings.values())
-    kind = function, tuple(argument is None for argument in arguments), flags
-    new = kind not in _SEEN
-    _SEEN.add(kind)
-    return new
+    except FailOnRecompileLimitHit:  # before anything has run
+        with torch._dynamo.config.patch(recompile_limit=_VARIANTS):
+            _compiled(function)(*arguments, **settings)
 
 
 @functools.cache
+@torch.no_grad()
 def why_not(device: torch.device) -> str | None:
     """Why nothing can be compiled for a device here; none: it can. Tries it once, with a small draw."""
     weights = torch.zeros(LARGE, device=device).view(-1, 4)
