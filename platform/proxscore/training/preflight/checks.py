@@ -74,6 +74,24 @@ def check_fits(config: Config, method: MethodSection, counted: Memory, free: flo
         raise ConfigError(f"{method.kind}: {_needs(config, counted)}; {where} has {readable(free)}: {_remedy(config)}")
 
 
+def check_gpu(
+    config: Config, method: MethodSection, task: Task, device: torch.device, counted: Memory | None = None
+) -> None:
+    """Check, in the process that trains, that a worker fits into what its GPU has free; a CPU was checked before.
+
+    Args:
+        counted: what a worker holds; none: it is counted here, if it can be.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if device.type != "cuda":
+        return
+    counted = counted or Preflight(config, task).countable(method)
+    if counted is not None:
+        check_fits(config, method, counted, free_memory(device), "this GPU")
+
+
 def _needs(config: Config, counted: Memory) -> str:
     return (
         f"a worker needs {readable(counted.total)} (weights, gradients and state {readable(sum(counted.held.values()))}, "

@@ -136,7 +136,6 @@ def set_up_worker(payload: dict[str, Any]) -> tuple[Config, Task, RayWorker]:
     """
     from proxscore.training.preflight import checks
     from proxscore.training.preflight.memory import Memory
-    from proxscore.training.preflight.preflight import Preflight
     from proxscore.training.ray.worker import RayWorker
 
     # Ray Train prints every report in full; this logger goes by its file's name, which the configured level does not reach.
@@ -145,11 +144,8 @@ def set_up_worker(payload: dict[str, Any]) -> tuple[Config, Task, RayWorker]:
     method = config.baseline if payload["baseline"] else config.method
     assert method is not None
     worker, task = RayWorker(config, method), config.task.build(verify=False)
-    if worker.device.type == "cuda":
-        known = payload["counted"]
-        counted = Memory(**known) if known else Preflight(config, task).countable(method)
-        if counted is not None:
-            checks.check_fits(config, method, counted, checks.free_memory(worker.device), "this GPU")
+    known = payload["counted"]
+    checks.check_gpu(config, method, task, worker.device, Memory(**known) if known else None)
     return config, task, worker
 
 
