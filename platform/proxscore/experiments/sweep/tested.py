@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ def run(config: Config, name: str, recorder: Recorder) -> tuple[dict[str, Any], 
 
 
 def _here(config: Config, name: str, recorder: Recorder) -> tuple[dict[str, Any], Path]:
-    results = runner.run(_measured, config, name, recorder, {})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # a checkpoint of one process: it is
+        results = runner.run(_measured, config, name, recorder, {})
     return results, runner.local_worker(config, name, recorder).folders()[-1]
 
 

@@ -112,29 +112,6 @@ def free_memory(device: torch.device) -> float:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
-def probe_storage(storage: str, name: str) -> str | None:
-    """Write a small file into a storage folder, as a worker would, and say what went wrong, if anything."""
-    try:
-        files, root = filesystem(storage)
-        files.create_dir(root, recursive=True)
-        with files.open_output_stream(f"{root.rstrip('/')}/{name}") as stream:
-            stream.write(b"probe")
-    except UNREACHABLE as error:
-        return " ".join(str(error).split())[:200]
-    return None
-
-
-def take_probe(storage: str, name: str) -> bool:
-    """Remove the file that :func:`probe_storage` has written, and say whether it was there."""
-    files, root = filesystem(storage)
-    path = f"{root.rstrip('/')}/{name}"
-    try:
-        files.delete_file(path)
-    except OSError:
-        return False
-    return True
-
-
 def example_losses(module: torch.nn.Module, task: Task) -> Iterator[torch.Tensor]:
     """Yield the loss of the first two training rows, for a method that looks at data, before the run has read any."""
     inputs, targets = task.data.train.__getitems__([0, 1])
