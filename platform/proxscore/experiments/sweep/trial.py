@@ -48,6 +48,8 @@ def run(settings: dict[str, Any]) -> None:
             ``label`` of its MLflow run, and ``home``: the id of the sweep's node.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # That Ray Tune waits for a trial that it has stopped to leave this process, which else is given up: on a busy machine, too.
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "30")
     config: Config = settings["config"]
     uri, name = config.tracking.uri, name_of(settings["number"])
     assert uri is not None
