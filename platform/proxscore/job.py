@@ -10,8 +10,6 @@ with the traceback.
 
 from __future__ import annotations
 
-import atexit
-import gc
 import os
 import sys
 import tempfile
@@ -20,16 +18,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from io import UnsupportedOperation
 
+from proxscore import garbage
 from proxscore.config import ConfigError, DivergedError, masked
 
 FAILED, REFUSED = 1, 2
 INTERRUPTED = 130
 LONGEST = 600  # characters of a line
 
-# The libraries make a million objects that stay. To look for garbage among them takes a quarter of the time that it takes to
-# import them, and, when the interpreter ends, seconds: it is looked for less often, and at the end not at all.
-gc.set_threshold(50_000, 20, 50)
-atexit.register(gc.freeze)
+garbage.look_less_often()  # here: jobs import torch, Ray and MLflow when they begin
 
 
 def run(work: Callable[[], int], name: str, *, interrupted: str = "nothing was left") -> int:

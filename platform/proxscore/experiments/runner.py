@@ -1,8 +1,8 @@
 """Runs one trial of an experiment where its configuration says: in this process, or on workers of Ray Train.
 
 A trial of one worker needs no group of them, whose processes take longer to start than many a trial to train: it is this
-process, too. What is run is a function of ``(config, task, worker, settings)``, called once in every process that takes part; the first
-one's answer is the trial's. Cells of a comparison and trials of a sweep are such functions.
+process, too. What is run is a function of ``(config, task, worker, settings)``, called once in every process that takes
+part; the first one's answer is the trial's. Cells of a comparison and trials of a sweep are such functions.
 """
 
 from __future__ import annotations

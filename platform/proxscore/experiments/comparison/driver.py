@@ -199,7 +199,9 @@ class _Pool:
         """
         if not self.waiting:  # Ray may not be there: nothing had to run
             return
-        room = runner.slots(self.plan.config) - sum(not runner.in_one_process(cell.config) for cell in self.running.values())
+        room = runner.slots(self.plan.config) - sum(
+            not runner.in_one_process(cell.config) for cell in self.running.values()
+        )
         later: deque[Cell] = deque()
         while self.waiting:
             cell = self.waiting.popleft()

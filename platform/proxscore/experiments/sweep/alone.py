@@ -9,7 +9,7 @@ The process has had other trials before. So what they left is let go of, and the
 from __future__ import annotations
 
 import gc
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import ray
 import torch
@@ -84,4 +84,8 @@ def _at_home(recorder: Recorder, home: str) -> runner.Sink:
         scheduling_strategy=NodeAffinitySchedulingStrategy(home, soft=False)
     )
     held = there.remote(recorder.uri, recorder.run_id, recorder.label, None, kept=recorder.kept)
-    return lambda payloads: ray.get(held.__call__.remote(payloads))
+
+    def sink(payloads: list[dict[str, Any]]) -> None:
+        ray.get(held.__call__.remote(payloads))
+
+    return sink

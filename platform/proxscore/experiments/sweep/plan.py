@@ -79,7 +79,9 @@ def plan(config: Config, tune: TuneConfig) -> Plan:
             f"method.kind={config.method.kind}: a search tunes one network; put its member's section in its place"
         )
     if config.training.workers == 0 and "://" in (storage := config.training.storage):
-        raise ConfigError(f"training.storage {storage}: without Ray's workers it must be a local folder, or use one worker")
+        raise ConfigError(
+            f"training.storage {storage}: without Ray's workers it must be a local folder, or use one worker"
+        )
     config = launch.with_absolute_paths(config)
     task = config.task.build()
     task.check(config)

@@ -21,29 +21,31 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from proxscore.config import Config, masked
 from proxscore.experiments import runner
+from proxscore.experiments.sweep import process
 from proxscore.experiments.sweep.ledger import Ledger, Trial
 from proxscore.experiments.sweep.live import Live
 from proxscore.experiments.sweep.recording import Recording
 from proxscore.experiments.sweep.search import Queue, Unremembered
 from proxscore.experiments.sweep.trial import FAILED
-from proxscore.experiments.sweep.trial import run as run_trial
 from proxscore.training.ray import cluster
 
-#: Where drivers of trials on several workers run, which need no CPU worth counting: beside the sweep's own, on every cluster's head.
+#: Where drivers of trials on several workers run, which need no CPU worth counting: beside the sweep's own, on every
+#: cluster's head.
 DRIVER = {"node:__internal_head__": 0.0001}
 
 
 def run_stage(name: str, config: Config, queue: Queue, scheduler: TrialScheduler, keeper: Keeper) -> None:
     """Run the trials of a queue until there is no other, or its budget is spent.
 
-    Processes are kept from trial to trial. One that trains itself takes what a worker does, and is begun again as often.
+    A process that trains itself takes what a worker does, is begun again as often, and is kept from trial to trial. One that
+    drives workers ends with its trial, and they with it.
     """
     alone = runner.in_one_process(config)
     resources = cluster.resources_per_worker(config) if alone else DRIVER
     with tempfile.TemporaryDirectory(prefix="proxscore-tune-") as folder:
         tune.Tuner(
-            tune.with_resources(run_trial, tune.PlacementGroupFactory([resources])),
-            tune_config=tune.TuneConfig(search_alg=queue, scheduler=scheduler, num_samples=-1, reuse_actors=True),
+            tune.with_resources(process.run, tune.PlacementGroupFactory([resources])),
+            tune_config=tune.TuneConfig(search_alg=queue, scheduler=scheduler, num_samples=-1, reuse_actors=alone),
             run_config=tune.RunConfig(
                 name=name,
                 storage_path=folder,

@@ -40,7 +40,7 @@ FAILED = "failed"  # in the result of a trial that another attempt cannot mend: 
 
 
 def run(settings: dict[str, Any]) -> None:
-    """Run a trial; Ray Tune calls this in a process of its own.
+    """Run a trial in a process of Ray Tune's.
 
     Args:
         settings: ``config`` (whole), ``number``, ``until`` as of :func:`proxscore.training.loop.fit.fit`, ``start`` (folder

@@ -10,7 +10,6 @@ import psutil
 import torch
 
 from proxscore.config import Config, ConfigError, MethodSection, TrainingConfig
-from proxscore.storage import UNREACHABLE, filesystem
 from proxscore.tasks import Task
 from proxscore.tracking import say
 from proxscore.training.preflight.memory import Memory, UncountableError, readable
