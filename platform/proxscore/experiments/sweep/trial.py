@@ -55,10 +55,11 @@ def run(settings: dict[str, Any]) -> None:
     assert uri is not None
     folder = f"{config.training.storage.rstrip('/')}/{name}"
     recorder = Recorder(uri, settings["run_id"], settings["label"], None, kept=f"{folder}/undelivered.json")
-    own = {"until": settings["until"], "start": settings["start"], "before": folder}
+    own = {"until": settings["until"], "start": settings["start"], "before": None}
     progress = Progress(settings["until"], settings["cost"])
     try:
         if runner.in_one_process(config):
+            own["before"] = folder
             results = alone.run(validated, config, name, recorder, own, progress, settings["home"])
         else:
             reports = ValidationReports(progress)
@@ -77,8 +78,8 @@ def validated(config: Config, task: Task, worker: Worker, settings: dict[str, An
     """Train a trial's method, and evaluate it on validation data.
 
     Args:
-        settings: ``until`` and ``start``, as of :func:`run`, and ``before``: the trial's own folder, where its checkpoints of
-            another number of workers lie, if there are any.
+        settings: ``until`` and ``start``, as of :func:`run`, and ``before``: of one process, the trial's own folder, where
+            checkpoints of several workers lie, if it had them before.
     """
     # Here: they take seconds, which a trial's driver and controller are spared.
     from proxscore.training import evaluation
