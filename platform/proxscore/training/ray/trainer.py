@@ -1,7 +1,7 @@
 """Ray Train: the loop on the workers of a cluster, and what is said when one of them fails."""
 
 # Ray exports the types of Train V1 and the classes of V2.
-# mypy: disable-error-code="arg-type,call-arg,list-item,attr-defined,misc"
+# mypy: disable-error-code="arg-type,call-arg,list-item,attr-defined"
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.execution import context as execution_context
-from ray.train.v2._internal.execution.callback import RayTrainCallback
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from proxscore import garbage
@@ -40,16 +38,10 @@ WorkerFunction = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class Trainer(TorchTrainer):
-    """A trainer that leaves Ctrl-C to its caller: Ray's handler waits for its controller, and that for the tracking server.
-
-    And it starts no process that hands out shards of the trainer's Ray data sets: it has none.
-    """
+    """A trainer that leaves Ctrl-C to its caller: Ray's handler waits for its controller, and that for the tracking server."""
 
     def _register_sigint_handler(self, controller: Any) -> None:
         return
-
-    def _create_default_callbacks(self) -> list[RayTrainCallback]:
-        return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
 
 
 def train_on_ray(
