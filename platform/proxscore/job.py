@@ -18,11 +18,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from io import UnsupportedOperation
 
+from proxscore import garbage
 from proxscore.config import ConfigError, DivergedError, masked
 
 FAILED, REFUSED = 1, 2
 INTERRUPTED = 130
 LONGEST = 600  # characters of a line
+
+garbage.look_less_often()  # here: jobs import torch, Ray and MLflow when they begin
 
 
 def run(work: Callable[[], int], name: str, *, interrupted: str = "nothing was left") -> int:

@@ -40,7 +40,11 @@ from proxscore.training.run import Run
             r"tune\.population\.rounds=17: a run has 16 steps",
         ),
         ({}, {"space": {}}, r"tune\.space is empty"),
-        ({"training": {"workers": 0}}, {}, r"training\.workers=0: a trial is a Ray Train run"),
+        (
+            {"training": {"workers": 0, "storage": "memory://bucket/runs"}},
+            {},
+            r"training\.storage memory://bucket/runs: without Ray's workers it must be a local folder",
+        ),
     ],
 )
 def test_a_sweep_that_cannot_work_is_refused(

@@ -13,6 +13,7 @@ import torch
 
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, MethodSection
+from proxscore.storage.probe import probe_storage, take_probe
 from proxscore.training import launch
 from proxscore.training.initial_network import InitialNetwork
 from proxscore.training.local.worker import LocalWorker
@@ -107,10 +108,10 @@ def test_a_storage_that_a_node_cannot_write_is_refused_by_the_nodes_address(tmp_
 
 
 def test_a_probe_that_is_not_there_is_not_seen(tmp_path: Path) -> None:
-    assert checks.probe_storage(str(tmp_path / "shared"), "probe") is None
-    assert not checks.take_probe(str(tmp_path / "another"), "probe")
-    assert checks.take_probe(str(tmp_path / "shared"), "probe")
-    assert not checks.take_probe(str(tmp_path / "shared"), "probe")
+    assert probe_storage(str(tmp_path / "shared"), "probe") is None
+    assert not take_probe(str(tmp_path / "another"), "probe")
+    assert take_probe(str(tmp_path / "shared"), "probe")
+    assert not take_probe(str(tmp_path / "shared"), "probe")
 
 
 def test_more_micro_batches_than_rows_are_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError
 from proxscore.storage import UNREACHABLE, filesystem
-from proxscore.training.preflight import checks
+from proxscore.storage.probe import probe_storage
 from proxscore.training.run_memory import RunMemory
 
 
@@ -26,7 +26,7 @@ def test_what_is_written_through_a_place_is_found_on_the_disk(scheme: str, tmp_p
 def test_a_place_that_nothing_reads_is_refused_by_its_uri() -> None:
     with pytest.raises(UNREACHABLE, match="nowhere"):
         filesystem("nowhere://bucket/runs")
-    assert "nowhere" in (checks.probe_storage("nowhere://bucket/runs", "probe") or "")
+    assert "nowhere" in (probe_storage("nowhere://bucket/runs", "probe") or "")
     with pytest.raises(ConfigError, match=r"training\.storage nowhere://bucket: cannot be written"):
         RunMemory("nowhere://bucket", "run")
 

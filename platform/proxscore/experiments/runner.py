@@ -1,7 +1,8 @@
 """Runs one trial of an experiment where its configuration says: in this process, or on workers of Ray Train.
 
-What is run is a function of ``(config, task, worker, settings)``, called once in every process that takes part; the first
-one's answer is the trial's. Cells of a comparison and trials of a sweep are such functions.
+A trial of one worker needs no group of them, whose processes take longer to start than many a trial to train: it is this
+process, too. What is run is a function of ``(config, task, worker, settings)``, called once in every process that takes
+part; the first one's answer is the trial's. Cells of a comparison and trials of a sweep are such functions.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from ray.train import UserCallback
 
 from proxscore.config import Config
@@ -20,6 +22,17 @@ from proxscore.training.ray import cluster, trainer
 from proxscore.training.worker import Worker, pick_device
 
 Measure = Callable[[Config, Task, Worker, dict[str, Any]], dict[str, Any]]
+Sink = Callable[[list[dict[str, Any]]], None]  # of the reports of all ranks; see :class:`Recorder`
+
+
+def in_one_process(config: Config) -> bool:
+    """Say whether a trial is one process: it has one worker at most, a folder for checkpoints, and data that nobody streams.
+
+    Ray Train uploads checkpoints to buckets, and Ray Data feeds its workers.
+    """
+    training = config.training
+    streamed = config.task.data.streamed or "://" in training.storage
+    return training.workers == 0 or (training.workers == 1 and not streamed)
 
 
 def run(
@@ -35,7 +48,7 @@ def run(
 
     Args:
         measure: a function of a module, which workers import.
-        config: whole; ``training.workers: 0`` is this process. Checkpoints lie in ``training.storage``, in a folder of the name.
+        config: whole; see :func:`in_one_process`. Checkpoints lie in ``training.storage``, in a folder of the name.
         settings: for ``measure``.
         callbacks: of Ray Train's controller, beside the recorder's.
 
@@ -43,10 +56,8 @@ def run(
         What the first process's call returned.
     """
     training = config.training
-    if training.workers == 0:
-        device = pick_device(training.device)
-        worker = LocalWorker(Path(training.storage) / name, device, recorder, keep=training.keep_checkpoints)
-        return measure(config, config.task.build(verify=False), worker, settings)
+    if in_one_process(config):
+        return measure(config, config.task.build(verify=False), local_worker(config, name, recorder), settings)
     results, _ = trainer.train_on_ray(
         config,
         config.method,
@@ -60,6 +71,21 @@ def run(
     return results
 
 
+def placed(config: Config) -> Config:
+    """The configuration as a cluster has to place it: a process without workers takes as much as one."""
+    training = config.training
+    return config.model_copy(update={"training": training.model_copy(update={"workers": max(training.workers, 1)})})
+
+
+def local_worker(
+    config: Config, name: str, sink: Sink, kind: type[LocalWorker] = LocalWorker, device: torch.device | None = None
+) -> LocalWorker:
+    """Make a worker of this process, whose checkpoints lie in ``training.storage``, in a folder of the name."""
+    training = config.training
+    device = device or pick_device(training.device)
+    return kind(Path(training.storage) / name, device, sink, training.keep_checkpoints)
+
+
 def _worker(payload: dict[str, Any]) -> dict[str, Any]:
     """Call the trial's function on a worker of Ray Train."""
     config, task, worker = trainer.set_up_worker(payload)
@@ -71,7 +97,7 @@ def _worker(payload: dict[str, Any]) -> dict[str, Any]:
 
 def slots(config: Config, at_most: int | None = None) -> int:
     """Trials that the cluster holds at a time; one more where its autoscaler may add nodes for it."""
-    workers, each = max(config.training.workers, 1), cluster.resources_per_worker(config)
+    workers, each = placed(config).training.workers, cluster.resources_per_worker(config)
     now = cluster.room(each).total // workers
     later = now + int(cluster.can_ever_place((now + 1) * workers, each))
     return max(1, min(later, at_most or later))

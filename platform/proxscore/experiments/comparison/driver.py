@@ -199,11 +199,13 @@ class _Pool:
         """
         if not self.waiting:  # Ray may not be there: nothing had to run
             return
-        room = runner.slots(self.plan.config) - sum(cell.config.training.workers > 0 for cell in self.running.values())
+        room = runner.slots(self.plan.config) - sum(
+            not runner.in_one_process(cell.config) for cell in self.running.values()
+        )
         later: deque[Cell] = deque()
         while self.waiting:
             cell = self.waiting.popleft()
-            shared = cell.config.training.workers > 0
+            shared = not runner.in_one_process(cell.config)
             if shared and room < 1:
                 later.append(cell)
                 continue
@@ -214,7 +216,7 @@ class _Pool:
     def _submit(self, cell: Cell) -> Any:
         """One process per cell: its peak memory is its own. That of a cell on workers is their driver."""
         cpus, gpus = cell.config.training.cpus_per_worker, _gpus(cell.config)
-        if cell.config.training.workers > 0:
+        if not runner.in_one_process(cell.config):
             cpus, gpus = 0, 0
         return ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=0)(run_cell).remote(cell, self.parent)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from proxscore.config import ConfigError
+from proxscore.experiments import runner
 from proxscore.experiments.sweep import report
 from proxscore.experiments.sweep.choice import Candidate, Choice
 from proxscore.experiments.sweep.ledger import Ledger, Trial
@@ -64,7 +65,7 @@ def run(plan: Plan, show: Callable[[str], None]) -> Found:
     with (
         quiet(),
         exclusive(plan.config.training.storage, [plan.config.name]),
-        connection.connected(plan.config, None),
+        connection.connected(runner.placed(plan.config), None),
     ):
         ledger = Ledger(plan.folder, plan.settings())
         cluster_checks.check_storage(plan.config)

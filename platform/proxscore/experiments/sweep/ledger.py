@@ -17,7 +17,7 @@ Status = Literal["running", "finished", "stopped", "interrupted", "failed"]
 
 @dataclass
 class Trial:
-    """One Ray Train run of a sweep.
+    """One run of a sweep.
 
     Attributes:
         number: in the sweep, from 0 on.

@@ -78,8 +78,10 @@ def plan(config: Config, tune: TuneConfig) -> Plan:
         raise ConfigError(
             f"method.kind={config.method.kind}: a search tunes one network; put its member's section in its place"
         )
-    if config.training.workers < 1:
-        raise ConfigError("training.workers=0: a trial is a Ray Train run: use at least 1")
+    if config.training.workers == 0 and "://" in (storage := config.training.storage):
+        raise ConfigError(
+            f"training.storage {storage}: without Ray's workers it must be a local folder, or use one worker"
+        )
     config = launch.with_absolute_paths(config)
     task = config.task.build()
     task.check(config)

@@ -7,7 +7,7 @@ state and multipliers of one of the best, and vary the multipliers for the round
 A member whose round failed, or came to no finite value, is replaced whatever its rank; where no member of a round is left,
 the population ends.
 
-A round of a member is a Ray Train run of its own, which starts from the last checkpoint of the round before: its own or the
+A round of a member is a run of its own, which starts from the last checkpoint of the round before: its own or the
 one that it takes over. (Ray Tune's scheduler for populations pauses trials and restores them from Tune's checkpoints, of
 which Train's runs have none.) Noise is a function of seed and step, so the history of multipliers that led to the best
 member, written as one schedule, gives the same run from scratch.

@@ -19,29 +19,39 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
-from proxscore.config import masked
-from proxscore.experiments.sweep import trial as trials
+from proxscore.config import Config, masked
+from proxscore.experiments import runner
+from proxscore.experiments.sweep import process
 from proxscore.experiments.sweep.ledger import Ledger, Trial
 from proxscore.experiments.sweep.live import Live
 from proxscore.experiments.sweep.recording import Recording
 from proxscore.experiments.sweep.search import Queue, Unremembered
+from proxscore.experiments.sweep.trial import FAILED
+from proxscore.training.ray import cluster
 
-#: Where drivers of trials run, which need no CPU worth counting: beside the sweep's own, on every cluster's head.
+#: Where drivers of trials on several workers run, which need no CPU worth counting: beside the sweep's own, on every
+#: cluster's head.
 DRIVER = {"node:__internal_head__": 0.0001}
 
 
-def run_stage(name: str, queue: Queue, scheduler: TrialScheduler, keeper: Keeper) -> None:
-    """Run the trials of a queue until there is no other, or its budget is spent."""
+def run_stage(name: str, config: Config, queue: Queue, scheduler: TrialScheduler, keeper: Keeper) -> None:
+    """Run the trials of a queue until there is no other, or its budget is spent.
+
+    A process that trains itself takes what a worker does, is begun again as often, and is kept from trial to trial. One that
+    drives workers ends with its trial, and they with it.
+    """
+    alone = runner.in_one_process(config)
+    resources = cluster.resources_per_worker(config) if alone else DRIVER
     with tempfile.TemporaryDirectory(prefix="proxscore-tune-") as folder:
         tune.Tuner(
-            tune.with_resources(trials.run, DRIVER),
-            tune_config=tune.TuneConfig(search_alg=queue, scheduler=scheduler, num_samples=-1),
+            tune.with_resources(process.run, tune.PlacementGroupFactory([resources])),
+            tune_config=tune.TuneConfig(search_alg=queue, scheduler=scheduler, num_samples=-1, reuse_actors=alone),
             run_config=tune.RunConfig(
                 name=name,
                 storage_path=folder,
                 callbacks=[keeper],
                 stop=_Budget(queue.spent),
-                failure_config=tune.FailureConfig(max_failures=0),
+                failure_config=tune.FailureConfig(max_failures=config.training.max_failures if alone else 0),
                 verbose=0,
             ),
         ).fit()
@@ -144,7 +154,9 @@ class Keeper(Unremembered, tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         own = self.ledger.trials[trial.config["number"]]
-        if "final" in result:
+        if FAILED in result:
+            own.error, own.diverged = masked(result[FAILED]), result["diverged"]
+        elif "final" in result:
             own.final = dict(result["final"])
         elif "epoch" in result:
             known = set(self.metrics)
@@ -153,7 +165,10 @@ class Keeper(Unremembered, tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         own = self.ledger.trials[trial.config["number"]]
-        own.status = "finished" if own.final else "interrupted" if self.queue.spent() else "stopped"
+        if own.error is not None:
+            own.status = "failed"
+        else:
+            own.status = "finished" if own.final else "interrupted" if self.queue.spent() else "stopped"
         self._ended(own)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import ray
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from proxscore.config import Config
 from proxscore.experiments import runner
+from proxscore.experiments.sweep import tested
 from proxscore.experiments.sweep import trial as trials
 from proxscore.experiments.sweep.choice import Candidate, Choice
 from proxscore.experiments.sweep.ledger import Ledger, Trial
@@ -26,7 +28,6 @@ from proxscore.experiments.sweep.search import Queue, Source
 from proxscore.experiments.sweep.space import applied, relative_cost
 from proxscore.experiments.sweep.stage import Keeper, replay, run_stage
 from proxscore.tracking import Recorder
-from proxscore.training.ray import trainer
 from proxscore.training.results import record_results
 
 
@@ -77,6 +78,7 @@ class Sweep(Choice):
         try:
             run_stage(
                 stage,
+                self.config,
                 queue,
                 scheduler,
                 Keeper(self.ledger, self.recording, self.live, queue, stage, self.plan.task.evaluator.objectives),
@@ -99,6 +101,7 @@ class Sweep(Choice):
             "start": start,
             "run_id": trial.run_id,
             "label": label,
+            "home": ray.get_runtime_context().get_node_id(),
         }
 
     def trial_config(self, trial: Trial) -> Config:
@@ -124,10 +127,8 @@ class Sweep(Choice):
             assert changed.tracking.uri is not None
             with child.running():
                 recorder = Recorder(changed.tracking.uri, child.run_id, self.recording.label(trial), None)
-                results, checkpoint = trainer.train_on_ray(
-                    changed, changed.method, changed.training.epochs, trials.name_of(trial.number), recorder
-                )
-                record_results(child, results, trainer.local_folder(checkpoint), changed.tracking.log_model)
+                results, folder = tested.run(changed, trials.name_of(trial.number), recorder)
+                record_results(child, results, folder, changed.tracking.log_model)
             test = results["test"].get("posterior") or results["test"]["point"]
             for name, value in test.items():
                 found.setdefault(name, []).append(value)

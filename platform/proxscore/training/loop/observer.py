@@ -117,3 +117,11 @@ def peak_memory(device: torch.device) -> float:
         return float(torch.cuda.max_memory_allocated(device))
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return float(largest if sys.platform == "darwin" else largest * 1024)
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let :func:`peak_memory` begin anew, in a process that goes on to another run; macOS cannot."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")  # see proc(5)

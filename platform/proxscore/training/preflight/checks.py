@@ -10,7 +10,6 @@ import psutil
 import torch
 
 from proxscore.config import Config, ConfigError, MethodSection, TrainingConfig
-from proxscore.storage import UNREACHABLE, filesystem
 from proxscore.tasks import Task
 from proxscore.tracking import say
 from proxscore.training.preflight.memory import Memory, UncountableError, readable
@@ -74,6 +73,24 @@ def check_fits(config: Config, method: MethodSection, counted: Memory, free: flo
         raise ConfigError(f"{method.kind}: {_needs(config, counted)}; {where} has {readable(free)}: {_remedy(config)}")
 
 
+def check_gpu(
+    config: Config, method: MethodSection, task: Task, device: torch.device, counted: Memory | None = None
+) -> None:
+    """Check, in the process that trains, that a worker fits into what its GPU has free; a CPU was checked before.
+
+    Args:
+        counted: what a worker holds; none: it is counted here, if it can be.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if device.type != "cuda":
+        return
+    counted = counted or Preflight(config, task).countable(method)
+    if counted is not None:
+        check_fits(config, method, counted, free_memory(device), "this GPU")
+
+
 def _needs(config: Config, counted: Memory) -> str:
     return (
         f"a worker needs {readable(counted.total)} (weights, gradients and state {readable(sum(counted.held.values()))}, "
@@ -92,29 +109,6 @@ def _remedy(config: Config) -> str:
 def free_memory(device: torch.device) -> float:
     """Measure how many bytes a process may still take on a device."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-
-
-def probe_storage(storage: str, name: str) -> str | None:
-    """Write a small file into a storage folder, as a worker would, and say what went wrong, if anything."""
-    try:
-        files, root = filesystem(storage)
-        files.create_dir(root, recursive=True)
-        with files.open_output_stream(f"{root.rstrip('/')}/{name}") as stream:
-            stream.write(b"probe")
-    except UNREACHABLE as error:
-        return " ".join(str(error).split())[:200]
-    return None
-
-
-def take_probe(storage: str, name: str) -> bool:
-    """Remove the file that :func:`probe_storage` has written, and say whether it was there."""
-    files, root = filesystem(storage)
-    path = f"{root.rstrip('/')}/{name}"
-    try:
-        files.delete_file(path)
-    except OSError:
-        return False
-    return True
 
 
 def example_losses(module: torch.nn.Module, task: Task) -> Iterator[torch.Tensor]:

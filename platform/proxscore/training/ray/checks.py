@@ -9,6 +9,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from proxscore.config import Config, ConfigError, MethodSection
+from proxscore.storage.probe import probe_storage, take_probe
 from proxscore.training.ray import cluster
 
 if TYPE_CHECKING:  # it takes seconds to import: not in every process of a cluster
@@ -63,10 +64,8 @@ def check_storage(config: Config) -> None:
     Raises:
         ConfigError: names the node.
     """
-    from proxscore.training.preflight import checks
-
     storage = config.training.storage
-    probe = ray.remote(num_cpus=0)(checks.probe_storage)
+    probe = ray.remote(num_cpus=0)(probe_storage)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     for node in nodes:
         name, address = f".probe-{node['NodeID']}", node["NodeManagerAddress"]
@@ -74,7 +73,7 @@ def check_storage(config: Config) -> None:
         failure = ray.get(probe.options(scheduling_strategy=place).remote(storage, name))
         if failure is not None:
             raise ConfigError(f"training.storage {storage}: node {address} cannot write it: {failure}")
-        if not checks.take_probe(storage, name):
+        if not take_probe(storage, name):
             raise ConfigError(
                 f"training.storage {storage}: what node {address} writes there is not seen here; give a place that all "
                 "nodes share: a bucket (s3://..., gs://...) or a network file system"

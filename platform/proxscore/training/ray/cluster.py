@@ -31,7 +31,7 @@ def use_gpu(config: Config) -> bool:
     """Say whether workers get a GPU each: as configured; with ``auto``, if the cluster has (or can grow) enough of them."""
     if config.training.device != "auto":
         return config.training.device == "cuda"
-    return can_ever_place(fewest_workers(config), {"CPU": config.training.cpus_per_worker, "GPU": 1})
+    return can_ever_place(max(fewest_workers(config), 1), {"CPU": config.training.cpus_per_worker, "GPU": 1})
 
 
 def fewest_workers(config: Config) -> int:

@@ -21,6 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution import context as execution_context
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
+from proxscore import garbage
 from proxscore.config import Config, ConfigError, DivergedError, MethodSection, masked
 from proxscore.storage import filesystem
 from proxscore.tracking import Recorder
@@ -120,6 +121,7 @@ def train_on_ray(
 
 def _worker(payload: dict[str, Any]) -> dict[str, Any]:
     """Train on one worker; what Ray Train runs on each of them."""
+    garbage.look_less_often()
     from proxscore.training.loop.train import train
 
     config, task, worker = set_up_worker(payload)
@@ -136,7 +138,6 @@ def set_up_worker(payload: dict[str, Any]) -> tuple[Config, Task, RayWorker]:
     """
     from proxscore.training.preflight import checks
     from proxscore.training.preflight.memory import Memory
-    from proxscore.training.preflight.preflight import Preflight
     from proxscore.training.ray.worker import RayWorker
 
     # Ray Train prints every report in full; this logger goes by its file's name, which the configured level does not reach.
@@ -145,11 +146,8 @@ def set_up_worker(payload: dict[str, Any]) -> tuple[Config, Task, RayWorker]:
     method = config.baseline if payload["baseline"] else config.method
     assert method is not None
     worker, task = RayWorker(config, method), config.task.build(verify=False)
-    if worker.device.type == "cuda":
-        known = payload["counted"]
-        counted = Memory(**known) if known else Preflight(config, task).countable(method)
-        if counted is not None:
-            checks.check_fits(config, method, counted, checks.free_memory(worker.device), "this GPU")
+    known = payload["counted"]
+    checks.check_gpu(config, method, task, worker.device, Memory(**known) if known else None)
     return config, task, worker
 
 

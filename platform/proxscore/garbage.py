@@ -1,0 +1,17 @@
+"""Python's search for garbage, in processes that import large libraries.
+
+They make a million objects that stay. To look for garbage among them takes a quarter of the time that it takes to import
+them, and, when the interpreter ends, seconds.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+
+
+def look_less_often() -> None:
+    """From now on, look for garbage less often, and at the end of this process not at all."""
+    gc.set_threshold(50_000, 20, 50)
+    atexit.unregister(gc.freeze)
+    atexit.register(gc.freeze)
