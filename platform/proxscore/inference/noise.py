@@ -27,7 +27,7 @@ from torch.func import _random
 _MASK = (1 << 64) - 1
 
 # Numbers at a time. Few on the CPU, so that they stay in the cache; many where each time is the launch of a kernel.
-PIECE = {"cpu": 1 << 16}
+PIECE = {"cpu": 1 << 14}
 PIECE_ACCELERATOR = 1 << 22
 
 

@@ -16,8 +16,9 @@ from proxscore.inference.layout import filled
 from proxscore.inference.members import Member
 
 # Numbers in a piece that is not compiled; some ten temporaries of that size live at once. On the CPU large enough that
-# the calls cost less than the arithmetic, small enough for the cache; elsewhere a kernel's worth of work.
-SIZE = {"cpu": 1 << 16}
+# the calls cost less than the arithmetic, small enough for the cache, and below the 32,768 from which on torch would start
+# threads for each call, which wait for one another where others use the cores; elsewhere a kernel's worth of work.
+SIZE = {"cpu": 24_576}
 SIZE_ACCELERATOR = 1 << 22
 
 
