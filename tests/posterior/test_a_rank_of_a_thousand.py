@@ -25,13 +25,13 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from proxscore.inference import ProximalScore
+from proxscore.inference import Prior, ProximalScore
 from proxscore.posterior import Posterior, predict, shards
 from proxscore.training.sharding.materialize import materialize
 from proxscore.training.sharding.parallelize import blocks
 
 sys.path.append(str(Path(__file__).parents[2] / "jobs" / "studies" / "speed"))
-from decoder import SIZES, Decoder, Size  # type: ignore[import-not-found]  # noqa: E402
+from decoder import SIZES, Decoder, Size  # type: ignore[import-not-found]
 
 RANKS, RANK = 1024, 5
 SEVEN_BILLION = SIZES["Llama 2 7B"]
@@ -47,11 +47,11 @@ def mesh() -> Iterator[Any]:
 
 
 class Memory(TorchDispatchMode):
-    """Notes the bytes of the largest memory that is made within the context, the local tensors of DTensors included."""
+    """Refuses memory of more bytes within the context, that of DTensors' local tensors included; notes the largest."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: float) -> None:
         super().__init__()
-        self.largest = 0
+        self.most, self.largest = most, 0
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
         if any(issubclass(kind, DTensor) for kind in types):
@@ -60,16 +60,17 @@ class Memory(TorchDispatchMode):
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if type(tensor) is Tensor and tensor.device.type == "cpu":
                 self.largest = max(self.largest, tensor.untyped_storage().nbytes())
+                assert self.largest <= self.most, f"{function}: {self.largest:,} bytes"
         return result
 
 
 @contextmanager
 def nothing_larger_than(size: float) -> Iterator[Memory]:
     """Within the context, no tensor takes more bytes, and none is made whole."""
-    with pytest.MonkeyPatch.context() as patched, Memory() as memory:
+    with pytest.MonkeyPatch.context() as patched, Memory(size) as memory:
         patched.setattr(DTensor, "full_tensor", _refuse)
         yield memory
-    assert 0 < memory.largest <= size, f"{memory.largest:,} bytes"
+    assert memory.largest > 0
 
 
 def _refuse(tensor: DTensor, **_: Any) -> Tensor:
@@ -148,7 +149,8 @@ def test_a_rank_updates_saves_and_loads_its_shards_of_seven_billion_numbers_alon
     assert 6.5e9 < numbers < 7e9
     shard = largest_shard(module)
     with nothing_larger_than(shard):
-        optimizer = ProximalScore(module.named_parameters(), 1e6, initial_precision=100.0, fused=False)
+        about = Prior(scale=0.1, mean={name: p.detach().clone() for name, p in module.named_parameters()})
+        optimizer = ProximalScore(module.named_parameters(), 1e6, prior=about, initial_precision=100.0, fused=False)
         for _ in optimizer.draws():
             for parameter in module.parameters():
                 parameter.grad = torch.zeros_like(parameter)

@@ -54,7 +54,7 @@ TREE: dict[str, Any] = {
 
 
 class Rank(Worker):
-    def __init__(self, rank: int, world: int, meshes: Meshes) -> None:
+    def __init__(self, rank: int, world: int, meshes: Meshes | None) -> None:
         self.rank, self.world, self.device, self.meshes = rank, world, torch.device("cpu"), meshes
 
     def report(self, payload: object, write: object = None) -> None:
@@ -236,3 +236,4 @@ def test_a_worker_alone_sends_nothing() -> None:
     config = configuration.parse({**TREE, "training": TREE["training"] | {"workers": 1}})
     alone = traffic(config, config.method, ImageTask(config.task).build_model(torch.device("meta")))
     assert (alone.messages, alone.gathered, alone.scattered, alone.reduced, alone.received) == (0, 0, 0, 0, 0)
+    assert counted_step(configuration.parse({**TREE, "method": METHODS["paired"]}), Rank(0, 1, None)) == ({}, {})

@@ -25,11 +25,14 @@ class Published(NamedTuple):
 
 TITAN = "torchtitan, benchmarks/llama3_h100_202412_torchtitan.md, tables 1 and 3: 8 x H100 machines, 400 Gbit/s a GPU"
 COMPILED = "the same, with torch.compile"
-A100S = "torchtitan, docs/performance.md: 64 A100, selective (every other layer) and full checkpointing; network assumed"
+A100S = (
+    "torchtitan, docs/performance.md: 64 A100, selective (every other layer) and full checkpointing; network assumed"
+)
 FMS = "foundation-model-stack/fms-fsdp, README.md: 128 A100, 400 Gbit/s a machine; shards of its HSDP assumed to be a machine's"
 PAPER = "Zhao et al., arXiv 2304.11277, section 5.4, FROM MEMORY: GPT-175B on 128 A100, 173 and 186 TFLOP/s, 2 Tbit/s a machine"
 
-#: Operations of a token of GPT-175B's training as that paper counts them, with recomputation: 96 N L h^2 (1 + s / 6h + V / 16 L h).
+#: Operations of a token of GPT-175B with recomputation, as Megatron's authors count them (arXiv 2104.04473):
+#: 96 L h^2 (1 + s / 6h + V / 16 L h).
 GPT_OPERATIONS = 96 * 96 * 12288**2 * (1 + 2048 / (6 * 12288) + 50000 / (16 * 96 * 12288))
 
 PUBLISHED = [

@@ -91,7 +91,14 @@ def example(name: str, rows: int, tokens: int) -> Tensor:
 
 
 def seconds(
-    network: Counted, gpu: Hardware, arranged: tuple[int, int, int], rows: int, utilisation: float, evaluations: int, moved: float, recomputed: float
+    network: Counted,
+    gpu: Hardware,
+    arranged: tuple[int, int, int],
+    rows: int,
+    utilisation: float,
+    evaluations: int,
+    moved: float,
+    recomputed: float,
 ) -> StepTime:
     """The time of a step.
 
@@ -170,7 +177,15 @@ class Prediction:
         parts = [f"{part / whole:.1%}" for part in (self.step.computing, self.step.update, self.step.waited)]
         arranged = f"{groups} x {replicas} x {shards}"
         numbers = [f"{whole:.3g}", f"{self.throughput:,.0f}", f"{self.throughput / adamw:.2f}", *parts]
-        return [self.network, f"{self.gpus:,}", self.way.name, arranged, *numbers, f"{self.memory / 1e9:.1f}", f"{self.price:,.2f}"]
+        return [
+            self.network,
+            f"{self.gpus:,}",
+            self.way.name,
+            arranged,
+            *numbers,
+            f"{self.memory / 1e9:.1f}",
+            f"{self.price:,.2f}",
+        ]
 
 
 def predictions(quick: bool, device: str = "H100", utilisation: float = 0.4, hourly: float = 3.0) -> list[Prediction]:
@@ -258,7 +273,13 @@ def cells(found: list[Prediction]) -> list[list[str]]:
     return [line.cells(adamw[line.network, line.gpus]) for line in found]
 
 
-STYLES = dict(zip((way.name for way in WAYS), (("#555555", "-o"), ("#0072B2", "-o"), ("#D55E00", "--s"), ("#009E73", ":^"), ("#CC79A7", "-.v")), strict=True))
+STYLES = dict(
+    zip(
+        (way.name for way in WAYS),
+        (("#555555", "-o"), ("#0072B2", "-o"), ("#D55E00", "--s"), ("#009E73", ":^"), ("#CC79A7", "-.v")),
+        strict=True,
+    )
+)
 
 
 def figure(found: list[Prediction]) -> Figure:
@@ -269,10 +290,18 @@ def figure(found: list[Prediction]) -> Figure:
         for way in WAYS:
             lines = [line for line in found if line.network == name and line.way == way]
             colour, style = STYLES[way.name]
-            at = [line.gpus for line in lines]
-            axes.plot(at, [line.throughput / line.gpus for line in lines], style, c=colour, ms=4, label=way.name)
+            axes.plot(
+                [line.gpus for line in lines],
+                [line.throughput / line.gpus for line in lines],
+                style,
+                c=colour,
+                ms=4,
+                label=way.name,
+            )
         axes.set(title=name, xlabel="GPUs", ylabel="rows/s a GPU (predicted)", xscale="log", ylim=(0, None))
-        axes.set_xticks(at, [f"{gpus:,}" for gpus in at], minor=False)
+        at = sorted({line.gpus for line in found})
+        axes.set_xticks(at, [f"{gpus:,}" for gpus in at])
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     return drawn

@@ -19,7 +19,9 @@ class CostConfig(Section):
     workers_per_instance: int = Field(1, ge=1, le=10_000)  # that run on one such machine
     # What workers run on, with its memory and its network, as training/preflight/hardware.py has them; null: this machine.
     device: Literal["A100", "H100", "H200"] | None = None
-    utilisation: float = Field(0.4, gt=0, le=1)  # of that device's operations per second, in forward and backward passes
+    utilisation: float = Field(
+        0.4, gt=0, le=1
+    )  # of that device's operations per second, in forward and backward passes
     # Between two workers, Gbit/s; null: of the device, or 3 (gloo on one machine), 200 (its GPUs), or 10 (a network).
     bandwidth_gbit: float | None = Field(None, gt=0)
     # Of a message, microseconds; null: of the device, or 600 (gloo on one machine), 30 (its GPUs), or 500 (a network).

@@ -44,7 +44,10 @@ class Member:
         mean, like = self.prior_mean, self.parameter
         assert mean is not None
         if isinstance(mean, DTensor):
-            alike = isinstance(like, DTensor) and (mean.device_mesh, mean.placements) == (like.device_mesh, like.placements)
+            alike = isinstance(like, DTensor) and (mean.device_mesh, mean.placements) == (
+                like.device_mesh,
+                like.placements,
+            )
             if alike and (first, count) == (self.start, len(noise.local(mean))):
                 return noise.local(mean)
             mean = mean.full_tensor()

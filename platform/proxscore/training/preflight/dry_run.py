@@ -62,7 +62,8 @@ def estimate_lines(config: Config, found: Estimate, device: torch.device) -> lis
     if found.workers > 1:
         size, (_, source) = found.traffic, fabric_of(config, device)
         lines.append(
-            f"communication    {found.step.sent:.3g} s a step: a worker receives {readable(size.received)} in {size.messages} messages"
+            f"communication    {found.step.sent:.3g} s a step: a worker receives {readable(size.received)} in {size.messages} "
+            "messages"
         )
         hidden = f"; {found.step.waited:.3g} s are not hidden behind computing" if overlaps(config, device) else ""
         lines.append(f"                 at {source}{hidden or ', as if nothing were computed meanwhile'}")
@@ -75,7 +76,9 @@ def estimate_lines(config: Config, found: Estimate, device: torch.device) -> lis
         f"estimate         {duration(found.training)} of training{', with the baseline' if config.baseline else ''}; "
         f"{duration(found.evaluating)} of validation and evaluation; {duration(found.saving)} of waiting for checkpoints"
     )
-    lines.append(f"                 at cost.storage_gb_s={config.cost.storage_gb_s:g}; reading data and compilation are not counted")
+    lines.append(
+        f"                 at cost.storage_gb_s={config.cost.storage_gb_s:g}; reading data and compilation are not counted"
+    )
     return lines
 
 

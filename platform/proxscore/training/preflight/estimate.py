@@ -13,7 +13,6 @@ from proxscore.training.loop.run_length import run_length
 from proxscore.training.preflight.fabric import fabric_of, overlaps
 from proxscore.training.preflight.preflight import Preflight
 from proxscore.training.preflight.speed import Speed
-from proxscore.training.preflight.timed import speed_of
 from proxscore.training.preflight.step_time import (
     FORWARD,
     FORWARD_CHECKPOINTED,
@@ -22,6 +21,7 @@ from proxscore.training.preflight.step_time import (
     step_time,
     waited_forward,
 )
+from proxscore.training.preflight.timed import speed_of
 from proxscore.training.preflight.traffic import Traffic, traffic
 from proxscore.training.sharding import meshes
 

@@ -70,9 +70,7 @@ class Fabric:
             size * (1 - 1 / machines) / (here * self.across),
         )
         hops = machines - 1
-        times = (
-            p.start + (ranks - 1 - hops) * p.inside + hops * p.across + bound / p.share for p in self.protocols
-        )
+        times = (p.start + (ranks - 1 - hops) * p.inside + hops * p.across + bound / p.share for p in self.protocols)
         return min(times)
 
     def reduce(self, size: float, ranks: int, apart: int = 1) -> float:

@@ -120,15 +120,15 @@ def _of_proximal_score(method: ProximalScoreConfig, groups: int) -> Iterator[Mov
             taken = moved_by(kernels.take_, *columns, share, share, share, home=home, **flags)
             yield Moved(taken.fused, moved_by(kernels.take_, *columns, share, share, share, **flags).apart)
         if several:
-            yield Moved(12.0 + 4.0 * (draw == 0), 12.0 + 4.0 * (draw == 0))  # added to the curvature, which is cleared first
+            yield Moved(
+                12.0 + 4.0 * (draw == 0), 12.0 + 4.0 * (draw == 0)
+            )  # added to the curvature, which is cleared first
     yield Moved(0.0 if home else 8.0, 8.0)  # the weights are the mean again
     numbers = Settings(*(torch.empty((), device="meta") for _ in Settings._fields))
     square = t["square"] if adaptive else None
     state = [t[name] for name in ("weights", "mean", "precision", "score")]
     singles, penalty = adaptive and not method.paired, method.penalty.build(1000, 100)
-    yield moved_by(
-        kernels.step_, *state, square, t["total"], t["statistic"], None, penalty, singles, numbers
-    )
+    yield moved_by(kernels.step_, *state, square, t["total"], t["statistic"], None, penalty, singles, numbers)
 
 
 _NAMES = ("weights", "mean", "precision", "score", "square", "total", "statistic", "noise")

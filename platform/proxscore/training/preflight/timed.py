@@ -58,7 +58,9 @@ def speed_of(preflight: Preflight, device: torch.device, rows: int) -> Speed:
     """
     config, method = preflight.config, preflight.config.method
     counted = speed.operations(preflight.meta_network, preflight.task, config.training.activation_checkpointing)
-    found = _speed(preflight, device, rows, sum(counted.values()), preflight.memory(method, _one_worker(config.training)))
+    found = _speed(
+        preflight, device, rows, sum(counted.values()), preflight.memory(method, _one_worker(config.training))
+    )
     return replace(found, shares=speed.shares(counted, parts_of(preflight.meta_network)))
 
 
@@ -85,7 +87,9 @@ def _speed(preflight: Preflight, device: torch.device, rows: int, flops: float, 
             return speed.by_operations(row_seconds, update, why)
         slowest = LEAST * row_seconds * method.member.evaluations_per_step() + update
         if slowest > speed.SECONDS:
-            return speed.by_operations(row_seconds, update, f"not taken: {LEAST} rows would take {slowest:.0f} s or more")
+            return speed.by_operations(
+                row_seconds, update, f"not taken: {LEAST} rows would take {slowest:.0f} s or more"
+            )
         most = min(rows, max(int((free - held - whole.summed) / max(at_a_row, 1)), 1))
         try:
             return _timed(preflight, device, most, row_seconds)
