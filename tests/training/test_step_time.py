@@ -154,10 +154,15 @@ def test_checkpoints_are_waited_for_where_nothing_sends_them_meanwhile_or_they_t
 def test_a_dry_run_describes_a_job_on_devices_that_are_not_here() -> None:
     text = {}
     for device, utilisation in itertools.product(("A100", "H200"), (0.2, 0.4)):
-        cost = {"device": device, "utilisation": utilisation}
+        cost = {"device": device, "utilisation": utilisation, "hourly": {"gpu": 3.0}}
         text[device, utilisation] = dry_run(configuration.parse(TREE | {"cost": cost}))
     for (device, utilisation), said in text.items():
         peak = {"A100": 312, "H200": 989}[device]
         assert f"of cost.device={device} at {utilisation * peak:g} TFLOP/s" in said
         assert "within machines of 8" in said
         assert "are not hidden behind computing" in said
+        assert "USD at 3 an hour of one GPU" in said
+        assert "MORE THAN" not in said
+    training = TREE["training"] | {"workers": 1, "batch_size": 100_000_000}
+    said = dry_run(configuration.parse(TREE | {"training": training, "cost": {"device": "A100"}}))
+    assert "MORE THAN an A100 has, 74.51 GiB" in said

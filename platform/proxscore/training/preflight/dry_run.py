@@ -11,13 +11,13 @@ from proxscore.methods import RunLength
 from proxscore.tasks import Task
 from proxscore.training.loop.run_length import run_length
 from proxscore.training.preflight.estimate import Estimate, estimate
-from proxscore.training.preflight.fabric import fabric_of, overlaps
+from proxscore.training.preflight.fabric import described_device, fabric_of, overlaps
+from proxscore.training.preflight.hardware import DEVICES
 from proxscore.training.preflight.memory import Memory, UncountableError, readable
 from proxscore.training.preflight.preflight import Preflight
 from proxscore.training.preflight.price import device_hours, duration, price
 from proxscore.training.preflight.remarks import remarks
 from proxscore.training.sharding import meshes
-from proxscore.training.worker import pick_device
 
 
 def dry_run(config: Config) -> str:
@@ -33,7 +33,7 @@ def dry_run(config: Config) -> str:
     steps_per_epoch = math.ceil(len(task.data.train) / config.training.batch_size)
     length = run_length(steps_per_epoch, config.training.epochs, task)
     preflight = Preflight(config, task)
-    device = pick_device(config.training.device)
+    device = described_device(config)
     lines = [*_work(config, task, length, counted(preflight)), *_memory(config, preflight.memory(config.method))]
     found = estimate(preflight, device)
     lines += estimate_lines(config, found, device)
@@ -127,12 +127,17 @@ def _memory(config: Config, counted: Memory) -> list[str]:
             f"                 {readable(counted.gathered):>12}  blocks gathered for a moment, and gradients of one"
         )
     kept = []
-    if pick_device(config.training.device).type == "cpu":
+    if described_device(config).type == "cpu":
         kept.append("                 (of freed memory glibc keeps some: up to 1.7 times as much was measured on CPUs)")
     when = "when activations are gone" if counted.apart else "from the first draw to the update"
     summed = (
         [f"                 {readable(counted.summed):>12}  gradient of the step, {when}"] if counted.summed else []
     )
+    room = math.inf if config.cost.device is None else DEVICES[config.cost.device].memory
+    if counted.total > room:
+        kept.append(
+            f"                 MORE THAN an {config.cost.device} has, {readable(room)}: use more shards or smaller batches"
+        )
     return [
         *lines,
         f"                 {readable(counted.activations):>12}  activations of a micro-batch, about",

@@ -8,6 +8,7 @@ import torch
 
 from proxscore.config import Config
 from proxscore.training.preflight.hardware import DEVICES, Fabric, simple
+from proxscore.training.worker import pick_device
 
 #: Gbit/s and microseconds of a message where ``cost`` has none.
 ONE_MACHINE, ONE_MACHINE_GPUS, NETWORK = (3.0, 600.0), (200.0, 30.0), (10.0, 500.0)
@@ -40,6 +41,11 @@ def link(config: Config, device: torch.device) -> tuple[float, float, str]:
     latency = latency if cost.latency_us is None else cost.latency_us
     source = "cost.bandwidth_gbit" if known else f"assumed of {where}; set cost.bandwidth_gbit"
     return bandwidth, latency, f"{bandwidth:g} Gbit/s, {latency:g} µs a message ({source})"
+
+
+def described_device(config: Config) -> torch.device:
+    """What workers run on: GPUs where ``cost.device`` names them, or what this process would choose."""
+    return torch.device("cuda") if config.cost.device is not None else pick_device(config.training.device)
 
 
 def overlaps(config: Config, device: torch.device) -> bool:
