@@ -163,6 +163,7 @@ def test_a_dry_run_describes_a_job_on_devices_that_are_not_here() -> None:
         assert "are not hidden behind computing" in said
         assert "USD at 3 an hour of one GPU" in said
         assert "MORE THAN" not in said
-    training = TREE["training"] | {"workers": 1, "batch_size": 100_000_000}
-    said = dry_run(configuration.parse(TREE | {"training": training, "cost": {"device": "A100"}}))
+    training = TREE["training"] | {"workers": 1, "batch_size": 1_000_000}
+    wide = TREE["task"] | {"model": {"name": "small_cnn", "kwargs": {"width": 256}}}
+    said = dry_run(configuration.parse({"task": wide, "training": training, "cost": {"device": "A100"}}))
     assert "MORE THAN an A100 has, 74.51 GiB" in said

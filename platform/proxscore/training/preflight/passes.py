@@ -83,8 +83,9 @@ def moved_by(function: Callable[..., None], *arguments: Any, **settings: Any) ->
 def moved_in_a_step(settings: MethodSection, groups: int = 1) -> Moved:
     """Bytes for each number in a step of a worker: of all passes over weights and state.
 
-    Of proximal score matching with the mean field, those of :class:`proxscore.inference.parts.shards.Shards`; AdamW's 28;
-    of other methods as if they read and wrote four numbers.
+    Of proximal score matching, those of :class:`proxscore.inference.parts.shards.Shards`, whatever the family: other families
+    than the mean field, and the noise that is made again without a separate mean, take more. AdamW's 28; of other methods as
+    if they read and wrote four numbers.
 
     Args:
         groups: that share out the draws of a step.

@@ -98,11 +98,12 @@ def _speed(preflight: Preflight, device: torch.device, rows: int, flops: float, 
 
 
 def moved_bytes(config: Config, whole: Memory, device: torch.device) -> float:
-    """The bytes that the update of a whole network moves in memory: in pieces of the cache's size as if it were compiled."""
+    """The bytes that the update of a whole network moves in memory; on a CPU, whose pieces fit the cache, as if compiled."""
     groups, _, _ = meshes.arrangement(config, config.method)
     moved = moved_in_a_step(config.method, groups)
-    apart = getattr(config.method.member, "fused", None) is False and device.type != "cpu"
-    return whole.trained * (moved.apart if apart else moved.fused)
+    settings = config.method.member
+    uncompiled = getattr(settings, "fused", None) is False or not getattr(settings, "keep_mean", True)
+    return whole.trained * (moved.apart if uncompiled and device.type != "cpu" else moved.fused)
 
 
 @contextmanager
