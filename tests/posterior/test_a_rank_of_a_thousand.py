@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from proxscore.inference import Prior, ProximalScore
 from proxscore.posterior import Posterior, predict, shards
+from proxscore.training.loop.checkpoint import Snapshot
 from proxscore.training.sharding.materialize import materialize
 from proxscore.training.sharding.parallelize import blocks
 
@@ -157,6 +158,8 @@ def test_a_rank_updates_saves_and_loads_its_shards_of_seven_billion_numbers_alon
         optimizer.found_inf = False
         optimizer.step()
         posterior = Posterior.of(module, optimizer)
+        held = Snapshot(module, optimizer, {}).state_dict()  # what a checkpoint writes
+    assert all(isinstance(weights, DTensor) for weights in held["weights"].values())
     others(module, monkeypatch)
     with nothing_larger_than(shard):
         posterior.save(tmp_path)
