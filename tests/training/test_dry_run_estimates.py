@@ -14,10 +14,10 @@ from proxscore.training.loop.run_length import run_length
 from proxscore.training.preflight import speed, timed
 from proxscore.training.preflight.dry_run import dry_run
 from proxscore.training.preflight.estimate import Work, estimate, work_of
+from proxscore.training.preflight.fabric import link
 from proxscore.training.preflight.preflight import Preflight
 from proxscore.training.preflight.price import price
 from proxscore.training.preflight.remarks import remarks
-from proxscore.training.preflight.traffic import link
 from proxscore.vision.image_task import ImageTask
 
 CPU = torch.device("cpu")
@@ -90,7 +90,7 @@ def test_operations_are_those_of_the_layers() -> None:
     first = 2 * 64 * 4 * 9
     forward = first + 2 * 16 * 8 * 4 * 9 + 2 * 32 * 16 + 2 * 16 * 10
     module = task.build_model(torch.device("meta"))
-    assert speed.operations(module, task, checkpointed=False) == 3 * forward - first
+    assert sum(speed.operations(module, task, checkpointed=False).values()) == 3 * forward - first
     assert all(p.grad is None for p in module.parameters())
 
 
@@ -101,7 +101,7 @@ def test_work_is_counted_by_hand() -> None:
     steps = 3 * -(-rows // 20)
     predicted = 4 * (2 + 2) * validation + 5 * (validation + test)  # before training and after each epoch; at the end
     predicted += 5 * validation + test  # the baseline
-    assert work_of(config, task) == Work(steps, steps + 10, steps, predicted)  # 10: measuring the initial noise
+    assert work_of(config, task) == Work(steps, steps + 10, steps, predicted, 3)  # 10: measuring the initial noise
 
 
 def test_more_workers_of_a_slow_network_are_quicker_until_what_they_send_takes_longer(
@@ -114,12 +114,13 @@ def test_more_workers_of_a_slow_network_are_quicker_until_what_they_send_takes_l
     for workers in (1, 2, 4):
         config = tree(workers=workers)
         times[workers] = estimate(Preflight(config, ImageTask(config.task)), CPU)
-    assert times[1].sent == 0
-    assert times[1].step == pytest.approx(20)
-    assert times[2].step == pytest.approx(10 + times[2].sent)
-    assert times[4].step == pytest.approx(5 + times[4].sent)
+    steps = {workers: found.step for workers, found in times.items()}
+    assert steps[1].sent == 0
+    assert steps[1].seconds == pytest.approx(20)
+    assert steps[2].seconds == pytest.approx(10 + steps[2].sent)
+    assert steps[4].seconds == pytest.approx(5 + steps[4].sent)
     slow = configuration.parse({**tree(workers=4).model_dump(), "cost": {"bandwidth_gbit": 1e-6}})
-    assert estimate(Preflight(slow, ImageTask(slow.task)), CPU).step > times[1].step
+    assert estimate(Preflight(slow, ImageTask(slow.task)), CPU).step.seconds > steps[1].seconds
 
 
 def test_a_network_that_is_too_slow_for_a_step_is_estimated_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +139,7 @@ def test_the_device_that_is_described_is_the_one_that_is_estimated() -> None:
     task = ImageTask(config.task)
     module: nn.Module = task.build_model(torch.device("meta"))
     found = estimate(Preflight(config, task), CPU)
-    assert found.speed.per_row == pytest.approx(speed.operations(module, task, False) / 1e6)
+    assert found.speed.per_row == pytest.approx(sum(speed.operations(module, task, False).values()) / 1e6)
 
 
 def test_prices_come_from_the_table_alone() -> None:

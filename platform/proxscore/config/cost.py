@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,12 +17,18 @@ class CostConfig(Section):
     currency: str = Field("USD", min_length=1, max_length=12)  # of these prices
     instance: str | None = None  # a name in hourly: workers run on machines of this type; null: by core or by GPU
     workers_per_instance: int = Field(1, ge=1, le=10_000)  # that run on one such machine
-    # Between two workers, Gbit/s; null: 3 (gloo on one machine), 200 (GPUs of one machine), or 10 (a network).
+    # What workers run on, with its memory and its network, as training/preflight/hardware.py has them; null: this machine.
+    device: Literal["A100", "H100", "H200"] | None = None
+    utilisation: float = Field(
+        0.4, gt=0, le=1
+    )  # of that device's operations per second, in forward and backward passes
+    # Between two workers, Gbit/s; null: of the device, or 3 (gloo on one machine), 200 (its GPUs), or 10 (a network).
     bandwidth_gbit: float | None = Field(None, gt=0)
-    # Of a message, microseconds; null: 600 (gloo on one machine), 30 (GPUs of one machine), or 500 (a network).
+    # Of a message, microseconds; null: of the device, or 600 (gloo on one machine), 30 (its GPUs), or 500 (a network).
     latency_us: float | None = Field(None, ge=0)
-    # What a worker's device computes in training, TFLOP/s; null: measured, on this machine.
+    # What a worker's device computes in training, TFLOP/s; null: utilisation of the device's, or measured on this machine.
     device_tflops: float | None = Field(None, gt=0)
+    storage_gb_s: float = Field(1.0, gt=0)  # that the storage of checkpoints takes from all workers together, GB/s
 
     @model_validator(mode="after")
     def _priced(self) -> Self:

@@ -14,10 +14,10 @@ from proxscore.experiments.comparison.plan import Plan as Comparison
 from proxscore.training.loop.run_length import run_length
 from proxscore.training.preflight.dry_run import counted, estimate_lines, told_lines, total_lines
 from proxscore.training.preflight.estimate import estimate, work_of
+from proxscore.training.preflight.fabric import described_device
 from proxscore.training.preflight.preflight import Preflight
 from proxscore.training.preflight.price import duration
 from proxscore.training.preflight.remarks import remarks
-from proxscore.training.worker import pick_device
 
 if TYPE_CHECKING:  # a search is an extra
     from proxscore.experiments.sweep.plan import Plan as Sweep
@@ -62,7 +62,7 @@ def of_sweep(plan: Sweep) -> str:
 def _lines(
     preflight: Preflight, config: Config, runs: int, what: str, note: str, at_most: int | None = None
 ) -> list[str]:
-    device = pick_device(config.training.device)
+    device = described_device(config)
     counted(preflight)
     found = estimate(preflight, device)
     side_by_side = max(min(_slots(config, device, found.workers), at_most or runs, runs), 1)

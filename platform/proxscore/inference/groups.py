@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Shard
 from proxscore.inference import noise
 
 #: How many numbers one all-reduce sends at most; two temporaries of that size live at once.
-_MESSAGE_SIZE = 1 << 24
+MESSAGE_SIZE = 1 << 24
 
 
 class DrawGroups:
@@ -61,7 +61,7 @@ def _chunks(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     for _, alike in groupby(tensors, key=lambda tensor: (tensor.dtype, tensor.device)):
         chunk: list[Tensor] = []
         for tensor in alike:
-            if chunk and sum(held.numel() for held in chunk) + tensor.numel() > _MESSAGE_SIZE:
+            if chunk and sum(held.numel() for held in chunk) + tensor.numel() > MESSAGE_SIZE:
                 yield chunk
                 chunk = []
             chunk.append(tensor)

@@ -22,7 +22,7 @@ class Member:
     Args:
         start: index of its local shard's first number in the flattened whole tensor.
         initial_precision: precision that the posterior starts with, where it is sampled; the prior's is included.
-        prior_mean: mean of the prior as a whole tensor; none: zero, or the prior is flat.
+        prior_mean: mean of the prior, whole or sharded; none: zero, or the prior is flat.
     """
 
     name: str
@@ -34,11 +34,24 @@ class Member:
 
     def prior_mean_shard(self) -> Tensor:
         """The prior mean as a tensor that is sharded as the parameter is."""
-        assert self.prior_mean is not None
         placed = torch.zeros_like(self.parameter.detach())
         shard = noise.local(placed)
-        shard.copy_(self.prior_mean.reshape(-1)[self.start : self.start + len(shard)])
+        shard.copy_(self.prior_mean_numbers(self.start, len(shard)))
         return placed
+
+    def prior_mean_numbers(self, first: int, count: int) -> Tensor:
+        """Numbers of the flattened prior mean; gathered for them, alone, where it is not sharded as the parameter is."""
+        mean, like = self.prior_mean, self.parameter
+        assert mean is not None
+        if isinstance(mean, DTensor):
+            alike = isinstance(like, DTensor) and (mean.device_mesh, mean.placements) == (
+                like.device_mesh,
+                like.placements,
+            )
+            if alike and (first, count) == (self.start, len(noise.local(mean))):
+                return noise.local(mean)
+            mean = mean.full_tensor()
+        return mean.reshape(-1)[first : first + count]
 
 
 def still_trained(members: list[Member]) -> list[Member]:
@@ -125,7 +138,7 @@ def _member(
     if mean is not None:
         if mean.shape != parameter.shape:
             raise ValueError(f"prior.mean of {name} has shape {tuple(mean.shape)}; it must be {tuple(parameter.shape)}")
-        mean = (mean.full_tensor() if isinstance(mean, DTensor) else mean).detach()
+        mean = mean.detach()
     precision = 0.0 if initial_precision is None else initial_precision * scale + prior.precision
     return Member(name, parameter, prior, noise.shard_offset(parameter, name), precision, mean)
 

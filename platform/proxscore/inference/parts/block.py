@@ -48,7 +48,7 @@ class Block(Part):
         for member, piece in zip(members, self.prior_mean.split(self.layout.sizes), strict=True):
             if member.prior_mean is not None:
                 first = member.start if self.layout.local else 0
-                piece.copy_(member.prior_mean.reshape(-1)[first : first + len(piece)])
+                piece.copy_(member.prior_mean_numbers(first, len(piece)))
         self._initial_precision = filled([member.initial_precision for member in members], self.layout.sizes, mean)
         self.anchor = self._initial(mean)
         self.probes: BlockProbes = BlockProbes(self)

@@ -11,13 +11,13 @@ from proxscore.methods import RunLength
 from proxscore.tasks import Task
 from proxscore.training.loop.run_length import run_length
 from proxscore.training.preflight.estimate import Estimate, estimate
+from proxscore.training.preflight.fabric import described_device, fabric_of, overlaps
+from proxscore.training.preflight.hardware import DEVICES
 from proxscore.training.preflight.memory import Memory, UncountableError, readable
 from proxscore.training.preflight.preflight import Preflight
 from proxscore.training.preflight.price import device_hours, duration, price
 from proxscore.training.preflight.remarks import remarks
-from proxscore.training.preflight.traffic import link
 from proxscore.training.sharding import meshes
-from proxscore.training.worker import pick_device
 
 
 def dry_run(config: Config) -> str:
@@ -33,7 +33,7 @@ def dry_run(config: Config) -> str:
     steps_per_epoch = math.ceil(len(task.data.train) / config.training.batch_size)
     length = run_length(steps_per_epoch, config.training.epochs, task)
     preflight = Preflight(config, task)
-    device = pick_device(config.training.device)
+    device = described_device(config)
     lines = [*_work(config, task, length, counted(preflight)), *_memory(config, preflight.memory(config.method))]
     found = estimate(preflight, device)
     lines += estimate_lines(config, found, device)
@@ -60,19 +60,25 @@ def estimate_lines(config: Config, found: Estimate, device: torch.device) -> lis
     lines = [f"workers          {found.workers}: {arranged}, on {device.type}"]
     lines.append(f"one step here    {found.speed.how}")
     if found.workers > 1:
-        size, (_, _, source) = found.traffic, link(config, device)
+        size, (_, source) = found.traffic, fabric_of(config, device)
         lines.append(
-            f"communication    {found.sent:.3g} s a step: a worker receives {readable(size.received)} in {size.messages} messages"
+            f"communication    {found.step.sent:.3g} s a step: a worker receives {readable(size.received)} in {size.messages} "
+            "messages"
         )
-        lines.append(f"                 at {source}, as if nothing were computed meanwhile")
-    lines.append(f"time of a step   {found.step:.3g} s on {found.workers} worker(s) as quick as this machine's")
-    if config.cost.device_tflops is not None:
-        lines[-1] = f"time of a step   {found.step:.3g} s on {found.workers} worker(s)"
+        hidden = f"; {found.step.waited:.3g} s are not hidden behind computing" if overlaps(config, device) else ""
+        lines.append(f"                 at {source}{hidden or ', as if nothing were computed meanwhile'}")
+    where = f"on {found.workers} worker(s)"
+    if config.cost.device is None and config.cost.device_tflops is None:
+        where += " as quick as this machine's"
+    parts = f"{found.step.computing:.3g} s of computing, {found.step.update:.3g} s of the update"
+    lines.append(f"time of a step   {found.step.seconds:.3g} s {where}: {parts}")
     lines.append(
         f"estimate         {duration(found.training)} of training{', with the baseline' if config.baseline else ''}; "
-        f"{duration(found.evaluating)} of validation and evaluation"
+        f"{duration(found.evaluating)} of validation and evaluation; {duration(found.saving)} of waiting for checkpoints"
     )
-    lines.append("                 reading data, checkpoints and compilation are not counted")
+    lines.append(
+        f"                 at cost.storage_gb_s={config.cost.storage_gb_s:g}; reading data and compilation are not counted"
+    )
     return lines
 
 
@@ -121,12 +127,17 @@ def _memory(config: Config, counted: Memory) -> list[str]:
             f"                 {readable(counted.gathered):>12}  blocks gathered for a moment, and gradients of one"
         )
     kept = []
-    if pick_device(config.training.device).type == "cpu":
+    if described_device(config).type == "cpu":
         kept.append("                 (of freed memory glibc keeps some: up to 1.7 times as much was measured on CPUs)")
     when = "when activations are gone" if counted.apart else "from the first draw to the update"
     summed = (
         [f"                 {readable(counted.summed):>12}  gradient of the step, {when}"] if counted.summed else []
     )
+    room = math.inf if config.cost.device is None else DEVICES[config.cost.device].memory
+    if counted.total > room:
+        kept.append(
+            f"                 MORE THAN an {config.cost.device} has, {readable(room)}: use more shards or smaller batches"
+        )
     return [
         *lines,
         f"                 {readable(counted.activations):>12}  activations of a micro-batch, about",

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from proxscore.config import POINT_METHODS, Config
 from proxscore.tasks import Task
 from proxscore.training.loop.run_length import run_length
+from proxscore.training.preflight.fabric import fabric_of, overlaps
 from proxscore.training.preflight.preflight import Preflight
 from proxscore.training.preflight.speed import Speed
+from proxscore.training.preflight.step_time import (
+    FORWARD,
+    FORWARD_CHECKPOINTED,
+    Communication,
+    StepTime,
+    step_time,
+    waited_forward,
+)
 from proxscore.training.preflight.timed import speed_of
-from proxscore.training.preflight.traffic import Traffic, link, traffic
+from proxscore.training.preflight.traffic import Traffic, traffic
 from proxscore.training.sharding import meshes
 
 
@@ -26,12 +35,14 @@ class Work:
         evaluations: gradient evaluations of these steps and beside them.
         baseline: gradient evaluations of the baseline; zero: there is none.
         predicted: rows that are predicted, times draws: validation on the way and evaluation at the end.
+        checkpoints: that are written, over all networks.
     """
 
     steps: int
     evaluations: int
     baseline: int
     predicted: int
+    checkpoints: int
 
 
 @dataclass(frozen=True)
@@ -40,24 +51,25 @@ class Estimate:
 
     Attributes:
         speed: of a worker.
-        step, sent: seconds of a step, and those in it that communication takes.
+        step: seconds of a step and of its parts.
         training, evaluating: seconds of all steps, and of predictions.
+        saving: seconds that steps wait for checkpoints.
         workers: of the job.
         traffic: of a step.
     """
 
     speed: Speed
-    step: float
-    sent: float
+    step: StepTime
     training: float
     evaluating: float
+    saving: float
     workers: int
     traffic: Traffic
 
     @property
     def seconds(self) -> float:
         """Of the whole job."""
-        return self.training + self.evaluating
+        return self.training + self.evaluating + self.saving
 
 
 def work_of(config: Config, task: Task) -> Work:
@@ -79,7 +91,8 @@ def work_of(config: Config, task: Task) -> Work:
     baseline = 0 if config.baseline is None else length.total_steps * method.evaluations_per_step()
     if baseline:
         predicted += (times + 1) * len(task.data.validation) + len(task.data.test) * (1 + len(evaluation.shifts))
-    return Work(steps, evaluations, baseline, predicted)
+    checkpoints = networks * math.ceil(epochs / training.checkpoint_every - 1e-9)
+    return Work(steps, evaluations, baseline, predicted, checkpoints)
 
 
 def estimate(preflight: Preflight, device: torch.device) -> Estimate:
@@ -95,15 +108,44 @@ def estimate(preflight: Preflight, device: torch.device) -> Estimate:
     batch = min(training.batch_size, len(preflight.task.data.train))
     rows = math.ceil(batch / (replicas * shards))
     found = speed_of(preflight, device, math.ceil(rows / training.accumulate))
-    sent = traffic(config, method, preflight.meta_network)
-    bandwidth, latency, _ = link(config, device)
-    each = method.member.evaluations_per_step()
+    sent, (fabric, _) = traffic(config, method, preflight.meta_network), fabric_of(config, device)
+    overlap, forward = overlaps(config, device), FORWARD_CHECKPOINTED if training.activation_checkpointing else FORWARD
     passes, update = found.passes(rows, training.accumulate), found.update / shards
-    sending = sent.seconds(bandwidth, latency)
-    work = work_of(config, preflight.task)
-    step = each / groups * passes + update + sending
-    beside = (work.evaluations - work.steps * each) * passes
-    baseline = work.baseline * (passes + update + sending * groups / each)
+
+    def step_of(traffic: Traffic) -> StepTime:
+        return step_time(traffic, fabric, passes / training.accumulate, update, found.shares, forward, overlap)
+
+    step, work = step_of(sent), work_of(config, preflight.task)
+    beside = (work.evaluations - work.steps * method.member.evaluations_per_step()) * passes
+    alone = step_of(replace(sent, passes=1, sums=()))  # the baseline takes as many evaluations in as many steps
+    training_seconds = work.steps * step.seconds + beside + work.baseline * alone.seconds
     workers = groups * replicas * shards
-    training_seconds, evaluating = work.steps * step + beside + baseline, found.forward(work.predicted / workers)
-    return Estimate(found, step, sending, training_seconds, evaluating, workers, sent)
+    evaluating = found.forward(work.predicted / workers)
+    evaluating += _gathering(config, work, sent, Communication.of(sent, fabric), found, overlap)
+    saving = waited_checkpoints(config, work, preflight.memory(method).checkpoint, training_seconds)
+    return Estimate(found, step, training_seconds, evaluating, saving, workers, sent)
+
+
+def _gathering(
+    config: Config, work: Work, traffic: Traffic, times: Communication, speed: Speed, overlap: bool
+) -> float:
+    """Seconds that predictions wait for blocks, which every batch gathers anew under each draw."""
+    rows = config.evaluation.batch_size
+    batches = work.predicted / rows
+    computing = [speed.forward(rows / traffic.workers) * speed.shares.get(part.name, 0.0) for part in traffic.parts]
+    if not overlap:
+        return batches * sum(times.gathers)
+    return batches * waited_forward(times.gathers, computing, bool(traffic.parts) and not traffic.parts[0].name)
+
+
+def waited_checkpoints(config: Config, work: Work, size: float, training: float) -> float:
+    """Seconds that steps wait for checkpoints of so many bytes, in so many seconds of training.
+
+    On Ray's workers a checkpoint is sent to the storage while training goes on, and the next one waits for it; elsewhere
+    training waits. The last one always is waited for.
+    """
+    each = size / (config.cost.storage_gb_s * 1e9)
+    if config.training.workers == 0 or not work.checkpoints:
+        return work.checkpoints * each
+    between = training / work.checkpoints
+    return (work.checkpoints - 1) * max(0.0, each - between) + each

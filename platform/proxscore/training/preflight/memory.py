@@ -16,6 +16,7 @@ from proxscore.inference.convergence import KEY
 from proxscore.methods import RunLength, Setup, build_method
 from proxscore.tasks import Task
 from proxscore.training.data.norm_rows import check_rows
+from proxscore.training.preflight.traffic import parts_of
 from proxscore.training.sharding import meshes
 from proxscore.training.sharding.parallelize import blocks, parallelize, put_blocks
 from proxscore.training.worker import pick_device
@@ -111,15 +112,11 @@ def _memory(config: Config, settings: MethodSection, task: Task, meta_network: C
     run = RunLength(max(round(epochs * steps), 1), steps, len(task.data.train))
     method = build_method(settings, Setup(module, run, config.seed))
     _, replicas, shards = meshes.arrangement(config, settings)
-    held = {"weights": 4.0 * parameters / shards, "gradients": 4.0 * trained / shards}
-    for name, size in _state(method, module).items():
-        held[name] = 4.0 * size / shards
+    held = held_bytes(method, module, shards)
     if members > 1:  # at least: their weights
         held["members"] = 4.0 * parameters * (members - 1)
-    sizes = sorted((_numbers(block) for block in blocks(module).values()), reverse=True) or [parameters]
-    rest = parameters - sum(sizes)  # the root's own parameters stay gathered from forward to backward
     wide = 2 if config.training.precision == "bf16" else 4
-    gathered = 0.0 if shards == 1 else wide * (rest + sum(sizes[:2])) + 4.0 * sizes[0]
+    gathered = gathered_bytes(module, shards, wide)
     check_rows(config, [settings], module, task)
     rows = math.ceil(config.training.batch_size / (replicas * shards) / config.training.accumulate)
     summed = 0.0
@@ -130,8 +127,36 @@ def _memory(config: Config, settings: MethodSection, task: Task, meta_network: C
     return Memory(parameters, trained, shards, held, gathered, activations, summed, single)
 
 
+def held_bytes(method: object, module: nn.Module, shards: int) -> dict[str, float]:
+    """The bytes that a worker holds all the time of weights, gradients and an optimizer's state, by what they are."""
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    held = {"weights": 4.0 * _numbers(module) / shards, "gradients": 4.0 * trained / shards}
+    return held | {name: 4.0 * size / shards for name, size in _state(method, module).items()}
+
+
+def gathered_bytes(module: nn.Module, shards: int, wide: int) -> float:
+    """The bytes that FSDP2 gathers at once, padded: the root, two blocks, and the gradients of the largest one."""
+    if shards == 1:
+        return 0.0
+    parts = parts_of(module, shards)
+    root = sum(part.numbers for part in parts if not part.name)  # stays gathered from forward to backward
+    sizes = sorted((part.numbers for part in parts if part.name), reverse=True) or [root]
+    return wide * (root + sum(sizes[:2])) + 4.0 * sizes[0]
+
+
 def _activations(config: Config, module: nn.Module, task: Task, rows: int) -> float:
-    """Count the bytes that autograd saves in a forward pass of so many rows, each storage once, without parameters."""
+    """Count the bytes that autograd saves in a forward pass of so many rows."""
+    own = blocks(module)
+    parallelize(module, config.training.model_copy(update={"compile": False}), None)
+    try:
+        inputs, targets = task.example(rows, torch.device("meta"))
+        return saved_bytes(module, lambda: task.likelihood.nll(module.train()(inputs), targets).sum())
+    finally:
+        put_blocks(module, own)
+
+
+def saved_bytes(module: nn.Module, forward: Callable[[], Tensor]) -> float:
+    """Count the bytes that autograd saves in a forward pass of a module, each storage once, without parameters."""
     storages = {p.untyped_storage()._cdata for p in module.parameters()}
     saved: dict[int, int] = {}
 
@@ -141,15 +166,9 @@ def _activations(config: Config, module: nn.Module, task: Task, rows: int) -> fl
             saved[storage._cdata] = max(saved.get(storage._cdata, 0), tensor.numel() * tensor.element_size())
         return tensor
 
-    own = blocks(module)
-    parallelize(module, config.training.model_copy(update={"compile": False}), None)
-    try:
-        inputs, targets = task.example(rows, torch.device("meta"))
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            loss = task.likelihood.nll(module.train()(inputs), targets).sum()
-        del loss  # it kept the graph alive, and with it the storages' addresses
-    finally:
-        put_blocks(module, own)
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = forward()
+    del loss  # it kept the graph alive, and with it the storages' addresses
     return float(sum(saved.values()))
 
 

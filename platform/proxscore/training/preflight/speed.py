@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from proxscore.tasks import Task
+from proxscore.training.preflight.traffic import Part
+from proxscore.training.sharding.parallelize import blocks
 
 SECONDS = 10.0  # that timing may take
 COUNTED_ROWS = 2  # BatchNorm needs two
 MATRIX = 1024
 CHECKPOINTED = 4 / 3  # forward, backward (twice as much) and forward again
+#: Operations of a matrix product in the time of a byte of memory.
+BALANCE, BALANCE_ACCELERATOR = {"cpu": 7.0}, 60.0
 QUICK = 0.2  # a step of fewer seconds is taken three times
 
 Timed = Callable[[int], tuple[float, float]]  # rows -> seconds of a gradient evaluation, and of the update
@@ -32,12 +36,14 @@ class Speed:
         per_row: of each of its rows.
         update: of the optimizer's update of all parameters.
         how: where these come from, for people.
+        shares: of a pass, by part of the network.
     """
 
     fixed: float
     per_row: float
     update: float
     how: str
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     def passes(self, rows: float, micro_batches: int = 1) -> float:
         """Seconds of a gradient evaluation of so many rows in so many micro-batches."""
@@ -120,43 +126,64 @@ def _line(seconds: dict[int, float]) -> tuple[float, float]:
     return intercept, slope
 
 
-def by_operations(row_seconds: float, numbers: float, rate: float, why: str) -> Speed:
+def by_operations(row_seconds: float, update: float, why: str) -> Speed:
     """The speed where no step is taken.
 
     Args:
         row_seconds: of the operations of a row.
-        numbers: of weights, gradients and state.
-        rate: operations per second.
+        update: seconds.
         why: there is no step, for people.
     """
     counted = "from counted operations, expect up to twice as long"
     how = f"{why}; {counted if row_seconds else 'its operations cannot be counted: THE TIME IS NOT KNOWN'}"
-    return Speed(0.0, row_seconds, update_seconds(numbers, rate), how)
+    return Speed(0.0, row_seconds, update, how)
 
 
-def update_seconds(numbers: float, rate: float) -> float:
-    """Seconds of an update of so many numbers: memory bounds it to about one of them for a hundred operations."""
-    return 100 * numbers / rate
+def update_seconds(size: float, rate: float, device: str) -> float:
+    """Seconds of an update that moves so many bytes, where only operations per second are known."""
+    return size * BALANCE.get(device, BALANCE_ACCELERATOR) / rate
 
 
-def operations(module: nn.Module, task: Task, checkpointed: bool) -> float:
+def operations(module: nn.Module, task: Task, checkpointed: bool) -> dict[str, float]:
     """Count the floating-point operations of a row's forward and backward pass, on the meta device.
 
     Those of matrix products, convolutions and attention are seen; a recurrent layer's are not.
 
     Returns:
-        Their number; zero where the backward pass cannot be run without numbers.
+        Their number by block; under the empty name, of what lies outside of blocks. Nothing where the backward pass cannot be
+        run without numbers.
     """
     inputs, targets = task.example(COUNTED_ROWS, torch.device("meta"))
+    try:
+        found = counted_operations(module.train(), lambda: task.likelihood.nll(module(inputs), targets).sum())
+    except (NotImplementedError, RuntimeError):
+        return {}
+    factor = (CHECKPOINTED if checkpointed else 1.0) / COUNTED_ROWS
+    return {name: operations * factor for name, operations in found.items()}
+
+
+def counted_operations(module: nn.Module, loss: Callable[[], Tensor]) -> dict[str, float]:
+    """Count the operations of a forward and backward pass by block; under the empty name, of what lies outside of blocks.
+
+    Args:
+        loss: of the module, whose numbers need not be there.
+    """
     counter = FlopCounterMode(display=False)
     try:
         with counter:
-            task.likelihood.nll(module.train()(inputs), targets).sum().backward()
-    except (NotImplementedError, RuntimeError):
-        return 0.0
+            loss().backward()
     finally:
         module.zero_grad(set_to_none=True)
-    return counter.get_total_flops() / COUNTED_ROWS * (CHECKPOINTED if checkpointed else 1.0)
+    counts = {name: float(sum(kinds.values())) for name, kinds in counter.get_flop_counts().items()}
+    found = {name: counts.get(f"{type(module).__name__}.{name}", 0.0) for name in blocks(module)}
+    return {"": counts["Global"] - sum(found.values()), **found}
+
+
+def shares(operations: Mapping[str, float], parts: Sequence[Part]) -> dict[str, float]:
+    """What each part of a network has of its operations; where they cannot be counted, of its numbers."""
+    weights = dict(operations) or {part.name: float(part.numbers) for part in parts}
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items()} if total else {}
 
 
 def matrix_rate(device: torch.device) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,10 +19,14 @@ from proxscore.training.loop.run_length import run_length
 from proxscore.training.loop.step import train_step
 from proxscore.training.preflight import speed
 from proxscore.training.preflight.checks import free_memory
-from proxscore.training.preflight.memory import readable
+from proxscore.training.preflight.hardware import DEVICES
+from proxscore.training.preflight.memory import Memory, readable
+from proxscore.training.preflight.passes import moved_in_a_step
 from proxscore.training.preflight.preflight import Preflight
 from proxscore.training.preflight.speed import Speed
+from proxscore.training.preflight.traffic import parts_of
 from proxscore.training.run import Run, sharded_module
+from proxscore.training.sharding import meshes
 from proxscore.training.worker import Worker
 
 LEAST = 2  # rows of a pass: as many as any network needs
@@ -42,7 +47,7 @@ def speed_of(preflight: Preflight, device: torch.device, rows: int) -> Speed:
     """Find how fast a worker of a job is, within seconds.
 
     A step of a few rows is timed; where memory or time do not allow one, operations are counted. So they are where
-    ``cost.device_tflops`` says what another device computes.
+    ``cost.device`` or ``cost.device_tflops`` says what another device computes.
 
     Args:
         device: of this process.
@@ -52,29 +57,53 @@ def speed_of(preflight: Preflight, device: torch.device, rows: int) -> Speed:
         UncountableError: the network's memory cannot be counted.
     """
     config, method = preflight.config, preflight.config.method
-    flops = speed.operations(preflight.meta_network, preflight.task, config.training.activation_checkpointing)
-    whole = preflight.memory(method, _one_worker(config.training))
+    counted = speed.operations(preflight.meta_network, preflight.task, config.training.activation_checkpointing)
+    found = _speed(
+        preflight, device, rows, sum(counted.values()), preflight.memory(method, _one_worker(config.training))
+    )
+    return replace(found, shares=speed.shares(counted, parts_of(preflight.meta_network)))
+
+
+def _speed(preflight: Preflight, device: torch.device, rows: int, flops: float, whole: Memory) -> Speed:
+    """The speed, from the operations of a row, and from the memory of a worker alone."""
+    config, method, cost = preflight.config, preflight.config.method, preflight.config.cost
     held = sum(whole.held.values())
+    moved = moved_bytes(config, whole, device)
+    if cost.device is not None:
+        hardware = DEVICES[cost.device]
+        rate = hardware.peak * cost.utilisation if cost.device_tflops is None else cost.device_tflops * 1e12
+        why = f"of cost.device={cost.device} at {rate / 1e12:g} TFLOP/s"
+        return speed.by_operations(flops / rate, moved / hardware.bandwidth, why)
+    if cost.device_tflops is not None:
+        rate, why = cost.device_tflops * 1e12, f"at cost.device_tflops={cost.device_tflops:g}"
+        return speed.by_operations(flops / rate, speed.update_seconds(moved, rate, "cuda"), why)
     at_a_row = whole.activations / config.training.batch_size * config.training.accumulate
-    if config.cost.device_tflops is not None:
-        rate = config.cost.device_tflops * 1e12
-        return speed.by_operations(flops / rate, held / 4, rate, f"at cost.device_tflops={config.cost.device_tflops:g}")
     free = free_memory(device)
     with _threads_of_a_worker(config.training, device):
         rate = speed.matrix_rate(device)
-        row_seconds = flops / rate
+        row_seconds, update = flops / rate, speed.update_seconds(moved, rate, device.type)
         if (needed := held + whole.summed + LEAST * at_a_row) > free:
             why = f"not taken: it needs {readable(needed)}, this machine has {readable(free)}"
-            return speed.by_operations(row_seconds, held / 4, rate, why)
-        slowest = LEAST * row_seconds * method.member.evaluations_per_step() + speed.update_seconds(held / 4, rate)
+            return speed.by_operations(row_seconds, update, why)
+        slowest = LEAST * row_seconds * method.member.evaluations_per_step() + update
         if slowest > speed.SECONDS:
-            why = f"not taken: {LEAST} rows would take {slowest:.0f} s or more"
-            return speed.by_operations(row_seconds, held / 4, rate, why)
+            return speed.by_operations(
+                row_seconds, update, f"not taken: {LEAST} rows would take {slowest:.0f} s or more"
+            )
         most = min(rows, max(int((free - held - whole.summed) / max(at_a_row, 1)), 1))
         try:
             return _timed(preflight, device, most, row_seconds)
         except FloatingPointError as error:
-            return speed.by_operations(row_seconds, held / 4, rate, f"not taken to its end: {error}")
+            return speed.by_operations(row_seconds, update, f"not taken to its end: {error}")
+
+
+def moved_bytes(config: Config, whole: Memory, device: torch.device) -> float:
+    """The bytes that the update of a whole network moves in memory; on a CPU, whose pieces fit the cache, as if compiled."""
+    groups, _, _ = meshes.arrangement(config, config.method)
+    moved = moved_in_a_step(config.method, groups)
+    settings = config.method.member
+    uncompiled = getattr(settings, "fused", None) is False or not getattr(settings, "keep_mean", True)
+    return whole.trained * (moved.apart if uncompiled and device.type != "cpu" else moved.fused)
 
 
 @contextmanager
