@@ -421,8 +421,8 @@ def test_too_few_draws_and_infinite_ratios_are_refused_in_one_line() -> None:
 
 
 def test_pareto_k_tells_a_slightly_wide_posterior_from_a_far_too_narrow_one() -> None:
-    """In 4 dimensions. Of a q with a fraction f < 1 of the target's variance, the tail's shape is 1 - f = 0.98, here from a tail of
-    190 draws with a standard error of about 0.14."""
+    """In 4 dimensions. Of a q with a fraction f < 1 of the target's variance, the tail's shape is 1 - f = 0.98; here a tail of
+    190 draws gives it, with a standard error of about 0.14."""
     target = exact()
     wide = MultivariateNormal(target.loc, target.covariance_matrix * 1.2)
     narrow = MultivariateNormal(target.loc, target.covariance_matrix * 0.02)

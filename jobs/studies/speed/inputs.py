@@ -35,7 +35,7 @@ def photographs(count: int, shape: tuple[int, int] = (480, 640), seed: int = 0) 
     whole = [Image.fromarray(image).resize((1280, 854)) for image in load_sample_images().images]
     found = []
     for index in range(count):
-        left, top = generator.integers(0, 1281 - shape[1]), generator.integers(0, 855 - shape[0])
+        left, top = int(generator.integers(0, 1281 - shape[1])), int(generator.integers(0, 855 - shape[0]))
         crop = whole[index % 2].crop((left, top, left + shape[1], top + shape[0]))
         buffer = io.BytesIO()
         crop.save(buffer, "JPEG", quality=90)

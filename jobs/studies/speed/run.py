@@ -69,11 +69,13 @@ def measure(name: str, options: Namespace, device: torch.device) -> list[list[st
     labels = torch.randint(template.num_classes, (count,), device=device)
     workload = Workload(images, labels, options.autocast, CLOCKS[options.clock])
     weight_bytes = sum(parameter.numel() * parameter.element_size() for parameter in template.parameters())
-    builders = [functools.partial(Contestant, template, method, workload) for method in OPTIMIZERS]
-    others = [] if options.without_functional else [Functional(template, name, workload) for name in FUNCTIONAL]
+    methods = [method for method in OPTIMIZERS if method in options.methods]
+    builders = [functools.partial(Contestant, template, method, workload) for method in methods]
+    functional = [method for method in FUNCTIONAL if method in options.methods]
+    others = [Functional(template, method, workload) for method in functional]
     steps, updates = times([build() for build in builders], others, options.repeats)
     found, first_peak = [], 0
-    for method, build, step, update in zip(OPTIMIZERS, builders, steps, updates, strict=True):
+    for method, build, step, update in zip(methods, builders, steps, updates, strict=True):
         peak, update_peak, contestant = memory(build, device)
         first_peak = first_peak or peak
         optimizer = contestant.optimizer
@@ -95,7 +97,7 @@ def measure(name: str, options: Namespace, device: torch.device) -> list[list[st
                 f"{update_peak / weight_bytes:.2f}",
             ]
         )
-    for method, step in zip(FUNCTIONAL, steps[len(builders) :], strict=bool(others)):
+    for method, step in zip(functional, steps[len(builders) :], strict=True):
         found.append([f"{name}: {method}", f"{1e3 * statistics.median(step):.1f}", ratio(step, steps[0]), *["-"] * 7])
     return found
 
@@ -141,6 +143,8 @@ def profiled(name: str, options: Namespace, device: torch.device) -> list[list[s
 def study(options: Namespace, record: Study, rows: Rows) -> None:
     if unknown := [name for name in options.model if not timm.is_model(name)]:
         raise ConfigError(f"--model {unknown[0]}: timm does not know it; timm.list_models() lists the names")
+    if unknown := [name for name in options.methods if name not in (*OPTIMIZERS, *FUNCTIONAL)]:
+        raise ConfigError(f"--methods {unknown[0]}: it must be one of {', '.join((*OPTIMIZERS, *FUNCTIONAL))}")
     if options.repeats < 2 or min(options.batch or 1, options.threads) < 1:
         raise ConfigError("--repeats must be at least 2, --batch and --threads at least 1")
     available = torch.cuda.is_available()
@@ -187,7 +191,11 @@ if __name__ == "__main__":
         "device": {"choices": ["auto", "cpu", "cuda"], "default": "auto"},
         "threads": {"type": int, "default": 1, "help": "torch's, on the CPU"},
         "clock": {"choices": list(CLOCKS), "default": "wall", "help": "what is counted as time"},
-        "without-functional": {"action": "store_true", "help": "leave out the methods of the package posteriors"},
+        "methods": {
+            "nargs": "+",
+            "default": [*OPTIMIZERS, *FUNCTIONAL],
+            "help": "of the steps, by name; the first is AdamW's",
+        },
         "autocast": {"action": "store_true", "help": "forward under autocast to bf16"},
     }
     sys.exit(command("speed", __doc__, study, more))

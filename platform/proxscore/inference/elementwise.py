@@ -68,6 +68,11 @@ def drawn(mean: Tensor, precision: Tensor, noise: Tensor) -> Tensor:
     return mean + noise * precision.rsqrt()
 
 
+def bounded(values: Tensor, low: Number, high: Number) -> Tensor:
+    """Values within bounds, both of which are numbers, or tensors."""
+    return values.clamp(low, high)  # type: ignore[arg-type]  # of its two forms, which mypy does not see together
+
+
 def reflected(weights: Tensor, mean: Tensor) -> Tensor:
     """The other half of an antithetic pair, 2 m - theta."""
     return mean + (mean - weights)
@@ -179,14 +184,14 @@ def stepped(
     if square is not None and singles:
         k = 1 + (k - 1) / ((square / precision).sqrt() * s.noise + s.unknown).clamp(min=1.0)
     r = penalty.precision_ratio(k, s.kappa)
-    r = r.clamp(s.lowest, s.highest)
+    r = bounded(r, s.lowest, s.highest)
     score = score + (total - score) * s.taken
     pull = score * s.score_scale - (mean if prior_mean is None else mean - prior_mean) * s.prior
     if square is None:
         sd = precision.rsqrt()
-        move = penalty.mean_step(pull * sd, r, s.kappa_mean).clamp(-s.move, s.move) * sd
+        move = bounded(penalty.mean_step(pull * sd, r, s.kappa_mean), -s.move, s.move) * sd
         return mean + move, precision * r, score, None, r
     precision = precision * r
     metric = square.sqrt() * s.metric + s.least
     move = pull / ((precision - s.prior).clamp(min=0.0).minimum(metric) + metric + s.prior)
-    return mean + move.clamp(-s.move, s.move), precision, score, square * s.decay + total * total * s.added, r
+    return mean + bounded(move, -s.move, s.move), precision, score, square * s.decay + total * total * s.added, r

@@ -123,32 +123,14 @@ def step_(
     statistic.copy_(found[4])
 
 
-def _step_by_row_(*tensors: Any, penalty: Penalty, singles: bool, row: Tensor) -> None:
-    step_(*tensors, penalty, singles, Settings(*row.unbind()))
+def step_by_row_(*tensors: Any, penalty: Penalty, singles: bool, row: Tensor) -> None:
+    """``step_`` with its settings in one tensor."""
+    step_(*(*tensors, penalty, singles, Settings(*row.unbind())))
 
 
-def _take_by_row_(*tensors: Tensor, row: Tensor, fresh: bool, paired: bool, last: bool, home: bool) -> None:
-    take_(*tensors, *row.unbind(), fresh, paired, last, home)
-
-
-class Compiled:
-    """The passes over one large tensor each, compiled for any length and any settings."""
-
-    def sample_(self, weights: Tensor, mean: Tensor, precision: Tensor, key: Tensor, remember: bool) -> None:
-        """``sample_from_key_``."""
-        _call(sample_from_key_, weights, mean, precision, key, remember=remember)
-
-    def reflect_(self, weights: Tensor, mean: Tensor) -> None:
-        """``reflect_``."""
-        _call(reflect_, weights, mean)
-
-    def take_(self, *tensors: Tensor, row: Tensor, fresh: bool, paired: bool, last: bool, home: bool) -> None:
-        """``take_``; ``row``: prior, share and scale."""
-        _call(_take_by_row_, *tensors, row=row, fresh=fresh, paired=paired, last=last, home=home)
-
-    def step_(self, *tensors: Tensor | None, penalty: Penalty, singles: bool, row: Tensor) -> None:
-        """``step_``; ``row``: the settings."""
-        _call(_step_by_row_, *tensors, penalty=penalty, singles=singles, row=row)
+def take_by_row_(*tensors: Any, row: Tensor, fresh: bool, paired: bool, last: bool, home: bool) -> None:
+    """``take_`` with prior, share and scale in one tensor."""
+    take_(*(*tensors, *row.unbind(), fresh, paired, last, home))
 
 
 @functools.cache
@@ -157,7 +139,8 @@ def _compiled(function: Callable[..., None]) -> Callable[..., None]:
     return torch.compile(function, dynamic=True, fullgraph=True, options=options)
 
 
-def _call(function: Callable[..., None], *arguments: Any, **settings: Any) -> None:
+def compiled(function: Callable[..., None], *arguments: Any, **settings: Any) -> None:
+    """Call one of the functions above, compiled for tensors of any length and settings of any value."""
     # A view is compiled for with the shape that it is a view of; detached, it is a vector like all others.
     from torch._dynamo.exc import FailOnRecompileLimitHit  # takes seconds to import: only who compiles waits for it
 
@@ -176,7 +159,7 @@ def why_not(device: torch.device) -> str | None:
     weights = torch.zeros(LARGE, device=device).view(-1, 4)
     try:
         key = torch.zeros(3, dtype=torch.int64, device=device)
-        _call(sample_from_key_, weights, weights.clone(), weights + 1, key, remember=True)
+        compiled(sample_from_key_, weights, weights.clone(), weights + 1, key, remember=True)
     except Exception as error:  # whatever a compiler, a linker or its files lack
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         _LOG.warning("the step is not compiled, and takes longer: %s", reason)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,7 +90,7 @@ class Shards(Part):
         large, rest = self._divided()
         if draw.sign < 0:
             for shard in large:
-                kernels.Compiled().reflect_(shard.weights, shard.mean)
+                kernels.compiled(kernels.reflect_, shard.weights, shard.mean)
             for flat in flats(rest, ("weights", "mean"), ("weights",), 1.0):
                 kernels.reflect_(flat["weights"], flat["mean"])
             return
@@ -98,9 +99,9 @@ class Shards(Part):
         for shard, key in zip(large, self._keys(large, draw), strict=True):
             head = -shard.member.start % 4
             end = head + (len(shard.weights) - head) // 4 * 4
-            body = (column[head:end].view(-1, 4) for column in (shard.weights, shard.mean, shard.precision))
+            body = [column[head:end].view(-1, 4) for column in (shard.weights, shard.mean, shard.precision)]
             with deferred_interrupts():
-                kernels.Compiled().sample_(*body, key=key, remember=id(shard) in self._unread)
+                kernels.compiled(kernels.sample_from_key_, *body, key, remember=id(shard) in self._unread)
                 self._unread.discard(id(shard))
             for low, high in ((0, head), (end, len(shard.weights))):  # numbers of a counter that others have, too
                 self._sample_pieces(shard, draw, low, high)
@@ -127,18 +128,19 @@ class Shards(Part):
             shard.gradient = gradient
         second = draw.paired and draw.last
         share, scale = (0.5 if second else 1.0) / draw.draws, draw.scale / 2 if draw.paired else draw.scale
-        flags = dict(fresh=draw.first and not second, paired=draw.paired, last=draw.last)
+        flags: dict[str, Any] = dict(fresh=draw.first and not second, paired=draw.paired, last=draw.last)
         home = draw.draws == 1 and not draw.paired
         large, rest = self._divided()
         rows = [[shard.member.prior.precision * self._prior_weight, share, scale] for shard in large]
         for shard, row in zip(large, _on_device(torch.tensor(rows), large), strict=True):
             assert shard.gradient is not None
             columns = shard.total, shard.gradient, shard.weights, shard.mean, shard.precision
-            kernels.Compiled().take_(*columns, row=row, home=home, **flags)
+            kernels.compiled(kernels.take_by_row_, *columns, row=row, home=home, **flags)
         for flat in self._flats(rest, _TAKEN, ("total", "statistic")):
             displaced = flat.columns["displacement"]
             at = (flat["weights"], flat["mean"]) if displaced is None else (displaced, torch.zeros(()).to(displaced))
-            kernels.take_(flat["total"], flat["statistic"], *at, flat["precision"], flat.prior, share, scale, **flags)
+            columns = flat["total"], flat["statistic"], *at, flat["precision"]
+            kernels.take_(*columns, prior=flat.prior, share=share, scale=scale, **flags)
         if draw.last and self._draws > 1:
             for shard in self._shards:
                 assert shard.curvature is not None
@@ -169,12 +171,15 @@ class Shards(Part):
         for shard, row in zip(large, _on_device(torch.tensor(rows), large), strict=True):
             statistic = getattr(shard, averaged)
             columns = shard.weights, shard.mean, shard.precision, shard.score, shard.square, shard.total, statistic
-            kernels.Compiled().step_(*columns, shard.prior_mean, penalty=step.penalty, singles=singles, row=row)
+            kernels.compiled(
+                kernels.step_by_row_, *columns, shard.prior_mean, penalty=step.penalty, singles=singles, row=row
+            )
             if monitor is not None:
                 monitor.add([shard.precision], [statistic])
         for flat in self._flats(rest, _MOVED, ("weights", "mean", "precision", "score", "square"), averaged):
             numbers = Settings.of(step, flat.prior, flat.squares)
-            kernels.step_(*(flat.columns[name] for name in _MOVED), step.penalty, singles, numbers)  # type: ignore[arg-type]
+            moved: list[Any] = [flat.columns[name] for name in _MOVED]
+            kernels.step_(*(*moved, step.penalty, singles, numbers))
             if monitor is not None:
                 monitor.add([flat["precision"]], [flat["statistic"]])
         if step.metric is not None:
