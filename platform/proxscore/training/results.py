@@ -63,6 +63,8 @@ def record_results(tracked: TrackedRun, results: dict[str, Any], final: Path, lo
         for variant, metrics in found.items():
             prefix = f"shifted/{shift}" if variant in ("posterior", "point") else f"shifted/{shift}_{variant}"
             tracked.metrics({f"{prefix}/{name}": value for name, value in metrics.items()}, model_id)
+    if "fused" in results:  # whether the step was compiled: a run is repeated bit for bit on the same path
+        tracked.describe({}, {"step": "compiled" if results["fused"] else "not compiled"})
     if "mixture_weights" in results:
         tracked.describe({}, {"mixture.weights": json.dumps(results["mixture_weights"])})
     validated = results.get("validated", {})

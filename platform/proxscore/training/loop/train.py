@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from proxscore.config import Config, MethodSection
+from proxscore.inference import ProximalScore
 from proxscore.posterior import Posterior, Samples
 from proxscore.posterior.convergence import KEY as VERDICT
 from proxscore.posterior.stacking import stack, wants_stacking
@@ -121,6 +122,8 @@ def finish(trained: Trained) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in run.module.parameters()),
         VERDICT: posterior.description.get(VERDICT),
     }
+    if isinstance(fitted.method, ProximalScore):
+        results["fused"] = fitted.method.fused
     if corrected:
         results["corrected"] = {name: each.details for name, each in corrected.items()}
     if trained.members == 1 and fitted.lowest["epoch"] > 0:
