@@ -158,8 +158,12 @@ class Contestant:
 
     def held(self) -> int:
         """Numbers in weights, gradients and optimizer state."""
-        state = [value for entry in self.optimizer.state.values() for value in entry.values()]
-        return sum(tensor.numel() for tensor in state if isinstance(tensor, Tensor)) + 2 * size(self.model)
+        optimizer = self.optimizer
+        held = [entry.values() for entry in optimizer.state.values() if isinstance(entry, dict)]
+        if not isinstance(optimizer, ProximalScore):  # IVON keeps its state in its groups
+            held += [group.values() for group in optimizer.param_groups]
+        tensors = [value for entry in held for value in entry if isinstance(value, Tensor)]
+        return sum(tensor.numel() for tensor in tensors) + 2 * size(self.model)
 
 
 def now(workload: Workload) -> float:

@@ -75,7 +75,7 @@ def measure(name: str, options: Namespace, device: torch.device) -> list[list[st
     others = [Functional(template, method, workload) for method in functional]
     steps, updates = times([build() for build in builders], others, options.repeats)
     found, first_peak = [], 0
-    for method, build, step, update in zip(methods, builders, steps, updates, strict=True):
+    for method, build, step, update in zip(methods, builders, steps[: len(builders)], updates, strict=True):
         peak, update_peak, contestant = memory(build, device)
         first_peak = first_peak or peak
         optimizer = contestant.optimizer
