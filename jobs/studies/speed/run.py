@@ -21,6 +21,7 @@ neither). ``profile`` says where a step's time goes. On a GPU without Ray and ML
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import platform
 import statistics
@@ -72,6 +73,9 @@ def measure(name: str, options: Namespace, device: torch.device) -> list[list[st
     methods = [method for method in OPTIMIZERS if method in options.methods]
     builders = [functools.partial(Contestant, template, method, workload) for method in methods]
     functional = [method for method in FUNCTIONAL if method in options.methods]
+    if functional and importlib.util.find_spec("posteriors") is None:
+        print("the package posteriors is not here: its methods are left out; pip install posteriors")
+        functional = []
     others = [Functional(template, method, workload) for method in functional]
     steps, updates = times([build() for build in builders], others, options.repeats)
     found, first_peak = [], 0
