@@ -93,6 +93,22 @@ def test_an_old_checkpoint_is_refused_and_not_read(how: str, tmp_path: Path) -> 
     assert not (tmp_path / "marker").exists()
 
 
+def test_a_checkpoint_that_does_not_say_whether_steps_were_compiled_is_read(tmp_path: Path) -> None:
+    """Those of earlier versions, whose steps never were."""
+    snapshot = snapshot_of(network())
+    checkpoint.save(tmp_path, snapshot)
+    index = json.loads((tmp_path / checkpoint.INDEX_FILE).read_text())
+    kept = {name: value for name, value in index["values"].items() if not name.endswith(".fused")}
+    assert len(kept) < len(index["values"])
+    (tmp_path / checkpoint.INDEX_FILE).write_text(json.dumps(index | {"values": kept}))
+    other = snapshot_of(network(), 0)
+    checkpoint.load(tmp_path, other)
+    for (name, saved), loaded in zip(
+        snapshot.module.state_dict().items(), other.module.state_dict().values(), strict=True
+    ):
+        assert torch.equal(saved, loaded), name
+
+
 @pytest.mark.parametrize("name", ["posterior.json", "posterior.safetensors"])
 @pytest.mark.parametrize("how", ["pickle", "torch"])
 def test_no_file_of_a_posterior_is_executed(name: str, how: str, tmp_path: Path) -> None:
