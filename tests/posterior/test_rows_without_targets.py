@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -68,3 +69,24 @@ def test_damaged_statistics_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"draw_statistics\.safetensors: damaged"):
         DrawStatistics.load(tmp_path)
     assert DrawStatistics.load(tmp_path / "elsewhere") is None
+
+
+def test_statistics_of_an_earlier_versions_draws_are_refused_and_those_of_the_mean_are_not(tmp_path: Path) -> None:
+    """Their noise was another: the draws of the same number are others."""
+    module, posterior, x = problem()
+    training = [(torch.randn(32, 5) * 3 + 1, torch.zeros(32))]
+    found = []
+    for draws in (4, 0):
+        with drawn(module, posterior, draws, 5, training) as ready:
+            found.append(ready.statistics())
+    DrawStatistics.of(5, *found).save(tmp_path)
+    path = tmp_path / "draw_statistics.safetensors"
+    save_file(load_file(path), path, metadata={"seed": "5"})  # as it was written before
+    kept = DrawStatistics.load(tmp_path)
+    assert kept is not None
+    with pytest.raises(ConfigError, match="an earlier version's draws"):
+        predict(module, [x], posterior, draws=4, refresh=kept, seed=5)
+    with pytest.raises(ConfigError, match="an earlier version's draws"):
+        _ = kept.draws
+    expected = predict(module, [x], posterior, draws=0, refresh=training, seed=5).mean
+    torch.testing.assert_close(predict(module, [x], posterior, draws=0, refresh=kept, seed=5).mean, expected)

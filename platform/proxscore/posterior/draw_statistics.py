@@ -22,6 +22,8 @@ from proxscore.storage import replacing
 
 FILE = "draw_statistics.safetensors"
 _MEAN = "mean"
+#: What the draws' noise is, whose statistics a file holds: those of other noise belong to other draws.
+_NOISE = "philox4x32-10"
 
 
 @dataclass
@@ -31,10 +33,12 @@ class DrawStatistics:
     Attributes:
         seed: of the draws.
         buffers: of each draw that is known.
+        outdated: whether they were those of the draws of an earlier version, whose noise was another.
     """
 
     seed: int
     buffers: dict[int | None, dict[str, Tensor]] = field(default_factory=dict)
+    outdated: bool = False
 
     @classmethod
     def load(cls, folder: Path) -> DrawStatistics | None:
@@ -48,10 +52,14 @@ class DrawStatistics:
             return None
         try:
             with safe_open(path, framework="pt") as file:
-                found = cls(int((file.metadata() or {})["seed"]))
+                told = file.metadata() or {}
+                found = cls(int(told["seed"]), outdated=told.get("noise") != _NOISE)
                 for key in file.keys():  # noqa: SIM118  (no dictionary)
                     index, _, name = key.partition(".")
-                    found.buffers.setdefault(None if index == _MEAN else int(index), {})[name] = file.get_tensor(key)
+                    if index == _MEAN or not found.outdated:
+                        found.buffers.setdefault(None if index == _MEAN else int(index), {})[name] = file.get_tensor(
+                            key
+                        )
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise ConfigError(f"{path}: damaged statistics of draws: {' '.join(str(error).split())}") from error
         return found
@@ -65,19 +73,29 @@ class DrawStatistics:
         }
         if tensors:
             with replacing(folder / FILE) as partial:
-                save_file(tensors, partial, metadata={"seed": str(self.seed)})
+                save_file(tensors, partial, metadata={"seed": str(self.seed), "noise": _NOISE})
 
     @property
     def draws(self) -> int:
-        """How many draws are known, from the first on."""
+        """How many draws are known, from the first on.
+
+        Raises:
+            ConfigError: they are of an earlier version.
+        """
+        self.check([0][: self.outdated], self.seed)
         return len(self.buffers.keys() - {None})
 
     def check(self, indices: Sequence[int], seed: int) -> None:
         """Refuse draws, by their indices, whose statistics are not known.
 
         Raises:
-            ConfigError: they are more, or of another seed.
+            ConfigError: they are more, of another seed, or of an earlier version.
         """
+        if indices and self.outdated:
+            raise ConfigError(
+                "the statistics of BatchNorm layers are those of an earlier version's draws, which had other noise: train again, "
+                "give training batches to estimate them from (refresh), or predict with the mean weights"
+            )
         if indices and seed != self.seed:
             raise ConfigError(
                 f"seed is {seed}: the statistics of BatchNorm layers are known of draws of seed {self.seed} alone: use it"
