@@ -20,7 +20,10 @@ def outcome(folder: Path, fused: bool | None) -> tuple[dict[str, Any], str]:
     config = parse(
         {
             "name": f"fused-{fused}",
-            "task": {"model": {"name": "small_cnn", "kwargs": {"hidden": 512}}, "data": {"kind": "digits", "limit": 300}},
+            "task": {
+                "model": {"name": "small_cnn", "kwargs": {"hidden": 512}},
+                "data": {"kind": "digits", "limit": 300},
+            },
             "method": {"kind": "proximal_score", "fused": fused, "initial_noise": 0.02},
             "training": {"epochs": 1, "batch_size": 100, "workers": 0, "storage": str(folder)},
             "evaluation": {"draws": 2, "validation_draws": 1},
