@@ -186,6 +186,8 @@ def load(folder: Path, snapshot: Snapshot) -> None:
             del flat[name]
         for name in [name for name in flat if name.startswith("progress.") and name not in values]:
             del flat[name]  # of an earlier version, which did not count it
+        for name in [name for name in flat if name.endswith(".fused") and name not in values]:
+            values[name] = False  # of an earlier version, which compiled nothing
         surplus = sorted({*held, *values} - flat.keys()) + sorted(flat.keys() - {*held, *values})
         if surplus:
             raise ValueError(f"{surplus[0]} is on one side only")
