@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from scipy import stats
 from torch import Tensor, nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from proxscore.config import ConfigError
 from proxscore.inference import Bernoulli, Gaussian, MultiLabel
@@ -119,6 +121,17 @@ def test_auto_and_what_cannot_be() -> None:
         UntilSettled(0.0)
     with pytest.raises(ConfigError, match="draws from 1 to 256: it must be 2 at least"):
         UntilSettled(least=1)
+
+
+def test_ranks_that_average_statistics_of_each_draw_must_take_equally_many() -> None:
+    """One that has settled would leave the others waiting for it."""
+    module = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        with pytest.raises(ConfigError, match="must run equally many passes"):
+            predict(module, [rows()], posterior_of(module), draws="auto", refresh=lambda: [rows()])
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_set_of_samples_is_taken_in_an_order_that_is_fair_and_to_its_end() -> None:
