@@ -241,14 +241,17 @@ def test_a_stacked_prediction_is_the_prediction_draw_by_draw(
 
 def test_a_loader_may_write_each_batch_into_the_same_memory() -> None:
     module, x = network(), rows()
-    held = torch.empty(8, 4)
+    y = torch.arange(len(x)) % 3
+    held, classes = torch.empty(8, 4), torch.empty(8, dtype=torch.long)
 
     def batches() -> Any:
-        for part in x.split(8):
-            yield held.copy_(part)
+        for part, targets in zip(x.split(8), y.split(8), strict=True):
+            yield held.copy_(part), classes.copy_(targets)
 
-    expected = predict(module, list(x.split(8)), posterior_of(module), draws=3)
-    assert torch.equal(predict(module, batches, posterior_of(module), draws=3).mean, expected.mean)
+    expected = predict(module, list(zip(x.split(8), y.split(8), strict=True)), posterior_of(module), draws=3)
+    found = predict(module, batches, posterior_of(module), draws=3)
+    assert torch.equal(found.mean, expected.mean)
+    assert torch.equal(found.log_density, expected.log_density)
 
 
 # ------------------------------------------------------------------ memory

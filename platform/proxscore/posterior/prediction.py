@@ -204,7 +204,8 @@ def _groups(
         own = to_device(inputs, found.device)
         if size:  # it waits while the next one is read: a loader may write that into the same memory
             own = tree_map(lambda a, b: a.clone() if a is b and isinstance(a, Tensor) else a, own, inputs)
-        group.append(_Batch(own, rows, running(likelihood, targets, watched)))
+        kept = None if targets is None else targets.clone()  # until all rows are joined
+        group.append(_Batch(own, rows, running(likelihood, kept, watched)))
         held += sum(leaf.nbytes for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)) + size
         if not size or held > GROUP_BYTES or len(group) == GROUP_BATCHES:
             yield group
