@@ -1,7 +1,7 @@
 """The mean-field step in plain form: the formula to read, and the reference that the fast step is tested against.
 
-The step that training runs is :func:`proxscore.inference.foreach_step.update_`, in place and over many
-tensors at once; it equals this one to rounding (``tests/inference/test_mean_field_step.py``).
+The step that training runs is :func:`proxscore.inference.kernels.step_`, in place and over pieces of many
+tensors; it equals this one to rounding (``tests/inference/test_mean_field_step.py``).
 """
 
 from __future__ import annotations

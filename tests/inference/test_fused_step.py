@@ -186,6 +186,37 @@ def test_small_networks_and_doubles_are_not_compiled() -> None:
     assert LARGE < 1024 * 1024
 
 
+def test_a_module_that_is_cast_goes_on_with_its_loaded_state() -> None:
+    model, optimizer = trained(True, 2)
+    model.double()
+    optimizer.load_state_dict(optimizer.state_dict())
+    for _ in optimizer.draws():
+        model(torch.ones(2, 131, dtype=torch.float64)).square().mean().backward()
+    optimizer.step()
+    assert not optimizer.fused
+    assert states(model, optimizer)["0.weight"].dtype == torch.float64
+
+
+def test_counters_of_steps_stay_on_the_cpu_and_sizes_alone_are_not_compiled_for() -> None:
+    """Weights on the meta device stand for those on a GPU: reading a number there would wait for it."""
+    _, optimizer = trained(True, 2)
+    other = ProximalScore(network().to("meta").named_parameters(), 200, fused=True)
+    assert not other.fused
+    other.load_state_dict(optimizer.state_dict())
+    assert {state["step"].item() for state in other.state.values()} == {2.0}
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_default_device_that_is_not_the_weights_changes_nothing(fused: bool) -> None:
+    model, optimizer = trained(fused, 1)
+    x = torch.ones(2, 131)
+    with torch.device("meta"):
+        for _ in optimizer.draws():
+            model(x).square().mean().backward()
+        optimizer.step()
+    assert all(value.isfinite().all() for value in states(model, optimizer).values())
+
+
 def test_without_a_compiler_the_step_is_not_compiled_and_says_so() -> None:
     code = (
         "import logging, torch; logging.basicConfig()\n"

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from scipy import stats
 from torch import Tensor, nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from proxscore.config import ConfigError
 from proxscore.inference import Bernoulli, Gaussian, MultiLabel
@@ -121,6 +123,17 @@ def test_auto_and_what_cannot_be() -> None:
         UntilSettled(least=1)
 
 
+def test_ranks_that_average_statistics_of_each_draw_must_take_equally_many() -> None:
+    """One that has settled would leave the others waiting for it."""
+    module = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        with pytest.raises(ConfigError, match="must run equally many passes"):
+            predict(module, [rows()], posterior_of(module), draws="auto", refresh=lambda: [rows()])
+    finally:
+        dist.destroy_process_group()
+
+
 def test_a_set_of_samples_is_taken_in_an_order_that_is_fair_and_to_its_end() -> None:
     """Neighbours in a chain are alike: its first members are no sample of all."""
     module, x = network(), rows()
@@ -228,14 +241,17 @@ def test_a_stacked_prediction_is_the_prediction_draw_by_draw(
 
 def test_a_loader_may_write_each_batch_into_the_same_memory() -> None:
     module, x = network(), rows()
-    held = torch.empty(8, 4)
+    y = torch.arange(len(x)) % 3
+    held, classes = torch.empty(8, 4), torch.empty(8, dtype=torch.long)
 
     def batches() -> Any:
-        for part in x.split(8):
-            yield held.copy_(part)
+        for part, targets in zip(x.split(8), y.split(8), strict=True):
+            yield held.copy_(part), classes.copy_(targets)
 
-    expected = predict(module, list(x.split(8)), posterior_of(module), draws=3)
-    assert torch.equal(predict(module, batches, posterior_of(module), draws=3).mean, expected.mean)
+    expected = predict(module, list(zip(x.split(8), y.split(8), strict=True)), posterior_of(module), draws=3)
+    found = predict(module, batches, posterior_of(module), draws=3)
+    assert torch.equal(found.mean, expected.mean)
+    assert torch.equal(found.log_density, expected.log_density)
 
 
 # ------------------------------------------------------------------ memory

@@ -179,7 +179,12 @@ def test_networks_without_a_linear_last_layer_are_refused() -> None:
             y: Tensor = 2 * self.layer(x)
             return y
 
-    for module in (Scaled(), nn.Sequential(nn.Linear(4, 3), nn.Tanh())):
+    class Normalised(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x, nn.functional.normalize(self.weight))
+
+    in_place = nn.Sequential(nn.Linear(4, 3), nn.LeakyReLU(0.1, inplace=True))
+    for module in (Scaled(), nn.Sequential(nn.Linear(4, 3), nn.Tanh()), in_place, Normalised(4, 3, bias=False)):
         mean = {name: p.detach().clone() for name, p in module.named_parameters()}
         posterior = Posterior(mean, {name: torch.ones_like(m) for name, m in mean.items()})
         for head_draws in (0, 4):

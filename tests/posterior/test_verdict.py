@@ -7,6 +7,7 @@ setting that the verdict depends on is given here.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import re
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from proxscore.inference import (
     Schedule,
 )
 from proxscore.inference.convergence import RunawayError, windows
+from proxscore.inference.convergence.windows import Windows
 from proxscore.posterior import Posterior
 from proxscore.posterior.convergence import COLD, Verdict
 from proxscore.posterior.diagnostics import Losses, verdict
@@ -301,6 +303,23 @@ def test_windows_are_the_last_tenth_to_fifth_of_the_steps() -> None:
         assert older < begun <= age
         assert 0.09 * age <= age - older + 8 <= 0.22 * age + 16
         assert every == 1 + begun // 4096
+
+
+@pytest.mark.parametrize("numbers", [60_000, 2_000_000, 20_000_000])
+def test_of_many_numbers_fewer_steps_are_watched_but_eight_of_every_window(numbers: int) -> None:
+    for age in (100, 1000, 4500, 12_345, 200_000):
+        _, begun, every = windows(age, numbers)
+        assert len(range(0, max(8, begun // 9), every)) >= 8
+
+
+def test_steps_that_are_watched_seldom_are_checked_as_often_as_they_can_be() -> None:
+    sums = Windows(1, 0, torch.zeros(1), 60_000)
+    watched = [step for step in range(9000) if sums.watched(step)]
+    sums = Windows(1, 0, torch.zeros(1), 60_000)
+    checked = [step for step in range(9000) if sums.watched(step) and sums.first_of(step, 16)]
+    assert len(watched) < 6000
+    assert len(checked) < 700
+    assert max(later - step for step, later in itertools.pairwise(checked)) < 32
 
 
 def test_a_posterior_carries_its_verdict_through_a_file(tmp_path: Any) -> None:

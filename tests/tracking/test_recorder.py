@@ -138,6 +138,7 @@ def test_a_run_that_waited_for_its_input_says_so_at_its_end(uri: str, waiting: f
             "peak_memory_gb": 0.1,
         }
         recorder([one])
+    recorder([one | {"records": [], "resources": {}, "checkpoint": True}])  # of the last checkpoint, at the same step
     found = [line for line in lines if "waiting for input" in line]
     assert len(found) == said
     if said:

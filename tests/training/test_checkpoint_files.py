@@ -137,6 +137,24 @@ def test_an_index_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
     assert "checkpoint.json cannot be read" in str(checkpoint.damage(tmp_path))
 
 
+def test_a_checkpoint_from_before_passes_were_compiled_is_read(tmp_path: Path) -> None:
+    module = network()
+    saved = snapshot_of(module)
+    checkpoint.save(tmp_path, saved)
+    index = json.loads((tmp_path / checkpoint.INDEX_FILE).read_text())
+    names = [name for name in index["values"] if name.endswith(".fused")]
+    assert names
+    for name in names:
+        del index["values"][name]
+    (tmp_path / checkpoint.INDEX_FILE).write_text(json.dumps(index))
+    read = snapshot_of(network(seed=1), steps=1)
+    checkpoint.load(tmp_path, read)
+    for name, parameter in read.module.named_parameters():
+        assert torch.equal(parameter, module.get_parameter(name))
+    assert not read.optimizer.fused  # type: ignore[attr-defined]
+    assert read.progress["step"] == 2
+
+
 def test_plain_values_of_other_types_are_refused_in_one_line(tmp_path: Path) -> None:
     snapshot = snapshot_of(network())
     checkpoint.save(tmp_path, snapshot)

@@ -134,6 +134,25 @@ def test_a_network_that_is_too_slow_for_a_step_is_estimated_without_one(monkeypa
     assert "from counted operations" in text
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_passes_are_compiled_before_a_step_is_timed(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    step = timed.train_step
+
+    def noted(*arguments: Any, **settings: Any) -> Any:
+        taken.append(1)
+        return step(*arguments, **settings)
+
+    monkeypatch.setattr(timed, "train_step", noted)
+    monkeypatch.setattr(speed, "extrapolated", lambda *_: speed.Speed(0.0, 1.0, 0.0, f"{len(taken)} before"))
+    changes = {
+        "method": {"kind": "proximal_score", "fused": fused},
+        "task": {"model": {"name": "small_cnn", "kwargs": {"hidden": 512}}, "data": {"kind": "digits", "limit": 300}},
+    }
+    config = configuration.parse({**tree(epochs=1).model_dump(), **changes})
+    assert estimate(Preflight(config, ImageTask(config.task)), CPU).speed.how == f"{int(fused)} before"
+
+
 def test_the_device_that_is_described_is_the_one_that_is_estimated() -> None:
     config = configuration.parse({**tree(epochs=1).model_dump(), "cost": {"device_tflops": 1e-6}})
     task = ImageTask(config.task)

@@ -198,7 +198,7 @@ class AssembledOptimizer(torch.optim.Optimizer):
         numbers = sum(part.compilable() for part in shards)
         wanted = numbers >= WORTH if fused is None else fused and numbers > 0
         device = next((member.parameter.device for part in shards for member in part.all_members), torch.device("cpu"))
-        chosen = wanted and why_not(device) is None
+        chosen = wanted and device.type != "meta" and why_not(device) is None  # of sizes alone, nothing is compiled
         for part in shards:
             part.fused = chosen and part.compilable() > 0
         for group in self.param_groups:

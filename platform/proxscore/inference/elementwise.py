@@ -1,12 +1,11 @@
 """The mean-field Gaussian's iteration as plain arithmetic on flat tensors, number by number: to read, and to compile.
 
-:mod:`proxscore.inference.fused_step` compiles these functions, so that each is one pass over the memory;
-:mod:`proxscore.inference.foreach_step` has the same formulas in place over many small tensors at once. A draw is
-theta = m + e with e of variance 1 / Lambda, and at it the score of the target is -c g - lambda (theta - m0): g the gradient of
-the mean negative log-likelihood, c = data size / temperature, N(m0, 1 / lambda) the prior. A candidate (m', r Lambda) has the
-score -r Lambda (theta - m'). The squared difference of the two, averaged over draws and divided by Lambda, is a quadratic in
-r and in m'. Its minimum lies where r equals the *curvature statistic* k, and where m' = m + s / (r Lambda) with the score
-s = -c g - lambda (m - m0) at the mean, g now averaged over draws and steps. A penalty keeps both near the anchor.
+:mod:`proxscore.inference.kernels` runs these functions in place, as they are, or compiled, each as one pass over the memory.
+A draw is theta = m + e with e of variance 1 / Lambda, and at it the score of the target is -c g - lambda (theta - m0): g the
+gradient of the mean negative log-likelihood, c = data size / temperature, N(m0, 1 / lambda) the prior. A candidate (m', r
+Lambda) has the score -r Lambda (theta - m'). The squared difference of the two, averaged over draws and divided by Lambda, is
+a quadratic in r and in m'. Its minimum lies where r equals the *curvature statistic* k, and where m' = m + s / (r Lambda) with
+the score s = -c g - lambda (m - m0) at the mean, g now averaged over draws and steps. A penalty keeps both near the anchor.
 Source: M. Kim, arXiv 2602.05873; noise: Salmon et al., SC 2011.
 """
 

@@ -93,7 +93,7 @@ class NormalStream:
             counter = low // self._unit
             first = counter * self._unit
             high = min(end, first + len(self._buffer) // self._unit * self._unit)
-            key_ = torch.tensor([seed, counter], dtype=torch.uint64).to(self._place[0], non_blocking=True)
+            key_ = torch.tensor([seed, counter], dtype=torch.uint64, device="cpu").to(self._place[0], non_blocking=True)
             values = _random.normal_(key_, self._buffer[: high - first])
             yield slice(low - start, high - start), values[low - first :]
             low = high

@@ -297,7 +297,12 @@ class ProximalScore(AssembledOptimizer):
         expected = {parameter: set(state) for parameter, state in self.state.items()}
         for block in self.blocks():  # no export: what is loaded may be the state itself
             expected |= block.names()
-        super().load_state_dict(state_dict)
+        fused = state_dict["param_groups"][0].get("fused", False)
+        # Of a fused optimizer of its own torch puts "step" beside the weights, where every look at it would wait for a GPU.
+        groups = [
+            {key: value for key, value in group.items() if key != "fused"} for group in state_dict["param_groups"]
+        ]
+        super().load_state_dict({**state_dict, "param_groups": groups})
         self._scored = False
         names = {id(parameter): name for name, parameter in self.named_parameters()}
         for parameter, keys in expected.items():
@@ -314,7 +319,7 @@ class ProximalScore(AssembledOptimizer):
                 )
         for block in self.blocks():
             block.load(self.state)
-        self._choose_path(self.param_groups[0].get("fused", False))
+        self._choose_path(fused)
         for group, part in self._grouped_parts():
             if part.probes is not None:
                 part.probes.load(self.state, _steps_taken(group))

@@ -21,6 +21,7 @@ from proxscore.posterior.calls import outputs_of
 from proxscore.posterior.drawn import SNAPSHOTS, Drawn
 from proxscore.posterior.posterior import Posterior
 from proxscore.posterior.prediction import GROUP_BATCHES
+from proxscore.posterior.stacked import TOLERANCE, TOLERANCE_AUTOCAST
 from proxscore.posterior.swag import SWAGPosterior
 
 #: Of all draws together: of their weights, or of their outputs for a batch, that are held at a time.
@@ -55,11 +56,12 @@ class LastLayer:
         try:
             with self._found.use(0):
                 outputs = outputs_of(module, inputs)
+                calls = [layer for layer, _, _ in seen]
+                same = [each for each in seen if _is(each[2], outputs) and self._linear(*each)]
         finally:
             for hook in hooks:
                 hook.remove()
-        same = [each for each in seen if _is(each[2], outputs)]
-        if not same or outputs.ndim != 2 or same[-1][1].ndim != 2 or sum(s[0] is same[-1][0] for s in seen) > 1:
+        if not same or outputs.ndim != 2 or same[-1][1].ndim != 2 or calls.count(same[-1][0]) > 1:
             raise ConfigError(
                 "the single pass needs a network whose outputs (rows, outputs) are those of a linear layer, called once; the "
                 f"last layer of this one is none (outputs of shape {tuple(outputs.shape)}): predict with draws"
@@ -67,6 +69,16 @@ class LastLayer:
         if self.layer is None:
             self._know(same[-1][0])
         return same[-1][1].detach().to(self.dtype), outputs
+
+    def _linear(self, layer: nn.Linear, phi: Tensor, outputs: Tensor) -> bool:
+        """Whether outputs are W phi + b: not where a class of its own, a hook, or an operation in place has changed them."""
+        if isinstance(layer.weight, DTensor):
+            return True  # it is refused for that
+        bound = TOLERANCE_AUTOCAST if self._found.autocast else TOLERANCE
+        bias = None if layer.bias is None else layer.bias.to(phi)
+        expected = nn.functional.linear(phi, layer.weight.to(phi), bias).to(outputs)
+        largest = float(expected.detach().abs().amax()) if expected.numel() else 0.0
+        return torch.allclose(outputs, expected, rtol=bound, atol=bound * largest, equal_nan=True)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, overload
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -128,7 +129,13 @@ def predict(
     """
     rule = until_settled(draws)
     most = rule.most if rule is not None else draws
-    if rule is not None and is_sharded(module.parameters()):
+    together = is_sharded(module.parameters()) or (
+        refresh is not None
+        and not isinstance(refresh, DrawStatistics)
+        and dist.is_initialized()
+        and dist.get_world_size() > 1
+    )  # BatchNorm's statistics under a draw are averaged over ranks
+    if rule is not None and together:
         raise ConfigError("draws=auto: ranks that share a network must run equally many passes: give a number of draws")
     assert isinstance(most, int)
     with drawn(module, posterior, most, seed, refresh, autocast, lazily=rule is not None) as found:
@@ -197,7 +204,8 @@ def _groups(
         own = to_device(inputs, found.device)
         if size:  # it waits while the next one is read: a loader may write that into the same memory
             own = tree_map(lambda a, b: a.clone() if a is b and isinstance(a, Tensor) else a, own, inputs)
-        group.append(_Batch(own, rows, running(likelihood, targets, watched)))
+        kept = None if targets is None else targets.clone()  # until all rows are joined
+        group.append(_Batch(own, rows, running(likelihood, kept, watched)))
         held += sum(leaf.nbytes for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)) + size
         if not size or held > GROUP_BYTES or len(group) == GROUP_BATCHES:
             yield group

@@ -75,7 +75,7 @@ class Recorder:
         """Sum up what the steps since the last report took, and at the end say if much of it was waiting for input."""
         first, found = payloads[0], resources(payloads)
         steps, self._step = first["step"] - self._step, first["step"]
-        if steps == first["step"]:  # the first report has what happens once
+        if steps <= 0 or steps == first["step"]:  # no new ones; or it is the first report, which has what happens once
             return
         self._waited += steps * found.get("time/data", 0.0)
         self._worked += steps * sum(value for name, value in found.items() if name.startswith("time/"))

@@ -58,7 +58,7 @@ def run(
     forget_peak(device)
     task = config.task.build(verify=False)
     checks.check_gpu(config, config.method, task, device)
-    worker = runner.local_worker(config, name, _at_home(recorder, home), TuneWorker, device)
+    worker = runner.local_worker(config, name, at_home(recorder, home), TuneWorker, device)
     worker.progress = progress
     return measure(config, task, worker, settings)
 
@@ -76,7 +76,7 @@ class TuneWorker(LocalWorker):
             tune.report(values)
 
 
-def _at_home(recorder: Recorder, home: str) -> runner.Sink:
+def at_home(recorder: Recorder, home: str) -> runner.Sink:
     """The recorder on the sweep's node: a database may lie there, or be reached from there alone."""
     if ray.get_runtime_context().get_node_id() == home:
         return recorder

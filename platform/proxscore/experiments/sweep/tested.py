@@ -13,11 +13,10 @@ import ray
 
 from proxscore.config import Config
 from proxscore.experiments import runner
-from proxscore.tasks import Task
+from proxscore.experiments.sweep import alone
 from proxscore.tracking import Recorder
 from proxscore.training.loop.train import train
 from proxscore.training.ray import cluster, trainer
-from proxscore.training.worker import Worker
 
 
 def run(config: Config, name: str, recorder: Recorder) -> tuple[dict[str, Any], Path]:
@@ -35,17 +34,19 @@ def run(config: Config, name: str, recorder: Recorder) -> tuple[dict[str, Any], 
     if sum(node["Alive"] for node in ray.nodes()) == 1:
         return _here(config, name, recorder)
     each = cluster.resources_per_worker(config)
-    task = ray.remote(num_cpus=each["CPU"], num_gpus=each.get("GPU", 0))(_here)
-    found: tuple[dict[str, Any], Path] = ray.get(task.remote(config, name, recorder))
+    task = ray.remote(num_cpus=each["CPU"], num_gpus=each.get("GPU", 0))(_there)
+    home = ray.get_runtime_context().get_node_id()
+    found: tuple[dict[str, Any], Path] = ray.get(task.remote(config, name, recorder, home))
     return found
 
 
-def _here(config: Config, name: str, recorder: Recorder) -> tuple[dict[str, Any], Path]:
+def _there(config: Config, name: str, recorder: Recorder, home: str) -> tuple[dict[str, Any], Path]:
+    return _here(config, name, alone.at_home(recorder, home))
+
+
+def _here(config: Config, name: str, sink: runner.Sink) -> tuple[dict[str, Any], Path]:
+    worker = runner.local_worker(config, name, sink)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # a checkpoint of one process: it is
-        results = runner.run(_measured, config, name, recorder, {})
-    return results, runner.local_worker(config, name, recorder).folders()[-1]
-
-
-def _measured(config: Config, task: Task, worker: Worker, settings: dict[str, Any]) -> dict[str, Any]:
-    return train(config, config.method, config.training.epochs, task, worker)
+        results = train(config, config.method, config.training.epochs, config.task.build(verify=False), worker)
+    return results, worker.folders()[-1]

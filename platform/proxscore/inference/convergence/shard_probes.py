@@ -71,7 +71,7 @@ class ShardProbes:
             moved *= (0.5 * seen.log_precision).exp()
         seen.clipped_mean = (moved >= 0.999 * step.max_mean_step).to(moved) * float(step.max_mean_step > 0)
         self.windows.add(seen, rows)
-        if seen.mean.device.type == "cpu" or step.number % CHECK_EVERY == 0:
+        if seen.mean.device.type == "cpu" or self.windows.first_of(step.number, CHECK_EVERY):
             log, mean = self._watched(shards, "precision").log(), self._watched(shards, "mean")
             members = [shard.member for shard in shards]
             sizes = [len(self._where[member.name]) for member in members]

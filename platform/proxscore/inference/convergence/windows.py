@@ -49,8 +49,8 @@ def windows(age: int, numbers: int = 0) -> tuple[int, int, int]:
     older = begun = 0
     while begun + _length(begun) <= age:
         older, begun = begun, begun + _length(begun)
-    seldom = min(1 + numbers // _SELDOM_FROM, max(1, _length(begun) // _SHORTEST))
-    return older, begun, (1 + begun // _THINNED_AFTER) * seldom
+    thinned = 1 + begun // _THINNED_AFTER
+    return older, begun, thinned * min(1 + numbers // _SELDOM_FROM, max(1, _length(begun) // (thinned * _SHORTEST)))
 
 
 def _length(begun: int) -> int:
@@ -83,6 +83,10 @@ class Windows:
                 self.sums[1], self.squares[1] = 0.0, 0.0
             self._begun, self._until = begun, begun + _length(begun)
         return (age - self._begun) % self.every == 0
+
+    def first_of(self, age: int, steps: int) -> bool:
+        """Whether a step that is watched is the first such one among the ``steps`` from a multiple of their number on."""
+        return age % steps < self.every
 
     def resume(self, age: int) -> None:
         """Go on after step ``age``, whose sums were loaded."""

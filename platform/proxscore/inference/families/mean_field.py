@@ -1,7 +1,6 @@
 """The mean-field Gaussian: q(theta) = N(m, diag(1 / Lambda)).
 
-Its proximal step has a closed form: :mod:`proxscore.inference.mean_field_step` has it in plain form,
-:mod:`proxscore.inference.foreach_step` as it is taken over many parameters at once. Source: M. Kim, arXiv 2602.05873.
+Its proximal step has a closed form: :func:`proxscore.inference.elementwise.stepped`. Source: M. Kim, arXiv 2602.05873.
 """
 
 from __future__ import annotations

@@ -52,14 +52,15 @@ def views(member: Member, state: Mapping[str, Any], keeps_mean: bool, total: Ten
     """The views of a parameter and its state; where no mean is kept, the weights are the mean.
 
     Args:
-        total: memory for the step's mean gradient; none: new memory.
+        total: memory for the step's mean gradient, where it is of the weights' kind; else it is new memory.
     """
     weights, precision, score = map(noise.local, (member.parameter, state["precision"], state["score"]))
     curvature, prior_mean, square = (
         noise.local(state[name]) if name in state else None for name in ("curvature", "prior_mean", "square")
     )
     mean = noise.local(state["mean"]) if keeps_mean else weights
-    total = torch.empty_like(weights) if total is None else total
+    if total is None or (total.device, total.dtype, len(total)) != (weights.device, weights.dtype, len(weights)):
+        total = torch.empty_like(weights)  # there is none, or the module was moved or cast meanwhile
     squares = state.get("step")
     return ShardViews(member, weights, mean, precision, score, curvature, prior_mean, square, squares, total)
 

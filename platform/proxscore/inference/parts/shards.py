@@ -121,7 +121,7 @@ class Shards(Part):
         for shard in shards:
             seed = noise.key(draw.seed, shard.member.name)
             rows.append([seed & 0xFFFFFFFF, seed >> 32, -(-shard.member.start // 4)])
-        return _on_device(torch.tensor(rows, dtype=torch.int64), shards)
+        return _on_device(torch.tensor(rows, dtype=torch.int64, device="cpu"), shards)
 
     def take(self, draw: Draw, gradients: list[Tensor]) -> None:
         for shard, gradient in zip(self._shards, gradients, strict=True):
@@ -132,7 +132,7 @@ class Shards(Part):
         home = draw.draws == 1 and not draw.paired
         large, rest = self._divided()
         rows = [[shard.member.prior.precision * self._prior_weight, share, scale] for shard in large]
-        for shard, row in zip(large, _on_device(torch.tensor(rows), large), strict=True):
+        for shard, row in zip(large, _on_device(torch.tensor(rows, device="cpu"), large), strict=True):
             assert shard.gradient is not None
             columns = shard.total, shard.gradient, shard.weights, shard.mean, shard.precision
             kernels.compiled(kernels.take_by_row_, *columns, row=row, home=home, **flags)
@@ -168,7 +168,7 @@ class Shards(Part):
         rows = [
             list(Settings.of(step, shard.member.prior.precision * self._prior_weight, shard.kind[1])) for shard in large
         ]
-        for shard, row in zip(large, _on_device(torch.tensor(rows), large), strict=True):
+        for shard, row in zip(large, _on_device(torch.tensor(rows, device="cpu"), large), strict=True):
             statistic = getattr(shard, averaged)
             columns = shard.weights, shard.mean, shard.precision, shard.score, shard.square, shard.total, statistic
             kernels.compiled(

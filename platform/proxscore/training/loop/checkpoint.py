@@ -184,9 +184,10 @@ def load(folder: Path, snapshot: Snapshot) -> None:
         for name in [name for name in tensors if name.endswith(f".{KEY}") and name not in held]:
             del tensors[name]  # of an earlier version: what convergence is judged by begins anew
             del flat[name]
-        for name in [name for name in flat if name.startswith("progress.") or name.endswith(".fused")]:
-            if name not in values:
-                del flat[name]  # of an earlier version, which did not count it, or did not compile
+        for name in [name for name in flat if name.startswith("progress.") and name not in values]:
+            del flat[name]  # of an earlier version, which did not count it
+        for name in [name for name in flat if name.endswith(".fused") and name not in values]:
+            values[name] = False  # of an earlier version, which compiled nothing
         surplus = sorted({*held, *values} - flat.keys()) + sorted(flat.keys() - {*held, *values})
         if surplus:
             raise ValueError(f"{surplus[0]} is on one side only")

@@ -148,4 +148,6 @@ def _timed(preflight: Preflight, device: torch.device, most: int, row_seconds: f
         seconds = observer.summary()
         return seconds["seconds_forward_backward"] / settings.evaluations_per_step(), seconds["seconds_update"]
 
+    if getattr(method, "fused", False):
+        timed(least)  # compiles, which may take longer than the timing is given
     return speed.extrapolated(timed, least, max(min(most, len(task.data.train)), least), row_seconds)
