@@ -176,7 +176,7 @@ class ProximalScoreConfig(LayerwiseRates):
             raise ConfigError(f"method: {error}") from error
 
     def _pays(self, setup: Setup) -> bool:
-        numbers = sum(noise.local(parameter).numel() for parameter in setup.module.parameters())
+        numbers = sum(noise.local(p).numel() for p in setup.module.parameters() if p.requires_grad)
         return numbers * setup.run.total_steps >= WORTH_OF_A_RUN
 
     def _prior_schedule(self, run: RunLength) -> Schedule:
