@@ -56,7 +56,9 @@ def rows(quick: bool) -> list[dict[str, Any]]:
         for epochs in plain:
             settings = ["training.workers=0", "training.validate_every=100", "training.checkpoint_every=100", epochs]
             alone.append(
-                seconds_of(["train", "--config", "plain.yaml", f"name={epochs[-2:].strip('=')}", *settings], folder)
+                seconds_of(
+                    ["train", "--config", "plain.yaml", f"name=epochs-{epochs.partition('=')[2]}", *settings], folder
+                )
             )
         each, epoch = (seconds[1] - seconds[0]) / (more - few), (alone[1] - alone[0]) / 10
         table = [
