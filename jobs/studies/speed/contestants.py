@@ -73,7 +73,7 @@ class Functional:
     """A network under a method of ``posteriors``: functions of the parameters, without an optimizer."""
 
     def __init__(self, template: nn.Module, method: str, workload: Workload) -> None:
-        import posteriors  # type: ignore[import-untyped]
+        import posteriors
         import torchopt
 
         model, self.workload = copy.deepcopy(template), workload
