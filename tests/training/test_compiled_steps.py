@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import nn
 from proxscore.config import parse
 from proxscore.methods.method import RunLength, Setup
 from proxscore.training.launch import run
+
+pytestmark = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="there is no C++ compiler")
 
 
 def outcome(folder: Path, fused: bool | None) -> tuple[dict[str, Any], str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
@@ -134,6 +135,7 @@ def test_a_network_that_is_too_slow_for_a_step_is_estimated_without_one(monkeypa
     assert "from counted operations" in text
 
 
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="there is no C++ compiler")
 @pytest.mark.parametrize("fused", [True, False])
 def test_passes_are_compiled_before_a_step_is_timed(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
