@@ -120,3 +120,29 @@ def test_the_fast_step_is_the_plain_formula(
             for fast, plain in zip(found, expected, strict=True):
                 if fast is not None:
                     torch.testing.assert_close(fast.flatten(), plain, rtol=1e-9, atol=1e-11)
+
+
+def test_small_parameters_of_other_types_are_no_piece_together() -> None:
+    """Beside one in double precision, a parameter in single precision takes the step that it takes alone, bit for bit."""
+
+    def stepped(*dtypes: torch.dtype) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        state: dict[Tensor, dict[str, Any]] = {}
+        members = []
+        for index, dtype in enumerate(dtypes):
+            parameter = nn.Parameter(torch.randn(50, generator=generator).to(dtype))
+            state[parameter] = {}
+            members.append(Member(f"w{index}", parameter, Assignment(True, 1.0), 0, 30.0, None))
+        shards = Shards(members, state, 1, True)
+        for _ in range(3):
+            shards.begin(state)
+            draw = Draw(True, 1.0, False, 1, SCALE, 1.0, seed=3)
+            shards.sample(draw)
+            for member in members:
+                member.parameter.grad = 0.1 * member.parameter.detach()
+            shards.take(draw, shards.gradients())
+            shards.restore()
+            shards.step(ProximalStep(ForwardKL(), (5.0, 0.7), -SCALE, 0.8, Adaptive(0.02, SCALE, 0.9, 1)), None)
+        return members[0].parameter.detach()
+
+    assert torch.equal(stepped(torch.float32, torch.float64), stepped(torch.float32))

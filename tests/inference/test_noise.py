@@ -11,7 +11,7 @@ from torch import Tensor
 
 from proxscore.inference import noise
 
-TOTAL = 200_000  # several blocks of 65,536
+TOTAL = 200_000  # several pieces
 
 
 def draw(

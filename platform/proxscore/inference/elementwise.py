@@ -95,7 +95,7 @@ def paired_curvature(
 
 
 class Settings(NamedTuple):
-    """What a step takes its numbers from; ``squares`` and what follows it are those of the adaptive metric.
+    """What a step takes its numbers from; ``metric`` and what follows it are the adaptive metric's.
 
     Args:
         prior: lambda.

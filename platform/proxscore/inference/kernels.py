@@ -2,8 +2,8 @@
 
 The formulas are those of :mod:`proxscore.inference.elementwise`, once. As they are, each operation is a pass over tensors
 that are cut to the cache's size. Compiled by ``torch.compile`` (vectorised C++ on a CPU, Triton on a GPU), each function below
-is a single pass over the memory, and the draw makes its noise in registers. Both give the same numbers but for the order in
-which a compiler may round: a few units in the last place in a step.
+is a single pass over the memory; only the draw's noise still goes through a buffer on a CPU. Both give the same numbers but
+for the order in which a compiler may round: a few units in the last place in a step.
 """
 
 from __future__ import annotations
@@ -141,9 +141,9 @@ def _compiled(function: Callable[..., None]) -> Callable[..., None]:
 
 def compiled(function: Callable[..., None], *arguments: Any, **settings: Any) -> None:
     """Call one of the functions above, compiled for tensors of any length and settings of any value."""
-    # A view is compiled for with the shape that it is a view of; detached, it is a vector like all others.
     from torch._dynamo.exc import FailOnRecompileLimitHit  # takes seconds to import: only who compiles waits for it
 
+    # A view is compiled for with the shape that it is a view of; detached, it is a vector like all others.
     arguments = tuple(each.detach() if isinstance(each, Tensor) else each for each in arguments)
     try:
         _compiled(function)(*arguments, **settings)

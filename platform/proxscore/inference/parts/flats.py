@@ -43,9 +43,14 @@ class ShardViews:
     displacement: Tensor | None = None  # weights - mean, where the mean is not held
 
     @property
-    def kind(self) -> tuple[bool, float]:
-        """What shards must have in common to be one piece: a prior mean or none, and the number of steps in ``square``."""
-        return self.prior_mean is not None, 0.0 if self.squares is None else self.squares.item()
+    def steps(self) -> float:
+        """How many steps are in ``square``."""
+        return 0.0 if self.squares is None else self.squares.item()
+
+    @property
+    def kind(self) -> tuple[bool, float, torch.device, torch.dtype]:
+        """What shards must have in common to be one piece: a prior mean or none, steps in ``square``, and their tensors' kind."""
+        return self.prior_mean is not None, self.steps, self.weights.device, self.weights.dtype
 
 
 def views(member: Member, state: Mapping[str, Any], keeps_mean: bool, total: Tensor | None = None) -> ShardViews:
@@ -99,23 +104,23 @@ def flats(
     if not shards:
         return
     size = SIZE.get(shards[0].weights.device.type, SIZE_ACCELERATOR)
-    small: dict[tuple[bool, float], list[ShardViews]] = {}
+    small: dict[tuple[bool, float, torch.device, torch.dtype], list[ShardViews]] = {}
     for shard in shards:
         if len(shard.weights) < min(size, LARGE):
             small.setdefault(shard.kind, []).append(shard)
         else:
             yield from _cut(shard, names, size, prior_weight)
-    for (_, squares), group in small.items():
+    for group in small.values():
         start = held = 0
         for end, shard in enumerate(group, 1):
             held += len(shard.weights)
             if held >= size or end == len(group):
-                yield from _joined(group[start:end], names, changed, prior_weight, squares)
+                yield from _joined(group[start:end], names, changed, prior_weight)
                 start, held = end, 0
 
 
 def _cut(shard: ShardViews, names: Sequence[str], size: int, prior_weight: float) -> Iterator[Flat]:
-    prior, squares = shard.member.prior.precision * prior_weight, shard.kind[1]
+    prior, squares = shard.member.prior.precision * prior_weight, shard.steps
     columns = {name: getattr(shard, name) for name in names}
     for low in range(0, len(shard.weights), size):
         piece = {name: None if column is None else column[low : low + size] for name, column in columns.items()}
@@ -123,7 +128,7 @@ def _cut(shard: ShardViews, names: Sequence[str], size: int, prior_weight: float
 
 
 def _joined(
-    group: Sequence[ShardViews], names: Sequence[str], changed: Sequence[str], prior_weight: float, squares: float
+    group: Sequence[ShardViews], names: Sequence[str], changed: Sequence[str], prior_weight: float
 ) -> Iterator[Flat]:
     if len(group) == 1:
         yield from _cut(group[0], names, len(group[0].weights) or 1, prior_weight)
@@ -135,7 +140,7 @@ def _joined(
         columns[name] = None if views[0] is None else torch.cat(views)
     priors = [shard.member.prior.precision * prior_weight for shard in group]
     prior = priors[0] if len(set(priors)) == 1 else filled(priors, sizes, group[0].weights)
-    yield Flat(columns, prior, squares)
+    yield Flat(columns, prior, group[0].steps)
     for name in changed:
         column = columns[name]
         if column is not None:

@@ -166,7 +166,7 @@ class Shards(Part):
         finite = math.isfinite(step.weights[0]) and (step.metric is not None or math.isfinite(step.weights[1]))
         large, rest = self._divided() if finite else ([], self._shards)
         rows = [
-            list(Settings.of(step, shard.member.prior.precision * self._prior_weight, shard.kind[1])) for shard in large
+            list(Settings.of(step, shard.member.prior.precision * self._prior_weight, shard.steps)) for shard in large
         ]
         for shard, row in zip(large, _on_device(torch.tensor(rows, device="cpu"), large), strict=True):
             statistic = getattr(shard, averaged)
@@ -216,10 +216,9 @@ def _compilable(weights: Tensor) -> int:
 
 
 def _on_device(rows: Tensor, shards: Sequence[ShardViews]) -> Iterable[Tensor]:
-    """Rows of settings where the shards are, in one transfer that nothing waits for."""
-    if not shards:
-        return ()
-    device = shards[0].weights.device
-    if device.type == "cuda":
+    """Rows of settings where the shards are, in one transfer to each device that nothing waits for."""
+    devices = {shard.weights.device for shard in shards}
+    if any(device.type == "cuda" for device in devices):
         rows = rows.pin_memory()
-    return rows.to(device, non_blocking=True).unbind()
+    there = {device: rows.to(device, non_blocking=True) for device in devices}
+    return [there[shard.weights.device][index] for index, shard in enumerate(shards)]
