@@ -67,7 +67,9 @@ class Gradients:
             return
         found = [gradient for gradient in self._current() if gradient is not None]
         if self._scaler is not None:
-            torch._foreach_mul_([noise.local(gradient) for gradient in found], 1 / self._scaler.get_scale())
+            shares = [noise.local(gradient) for gradient in found]
+            one = torch.ones((), device=shares[0].device)  # scaled where it is: get_scale() would wait for a GPU
+            torch._foreach_mul_(shares, self._scaler.scale(one).reciprocal())
         if self._clip_norm is not None:
             factor = (self._clip_norm / total_norm(found)).clamp(max=1.0)
             torch._foreach_mul_([noise.local(gradient) for gradient in found], factor)

@@ -111,21 +111,24 @@ def step_(
     penalty: Penalty,
     singles: bool,
     settings: Settings,
+    go: Tensor | None = None,
 ) -> None:
-    """The proximal step: moves mean, precision, running means and weights, and leaves the ratio r in ``statistic``."""
-    found = stepped(mean, precision, score, square, total, statistic, prior_mean, penalty, singles, settings)
-    weights.copy_(found[0])
-    mean.copy_(found[0])
-    precision.copy_(found[1])
-    score.copy_(found[2])
-    if square is not None and found[3] is not None:
-        square.copy_(found[3])
-    statistic.copy_(found[4])
+    """The proximal step: moves mean, precision, running means and weights, and leaves the ratio r in ``statistic``.
+
+    Args:
+        go: whether the step is taken, without dimensions: if not, all but the statistic stay as they are; none: it is.
+    """
+    *found, ratio = stepped(mean, precision, score, square, total, statistic, prior_mean, penalty, singles, settings)
+    for held, new in zip((mean, precision, score, square), found, strict=True):
+        if held is not None and new is not None:
+            held.copy_(new if go is None else torch.where(go, new, held))
+    weights.copy_(mean)
+    statistic.copy_(ratio)
 
 
-def step_by_row_(*tensors: Any, penalty: Penalty, singles: bool, row: Tensor) -> None:
+def step_by_row_(*tensors: Any, penalty: Penalty, singles: bool, row: Tensor, go: Tensor | None) -> None:
     """``step_`` with its settings in one tensor."""
-    step_(*(*tensors, penalty, singles, Settings(*row.unbind())))
+    step_(*(*tensors, penalty, singles, Settings(*row.unbind()), go))
 
 
 def take_by_row_(*tensors: Any, row: Tensor, fresh: bool, paired: bool, last: bool, home: bool) -> None:

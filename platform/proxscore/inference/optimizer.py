@@ -18,7 +18,7 @@ Source: M. Kim, arXiv 2602.05873.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -35,8 +35,11 @@ from proxscore.inference.interrupts import deferred_interrupts
 from proxscore.inference.metric import Adaptive
 from proxscore.inference.monitor import Monitor
 from proxscore.inference.parts.part import Part
+from proxscore.inference.parts.points import Points
+from proxscore.inference.parts.shards import Shards
 from proxscore.inference.parts.solved_block import SolvedBlock
 from proxscore.inference.step import Draw, ProximalStep
+from proxscore.inference.undecided import Undecided
 
 
 class ProximalScore(AssembledOptimizer):
@@ -63,12 +66,21 @@ class ProximalScore(AssembledOptimizer):
     found_inf: Tensor | bool | None = None
     #: When true, ``step`` fills ``statistics`` (of the local shards): a few more passes over the state.
     monitor = False
+    #: Whether a step's arithmetic may begin before the host knows if it is skipped; none: where an accelerator computes.
+    #: Blocks of a family or a solver wait all the same.
+    run_ahead: bool | None = None
+    _undecided: Undecided | None = None
     _drawing = _scored = False
 
     @property
     def drawing(self) -> bool:
         """Whether a draw loop is running: the weights are a draw, and no mean."""
         return self._drawing
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the host does not know yet if the last step was skipped: see :meth:`settle`."""
+        return self._undecided is not None
 
     @property
     def nonfinite(self) -> Tensor:
@@ -190,49 +202,95 @@ class ProximalScore(AssembledOptimizer):
             raise
         with deferred_interrupts():
             self._scored = False
-            if self._skip():
-                self._after_skip()
+            try:
+                self.settle()
+                go = self._go()
+            except FloatingPointError:
+                self._forget()
+                raise
+            if go is False:
+                self._forget()
             else:
                 for group in self.param_groups:
                     group["skipped_in_a_row"] = 0
                     group["momentum_product"] *= group["momentum"]  # a scheduler may change it from step to step
                 self._draw_groups.sum(tensor for part in self._all_parts() for tensor in part.taken())
-                self._move()
+                self._move(None if go is True else go)
             for group in self.param_groups:
                 group["step"] += 1
             self._gradients.clear()  # they hold statistics
         return loss
 
-    def _skip(self) -> bool:
-        """Whether to skip the step: as ``found_inf`` says, or else if any rank's scores are not finite."""
+    def settle(self) -> None:
+        """Learn from the device what became of the last step, where the host has not waited for that, and count it.
+
+        On an accelerator, the groups' ``skipped`` is that of the step before the last one until then. The next ``step`` and
+        ``state_dict`` call it.
+
+        Raises:
+            FloatingPointError: ``max_skipped_steps`` steps in a row were skipped, or the posterior has diverged.
+        """
+        undecided, self._undecided = self._undecided, None
+        if undecided is not None and undecided.skipped():
+            undecided.take_back(self.param_groups)
+            self._count_skipped(undecided.names, undecided.finite)
+        for part in self._all_parts():
+            if isinstance(part, Shards):
+                part.probes.settle()
+
+    def _go(self) -> bool | Tensor:
+        """Whether the step is to be taken: as ``found_inf`` says, or else if all ranks' scores are finite.
+
+        Returns:
+            The answer; or, where only the device knows it yet, a tensor on it without dimensions.
+
+        Raises:
+            FloatingPointError: ``max_skipped_steps`` steps in a row were skipped.
+        """
         found, self.found_inf = self.found_inf, None
         if found is None or getattr(self, "grad_scale", None) is not None:  # a GradScaler's is this rank's alone
             found = self.nonfinite
             sharded = any(isinstance(parameter, DTensor) for _, parameter in self.named_parameters())
             if dist.is_initialized() and (sharded or self._draw_groups.mesh is not None):
                 dist.all_reduce(found, op=dist.ReduceOp.MAX)
-        return bool(found)
+        members = [member for part in self._all_parts() for member in part.members]
+        names, finite = [member.name for member in members], self._gradients.finite()
+        if isinstance(found, Tensor) and self._may_run_ahead(found):
+            states = [self.state[member.parameter] for member in members]
+            counters = [state["step"] for state in states if "step" in state]
+            self._undecided = Undecided(found, names, finite, self.param_groups, counters)
+            return self._undecided.go
+        if bool(found):
+            self._count_skipped(names, finite)
+        return not bool(found)
 
-    def _after_skip(self) -> None:
-        """Count the skipped step, drop its scores, and give up after too many in a row."""
+    def _may_run_ahead(self, found: Tensor) -> bool:
+        """Whether the host need not wait for what ``found`` is; for statistics it does wait."""
+        wanted = found.device.type != "cpu" if self.run_ahead is None else self.run_ahead
+        return wanted and not self.monitor and all(isinstance(part, (Shards, Points)) for part in self._all_parts())
+
+    def _count_skipped(self, names: Sequence[str], finite: Tensor) -> None:
+        """Count a skipped step, and give up after too many in a row.
+
+        Args:
+            finite: whether the gradients of the parameters of these names were.
+        """
         for group in self.param_groups:
             group["skipped"] += 1
             group["skipped_in_a_row"] += 1
-        self._forget()
         if self.param_groups[0]["skipped_in_a_row"] >= self.max_skipped_steps:
-            names = [member.name for part in self._all_parts() for member in part.members]
-            bad = [name for name, fine in zip(names, self._gradients.finite().tolist(), strict=True) if not fine]
+            bad = [name for name, fine in zip(names, finite.tolist(), strict=True) if not fine]
             raise FloatingPointError(
                 f"{self.max_skipped_steps} steps in a row had scores that are not finite (first parameter: "
                 f"{bad[0] if bad else 'on another rank'}); look for bad inputs, or use a larger initial_precision or "
                 "penalty.mean"
             )
 
-    def _move(self) -> None:
-        """Take the proximal step in every part, and fill ``statistics`` if they are wanted."""
+    def _move(self, go: Tensor | None) -> None:
+        """Take the proximal step in every part, if ``go`` is none or true, and fill ``statistics`` if they are wanted."""
         monitor = Monitor() if self.monitor else None
         for group, part in self._grouped_parts():
-            part.step(self._proximal_step(group), monitor)
+            part.step(self._proximal_step(group, go), monitor)
         torch.clear_autocast_cache()
         if monitor is not None:
             precision_weight, mean_weight = self.penalty.weights(self.param_groups[0]["step"])
@@ -242,7 +300,7 @@ class ProximalScore(AssembledOptimizer):
                 numbers = sum(member.parameter.numel() for part in solved for member in part.members)
                 self.statistics["score_loss"] = sum(part.loss.item() for part in solved) / numbers
 
-    def _proximal_step(self, group: dict[str, Any]) -> ProximalStep:
+    def _proximal_step(self, group: dict[str, Any], go: Tensor | None) -> ProximalStep:
         """The settings of the current step for the parts of a group, schedules and learning rate applied."""
         lr = group["lr"]
         precision_weight, mean_weight = self.penalty.weights(group["step"])
@@ -264,6 +322,7 @@ class ProximalScore(AssembledOptimizer):
             factor=scheduled * lr / self.base_lr if lr > 0 else 0.0,
             seed=_draw_seed(group, self.draws_per_step - 1),
             number=_steps_taken(group),
+            go=go,
         )
 
     def _prior_weight(self, group: dict[str, Any]) -> float:
@@ -274,10 +333,12 @@ class ProximalScore(AssembledOptimizer):
         """Everything that the optimizer holds, for ``copy.deepcopy`` (of module and optimizer together) and pickle."""
         if self._drawing or self._scored:
             raise RuntimeError("an optimizer is copied after step(), not within or after its draw loop")
+        self.settle()
         return {name: value for name, value in self.__dict__.items() if name != "step"}  # that is a scheduler's wrapper
 
     def state_dict(self) -> dict[str, Any]:
         """The state of every parameter and the settings of every group, as other torch optimizers have them."""
+        self.settle()
         for block in self.blocks():
             block.export(self.state)
         for part in self._all_parts():
@@ -303,7 +364,7 @@ class ProximalScore(AssembledOptimizer):
             {key: value for key, value in group.items() if key != "fused"} for group in state_dict["param_groups"]
         ]
         super().load_state_dict({**state_dict, "param_groups": groups})
-        self._scored = False
+        self._scored, self._undecided = False, None
         names = {id(parameter): name for name, parameter in self.named_parameters()}
         for parameter, keys in expected.items():
             loaded = self.state[parameter]

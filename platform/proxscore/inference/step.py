@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from proxscore.inference.metric import Adaptive
 from proxscore.inference.penalties import Penalty
 
@@ -52,6 +54,7 @@ class ProximalStep:
         factor: product of the learning rate, relative to the first one, and the mean's schedule.
         seed: seed of the step's last draw, at which a penalty without a closed form is estimated.
         number: how many steps before this one were not skipped.
+        go: where the device alone knows whether the step is taken: true if it is, without dimensions; none: it is.
     """
 
     penalty: Penalty
@@ -65,3 +68,4 @@ class ProximalStep:
     factor: float = 1.0
     seed: int = 0
     number: int = 0
+    go: Tensor | None = None

@@ -71,6 +71,7 @@ class Method(torch.optim.Optimizer):
         monitor: whether the next step fills ``statistics``.
         statistics: values to record, of the local shards.
         has_verdict: whether :meth:`verdict` says something.
+        undecided: whether the host does not know yet if the last step was skipped; the groups' ``skipped`` is without it then.
     """
 
     evaluations_per_step: int = 1
@@ -78,6 +79,7 @@ class Method(torch.optim.Optimizer):
     monitor: bool = False
     statistics: dict[str, float]
     has_verdict: bool = False
+    undecided: bool = False
 
     def parameters(self) -> list[Tensor]:
         """All parameters that are trained."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 #: Standard deviations beyond those of the prior, or those at the start where it is flat, that no posterior has.
 BEYOND_PRIOR, BEYOND_START = 100.0, 1e6
-#: How many steps lie between two checks on an accelerator, each of which waits for it.
+#: How many steps lie between two checks on an accelerator.
 CHECK_EVERY = 16
 
 
@@ -33,6 +33,15 @@ class RunawayError(FloatingPointError):
         return f"use a larger {larger}, or a smaller {section}max_log_precision_step, and look for bad inputs"
 
 
+def plausible(log_precision: Tensor, prior: Tensor, initial: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Which numbers lie in a plausible range, and the smallest log-precision of it; tensors are (n,)."""
+    start = initial.log()
+    lowest = torch.where(prior > 0, prior.log() - 2 * math.log(BEYOND_PRIOR), start - 2 * math.log(BEYOND_START))
+    lowest = torch.minimum(lowest, start - 2 * math.log(BEYOND_PRIOR))
+    highest = torch.maximum(start, torch.where(prior > 0, prior.log(), start)) + 2 * math.log(BEYOND_START)
+    return (log_precision > lowest) & (log_precision < highest) & mean.isfinite(), lowest
+
+
 def refuse_runaway(
     names: Sequence[str], sizes: Sequence[int], log_precision: Tensor, prior: Tensor, initial: Tensor, mean: Tensor
 ) -> None:
@@ -44,11 +53,7 @@ def refuse_runaway(
     Raises:
         RunawayError: names the tensor.
     """
-    start = initial.log()
-    lowest = torch.where(prior > 0, prior.log() - 2 * math.log(BEYOND_PRIOR), start - 2 * math.log(BEYOND_START))
-    lowest = torch.minimum(lowest, start - 2 * math.log(BEYOND_PRIOR))
-    highest = torch.maximum(start, torch.where(prior > 0, prior.log(), start)) + 2 * math.log(BEYOND_START)
-    fine = (log_precision > lowest) & (log_precision < highest) & mean.isfinite()
+    fine, lowest = plausible(log_precision, prior, initial, mean)
     if bool(fine.all()):
         return
     index = int((~fine).nonzero()[0])
@@ -59,7 +64,7 @@ def refuse_runaway(
         raise RunawayError(
             name, f"its mean is {at:g} and its precision {math.exp(min(log, 700.0)):g} somewhere", wider=False
         )
-    deviation, times = math.exp(-0.5 * log), math.exp(0.5 * (start[index].item() - log))
+    deviation, times = math.exp(-0.5 * log), math.exp(0.5 * (initial[index].log().item() - log))
     wider = log <= lowest[index].item()
     prior_scale = prior[index].item() ** -0.5 if prior[index] > 0 else math.inf
     beside = f", the prior's is {prior_scale:.3g}" if wider and math.isfinite(prior_scale) else ""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from proxscore.inference import noise
 from proxscore.inference.convergence.averages import Current, Probed, averaged
-from proxscore.inference.convergence.runaway import CHECK_EVERY, refuse_runaway
+from proxscore.inference.convergence.runaway import CHECK_EVERY, plausible, refuse_runaway
 from proxscore.inference.convergence.watched import (
     KEY,
     packed,
@@ -27,6 +28,7 @@ from proxscore.inference.layout import filled
 from proxscore.inference.members import Member
 from proxscore.inference.parts.part import States
 from proxscore.inference.step import ProximalStep
+from proxscore.inference.undecided import Fetched
 
 if TYPE_CHECKING:
     from proxscore.inference.parts.flats import ShardViews
@@ -37,6 +39,7 @@ class ShardProbes:
 
     def __init__(self, members: list[Member]) -> None:
         self._members = members
+        self._unchecked: tuple[Fetched, Callable[[], None]] | None = None
         self._where = {m.name: watched_indices(m.parameter.detach(), m.start, m.name) for m in members}
         sizes = [len(self._where[member.name]) for member in members]
         self._slices = {
@@ -70,14 +73,28 @@ class ShardProbes:
         if step.metric is None:  # the trust region is in standard deviations
             moved *= (0.5 * seen.log_precision).exp()
         seen.clipped_mean = (moved >= 0.999 * step.max_mean_step).to(moved) * float(step.max_mean_step > 0)
-        self.windows.add(seen, rows)
+        self.windows.add(seen, rows, step.go)
         if seen.mean.device.type == "cpu" or self.windows.first_of(step.number, CHECK_EVERY):
             log, mean = self._watched(shards, "precision").log(), self._watched(shards, "mean")
             members = [shard.member for shard in shards]
             sizes = [len(self._where[member.name]) for member in members]
             initial = filled([member.initial_precision for member in members], sizes, log)
             prior = filled([member.prior.precision for member in members], sizes, log)
-            refuse_runaway([member.name for member in members], sizes, log, prior, initial, mean)
+            names = [member.name for member in members]
+            fine = Fetched(plausible(log, prior, initial, mean)[0].all())
+            self._unchecked = fine, partial(refuse_runaway, names, sizes, log, prior, initial, mean)
+            if step.go is None:
+                self.settle()
+
+    def settle(self) -> None:
+        """Look at the last check, where that has not happened yet, as the device was ahead of the host.
+
+        Raises:
+            RunawayError: a tensor's numbers left every plausible range.
+        """
+        unchecked, self._unchecked = self._unchecked, None
+        if unchecked is not None and not unchecked[0].values():
+            unchecked[1]()
 
     def _watched(self, shards: list[ShardViews], name: str) -> Tensor:
         return torch.cat([getattr(shard, name)[self._where[shard.member.name]] for shard in shards])

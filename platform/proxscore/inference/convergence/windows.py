@@ -93,8 +93,13 @@ class Windows:
         _, self._begun, self.every = windows(max(age - 1, 0), self._numbers)
         self._until = self._begun + _length(self._begun)
 
-    def add(self, seen: Seen, rows: Tensor | None = None) -> None:
-        """Add a step to the current window; ``rows``: which of the numbers took part (none: all)."""
+    def add(self, seen: Seen, rows: Tensor | None = None, go: Tensor | None = None) -> None:
+        """Add a step to the current window.
+
+        Args:
+            rows: which of the numbers took part; none: all.
+            go: whether the step was taken, without dimensions: if not, nothing is added; none: it was.
+        """
         held = self.sums[1] if rows is None else self.sums[1, rows]
         new = held[:, COUNT] == 0
         held[:, M0] = torch.where(new, seen.mean, held[:, M0])
@@ -103,7 +108,8 @@ class Windows:
         k = seen.curvature * change.exp() if seen.own_scale else seen.curvature
         moved = (seen.mean - held[:, M0]) * (0.5 * held[:, L0]).exp()
         columns = (torch.ones_like(k), k, k * k, seen.score, seen.score**2, moved, seen.clipped, seen.clipped_mean)
-        held[:, : len(columns)] += torch.stack(columns, 1)
+        added = torch.stack(columns, 1)
+        held[:, : len(columns)] += added if go is None else torch.where(go, added, 0.0)
         if rows is not None:
             self.sums[1, rows] = held
         if seen.square is not None:

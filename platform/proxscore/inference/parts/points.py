@@ -81,6 +81,9 @@ class Points(Part):
                 weights, prior_mean = noise.local(member.parameter), state.get("prior_mean")
                 pull = weights if prior_mean is None else weights - noise.local(prior_mean)
                 gradient.add_(pull, alpha=member.prior.precision * step.prior_weight / self._scale)
+        held = [noise.local(member.parameter) for member in self.members]
+        held += [noise.local(state[name]) for state in states for name in ("exp_avg", "exp_avg_sq")]
+        before = [] if step.go is None else [tensor.clone() for tensor in held]
         adams = []
         for row in zip(self.members, states, gradients, strict=True):
             if fnmatch.fnmatchcase(row[0].name, NOISE):
@@ -102,3 +105,6 @@ class Points(Part):
             eps=1e-8,
             maximize=False,
         )
+        if step.go is not None:
+            for tensor, old in zip(held, before, strict=True):
+                tensor.copy_(torch.where(step.go, tensor, old))

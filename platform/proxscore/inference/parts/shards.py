@@ -172,14 +172,19 @@ class Shards(Part):
             statistic = getattr(shard, averaged)
             columns = shard.weights, shard.mean, shard.precision, shard.score, shard.square, shard.total, statistic
             kernels.compiled(
-                kernels.step_by_row_, *columns, shard.prior_mean, penalty=step.penalty, singles=singles, row=row
+                kernels.step_by_row_,
+                *(*columns, shard.prior_mean),
+                penalty=step.penalty,
+                singles=singles,
+                row=row,
+                go=step.go,
             )
             if monitor is not None:
                 monitor.add([shard.precision], [statistic])
         for flat in self._flats(rest, _MOVED, ("weights", "mean", "precision", "score", "square"), averaged):
             numbers = Settings.of(step, flat.prior, flat.squares)
             moved: list[Any] = [flat.columns[name] for name in _MOVED]
-            kernels.step_(*(*moved, step.penalty, singles, numbers))
+            kernels.step_(*(*moved, step.penalty, singles, numbers, step.go))
             if monitor is not None:
                 monitor.add([flat["precision"]], [flat["statistic"]])
         if step.metric is not None:

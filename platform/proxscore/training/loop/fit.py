@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,10 +27,13 @@ from proxscore.training.loop import checkpoint, divergence
 from proxscore.training.loop.observer import Observer
 from proxscore.training.loop.resume import resume, return_to_best
 from proxscore.training.loop.run_length import batches, milestones, run_length, step_at
-from proxscore.training.loop.step import first_losses, train_step
+from proxscore.training.loop.step import Outcome, first_losses, train_step
 from proxscore.training.run import Run, prepare
 from proxscore.training.worker import Worker
 
+#: Steps whose outcome is read only when the next ones have been launched, by type of device: an accelerator (1) would have
+#: nothing to do while the host reads.
+STEPS_AHEAD = {"cpu": 0}
 NO_SCORE = 1e9  # of a checkpoint before any validation: finite, as Ray keeps scores in JSON
 
 
@@ -104,6 +108,8 @@ def fit(
     section = section_of(settings, config, worker)
     # A report after this step, on all ranks: then the method's statistics are taken.
     asked = config.tracking.interval == 0
+    outcomes: deque[tuple[int, Outcome]] = deque()
+    ahead = STEPS_AHEAD.get(worker.device.type, 1)
     steps = batches(data, progress, length, worker.data_world, stop)
     for micro_batches, size in observer.timed_iterator(steps):
         step = progress["step"]
@@ -116,15 +122,12 @@ def fit(
             due = -float(worker.world)
         explained = partial(divergence.explained, step + 1, length.total_steps, settings, section, run.module)
         with explained():
-            record, wanted = train_step(run, method, micro_batches, size, step, due, observer)
-        if "data/skipped_rows" in record:  # of the step; recorded is their number so far
-            progress["skipped_rows"] += record["data/skipped_rows"]
-            record["data/skipped_rows"] = progress["skipped_rows"]
-        if step == 0:
-            progress["start"] = record["train/nll"]
-        records.append({"step": step + 1} | record)
+            outcomes.append((step + 1, train_step(run, method, micro_batches, size, step, due, observer)))
         progress |= {"step": step + 1, "seconds": time.perf_counter() - started}
-        asked, report = wanted, asked or validate or save
+        asked, report = False, asked or validate or save
+        while len(outcomes) > (0 if report else ahead):
+            record, asked = noted(*outcomes.popleft(), progress)
+            records.append(record)
         if report:
             notice = worker.leaving() and not last
             save |= notice
@@ -155,6 +158,17 @@ def fit(
     method.conclude(run.module, task.likelihood, partial(training_rows, data), length.data_size)
     seconds = progress["seconds"] + time.perf_counter() - ended
     return Fitted(run, method, length, snapshot, seconds, method.verdict(losses, length.data_size), lowest)
+
+
+def noted(step: int, outcome: Outcome, progress: dict[str, Any]) -> tuple[dict[str, float], bool]:
+    """Read what step ``step`` found, from one on: its record, and whether a report is due. Progress holds what adds up."""
+    record, due = outcome.read()
+    if "data/skipped_rows" in record:  # of the step; recorded is their number so far
+        progress["skipped_rows"] += record["data/skipped_rows"]
+        record["data/skipped_rows"] = progress["skipped_rows"]
+    if step == 1:
+        progress["start"] = record["train/nll"]
+    return {"step": step} | record, due
 
 
 def validated(run: Run, method: Method, progress: dict[str, Any]) -> tuple[dict[str, float], Losses | None]:

@@ -9,11 +9,40 @@ import torch.distributed as dist
 from torch import Tensor
 
 from proxscore.inference import noise
+from proxscore.inference.undecided import Fetched
 from proxscore.methods import Method
 from proxscore.methods.method import FIRST_BATCHES
 from proxscore.training.data.micro_batches import Batch, joined_batch
 from proxscore.training.loop.observer import Observer
 from proxscore.training.run import Run
+
+
+class Outcome:
+    """What a step found, on its way from the device: whoever looks at it at once waits for all that the device has to do.
+
+    Args:
+        common: mean negative log-likelihood, whether the step is skipped, whether a report is due, and rows seen; of all ranks.
+        size: rows of the whole batch.
+        method: after the step.
+    """
+
+    def __init__(self, common: Tensor, size: int, method: Method) -> None:
+        self._common, self._size, self._statistics = Fetched(common), size, method.statistics
+        self._skipped, self._undecided = method.param_groups[0]["skipped"], method.undecided
+
+    def read(self) -> tuple[dict[str, float], bool]:
+        """What to record, and whether a report is due on any rank.
+
+        Recorded are ``train/nll`` (nats per row, mean over the draws, all ranks' rows), ``train/skipped_steps`` so far, the
+        method's statistics of this step, if it monitors them, and, if there are any, the number of rows that were left out as
+        unreadable.
+        """
+        average, bad, due_anywhere, seen = self._common.values()
+        skipped = self._skipped + (self._undecided and bad > 0)
+        record = {"train/nll": average, "train/skipped_steps": float(skipped)}
+        if unreadable := self._size - round(seen):
+            record["data/skipped_rows"] = float(unreadable)
+        return record | self._statistics, due_anywhere > 0
 
 
 def train_step(
@@ -24,7 +53,7 @@ def train_step(
     step: int,
     due: float = 0.0,
     observer: Observer | None = None,
-) -> tuple[dict[str, float], bool]:
+) -> Outcome:
     """Take one step: its gradient evaluations, one all-reduce of the loss, its update.
 
     Args:
@@ -35,11 +64,6 @@ def train_step(
         due: 1 if this rank's clock says that it is time to report, else 0; -world if it had better wait. Clocks differ, and
             all ranks must report together: what they agree on travels with the loss.
         observer: of the time that the parts of the step take.
-
-    Returns:
-        What to record: ``train/nll`` (nats per row, mean over the draws, all ranks' rows), the method's statistics of this
-        step, if it monitors them, and, if there are any, the number of rows that were left out as unreadable; and whether a
-        report is due on any rank.
     """
     worker = run.worker
     observer = observer or Observer(worker.device)
@@ -55,16 +79,13 @@ def train_step(
         with observer.timed("update"):
             mean_nll = nll / (size * method.evaluations_per_step)
             seen = rows * worker.data_world / worker.world  # draw groups see the same rows
-            common = torch.stack([mean_nll, method.nonfinite.to(nll), *nll.new_tensor([due, seen])])
+            known = torch.tensor([due, seen], dtype=nll.dtype, device="cpu").to(nll.device, non_blocking=True)
+            common = torch.stack([mean_nll, method.nonfinite.to(nll), *known])
             if worker.world > 1:
                 dist.all_reduce(common)
             method.found_inf = common[1] > 0
             method.step()
-    average, _, due_anywhere, seen = common.tolist()
-    record = {"train/nll": average, "train/skipped_steps": float(method.param_groups[0]["skipped"])}
-    if unreadable := size - round(seen):
-        record["data/skipped_rows"] = float(unreadable)
-    return record | method.statistics, due_anywhere > 0
+    return Outcome(common, size, method)
 
 
 def forward_backward(run: Run, micro_batches: list[Batch], size: int) -> Tensor:
