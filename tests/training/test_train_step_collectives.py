@@ -27,6 +27,7 @@ from proxscore.training.loop.run_length import run_length
 from proxscore.training.loop.step import train_step
 from proxscore.training.preflight.traffic import Traffic, traffic
 from proxscore.training.run import Run, training_data
+from proxscore.training.sharding import parallelize as parallelize_module
 from proxscore.training.sharding.meshes import Meshes
 from proxscore.training.sharding.parallelize import parallelize
 from proxscore.training.worker import Worker
@@ -142,6 +143,7 @@ def layouts_of(ranks: int) -> dict[str, Meshes]:
 
 def worker(rank: int, ranks: int, folder: str) -> None:
     torch.set_num_threads(1)
+    whole, parallelize_module.WORTH_CUTTING = parallelize_module.WORTH_CUTTING, 0  # as if the network were large
     place = f"file://{folder}/rendezvous-{ranks}"
     dist.init_process_group("gloo", init_method=place, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
     counts = {}
@@ -153,6 +155,12 @@ def worker(rank: int, ranks: int, folder: str) -> None:
                 found, sizes = counted_step(config, worker)
                 counts[layout, name], counts[layout, f"{name}, bytes"] = dict(found), dict(sizes)
         counts[layout, "plain"] = dict(counted_plain_step(configuration.parse(TREE), worker))
+    parallelize_module.WORTH_CUTTING = whole
+    if ranks == 2:
+        small = configuration.parse({**TREE, "method": METHODS["unpaired"]})
+        found, sizes = counted_step(small, Rank(rank, ranks, layouts_of(2)["two shards"]))
+        counts["two shards, at once", "unpaired"] = dict(found)
+        counts["two shards, at once", "unpaired, bytes"] = dict(sizes)
     if rank == 0:
         torch.save(counts, f"{folder}/counts-{ranks}.pt")
     dist.destroy_process_group()
@@ -214,6 +222,15 @@ ARRANGED: dict[str, dict[str, int]] = {
 }
 
 
+def test_a_small_network_is_gathered_at_once(counts: Counts) -> None:
+    """Once for the two micro-batches of a step, where a large one's blocks are gathered again for each backward pass."""
+    found = counts["two shards, at once", "unpaired"]
+    assert found == Counter({"_allgather_base_": 2, "_reduce_scatter_base_": 1, "allreduce_": 1})
+    expected, sent = predicted("two shards", "unpaired"), counts["two shards, at once", "unpaired, bytes"]
+    assert expected.messages == sum(found.values())
+    assert (expected.gathered, expected.scattered) == (sent["c10d._allgather_base_"], sent["c10d._reduce_scatter_base_"])
+
+
 def predicted(layout: str, method: str) -> Traffic:
     training = TREE["training"] | {"workers": RANKS[layout]} | ARRANGED[layout]
     config = configuration.parse({**TREE, "training": training, "method": METHODS[method]})
@@ -223,8 +240,11 @@ def predicted(layout: str, method: str) -> Traffic:
 @pytest.mark.parametrize(
     ("layout", "method"), [(layout, name) for layout in LAYOUTS for name in METHODS] + [("draw x shard", "two draws")]
 )
-def test_a_dry_run_counts_the_messages_and_bytes_that_ranks_send(layout: str, method: str, counts: Counts) -> None:
+def test_a_dry_run_counts_the_messages_and_bytes_that_ranks_send(
+    layout: str, method: str, counts: Counts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """To the byte, the padding of shards included."""
+    monkeypatch.setattr(parallelize_module, "WORTH_CUTTING", 0)
     expected, sent = predicted(layout, method), counts[layout, f"{method}, bytes"]
     assert expected.messages == sum(counts[layout, method].values())
     assert expected.gathered == sent["c10d._allgather_base_"]

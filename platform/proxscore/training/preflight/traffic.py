@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from proxscore.config import Config, MethodSection
 from proxscore.inference.groups import MESSAGE_SIZE
 from proxscore.training.sharding import meshes
-from proxscore.training.sharding.parallelize import blocks
+from proxscore.training.sharding.parallelize import units
 
 GROUP_NUMBERS = 2  # a score and a curvature of each parameter
 LOSS_BYTES = 16.0  # the loss, whether a gradient is not finite, whether a report is due, and rows, in float32
@@ -138,7 +138,7 @@ def traffic_of(
 
 def parts_of(module: nn.Module, shards: int = 1) -> tuple[Part, ...]:
     """What FSDP2 sends together, the root first; a tensor that two parts share belongs to the first of them."""
-    found = list(blocks(module).items())
+    found = list(units(module).items())
     inside = {id(p) for _, block in found for p in block.parameters()}
     root = [p for p in module.parameters() if id(p) not in inside]
     listed = [("", root), *((name, list(block.parameters())) for name, block in found)]

@@ -10,6 +10,10 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from proxscore.config import TrainingConfig
 
+#: Numbers of a network from which on its blocks are sent one by one. A smaller one is gathered at once: its messages would cost
+#: more than the four megabytes that waiting for all of them spares.
+WORTH_CUTTING = 1 << 20
+
 
 def parallelize(module: nn.Module, config: TrainingConfig, mesh: DeviceMesh | None) -> nn.Module:
     """Checkpoint activations, compile and shard a module block by block, as the configuration says.
@@ -28,7 +32,7 @@ def parallelize(module: nn.Module, config: TrainingConfig, mesh: DeviceMesh | No
     if mesh is not None:
         low = torch.bfloat16 if config.precision == "bf16" else None
         policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32 if low else None)
-        for block in found.values():
+        for block in units(module).values():
             fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(module, mesh=mesh, mp_policy=policy)
     return module
@@ -39,6 +43,11 @@ def put_blocks(module: nn.Module, replacements: dict[str, nn.Module]) -> None:
     for name, block in replacements.items():
         parent, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(parent), leaf, block)
+
+
+def units(module: nn.Module) -> dict[str, nn.Module]:
+    """Find the modules that FSDP2 gathers one by one, by name; what lies outside of them is gathered with the root."""
+    return blocks(module) if sum(p.numel() for p in module.parameters()) >= WORTH_CUTTING else {}
 
 
 def blocks(module: nn.Module) -> dict[str, nn.Module]:
