@@ -6,14 +6,29 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.func import _random
 
-from proxscore.inference import ForwardKL, NoPenalty, Prior, ProximalScore, Quadratic, ReverseKL, Schedule, noise
+from proxscore.inference import (
+    ForwardKL,
+    NoPenalty,
+    Prior,
+    ProximalScore,
+    Quadratic,
+    ReverseKL,
+    Schedule,
+    assembled,
+    noise,
+)
 from proxscore.inference.elementwise import normals, philox
 from proxscore.inference.kernels import sample_from_key_, why_not
 from proxscore.inference.members import Member
@@ -238,3 +253,22 @@ def test_a_kernel_that_is_not_compiled_is_the_same() -> None:
     sample_from_key_(weights, torch.ones(5, 4), precision, torch.tensor([1, 2, 3]), remember=False)
     expected = 1 + _random.normal_(torch.tensor([1 + (2 << 32), 3], dtype=torch.uint64), torch.empty(20)) / 2
     torch.testing.assert_close(weights.flatten(), expected)
+
+
+def build_without_a_compiler_on_one(rank: int, folder: str) -> None:
+    """One of two copies of a network, the second of which finds no compiler; what they chose is left in the folder."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
+    found = {}
+    for missing in (False, True):
+        assembled.why_not = lambda device, missing=missing: "no compiler" if missing and rank == 1 else None
+        model = fully_shard(network(), mesh=mesh)
+        found[missing] = ProximalScore(model.named_parameters(), 200, fused=True).fused
+    Path(folder, str(rank)).write_text(repr(found))
+    dist.destroy_process_group()
+
+
+def test_all_copies_of_a_network_take_the_same_path(tmp_path: Path) -> None:
+    """Else they would drift apart by their rounding."""
+    mp.start_processes(build_without_a_compiler_on_one, args=(str(tmp_path),), nprocs=2, start_method="forkserver")
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["{False: True, True: False}"] * 2

@@ -228,7 +228,10 @@ def test_a_small_network_is_gathered_at_once(counts: Counts) -> None:
     assert found == Counter({"_allgather_base_": 2, "_reduce_scatter_base_": 1, "allreduce_": 1})
     expected, sent = predicted("two shards", "unpaired"), counts["two shards, at once", "unpaired, bytes"]
     assert expected.messages == sum(found.values())
-    assert (expected.gathered, expected.scattered) == (sent["c10d._allgather_base_"], sent["c10d._reduce_scatter_base_"])
+    assert (expected.gathered, expected.scattered) == (
+        sent["c10d._allgather_base_"],
+        sent["c10d._reduce_scatter_base_"],
+    )
 
 
 def predicted(layout: str, method: str) -> Traffic:

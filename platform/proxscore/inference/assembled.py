@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
 from proxscore.inference import noise
 from proxscore.inference.convergence import Probed
 from proxscore.inference.families import Family, MeanField
 from proxscore.inference.gradients import Gradients
-from proxscore.inference.groups import DrawGroups
+from proxscore.inference.groups import DrawGroups, all_agree
 from proxscore.inference.initial import INITIAL_NOISE
 from proxscore.inference.kernels import WORTH, why_not
 from proxscore.inference.members import assign_members, named_groups
@@ -199,6 +200,11 @@ class AssembledOptimizer(torch.optim.Optimizer):
         wanted = numbers >= WORTH if fused is None else fused and numbers > 0
         device = next((member.parameter.device for part in shards for member in part.all_members), torch.device("cpu"))
         chosen = wanted and device.type != "meta" and why_not(device) is None  # of sizes alone, nothing is compiled
+        if device.type != "meta":  # copies in different paths would drift apart
+            tensors = (member.parameter for part in shards for member in part.all_members)
+            meshes = [tensor.device_mesh for tensor in tensors if isinstance(tensor, DTensor)]
+            meshes += [] if self._draw_groups.mesh is None else [self._draw_groups.mesh]
+            chosen = all_agree(chosen, dict.fromkeys(meshes), device)
         for part in shards:
             part.fused = chosen and part.compilable() > 0
         for group in self.param_groups:

@@ -42,6 +42,15 @@ class DrawGroups:
             all_reduce_together(tensors, self.mesh.get_group())
 
 
+def all_agree(here: bool, meshes: Iterable[DeviceMesh], device: torch.device) -> bool:
+    """Whether something is true on every process of some meshes, in each of which every process calls it."""
+    found = torch.tensor(float(here), device=device)
+    for mesh in meshes:
+        for dimension in range(mesh.ndim):
+            dist.all_reduce(found, op=dist.ReduceOp.MIN, group=mesh.get_group(dimension))
+    return bool(found)
+
+
 def all_reduce_together(tensors: Iterable[Tensor], group: dist.ProcessGroup) -> None:
     """Sum tensors over a group's processes, in place and in as few messages as a bounded buffer allows.
 

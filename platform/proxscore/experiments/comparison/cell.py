@@ -1,4 +1,4 @@
-"""One cell of a comparison: train, predict, evaluate, record; in a process of its own, or on workers that share its network.
+"""One cell of a comparison: train, predict, evaluate, record; in one process, or on workers that share its network.
 
 All methods are evaluated alike: ``evaluation.draws`` fixed draws (or the members that there are, or the one point estimate),
 the metrics of the task, and with ``evaluation.temperature_scaling`` those at the temperature that validation data prefer.
@@ -6,18 +6,17 @@ the metrics of the task, and with ``evaluation.temperature_scaling`` those at th
 
 from __future__ import annotations
 
-import resource
 import shutil
 import socket
-import sys
 import time
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 
 from proxscore import config as configuration
+from proxscore import garbage
 from proxscore.calibration.temperature import fit_temperature, tempered
 from proxscore.config import Config, TrainingConfig
 from proxscore.experiments import runner
@@ -34,6 +33,7 @@ from proxscore.tracking import Recorder, TrackedRun
 from proxscore.tracking.runs import PARENT, source_tags
 from proxscore.training import evaluation
 from proxscore.training.loop.checkpoint import save_posterior
+from proxscore.training.loop.observer import forget_peak, peak_memory
 from proxscore.training.loop.train import fit_all
 from proxscore.training.results import logged_model, record_verdict
 from proxscore.training.run_memory import RunMemory
@@ -135,6 +135,7 @@ def measured(config: Config, task: Task, worker: Worker, settings: dict[str, Any
     """
     cell: Cell = settings["cell"]
     method, device = config.method, worker.device
+    memory = PeakMemory(device)
     trained = fit_all(config, method, cell.budget.epochs, task, worker)
     fitted, posterior, evaluations = trained.fitted, trained.posterior, trained.evaluations
     fit_run = fitted.run
@@ -142,7 +143,7 @@ def measured(config: Config, task: Task, worker: Worker, settings: dict[str, Any
         raise RuntimeError(
             f"took {evaluations + cell.budget.beside} gradient evaluations, not {cell.budget.evaluations}"
         )
-    peak = max(_of_all(peak_bytes(device), worker))
+    peak = max(_of_all(memory.bytes(), worker))
     draws = config.evaluation.draws if posterior.random else 0
 
     def predict(split: str, source: Posterior) -> Any:
@@ -201,9 +202,23 @@ def _joined(predictive: Any, worker: Worker) -> Any:
     return predictive if worker.world == 1 else type(predictive).joined(_of_all(predictive, worker))
 
 
-def peak_bytes(device: torch.device) -> float:
-    """The most memory that this process has held, on the GPU if it has one."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+class PeakMemory:
+    """The most memory that a process holds for one cell, on the GPU if it has one, from now on.
+
+    A process of several cells is counted as if each were its first: with what it held before that, and without what others have
+    left.
+    """
+
+    _at_first: ClassVar[float | None] = None
+
+    def __init__(self, device: torch.device) -> None:
+        garbage.give_back()
+        forget_peak(device)
+        self._device, self._before = device, peak_memory(device)
+        if PeakMemory._at_first is None:
+            PeakMemory._at_first = self._before
+
+    def bytes(self) -> float:
+        """The peak so far."""
+        assert self._at_first is not None
+        return self._at_first + peak_memory(self._device) - self._before

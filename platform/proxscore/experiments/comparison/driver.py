@@ -21,6 +21,7 @@ from proxscore.experiments.comparison.cell import failed
 from proxscore.experiments.comparison.cell import run as run_cell
 from proxscore.experiments.comparison.plan import Cell, Contender, Plan
 from proxscore.experiments.progress import pace
+from proxscore.training.loop.observer import forgets_peak
 from proxscore.training.ray import checks as cluster_checks
 from proxscore.training.ray import cluster, connection
 
@@ -214,11 +215,15 @@ class _Pool:
         self.waiting = later
 
     def _submit(self, cell: Cell) -> Any:
-        """One process per cell: its peak memory is its own. That of a cell on workers is their driver."""
+        """One process takes one cell after another, as imports take seconds: but one alone where a GPU or the system would
+        keep what the last cell has held. The process of a cell on workers is their driver."""
         cpus, gpus = cell.config.training.cpus_per_worker, _gpus(cell.config)
         if not runner.in_one_process(cell.config):
             cpus, gpus = 0, 0
-        return ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=0)(run_cell).remote(cell, self.parent)
+        most = 0 if gpus == 0 and forgets_peak() else 1
+        return ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=most, max_retries=0)(run_cell).remote(
+            cell, self.parent
+        )
 
     @contextmanager
     def cancelling(self) -> Iterator[None]:

@@ -8,7 +8,6 @@ The process has had other trials before. So what they left is let go of, and the
 
 from __future__ import annotations
 
-import gc
 from typing import Any, Protocol
 
 import ray
@@ -16,6 +15,7 @@ import torch
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from proxscore import garbage
 from proxscore.config import Config
 from proxscore.experiments import runner
 from proxscore.tracking import Recorder
@@ -53,7 +53,7 @@ def run(
     from proxscore.training.preflight import checks
 
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-    gc.collect()
+    garbage.give_back()
     torch.cuda.empty_cache()  # nothing, where there is no GPU
     forget_peak(device)
     task = config.task.build(verify=False)

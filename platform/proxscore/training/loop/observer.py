@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import resource
 import sys
 import tempfile
@@ -119,6 +120,11 @@ def peak_memory(device: torch.device) -> float:
         return float(torch.cuda.max_memory_allocated(device))
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return float(largest if sys.platform == "darwin" else largest * 1024)
+
+
+def forgets_peak() -> bool:
+    """Whether :func:`forget_peak` can do that for this machine's memory."""
+    return sys.platform == "linux" and os.access(PEAK, os.W_OK)
 
 
 def forget_peak(device: torch.device) -> None:
