@@ -44,8 +44,8 @@ def built(model: nn.Module, **settings: Any) -> ProximalScore:
 
 def trained(ahead: bool, **settings: Any) -> tuple[Scaled, ProximalScore]:
     model = Scaled()
-    optimizer = built(model, **settings)
-    optimizer.run_ahead = ahead
+    optimizer = built(model, **{name: value for name, value in settings.items() if name != "hold"})
+    optimizer.run_ahead, optimizer.hold_draw = ahead, "hold" in settings
     for step in range(STEPS):
         for number in optimizer.draws():
             model.loss(step, step in BAD and number == 0).backward()
@@ -58,6 +58,8 @@ def trained(ahead: bool, **settings: Any) -> tuple[Scaled, ProximalScore]:
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {"fused": False},
     "compiled": {"fused": True},
+    "held": {"fused": False, "hold": True},
+    "held, compiled": {"fused": True, "hold": True},
     "pairs": {"paired": True, "draws": 2, "fused": False},
     "no separate mean": {"keep_mean": False},
     "posterior's metric": {"metric": "posterior", "penalty": ForwardKL(30.0), "paired": True},
@@ -161,12 +163,14 @@ def backward(model: nn.Module) -> None:
         parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
 
-@pytest.mark.parametrize("name", ["plain", "pairs", "no separate mean", "posterior's metric"])
+@pytest.mark.parametrize("name", ["plain", "held", "pairs", "no separate mean", "posterior's metric"])
 def test_a_step_on_a_gpu_waits_for_nothing(far: None, name: str) -> None:
     """On tensors that have no numbers to wait for, over more steps than lie between two checks."""
     model = nn.Sequential(nn.Linear(131, 129), nn.Tanh(), nn.Linear(129, 1)).to("cuda")
     settings = {"prior": Prior(1.0, point=("2.bias",)), "initial_precision": 1.0} | SETTINGS[name]
+    hold = settings.pop("hold", False)
     optimizer = ProximalScore(model.named_parameters(), 200, **settings)
+    optimizer.hold_draw = hold
     for _ in range(20):
         for _ in optimizer.draws():
             backward(model)

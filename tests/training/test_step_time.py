@@ -84,12 +84,12 @@ def of(**settings: Any) -> float:
 def test_the_bytes_of_an_update_are_those_of_the_tensors_that_its_passes_name() -> None:
     """In float32 numbers. A draw reads weights and precision, writes weights and mean, and its noise goes to memory and back.
 
-    Taking a single draw reads gradient, weights, mean and precision, and writes total, statistic, weights. A step reads mean,
-    precision, running mean and square, total and statistic, and writes weights in place of the last but one.
+    A step from a single draw reads it and its gradient, mean, precision, running mean and square, and writes all but the
+    gradient. Else it reads total and statistic in their place, and writes the statistic, too.
     """
-    draw, take, step = 4 + 2, 4 + 3, 6 + 6
-    assert of() == 4 * (draw + take + step)
-    assert of(metric="posterior") == 4 * (draw + take + step - 2)
+    draw, once, step = 4 + 2, 6 + 5, 6 + 6
+    assert of() == 4 * (draw + once)
+    assert of(metric="posterior") == 4 * (draw + once - 2)
     reflect, first, second, home = 3, 1 + 2, 5 + 2, 2
     assert of(paired=True) == 4 * (draw + reflect + first + second + home + step)
     again, single, added = draw - 1, 4 + 2, 3  # the mean is remembered once; weights come home once

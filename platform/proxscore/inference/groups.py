@@ -44,10 +44,12 @@ class DrawGroups:
 
 def all_agree(here: bool, meshes: Iterable[DeviceMesh], device: torch.device) -> bool:
     """Whether something is true on every process of some meshes, in each of which every process calls it."""
+    groups = [mesh.get_group(dimension) for mesh in meshes for dimension in range(mesh.ndim)]
+    if not groups:
+        return here
     found = torch.tensor(float(here), device=device)
-    for mesh in meshes:
-        for dimension in range(mesh.ndim):
-            dist.all_reduce(found, op=dist.ReduceOp.MIN, group=mesh.get_group(dimension))
+    for group in groups:
+        dist.all_reduce(found, op=dist.ReduceOp.MIN, group=group)
     return bool(found)
 
 

@@ -126,6 +126,40 @@ def step_(
     statistic.copy_(ratio)
 
 
+def step_from_draw_(
+    weights: Tensor,
+    mean: Tensor,
+    precision: Tensor,
+    score: Tensor,
+    square: Tensor | None,
+    gradient: Tensor,
+    prior_mean: Tensor | None,
+    penalty: Penalty,
+    singles: bool,
+    scale: Number,
+    settings: Settings,
+    go: Tensor | None = None,
+) -> None:
+    """``take_`` and ``step_`` of a step's only single draw at once, which is still in the weights; they become the mean.
+
+    Args:
+        gradient: at the draw; it is left as it is.
+        scale: c.
+    """
+    k = curvature(gradient, weights - mean, precision, settings.prior, scale)
+    *found, _ = stepped(mean, precision, score, square, gradient, k, prior_mean, penalty, singles, settings)
+    for held, new in zip((mean, precision, score, square), found, strict=True):
+        if held is not None and new is not None:
+            held.copy_(new if go is None else torch.where(go, new, held))
+    weights.copy_(mean)
+
+
+def step_from_draw_by_row_(*tensors: Any, penalty: Penalty, singles: bool, row: Tensor, go: Tensor | None) -> None:
+    """``step_from_draw_`` with its scale and its settings in one tensor."""
+    scale, *settings = row.unbind()
+    step_from_draw_(*(*tensors, penalty, singles, scale, Settings(*settings), go))
+
+
 def step_by_row_(*tensors: Any, penalty: Penalty, singles: bool, row: Tensor, go: Tensor | None) -> None:
     """``step_`` with its settings in one tensor."""
     step_(*(*tensors, penalty, singles, Settings(*row.unbind()), go))

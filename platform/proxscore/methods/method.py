@@ -68,6 +68,7 @@ class Method(torch.optim.Optimizer):
     Attributes:
         evaluations_per_step: gradient evaluations of a step.
         found_inf: set before ``step`` to the workers' common answer whether a gradient is not finite; none: only this one's.
+        hold_draw: whether the weights may stay at a draw until ``step``.
         monitor: whether the next step fills ``statistics``.
         statistics: values to record, of the local shards.
         has_verdict: whether :meth:`verdict` says something.
@@ -76,6 +77,7 @@ class Method(torch.optim.Optimizer):
 
     evaluations_per_step: int = 1
     found_inf: Tensor | bool | None = None
+    hold_draw: bool = False
     monitor: bool = False
     statistics: dict[str, float]
     has_verdict: bool = False

@@ -24,6 +24,7 @@ from proxscore.inference.convergence.watched import (
     watched_per_row,
 )
 from proxscore.inference.convergence.windows import Seen, Windows
+from proxscore.inference.elementwise import curvature
 from proxscore.inference.layout import filled
 from proxscore.inference.members import Member
 from proxscore.inference.parts.part import States
@@ -55,7 +56,13 @@ class ShardProbes:
             return None
         k, precision, score, mean = (self._watched(shards, name) for name in (statistic, "precision", "score", "mean"))
         prior, prior_mean = self._prior(shards)
-        prior, score = prior * step.prior_weight, score.lerp(self._watched(shards, "total"), 1 - step.momentum)
+        prior = prior * step.prior_weight
+        scale = shards[0].scale
+        if scale is None:
+            total = self._watched(shards, "total")
+        else:  # the step takes the gradient itself
+            total, k = k, curvature(k, self._watched(shards, "weights") - mean, precision, prior, scale)
+        score = score.lerp(total, 1 - step.momentum)
         ratio = step.penalty.precision_ratio(k, step.weights[0])
         limit = math.inf if step.max_log_precision_step is None else step.max_log_precision_step
         whitened = (step.score_scale * score - prior * (mean - prior_mean)) * precision.rsqrt()
@@ -69,13 +76,14 @@ class ShardProbes:
             RunawayError: a tensor's numbers left every plausible range.
         """
         seen, rows = before
-        moved = (self._watched(shards, "mean") - seen.mean).abs()
+        mean = self._watched(shards, "mean")
+        moved = (mean - seen.mean).abs()
         if step.metric is None:  # the trust region is in standard deviations
             moved *= (0.5 * seen.log_precision).exp()
         seen.clipped_mean = (moved >= 0.999 * step.max_mean_step).to(moved) * float(step.max_mean_step > 0)
         self.windows.add(seen, rows, step.go)
         if seen.mean.device.type == "cpu" or self.windows.first_of(step.number, CHECK_EVERY):
-            log, mean = self._watched(shards, "precision").log(), self._watched(shards, "mean")
+            log = self._watched(shards, "precision").log()
             members = [shard.member for shard in shards]
             sizes = [len(self._where[member.name]) for member in members]
             initial = filled([member.initial_precision for member in members], sizes, log)
@@ -97,15 +105,17 @@ class ShardProbes:
             unchecked[1]()
 
     def _watched(self, shards: list[ShardViews], name: str) -> Tensor:
-        return torch.cat([getattr(shard, name)[self._where[shard.member.name]] for shard in shards])
+        return torch.cat([getattr(shard, name).index_select(0, self._where[shard.member.name]) for shard in shards])
 
     def _prior(self, shards: list[ShardViews]) -> tuple[Tensor, Tensor]:
+        """The prior's precisions and means."""
         sizes = [len(self._where[shard.member.name]) for shard in shards]
         precision = filled([shard.member.prior.precision for shard in shards], sizes, shards[0].weights)
-        zero = shards[0].weights.new_zeros(1)
-        means = [zero.expand(s.weights.shape) if s.prior_mean is None else s.prior_mean for s in shards]
-        where = (self._where[shard.member.name] for shard in shards)
-        return precision, torch.cat([mean[at] for mean, at in zip(means, where, strict=True)])
+        means = torch.zeros_like(precision)
+        for shard, mean in zip(shards, means.split(sizes), strict=True):
+            if shard.prior_mean is not None:
+                mean.copy_(shard.prior_mean.index_select(0, self._where[shard.member.name]))
+        return precision, means
 
     def _rows(self, shards: list[ShardViews]) -> Tensor | None:
         if len(shards) == len(self._members):

@@ -41,6 +41,7 @@ class ShardViews:
     total: Tensor  # mean gradient over the draws of this step so far
     gradient: Tensor | None = None
     displacement: Tensor | None = None  # weights - mean, where the mean is not held
+    scale: float | None = None  # c, where the step takes the gradient of its only draw itself
 
     @property
     def steps(self) -> float:
@@ -53,18 +54,23 @@ class ShardViews:
         return self.prior_mean is not None, self.steps, self.weights.device, self.weights.dtype
 
 
-def views(member: Member, state: Mapping[str, Any], keeps_mean: bool, total: Tensor | None = None) -> ShardViews:
+def views(
+    member: Member, state: Mapping[str, Any], keeps_mean: bool, sums: bool = True, total: Tensor | None = None
+) -> ShardViews:
     """The views of a parameter and its state; where no mean is kept, the weights are the mean.
 
     Args:
-        total: memory for the step's mean gradient, where it is of the weights' kind; else it is new memory.
+        sums: whether the step needs the draws' mean gradient beside the last one.
+        total: memory for it, where it is of the weights' kind; else it is new memory.
     """
     weights, precision, score = map(noise.local, (member.parameter, state["precision"], state["score"]))
     curvature, prior_mean, square = (
         noise.local(state[name]) if name in state else None for name in ("curvature", "prior_mean", "square")
     )
     mean = noise.local(state["mean"]) if keeps_mean else weights
-    if total is None or (total.device, total.dtype, len(total)) != (weights.device, weights.dtype, len(weights)):
+    if not sums:
+        total = weights[:0]
+    elif total is None or (total.device, total.dtype, len(total)) != (weights.device, weights.dtype, len(weights)):
         total = torch.empty_like(weights)  # there is none, or the module was moved or cast meanwhile
     squares = state.get("step")
     return ShardViews(member, weights, mean, precision, score, curvature, prior_mean, square, squares, total)

@@ -28,10 +28,13 @@ class Part(ABC):
     Attributes:
         members: those that take part in a draw loop.
         probes: what the last steps say of convergence; none: nothing is said of these parameters.
+        keeps_mean: whether the mean is held beside the weights, so that a step's only draw may stay in them until the step.
+        hold: whether it stays.
     """
 
     members: list[Member]
     probes: ShardProbes | BlockProbes | None = None
+    keeps_mean = hold = False
 
     @abstractmethod
     def begin(self, state: States) -> None:
@@ -58,7 +61,7 @@ class Part(ABC):
 
     @abstractmethod
     def restore(self) -> None:
-        """Put the mean into the weights."""
+        """Put the mean into the weights, unless the part holds a draw that was taken."""
 
     @abstractmethod
     def step(self, step: ProximalStep, monitor: Monitor | None) -> None:
@@ -66,4 +69,4 @@ class Part(ABC):
 
     @abstractmethod
     def forget(self) -> None:
-        """Drop the gradients that were taken since the last step."""
+        """Drop the gradients that were taken since the last step; the weights are the mean afterwards."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from proxscore.inference import kernels, noise
 from proxscore.inference.convergence.shard_probes import ShardProbes
-from proxscore.inference.elementwise import Settings
+from proxscore.inference.elementwise import Settings, curvature
 from proxscore.inference.interrupts import deferred_interrupts
 from proxscore.inference.members import Member, still_trained
 from proxscore.inference.monitor import Monitor
@@ -25,7 +25,9 @@ from proxscore.inference.parts.part import Part, States
 from proxscore.inference.step import Draw, ProximalStep
 
 _TAKEN = ("total", "statistic", "weights", "mean", "precision")
-_MOVED = ("weights", "mean", "precision", "score", "square", "total", "statistic", "prior_mean")
+_STATE = ("weights", "mean", "precision", "score", "square")
+_MOVED = (*_STATE, "total", "statistic", "prior_mean")
+_HELD = (*_STATE, "gradient", "prior_mean")
 
 
 class Shards(Part):
@@ -40,10 +42,12 @@ class Shards(Part):
 
     Attributes:
         fused: whether passes over large shards are compiled.
+        hold: whether the draw of this step, its only one, may stay in the weights until the step, which then does in one pass
+            what are two.
     """
 
     keeps_mean = True
-    fused = False
+    fused = hold = False
 
     def __init__(self, members: list[Member], state: States, draws: int, adaptive: bool) -> None:
         self.all_members, self.members, self._draws = members, members, draws
@@ -51,6 +55,7 @@ class Shards(Part):
         self._prior_weight = 1.0  # of this step
         self._totals = dict[str, Tensor]()  # kept between steps
         self._unread = set[int]()  # shards whose weights are the mean, which their state does not hold yet
+        self._left = False  # whether a draw that was taken is in the weights
         self._home = set[int]()  # shards whose weights are the mean again since the draw was taken
         self._streams = noise.Streams()
         for member in members:
@@ -72,12 +77,12 @@ class Shards(Part):
         return sum(numel for member in self.all_members if (numel := _compilable(noise.local(member.parameter))))
 
     def begin(self, state: States) -> None:
-        self.members, self._home = still_trained(self.all_members), set()
+        self.members, self._home, self._left = still_trained(self.all_members), set(), False
         self._shards = [
-            views(member, state[member.parameter], self.keeps_mean, self._totals.get(member.name))
+            views(member, state[member.parameter], self.keeps_mean, not self.hold, self._totals.get(member.name))
             for member in self.members
         ]
-        if self.fused and self._shards and self._shards[0].weights.device.type == "cpu":
+        if self.fused and not self.hold and self._shards and self._shards[0].weights.device.type == "cpu":
             # New memory of this size would be the system's, page by page: as slow as a pass of the arithmetic.
             self._totals = {shard.member.name: shard.total for shard in self._shards}
         self._unread = {id(s) for s in self._divided()[0] if s.member.start % 4 == 0 and len(s.weights) % 4 == 0}
@@ -126,6 +131,11 @@ class Shards(Part):
     def take(self, draw: Draw, gradients: list[Tensor]) -> None:
         for shard, gradient in zip(self._shards, gradients, strict=True):
             shard.gradient = gradient
+        if self.hold:
+            for shard in self._shards:
+                shard.scale = draw.scale
+            self._left = True
+            return
         second = draw.paired and draw.last
         share, scale = (0.5 if second else 1.0) / draw.draws, draw.scale / 2 if draw.paired else draw.scale
         flags: dict[str, Any] = dict(fresh=draw.first and not second, paired=draw.paired, last=draw.last)
@@ -154,6 +164,8 @@ class Shards(Part):
         return [s.total for s in self._shards] + [s.curvature for s in self._shards if s.curvature is not None]
 
     def restore(self) -> None:
+        if self._left:
+            return
         away = [shard for shard in self._shards if id(shard) not in self._home | self._unread]
         if away:
             torch._foreach_copy_([s.weights for s in away], [s.mean for s in away])
@@ -161,42 +173,79 @@ class Shards(Part):
     def step(self, step: ProximalStep, monitor: Monitor | None) -> None:
         averaged = "curvature" if self._draws > 1 else "gradient"
         before = self.probes.before(step, self._shards, averaged)
-        singles = step.metric is not None and step.metric.singles is not None
         # An infinite weight, where a schedule is at zero, is a case of its own in the formulas.
         finite = math.isfinite(step.weights[0]) and (step.metric is not None or math.isfinite(step.weights[1]))
-        large, rest = self._divided() if finite else ([], self._shards)
-        rows = [
-            list(Settings.of(step, shard.member.prior.precision * self._prior_weight, shard.steps)) for shard in large
-        ]
-        for shard, row in zip(large, _on_device(torch.tensor(rows, device="cpu"), large), strict=True):
-            statistic = getattr(shard, averaged)
-            columns = shard.weights, shard.mean, shard.precision, shard.score, shard.square, shard.total, statistic
-            kernels.compiled(
-                kernels.step_by_row_,
-                *(*columns, shard.prior_mean),
-                penalty=step.penalty,
-                singles=singles,
-                row=row,
-                go=step.go,
-            )
-            if monitor is not None:
-                monitor.add([shard.precision], [statistic])
-        for flat in self._flats(rest, _MOVED, ("weights", "mean", "precision", "score", "square"), averaged):
-            numbers = Settings.of(step, flat.prior, flat.squares)
-            moved: list[Any] = [flat.columns[name] for name in _MOVED]
-            kernels.step_(*(*moved, step.penalty, singles, numbers, step.go))
-            if monitor is not None:
-                monitor.add([flat["precision"]], [flat["statistic"]])
+        if self._left and not finite:
+            self._take_held()
+        if self._left:
+            self._step_from_draw(step, monitor)
+        else:
+            self._step(step, monitor, averaged, finite)
         if step.metric is not None:
             for shard in self._shards:
                 assert shard.squares is not None
                 shard.squares += 1
         if before is not None:
             self.probes.after(step, self._shards, before)
-        self._shards = []
+        self._shards, self._left = [], False
+
+    def _step(self, step: ProximalStep, monitor: Monitor | None, averaged: str, finite: bool) -> None:
+        """The step from the sums over its draws; ``averaged``: which of the views is the curvature statistic."""
+        large, rest = self._divided() if finite else ([], self._shards)
+        for shard, row in self._settings(large, step):
+            statistic = getattr(shard, averaged)
+            columns = *self._state_of(shard), shard.total, statistic, shard.prior_mean
+            kernels.compiled(kernels.step_by_row_, *columns, row=row, **_kind(step))
+            if monitor is not None:
+                monitor.add([shard.precision], [statistic])
+        for flat in self._flats(rest, _MOVED, _STATE, averaged):
+            moved: dict[str, Any] = {name: flat.columns[name] for name in _MOVED}
+            kernels.step_(**moved, settings=Settings.of(step, flat.prior, flat.squares), **_kind(step))
+            if monitor is not None:
+                monitor.add([flat["precision"]], [flat["statistic"]])
+
+    def _step_from_draw(self, step: ProximalStep, monitor: Monitor | None) -> None:
+        """The step from its only draw, which is still in the weights."""
+        anchors = [] if monitor is None else [shard.precision.clone() for shard in self._shards]
+        large, rest = self._divided()
+        for shard, row in self._settings(large, step):
+            columns = *self._state_of(shard), shard.gradient, shard.prior_mean
+            kernels.compiled(kernels.step_from_draw_by_row_, *columns, row=row, **_kind(step))
+        for flat in flats(rest, _HELD, _STATE, self._prior_weight):
+            moved: dict[str, Any] = {name: flat.columns[name] for name in _HELD} | {"scale": rest[0].scale}
+            settings = Settings.of(step, flat.prior, flat.squares)
+            kernels.step_from_draw_(**moved, settings=settings, **_kind(step))
+        if monitor is not None:
+            precisions = [shard.precision for shard in self._shards]
+            monitor.add(precisions, (new / old for new, old in zip(precisions, anchors, strict=True)))
+
+    def _settings(self, shards: Sequence[ShardViews], step: ProximalStep) -> Iterator[tuple[ShardViews, Tensor]]:
+        """Each shard with the settings of its step, as one tensor where it is: first c, if the step takes the gradient."""
+        rows = []
+        for shard in shards:
+            settings = Settings.of(step, shard.member.prior.precision * self._prior_weight, shard.steps)
+            rows.append([*([] if shard.scale is None else [shard.scale]), *settings])
+        yield from zip(shards, _on_device(torch.tensor(rows, device="cpu"), shards), strict=True)
+
+    @staticmethod
+    def _state_of(shard: ShardViews) -> tuple[Tensor | None, ...]:
+        return shard.weights, shard.mean, shard.precision, shard.score, shard.square
+
+    def _take_held(self) -> None:
+        """Take the gradients of the draw in the weights, as a step does that is no compiled pass."""
+        for shard in self._shards:
+            assert shard.gradient is not None
+            assert shard.scale is not None
+            shard.total = shard.gradient.clone()
+            prior, displacement = shard.member.prior.precision * self._prior_weight, shard.weights - shard.mean
+            shard.gradient.copy_(curvature(shard.total, displacement, shard.precision, prior, shard.scale))
+            shard.scale = None
+        self._left = False
 
     def forget(self) -> None:
-        self._shards = []
+        if self._left:
+            torch._foreach_copy_([s.weights for s in self._shards], [s.mean for s in self._shards])
+        self._shards, self._left = [], False
 
     def _divided(self) -> tuple[list[ShardViews], list[ShardViews]]:
         """The shards that are compiled for, and the others."""
@@ -213,6 +262,12 @@ class Shards(Part):
         ):
             flat.columns["statistic"] = flat.columns[averaged]
             yield flat
+
+
+def _kind(step: ProximalStep) -> dict[str, Any]:
+    """What the passes of a step are told beside numbers."""
+    singles = step.metric is not None and step.metric.singles is not None
+    return dict(penalty=step.penalty, singles=singles, go=step.go)
 
 
 def _compilable(weights: Tensor) -> int:

@@ -69,6 +69,7 @@ def train_step(
     observer = observer or Observer(worker.device)
     nll = torch.zeros((), device=worker.device)
     rows = sum(len(targets) for _, targets in micro_batches)
+    method.hold_draw = True  # the step follows at once
     with observer.step():
         with observer.timed("forward_backward"):
             for _ in method.draws():

@@ -129,10 +129,10 @@ def _memory(config: Config, counted: Memory) -> list[str]:
     kept = []
     if described_device(config).type == "cpu":
         kept.append("                 (of freed memory glibc keeps some: up to 1.7 times as much was measured on CPUs)")
-    when = "when activations are gone" if counted.apart else "from the first draw to the update"
-    summed = (
-        [f"                 {readable(counted.summed):>12}  gradient of the step, {when}"] if counted.summed else []
-    )
+    summed = [
+        f"                 {readable(counted.summed):>12}  gradient of the step, from the first draw to the update"
+    ]
+    summed = summed if counted.summed else []
     room = math.inf if config.cost.device is None else DEVICES[config.cost.device].memory
     if counted.total > room:
         kept.append(

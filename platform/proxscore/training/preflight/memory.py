@@ -19,7 +19,6 @@ from proxscore.training.data.norm_rows import check_rows
 from proxscore.training.preflight.traffic import parts_of
 from proxscore.training.sharding import meshes
 from proxscore.training.sharding.parallelize import blocks, parallelize, put_blocks
-from proxscore.training.worker import pick_device
 
 ADAMW = 4  # weights, gradients, two moments
 
@@ -37,9 +36,8 @@ class Memory:
         activations: bytes that the forward pass of a micro-batch leaves for the backward pass, as if nothing were
             compiled; in bfloat16 about half of those in float32. Gates that recurrent layers keep within are not seen: up to
             four times as much.
-        summed: bytes of the mean of a step's gradients over its draws, from the first draw to the update: the seventh number.
-        apart: whether these are taken only when activations are gone: of a single draw on the CPU, whose memory is taken when
-            it is written.
+        summed: bytes of the mean of a step's gradients over its draws, from the first draw to the update: the seventh number,
+            which a single draw beside a separate mean does not need.
     """
 
     parameters: int
@@ -49,13 +47,11 @@ class Memory:
     gathered: float
     activations: float
     summed: float = 0.0
-    apart: bool = False
 
     @property
     def total(self) -> float:
         """The most bytes at once."""
-        passes = self.gathered + self.activations
-        return sum(self.held.values()) + (max(passes, self.summed) if self.apart else passes + self.summed)
+        return sum(self.held.values()) + self.gathered + self.activations + self.summed
 
     @property
     def checkpoint(self) -> float:
@@ -120,11 +116,10 @@ def _memory(config: Config, settings: MethodSection, task: Task, meta_network: C
     check_rows(config, [settings], module, task)
     rows = math.ceil(config.training.batch_size / (replicas * shards) / config.training.accumulate)
     summed = 0.0
-    if isinstance(method, ProximalScore):
+    if isinstance(method, ProximalScore) and not (settings.evaluations_per_step() == 1 and settings.keep_mean):
         summed = 4.0 * sum(parameter.numel() for _, parameter, _ in method.sampled()) / shards
-    single = settings.evaluations_per_step() == 1 and pick_device(config.training.device).type == "cpu"
     activations = _activations(config, module, task, rows) * wide / 4
-    return Memory(parameters, trained, shards, held, gathered, activations, summed, single)
+    return Memory(parameters, trained, shards, held, gathered, activations, summed)
 
 
 def held_bytes(method: object, module: nn.Module, shards: int) -> dict[str, float]:

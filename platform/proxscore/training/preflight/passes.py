@@ -106,30 +106,34 @@ def _of_proximal_score(method: ProximalScoreConfig, groups: int) -> Iterator[Mov
     t = {name: torch.empty(_COUNT, device="meta") for name in _NAMES}
     rows = [t[name].view(-1, 4) for name in ("weights", "mean", "precision")]
     key = torch.empty(3, dtype=torch.int64, device="meta")
-    home = not several and not method.paired
+    held = not several and not method.paired and method.keep_mean  # the only draw, until the step
     for draw in range(own):
         fused = moved_by(kernels.sample_from_key_, *rows, key, remember=draw == 0).fused
         fused += 8.0  # Inductor writes the noise of a counter's four numbers to memory, and reads it in the same kernel
         apart = moved_by(kernels.sample_, t["weights"], t["mean"], t["precision"], t["noise"]).apart
         yield Moved(fused, apart + 4.0 + (8.0 if draw == 0 else 0.0))  # the noise is written, and the mean remembered
-        for second in range(1 + method.paired):
+        for second in range(0 if held else 1 + method.paired):
             if second:
                 yield moved_by(kernels.reflect_, t["weights"], t["mean"])
             share, last = torch.empty((), device="meta"), bool(second) or not method.paired
             columns = [t[name] for name in ("total", "statistic", "weights", "mean", "precision")]
             flags = dict(fresh=draw == 0 and not second, paired=method.paired, last=last)
-            taken = moved_by(kernels.take_, *columns, share, share, share, home=home, **flags)
-            yield Moved(taken.fused, moved_by(kernels.take_, *columns, share, share, share, **flags).apart)
+            yield moved_by(kernels.take_, *columns, share, share, share, **flags)
         if several:
             yield Moved(
                 12.0 + 4.0 * (draw == 0), 12.0 + 4.0 * (draw == 0)
             )  # added to the curvature, which is cleared first
-    yield Moved(0.0 if home else 8.0, 8.0)  # the weights are the mean again
+    if not held:
+        yield Moved(8.0, 8.0)  # the weights are the mean again
     numbers = Settings(*(torch.empty((), device="meta") for _ in Settings._fields))
     square = t["square"] if adaptive else None
     state = [t[name] for name in ("weights", "mean", "precision", "score")]
     singles, penalty = adaptive and not method.paired, method.penalty.build(1000, 100)
-    yield moved_by(kernels.step_, *state, square, t["total"], t["statistic"], None, penalty, singles, numbers)
+    kind = dict(penalty=penalty, singles=singles, settings=numbers)
+    if held:
+        yield moved_by(kernels.step_from_draw_, *state, square, t["statistic"], None, scale=numbers.prior, **kind)
+    else:
+        yield moved_by(kernels.step_, *state, square, t["total"], t["statistic"], None, **kind)
 
 
 _NAMES = ("weights", "mean", "precision", "score", "square", "total", "statistic", "noise")
