@@ -31,8 +31,15 @@ def adamw(**form: Any) -> Build:
     return lambda model: torch.optim.AdamW(model.parameters(), lr=1e-6, **form)
 
 
-def ours(**settings: Any) -> Build:
-    return lambda model: ProximalScore(model.named_parameters(), data_size=DATA, **settings)
+def ours(hold_draw: bool = True, **settings: Any) -> Build:
+    """As a job's loop runs it, or without a draw that is held until the step."""
+
+    def build(model: nn.Module) -> ProximalScore:
+        optimizer = ProximalScore(model.named_parameters(), data_size=DATA, **settings)
+        optimizer.hold_draw = hold_draw
+        return optimizer
+
+    return build
 
 
 def peer(kind: str) -> Build:
@@ -48,6 +55,7 @@ OPTIMIZERS: dict[str, Build] = {
     "AdamW, for-loop": adamw(foreach=False),
     "AdamW, fused": adamw(fused=True),
     "proximal score, single draws": ours(fused=True),
+    "the same, weights at the mean before the step": ours(False, fused=True),
     "the same, not compiled": ours(fused=False),
     "the same, posterior's metric": ours(fused=True, metric="posterior"),
     "proximal score, pairs": ours(fused=True, paired=True),

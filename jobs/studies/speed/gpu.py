@@ -43,7 +43,9 @@ def ivon(model: nn.Module) -> Any:
 
 
 def ours(model: nn.Module) -> torch.optim.Optimizer:
-    return ProximalScore(model.named_parameters(), DATA, lr=1e-6)
+    optimizer = ProximalScore(model.named_parameters(), DATA, lr=1e-6)
+    optimizer.hold_draw = True  # as in a job's loop
+    return optimizer
 
 
 def pairs(model: nn.Module) -> torch.optim.Optimizer:

@@ -51,8 +51,9 @@ class ProximalScore(AssembledOptimizer):
 
     State per sampled parameter, with the parameter's own sharding: ``mean``, ``precision``, ``score`` (running mean of
     the gradient), ``square`` (of its square, with the adaptive metric), and ``curvature`` if ``draws`` > 1. With weights and
-    gradient that is 6 P numbers at rest for P parameters, 7 P within a step; one less with the posterior's metric, one more for
-    several draws. All of it, and the noise (a function of ``seed`` and the step counter), is in ``state_dict``.
+    gradient that is 6 P numbers at rest for P parameters, 7 P within a step unless ``hold_draw``; one less with the posterior's
+    metric, one more for several draws. All of it, and the noise (a function of ``seed`` and the step counter), is in
+    ``state_dict``.
     Families other than the mean field, and the gradient solver, hold the parameters of a group together
     (:mod:`proxscore.inference.parts.block`). The arguments, and what becomes of them, are in
     :mod:`proxscore.inference.assembled`.
