@@ -337,3 +337,15 @@ def test_a_posterior_carries_its_verdict_through_a_file(tmp_path: Any) -> None:
     both = Verdict.of_all([fit(steps=200).verdict, found.verdict])
     assert both.answer == "still moving"
     assert both.reasons[0].startswith("member 2 of 2: ")
+
+
+def test_values_are_as_alike_as_in_the_window_whose_steps_lie_closer() -> None:
+    """A window that begins after 4,096 steps watches every second one, while the older one's are neighbours."""
+    first = next(age for age in range(4096, 10_000) if windows(age)[2] == 2)
+    last = next(age for age in range(first, 20_000) if windows(age)[1] > first)
+    watch = Windows(1, 0, torch.zeros(1))
+    spacings = {}
+    for age in (first - 1, first, last):
+        watch.watched(age)
+        spacings[age] = (watch.every, watch.spacing)
+    assert spacings == {first - 1: (1, 1), first: (2, 1), last: (2, 2)}

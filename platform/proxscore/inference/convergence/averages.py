@@ -75,7 +75,7 @@ def averaged(
 
     Args:
         sums: (2, n, columns) of a :class:`Windows`.
-        every: n where every n-th step was watched.
+        every: steps between two that were watched, the least in both windows: there values are the most alike.
         momentum: decay of the smoothed score, which correlates its values.
     """
     s = sums.detach().double().cpu()

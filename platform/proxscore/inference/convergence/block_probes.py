@@ -118,7 +118,7 @@ class BlockProbes:
         now = Current(block.family.mean(block.state)[at], log[at], block.prior_precision[at], block.prior_mean[at])
         name = ", ".join(member.name for member in block.members)
         found = averaged(
-            name, block.layout.size, 0, self.windows.sums, now, self.windows.every, momentum, own_scale=False
+            name, block.layout.size, 0, self.windows.sums, now, self.windows.spacing, momentum, own_scale=False
         )
         found.coarse, found.size = self.coarse, block.layout.size
         if block.layout.local:

@@ -133,7 +133,7 @@ class ShardProbes:
             now = Current(mean, log, torch.full_like(mean, member.prior.precision), prior_mean)
             sums = self.windows.sums[:, self._slices[member.name]]
             numbers = noise.local(member.parameter).numel()
-            yield averaged(member.name, numbers, member.start, sums, now, self.windows.every, momentum)
+            yield averaged(member.name, numbers, member.start, sums, now, self.windows.spacing, momentum)
 
     def save(self, state: States) -> None:
         """Write the sums into the optimizer's state."""

@@ -84,6 +84,11 @@ class Windows:
             self._begun, self._until = begun, begun + _length(begun)
         return (age - self._begun) % self.every == 0
 
+    @property
+    def spacing(self) -> int:
+        """How many steps lie between two that are watched, in the window where they are fewer: the older one."""
+        return windows(max(self._begun - 1, 0), self._numbers)[2]
+
     def first_of(self, age: int, steps: int) -> bool:
         """Whether a step that is watched is the first such one among the ``steps`` from a multiple of their number on."""
         return age % steps < self.every
