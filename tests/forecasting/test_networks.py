@@ -15,8 +15,10 @@ from torch import Tensor
 
 from proxscore.config import ConfigError
 from proxscore.forecasting.anchors import LinearAnchor, Units
+from proxscore.forecasting.blueprint import Blueprint
+from proxscore.forecasting.features import Features
 from proxscore.forecasting.network import ForecastNetwork
-from proxscore.forecasting.networks import NAMES, Blueprint, Features, plan
+from proxscore.forecasting.networks import NAMES, plan
 from proxscore.forecasting.windows import FOLD, Panel, Windows, training_index
 
 HORIZON, CONTEXT = 6, 24

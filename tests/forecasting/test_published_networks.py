@@ -12,7 +12,8 @@ from torch import nn
 
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError
-from proxscore.forecasting.networks import Features, plan
+from proxscore.forecasting.features import Features
+from proxscore.forecasting.networks import plan
 from proxscore.forecasting.task import ForecastingConfig
 
 PRESETS = ("deepar", "tft", "patchtst", "dlinear", "tide", "koopa")

@@ -12,7 +12,9 @@ from gluonts.transform import Transformation
 from gluonts.transform.sampler import InstanceSampler
 
 from proxscore.config import ConfigError
-from proxscore.forecasting.networks import NAMES, Blueprint, Features, plan
+from proxscore.forecasting.blueprint import Blueprint
+from proxscore.forecasting.features import Features
+from proxscore.forecasting.networks import NAMES, plan
 from proxscore.forecasting.windows import Packing, Panel, Windows, training_index
 
 HORIZON, CONTEXT = 5, 24

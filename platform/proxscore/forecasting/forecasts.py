@@ -14,9 +14,10 @@ from gluonts.model.forecast import SampleForecast
 from proxscore.forecasting.anchoring import given_forecasts
 from proxscore.forecasting.anchors import as_described
 from proxscore.forecasting.baselines import History
+from proxscore.forecasting.features import Features
 from proxscore.forecasting.intervals import Interval
 from proxscore.forecasting.network import ForecastNetwork
-from proxscore.forecasting.networks import Features, plan, takes
+from proxscore.forecasting.networks import plan, takes
 from proxscore.forecasting.predictive import ForecastPredictive
 from proxscore.forecasting.series import SeriesData
 from proxscore.forecasting.series_task import SeriesTask

@@ -5,16 +5,14 @@ A new network of GluonTS is one line in ``_ESTIMATORS``.
 
 from __future__ import annotations
 
-import copy
 import difflib
 import inspect
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from gluonts.dataset.field_names import FieldName
 from gluonts.torch.model.d_linear import DLinearEstimator
@@ -25,67 +23,22 @@ from gluonts.torch.model.patch_tst import PatchTSTEstimator
 from gluonts.torch.model.simple_feedforward import SimpleFeedForwardEstimator
 from gluonts.torch.model.tft import TemporalFusionTransformerEstimator
 from gluonts.torch.model.tide import TiDEEstimator
-from gluonts.transform import AddObservedValuesIndicator, AddTimeFeatures, Chain, SelectFields, Transformation
-from torch import Tensor, nn
+from gluonts.transform import AddObservedValuesIndicator, AddTimeFeatures, Chain, SelectFields
+from torch import nn
 
 from proxscore.config import ConfigError
-from proxscore.forecasting.anchored import AnchoredNetwork, ResidualMLP
+from proxscore.forecasting.anchored import ResidualMLP
 from proxscore.forecasting.anchors import LONGEST, Anchor, GivenAnchor, LinearAnchor, Units
+from proxscore.forecasting.blueprint import Blueprint
 from proxscore.forecasting.calendar import waves
+from proxscore.forecasting.features import Features
 from proxscore.forecasting.koopa import Koopa
 from proxscore.forecasting.likelihoods.gluonts_output import output_of
 from proxscore.forecasting.likelihoods.names import LIKELIHOODS, check
-from proxscore.forecasting.network import AutoregressiveNetwork, ForecastNetwork, PointForecaster
-from proxscore.forecasting.windows import FOLD, OBSERVED, Field, Packing, Series, Windows, given
+from proxscore.forecasting.network import PointForecaster
+from proxscore.forecasting.windows import FOLD, OBSERVED, Field, Packing, given
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Features:
-    """What series carry beside their target.
-
-    Attributes:
-        known: covariates that are known over the horizon.
-        past: covariates that are not.
-        categories: numbers of values of the static categories.
-        real: static numbers.
-    """
-
-    known: int = 0
-    past: int = 0
-    categories: tuple[int, ...] = ()
-    real: int = 0
-
-    @classmethod
-    def of(cls, series: Sequence[Series], categories: Sequence[int] | None = None) -> Features:
-        """Of GluonTS entries, which must all carry the same.
-
-        Args:
-            series: the entries.
-            categories: numbers of values; without, one more than the largest number that occurs.
-
-        Raises:
-            ConfigError: a series that carries something else than the first, or a category out of its range.
-        """
-        kinds = ("feat_dynamic_real", "past_feat_dynamic_real", "feat_static_cat", "feat_static_real")
-        counts = [tuple(len(entry.get(kind, ())) for kind in kinds) for entry in series]
-        for entry, count in zip(series, counts, strict=True):
-            if count != counts[0]:
-                raise ConfigError(
-                    f"series {entry.get('item_id')} carries {count} of {', '.join(kinds)}; the first series {counts[0]}"
-                )
-        known, past, static, real = counts[0]
-        values = np.array([entry.get("feat_static_cat", ()) for entry in series], dtype=np.int64).reshape(
-            len(series), static
-        )
-        sizes = tuple(categories) if categories is not None else tuple((values.max(0) + 1).tolist())
-        for row, column in np.argwhere((values < 0) | (values >= np.array(sizes, dtype=np.int64).reshape(1, -1))):
-            raise ConfigError(
-                f"series {series[row].get('item_id')}: static category {column} is {values[row, column]}, outside "
-                f"0..{sizes[column] - 1}"
-            )
-        return cls(known, past, sizes, real)
 
 
 @dataclass(frozen=True)
@@ -152,69 +105,6 @@ _TRAINING = {"lr", "weight_decay", "patience", "batch_size", "num_batches_per_ep
 _TRAINING |= {"train_sampler", "validation_sampler"}
 _OBJECTS = {"num_parallel_samples", "quantiles", "nonnegative_pred_samples", "imputation_method", "time_features"}
 _TAKEN = _DATA | _TASK | _TRAINING | _OBJECTS
-
-
-@dataclass(frozen=True)
-class Blueprint:
-    """A network that fits a task, not yet built: :func:`plan` makes it.
-
-    Attributes:
-        name: of the network.
-        horizon: H.
-        likelihood: family of the distribution per step, a key of ``LIKELIHOODS``.
-        transformation: of series, for :class:`proxscore.forecasting.windows.Panel`.
-        packing: of the inputs.
-        autoregressive: see :class:`proxscore.forecasting.network.ForecastNetwork`.
-        make: builds the network within.
-        estimator: GluonTS's, where there is one.
-    """
-
-    name: str
-    horizon: int
-    likelihood: str
-    transformation: Transformation
-    packing: Packing
-    autoregressive: bool
-    make: Callable[[], nn.Module]
-    estimator: PyTorchLightningEstimator | None = None
-
-    def build(
-        self,
-        training: Windows | None = None,
-        scale_floor: float = 0.0,
-        unit: float = 1.0,
-        anchor: Anchor | None = None,
-    ) -> ForecastNetwork:
-        """A network with random weights, on the default device.
-
-        Args:
-            training: windows that Koopa's filter, and the MLP's means and scales, are computed from; others have no use for
-                them. A network whose state is loaded afterwards needs none: these are part of the state.
-            scale_floor: least scale of a window; see :mod:`proxscore.forecasting.network`.
-            unit: what the network within counts targets in.
-            anchor: what it starts from; without, from the window's own scale.
-        """
-        net = self.make()
-        if isinstance(net, PointForecaster) and training is not None:
-            net.point.set_filter(
-                (fields["past_target"][..., None] / unit, fields["past_observed_values"][..., None])
-                for fields in _spread(training, self.packing)
-            )
-        if isinstance(net, ResidualMLP) and training is not None:
-            net.standardise(_spread(training, self.packing))
-        if anchor is not None:
-            likelihood = LIKELIHOODS[self.likelihood]()
-            own = copy.deepcopy(anchor).to(torch.get_default_device())
-            return AnchoredNetwork(net, self.packing, likelihood, self.horizon, scale_floor, unit, own)
-        kind = AutoregressiveNetwork if self.autoregressive else ForecastNetwork
-        return kind(net, self.packing, LIKELIHOODS[self.likelihood](), self.horizon, scale_floor, unit)
-
-
-def _spread(windows: Windows, packing: Packing, count: int = 4096, batch: int = 256) -> Iterator[dict[str, Tensor]]:
-    """Fields of at most ``count`` windows, evenly spaced, in batches."""
-    items = np.linspace(0, len(windows) - 1, min(count, len(windows))).astype(int)
-    for first in range(0, len(items), batch):
-        yield packing.unpack(windows.__getitems__(items[first : first + batch].tolist())[0])
 
 
 def plan(

@@ -22,12 +22,14 @@ from proxscore.forecasting.anchoring import (
 )
 from proxscore.forecasting.anchors import BLOCKS, METHODS, Anchor, Units, as_described, described, fit, given
 from proxscore.forecasting.baselines import History, seasons
+from proxscore.forecasting.blueprint import Blueprint
 from proxscore.forecasting.evaluator import ForecastEvaluator
+from proxscore.forecasting.features import Features
 from proxscore.forecasting.interval_ends import group_names
 from proxscore.forecasting.likelihoods.choosing import chosen
 from proxscore.forecasting.likelihoods.excluded import check_targets, first_of
 from proxscore.forecasting.likelihoods.names import LIKELIHOODS, check, nearest
-from proxscore.forecasting.networks import Blueprint, Features, plan
+from proxscore.forecasting.networks import plan
 from proxscore.forecasting.predictive import predict
 from proxscore.forecasting.series import SeriesData
 from proxscore.forecasting.splits import Split, default_context, record, repeated, scale_floor, unit
