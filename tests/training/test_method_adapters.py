@@ -128,3 +128,35 @@ def test_the_reported_gradient_evaluations_are_the_forwards_in_training(
     assert results["steps"] == 8
     assert results["evaluations"] == forwards == 8 * evaluations
     assert config.method.evaluations_per_step() == evaluations
+
+
+def test_a_fused_adamw_skips_on_its_device_what_the_host_learns_of_a_step_later() -> None:
+    """To the bit torch's fused AdamW that takes the good steps alone; ten bad ones in a row still end the run."""
+    bad = {2, 3, 7}
+    ours, theirs = network(), network()
+    method = AdamWConfig(warmup=0.0).build(Setup(ours, RunLength(10**6, 8, 80)))
+    for group in method.param_groups:
+        group["fused"] = True  # as on a GPU
+    reference = torch.optim.AdamW(theirs.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
+    for step in range(10):
+        x, y = batch(step)
+        for _ in method.draws():
+            (nn.functional.cross_entropy(ours(x), y) * (math.nan if step in bad else 1.0)).backward()
+        method.step()
+        assert method.undecided
+        assert method.param_groups[0]["skipped"] == len([each for each in bad if each < step])
+        if step not in bad:
+            reference.zero_grad()
+            nn.functional.cross_entropy(theirs(x), y).backward()
+            reference.param_groups[0]["lr"] = method.param_groups[0]["lr"]
+            reference.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert method.state_dict()["param_groups"][0]["skipped"] == len(bad)
+    assert {state["step"].item() for state in method.state.values()} == {7.0}
+    with pytest.raises(FloatingPointError, match="10 steps in a row"):
+        for _ in range(12):
+            for _ in method.draws():
+                (ours(batch(0)[0]).sum() * math.nan).backward()
+            method.step()
+    assert method.param_groups[0]["skipped"] == len(bad) + 10

@@ -247,6 +247,7 @@ class ProximalScore(AssembledOptimizer):
         undecided, self._undecided = self._undecided, None
         if undecided is not None and undecided.skipped():
             undecided.take_back(self.param_groups)
+            assert undecided.finite is not None
             self._count_skipped(undecided.names, undecided.finite)
         for part in self._all_parts():
             if isinstance(part, Shards):
@@ -272,7 +273,7 @@ class ProximalScore(AssembledOptimizer):
         if isinstance(found, Tensor) and self._may_run_ahead(found):
             states = [self.state[member.parameter] for member in members]
             counters = [state["step"] for state in states if "step" in state]
-            self._undecided = Undecided(found, names, finite, self.param_groups, counters)
+            self._undecided = Undecided(found, self.param_groups, names, finite, counters)
             return self._undecided.go
         if bool(found):
             self._count_skipped(names, finite)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_COUNTS = ("momentum_product", "skipped_in_a_row")
+_COUNTS = {"momentum_product", "skipped_in_a_row"}
 
 
 class Fetched:
@@ -46,25 +46,25 @@ class Undecided:
 
     Args:
         found: whether scores were not finite, on the device: zero or one.
+        groups: the optimizer's, before they count the step.
         names: of the parameters that take part.
         finite: whether the gradients of each are finite, on the device.
-        groups: the optimizer's, before they count the step.
         counters: tensors that count the steps of a parameter, before this one.
     """
 
     def __init__(
         self,
         found: Tensor,
-        names: Sequence[str],
-        finite: Tensor,
         groups: Iterable[dict[str, Any]],
-        counters: Sequence[Tensor],
+        names: Sequence[str] = (),
+        finite: Tensor | None = None,
+        counters: Sequence[Tensor] = (),
     ) -> None:
         #: Whether the step is taken, on the device.
         self.go = found == 0
         self.names, self.finite = names, finite
         self._found, self._counters = Fetched(found), [(counter, counter.clone()) for counter in counters]
-        self._before = [{name: group[name] for name in _COUNTS} for group in groups]
+        self._before = [{name: group[name] for name in _COUNTS & group.keys()} for group in groups]
 
     def skipped(self) -> bool:
         """Whether the step was skipped."""

@@ -1,4 +1,7 @@
-"""AdamW: the point estimate that everything else is compared with (Loshchilov and Hutter, arXiv 1711.05101)."""
+"""AdamW: the point estimate that everything else is compared with (Loshchilov and Hutter, arXiv 1711.05101).
+
+On a GPU it is torch's fused kernel, which is its fastest.
+"""
 
 from __future__ import annotations
 
@@ -48,5 +51,8 @@ class AdamW(Steps, torch.optim.AdamW):
         factor: Factor,
         max_skipped_steps: int = 10,
     ) -> None:
-        super().__init__(named, lr=lr, weight_decay=weight_decay)
+        named = list(named)
+        tensors = [t for item in named for t in (item["params"] if isinstance(item, dict) else [item])]
+        on_gpu = all((t[1] if isinstance(t, tuple) else t).is_cuda for t in tensors)
+        super().__init__(named, lr=lr, weight_decay=weight_decay, fused=on_gpu or None)
         self.prepare(factor, max_skipped_steps)

@@ -72,7 +72,6 @@ class Method(torch.optim.Optimizer):
         monitor: whether the next step fills ``statistics``.
         statistics: values to record, of the local shards.
         has_verdict: whether :meth:`verdict` says something.
-        undecided: whether the host does not know yet if the last step was skipped; the groups' ``skipped`` is without it then.
     """
 
     evaluations_per_step: int = 1
@@ -81,11 +80,15 @@ class Method(torch.optim.Optimizer):
     monitor: bool = False
     statistics: dict[str, float]
     has_verdict: bool = False
-    undecided: bool = False
 
     def parameters(self) -> list[Tensor]:
         """All parameters that are trained."""
         return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the host does not know yet if the last step was skipped; the groups' ``skipped`` is without it then."""
+        return False
 
     def draws(self) -> Iterator[int]:
         """One pass of the loop's body over the weights as they are, with cleared gradients."""
