@@ -197,7 +197,7 @@ def backward(model: nn.Module) -> None:
 @pytest.mark.parametrize("name", ["plain", "held", "pairs", "no separate mean", "posterior's metric"])
 def test_a_step_on_a_gpu_waits_for_nothing(far: None, name: str) -> None:
     """On tensors that have no numbers to wait for, over more steps than lie between two checks."""
-    model = nn.Sequential(nn.Linear(131, 129), nn.Tanh(), nn.Linear(129, 1)).to("cuda")
+    model = nn.Sequential(nn.Linear(131, 129, device="cuda"), nn.Tanh(), nn.Linear(129, 1, device="cuda"))
     settings = {"prior": Prior(1.0, point=("2.bias",)), "initial_precision": 1.0} | SETTINGS[name]
     hold = settings.pop("hold", False)
     optimizer = ProximalScore(model.named_parameters(), 200, **settings)
@@ -212,7 +212,9 @@ def test_a_wait_for_a_gpu_is_found_out(far: None) -> None:
     for wait in (bool, float, Tensor.cpu):
         with pytest.raises(WaitError):
             wait(torch.zeros((), device="cuda"))  # type: ignore[operator]
-    model = nn.Linear(3, 1).to("cuda")
+    with pytest.raises(WaitError):
+        torch.zeros(()).to("cuda")
+    model = nn.Linear(3, 1, device="cuda")
     optimizer = ProximalScore(model.named_parameters(), 200, initial_precision=1.0)
     optimizer.monitor = True
     for _ in optimizer.draws():
