@@ -49,7 +49,11 @@ class FarDevice(TorchDispatchMode):
             raise WaitError(str(function))
         from_host = any(isinstance(each, Tensor) and not isinstance(each, FakeTensor) for each in given)
         asynchronous = (named or {}).get("non_blocking", False) or any(each is True for each in arguments[2:])
-        if function in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default) and from_host and not asynchronous:
+        if (
+            function in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+            and from_host
+            and not asynchronous
+        ):
             raise WaitError(f"{function} takes numbers from the host, which waits until they are there")
         result = function(*arguments, **(named or {}))
         if far and isinstance(result, Tensor) and result.device.type == "cpu":
