@@ -20,7 +20,8 @@ class FarDevice(TorchDispatchMode):
     """Within the context, ``cuda`` tensors are torch's fake ones; operations on the CPU are what they are.
 
     Raises:
-        WaitError: from an operation for which the host waits: ``item``, ``tolist``, ``bool``, ``nonzero``, a copy to the host.
+        WaitError: from an operation for which the host waits: ``item``, ``tolist``, ``bool``, ``nonzero``, a copy to the host,
+            and one from the host without ``non_blocking``.
     """
 
     def __init__(self) -> None:
@@ -46,6 +47,14 @@ class FarDevice(TorchDispatchMode):
                 return function(*arguments, **(named or {}))
         if function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
             raise WaitError(str(function))
+        from_host = any(isinstance(each, Tensor) and not isinstance(each, FakeTensor) for each in given)
+        asynchronous = (named or {}).get("non_blocking", False) or any(each is True for each in arguments[2:])
+        if (
+            function in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+            and from_host
+            and not asynchronous
+        ):
+            raise WaitError(f"{function} takes numbers from the host, which waits until they are there")
         result = function(*arguments, **(named or {}))
         if far and isinstance(result, Tensor) and result.device.type == "cpu":
             raise WaitError(f"{function} brings numbers to the host")

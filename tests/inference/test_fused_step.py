@@ -259,11 +259,15 @@ def build_without_a_compiler_on_one(rank: int, folder: str) -> None:
     """One of two copies of a network, the second of which finds no compiler; what they chose is left in the folder."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
-    found = {}
+    found: dict[Any, bool] = {}
     for missing in (False, True):
         assembled.why_not = lambda device, missing=missing: "no compiler" if missing and rank == 1 else None
         model = fully_shard(network(), mesh=mesh)
         found[missing] = ProximalScore(model.named_parameters(), 200, fused=True).fused
+    row = fully_shard(
+        nn.Linear(40_000, 1, bias=False), mesh=init_device_mesh("cpu", (2,))
+    )  # all of it on the first rank
+    found["one row"] = ProximalScore(row.named_parameters(), 200, fused=True).fused == (rank == 0)
     Path(folder, str(rank)).write_text(repr(found))
     dist.destroy_process_group()
 
@@ -271,4 +275,6 @@ def build_without_a_compiler_on_one(rank: int, folder: str) -> None:
 def test_all_copies_of_a_network_take_the_same_path(tmp_path: Path) -> None:
     """Else they would drift apart by their rounding."""
     mp.start_processes(build_without_a_compiler_on_one, args=(str(tmp_path),), nprocs=2, start_method="forkserver")
-    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["{False: True, True: False}"] * 2
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == [
+        "{False: True, True: False, 'one row': True}"
+    ] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import signal
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from proxscore.inference import (
     ReverseKL,
     Schedule,
 )
+from proxscore.inference.convergence import RunawayError
+from proxscore.inference.parts.shards import Shards
 from proxscore.posterior import Posterior
 
 ULPS = 200
@@ -177,7 +180,35 @@ def interrupted(model: nn.Module, optimizer: ProximalScore) -> None:
         optimizer.step(closure)
 
 
-@pytest.mark.parametrize("end", [spoiled, skipped, given_up, drawn_again, interrupted], ids=lambda end: end.__name__)
+def failed(model: nn.Module, optimizer: ProximalScore) -> None:
+    optimizer.found_inf = torch.zeros(2)  # no answer
+    with pytest.raises(RuntimeError):
+        optimizer.step()
+
+
+def failed_halfway(model: nn.Module, optimizer: ProximalScore) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Shards, "_step_from_draw", lambda *_: torch.zeros(2).item())
+        with pytest.raises(RuntimeError):
+            optimizer.step()
+
+
+def rewritten(model: nn.Module, optimizer: ProximalScore) -> None:
+    with torch.no_grad():
+        model[2].weight.mul_(2)
+    with pytest.raises(RuntimeError, match="weights were changed"):
+        optimizer.step()
+
+
+def loaded(model: nn.Module, optimizer: ProximalScore) -> None:
+    optimizer.load_state_dict(ProximalScore(network().named_parameters(), 200).state_dict())
+    assert not optimizer.drawing
+
+
+ENDS = [spoiled, skipped, given_up, drawn_again, interrupted, failed, failed_halfway, rewritten, loaded]
+
+
+@pytest.mark.parametrize("end", ENDS, ids=lambda end: end.__name__)
 @pytest.mark.parametrize("fused", [False, True])
 def test_whatever_ends_a_held_draw_the_weights_are_the_mean_again(
     end: Callable[[nn.Module, ProximalScore], None], fused: bool
@@ -186,3 +217,47 @@ def test_whatever_ends_a_held_draw_the_weights_are_the_mean_again(
     end(model, optimizer)
     for parameter, mean in zip(model.parameters(), means, strict=True):
         assert torch.equal(parameter, mean)
+
+
+def test_weights_that_are_loaded_while_a_draw_is_held_stay_with_the_state_that_is_loaded() -> None:
+    other = network()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1)
+    saved = copy.deepcopy(ProximalScore(other.named_parameters(), 200).state_dict())
+    model, optimizer, _ = held()
+    model.load_state_dict(other.state_dict())
+    optimizer.load_state_dict(saved)
+    for _ in optimizer.draws():
+        loss(model, 0).backward()
+    optimizer.found_inf = True
+    optimizer.step()
+    for parameter, expected in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(parameter, expected)
+
+
+def test_where_a_group_runs_away_the_others_weights_are_their_means() -> None:
+    model = network()
+    groups = [{"params": list(layer.named_parameters(str(number)))} for number, layer in enumerate(model)][::2]
+    optimizer = ProximalScore(groups, 200)
+    optimizer.hold_draw = True
+    for _ in optimizer.draws():
+        loss(model, 0).backward()
+    optimizer.state[model[0].weight]["mean"].fill_(math.inf)
+    with pytest.raises(RunawayError):
+        optimizer.step()
+    for parameter in model[2:].parameters():
+        assert torch.equal(parameter, optimizer.state[parameter]["mean"])
+
+
+def test_a_step_is_skipped_where_all_that_is_sampled_is_frozen() -> None:
+    model = network()
+    optimizer = ProximalScore(model.named_parameters(), 200, prior=Prior(point=("4.*",)))
+    model[:4].requires_grad_(False)
+    optimizer.hold_draw = True
+    for found in (False, True):
+        for _ in optimizer.draws():
+            loss(model, 0).backward()
+        optimizer.found_inf = found
+        optimizer.step()
+    assert optimizer.param_groups[0]["skipped"] == 1

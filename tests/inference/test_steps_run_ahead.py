@@ -137,6 +137,37 @@ def test_a_posterior_that_runs_away_is_refused_one_step_later() -> None:
                 optimizer.step()
 
 
+def test_an_answer_with_a_dimension_is_the_answer() -> None:
+    """As torch's ShardedGradScaler and others give it."""
+    model = Scaled()
+    optimizer = built(model, max_skipped_steps=3)
+    optimizer.run_ahead = True
+    for step in range(4):
+        for _ in optimizer.draws():
+            model.loss(step, bad=False).backward()
+        optimizer.found_inf = torch.tensor([float(step == 1)])
+        optimizer.step()
+    optimizer.settle()
+    assert optimizer.param_groups[0]["skipped"] == 1
+
+
+def test_a_state_that_is_loaded_is_not_blamed_for_the_one_before() -> None:
+    model = Scaled()
+    optimizer = built(model)
+    optimizer.run_ahead = True
+    good = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    for spoil in (True, False):
+        for _ in optimizer.draws():
+            model.loss(0, bad=False).backward()
+        if spoil:
+            optimizer.state[model.layers[2].weight]["mean"].fill_(math.inf)
+        optimizer.step()
+        if spoil:
+            model.load_state_dict(good[0])
+            optimizer.load_state_dict(good[1])
+    optimizer.settle()
+
+
 @pytest.fixture
 def far(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A GPU without numbers; what has arrived from it says that all is well."""
@@ -166,7 +197,7 @@ def backward(model: nn.Module) -> None:
 @pytest.mark.parametrize("name", ["plain", "held", "pairs", "no separate mean", "posterior's metric"])
 def test_a_step_on_a_gpu_waits_for_nothing(far: None, name: str) -> None:
     """On tensors that have no numbers to wait for, over more steps than lie between two checks."""
-    model = nn.Sequential(nn.Linear(131, 129), nn.Tanh(), nn.Linear(129, 1)).to("cuda")
+    model = nn.Sequential(nn.Linear(131, 129, device="cuda"), nn.Tanh(), nn.Linear(129, 1, device="cuda"))
     settings = {"prior": Prior(1.0, point=("2.bias",)), "initial_precision": 1.0} | SETTINGS[name]
     hold = settings.pop("hold", False)
     optimizer = ProximalScore(model.named_parameters(), 200, **settings)
@@ -181,7 +212,9 @@ def test_a_wait_for_a_gpu_is_found_out(far: None) -> None:
     for wait in (bool, float, Tensor.cpu):
         with pytest.raises(WaitError):
             wait(torch.zeros((), device="cuda"))  # type: ignore[operator]
-    model = nn.Linear(3, 1).to("cuda")
+    with pytest.raises(WaitError):
+        torch.zeros(()).to("cuda")
+    model = nn.Linear(3, 1, device="cuda")
     optimizer = ProximalScore(model.named_parameters(), 200, initial_precision=1.0)
     optimizer.monitor = True
     for _ in optimizer.draws():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import pickle
+import threading
 from typing import Any
 
 import pytest
@@ -144,3 +146,26 @@ def test_a_run_that_waited_for_its_input_says_so_at_its_end(uri: str, waiting: f
     if said:
         assert "50% of the steps' time" in found[0]
         assert "training.loader_processes" in found[0]
+
+
+def test_a_recorder_that_is_closed_and_a_run_that_is_over_leave_no_thread(uri: str) -> None:
+    """A process may have hundreds of runs, one after the other."""
+
+    def record() -> str:
+        tracked = TrackedRun(uri, "threads", "run")
+        recorder = Recorder(uri, tracked.run_id, "run", show=None)
+        steps = [{"step": step, "train/nll": 1.0} for step in (1, 2)]
+        payload = {"step": 2, "total_steps": 9, "epoch": 1.0, "seconds": 1.0, "records": steps, "resources": {}}
+        with tracked.running():
+            recorder([payload | {"checkpoint": False, "score": 1e9, "metrics": {}}])
+            recorder.close()
+        return tracked.run_id
+
+    before = set(threading.enumerate())
+    run_id = record()
+    gc.collect()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=20)
+        assert not thread.is_alive(), thread.name
+    points = MlflowClient(uri).get_metric_history(run_id, "nll/train")
+    assert [point.step for point in points] == [1, 2]

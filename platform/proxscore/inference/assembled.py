@@ -204,7 +204,8 @@ class AssembledOptimizer(torch.optim.Optimizer):
             tensors = (member.parameter for part in shards for member in part.all_members)
             meshes = [tensor.device_mesh for tensor in tensors if isinstance(tensor, DTensor)]
             meshes += [] if self._draw_groups.mesh is None else [self._draw_groups.mesh]
-            chosen = all_agree(chosen, dict.fromkeys(meshes), device)
+            # Who holds no large shard has nothing to compile, whatever the others do.
+            chosen = all_agree(chosen or numbers == 0, dict.fromkeys(meshes), device) and numbers > 0
         for part in shards:
             part.fused = chosen and part.compilable() > 0
         for group in self.param_groups:

@@ -193,7 +193,8 @@ class ProximalScore(AssembledOptimizer):
             The closure's last value, or none.
 
         Raises:
-            RuntimeError: no completed draw loop since the last step, or somebody changed the gradients after it.
+            RuntimeError: no completed draw loop since the last step, or somebody changed the gradients after it, or the weights
+                that hold its draw.
             FloatingPointError: ``max_skipped_steps`` steps in a row were skipped.
         """
         loss = None
@@ -211,6 +212,11 @@ class ProximalScore(AssembledOptimizer):
                     "step() needs scores: run `for _ in optimizer.draws(): loss.backward()` to its end first"
                 )
             self._gradients.check_untouched("grad_scale" in self.__dict__, getattr(self, "grad_scale", None))
+            if any(part.written() for part in self._all_parts()):
+                raise RuntimeError(
+                    "weights were changed between the draw loop and step(), which needs the draw that hold_draw has left in "
+                    "them: change them before the loop or after the step, or set hold_draw to False"
+                )
         except BaseException:
             self._forget()
             raise
@@ -219,17 +225,17 @@ class ProximalScore(AssembledOptimizer):
             try:
                 self.settle()
                 go = self._go()
-            except FloatingPointError:
-                self._forget()
+                if go is not False:
+                    for group in self.param_groups:
+                        group["skipped_in_a_row"] = 0
+                        group["momentum_product"] *= group["momentum"]  # a scheduler may change it from step to step
+                    self._draw_groups.sum(tensor for part in self._all_parts() for tensor in part.taken())
+                    self._move(None if go is True else go)
+            except BaseException:
+                self._forget()  # parts that have not moved may have left their draw in the weights
                 raise
             if go is False:
                 self._forget()
-            else:
-                for group in self.param_groups:
-                    group["skipped_in_a_row"] = 0
-                    group["momentum_product"] *= group["momentum"]  # a scheduler may change it from step to step
-                self._draw_groups.sum(tensor for part in self._all_parts() for tensor in part.taken())
-                self._move(None if go is True else go)
             for group in self.param_groups:
                 group["step"] += 1
             self._gradients.clear()  # they hold statistics
@@ -270,10 +276,10 @@ class ProximalScore(AssembledOptimizer):
                 dist.all_reduce(found, op=dist.ReduceOp.MAX)
         members = [member for part in self._all_parts() for member in part.members]
         names, finite = [member.name for member in members], self._gradients.finite()
-        if isinstance(found, Tensor) and self._may_run_ahead(found):
+        if isinstance(found, Tensor) and found.device == finite.device and self._may_run_ahead(found):
             states = [self.state[member.parameter] for member in members]
             counters = [state["step"] for state in states if "step" in state]
-            self._undecided = Undecided(found, self.param_groups, names, finite, counters)
+            self._undecided = Undecided(found.reshape(()), self.param_groups, names, finite, counters)
             return self._undecided.go
         if bool(found):
             self._count_skipped(names, finite)
@@ -366,11 +372,16 @@ class ProximalScore(AssembledOptimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state of :meth:`state_dict`; scores that no step has used are dropped with the state that it replaces.
 
-        A state of other ``draws`` or ``keep_mean`` is taken over; what these settings add is made from the weights.
+        A state of other ``draws`` or ``keep_mean`` is taken over; what these settings add is made from the weights. A draw that
+        ``hold_draw`` has left in the weights gives way to the mean, except in weights that were written since (loaded, say).
 
         Raises:
             ValueError: the state is that of another family, solver or selection; names the parameter.
         """
+        if self._scored:
+            for part in self._all_parts():
+                part.forget_unwritten()
+        self._scored = False
         before = {parameter: dict(state) for parameter, state in self.state.items()}
         expected = {parameter: set(state) for parameter, state in self.state.items()}
         for block in self.blocks():  # no export: what is loaded may be the state itself
@@ -381,7 +392,7 @@ class ProximalScore(AssembledOptimizer):
             {key: value for key, value in group.items() if key != "fused"} for group in state_dict["param_groups"]
         ]
         super().load_state_dict({**state_dict, "param_groups": groups})
-        self._scored, self._undecided = False, None
+        self._undecided = None
         names = {id(parameter): name for name, parameter in self.named_parameters()}
         for parameter, keys in expected.items():
             loaded = self.state[parameter]

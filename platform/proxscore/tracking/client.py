@@ -6,6 +6,7 @@ import os
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -116,27 +117,34 @@ def passing(error: Exception) -> bool:
     return not isinstance(error, MlflowException) or error.error_code in PASSING
 
 
+_Calls = queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]
+
+
 class _Thread:
-    """A thread that makes calls one after the other; it does not keep the process alive."""
+    """A thread that makes calls one after the other; it ends with this object, and does not keep the process alive."""
 
     def __init__(self) -> None:
-        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+        self._calls: _Calls = queue.SimpleQueue()
+        weakref.finalize(self, self._calls.put, None).atexit = False  # a run may still be marked KILLED then
         self._started = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def submit(self, call: Callable[[], Any]) -> Future[Any]:
         with self._started:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
+                self._thread = threading.Thread(target=_make, args=(self._calls,), name="tracking", daemon=True)
                 self._thread.start()
         future: Future[Any] = Future()
         self._calls.put((call, future))
         return future
 
-    def _run(self) -> None:
-        while True:
-            call, future = self._calls.get()
-            try:
-                future.set_result(call())
-            except BaseException as error:  # it belongs to whoever waits for the result
-                future.set_exception(error)
+
+def _make(calls: _Calls) -> None:
+    """Make calls as they arrive, until there is none."""
+    while (arrived := calls.get()) is not None:
+        call, future = arrived
+        try:
+            future.set_result(call())
+        except BaseException as error:  # it belongs to whoever waits for the result
+            future.set_exception(error)
+        del arrived, call, future  # what they refer to would live until the next call

@@ -50,6 +50,7 @@ class Delivery:
         self._client, self._run_id = Client(uri, patience=float("inf")), run_id
         self._waiting: list[Parcel] = []
         self._changed = threading.Condition()
+        self._closed = False
         self._error: Exception | None = None
         self._files: FileSystem | None = None
         self._kept = ""
@@ -80,6 +81,13 @@ class Delivery:
         self._keep(left)
         return not left
 
+    def close(self, seconds: float) -> None:
+        """Let the thread end once all is delivered, or can no longer be within so many seconds; returns at once."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._client.hurry(seconds)
+
     @property
     def away(self) -> float | None:
         """For how many seconds the server has been unreachable; none: it answers."""
@@ -101,8 +109,10 @@ class Delivery:
             last = {series: self._last_step(metric) for series, metric in SERIES.items()}
             while True:
                 with self._changed:
-                    while not self._waiting:
+                    while not (self._waiting or self._closed):
                         self._changed.wait()
+                    if not self._waiting:
+                        return
                     parcel = self._waiting[0]
                 self._deliver(parcel, last)
                 with self._changed:

@@ -15,6 +15,7 @@ from proxscore.tracking.delivery import Delivery, Parcel
 #: Share of the steps' time from which on a run says that it has waited for its input.
 STARVED = 0.3
 CHECKPOINT_PATIENCE = 2.0  # seconds: a server that is there takes milliseconds
+LEAVING_PATIENCE = 20.0  # seconds for what is not delivered when a run has failed
 
 
 def say(line: str) -> None:
@@ -70,6 +71,12 @@ class Recorder:
             self._finish(self._delivery)
         elif first["checkpoint"]:  # a run that resumes from it does not repeat these steps
             self._delivery.wait(CHECKPOINT_PATIENCE)
+
+    def close(self) -> None:
+        """Let go of the server, in a process that goes on to other runs; what is not delivered is given seconds."""
+        if self._delivery is not None:
+            self._delivery.close(LEAVING_PATIENCE)
+            self._delivery = None
 
     def _count(self, payloads: Sequence[dict[str, Any]]) -> None:
         """Sum up what the steps since the last report took, and at the end say if much of it was waiting for input."""

@@ -93,7 +93,10 @@ def _run(cell: Cell, parent: str) -> dict[str, Any]:
         tracked.describe(configuration.flatten(config), tags | source_tags() | {"name": str(config.name)})
         recorder = Recorder(uri, tracked.run_id, label, None, kept=memory.beside("undelivered.json"))
         own = config.model_copy(update={"training": _beside(cell)})
-        results = runner.run(measured, own, cell.folder.name, recorder, {"cell": cell})
+        try:
+            results = runner.run(measured, own, cell.folder.name, recorder, {"cell": cell})
+        finally:
+            recorder.close()
         metrics = results.pop("metrics")
         tracked.metrics({f"test/{name}": value for name, value in metrics.items()})
         tracked.metrics({name: value for name, value in results.items() if isinstance(value, int | float)})

@@ -144,6 +144,7 @@ class ShardProbes:
 
     def load(self, state: States, age: int) -> None:
         """Read the sums from the optimizer's state after ``age`` steps; where there are none, windows begin anew."""
+        self._unchecked = None  # it was of another state
         self.windows.load_vector(None)
         for member in self._members:
             held, piece = state[member.parameter].get(KEY), self._slices[member.name]

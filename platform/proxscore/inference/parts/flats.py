@@ -42,6 +42,7 @@ class ShardViews:
     gradient: Tensor | None = None
     displacement: Tensor | None = None  # weights - mean, where the mean is not held
     scale: float | None = None  # c, where the step takes the gradient of its only draw itself
+    version: int | None = None  # of the weights when that draw was left in them, as torch counts what is written
 
     @property
     def steps(self) -> float:

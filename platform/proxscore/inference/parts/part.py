@@ -70,3 +70,11 @@ class Part(ABC):
     @abstractmethod
     def forget(self) -> None:
         """Drop the gradients that were taken since the last step; the weights are the mean afterwards."""
+
+    def written(self) -> bool:
+        """Whether somebody has written weights since a draw was left in them."""
+        return False
+
+    def forget_unwritten(self) -> None:
+        """The same as :meth:`forget`, but weights that somebody has written since a draw was left in them stay as they are."""
+        self.forget()

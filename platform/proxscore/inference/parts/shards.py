@@ -133,7 +133,7 @@ class Shards(Part):
             shard.gradient = gradient
         if self.hold:
             for shard in self._shards:
-                shard.scale = draw.scale
+                shard.scale, shard.version = draw.scale, shard.weights._version
             self._left = True
             return
         second = draw.paired and draw.last
@@ -148,7 +148,7 @@ class Shards(Part):
             kernels.compiled(kernels.take_by_row_, *columns, row=row, home=home, **flags)
         for flat in self._flats(rest, _TAKEN, ("total", "statistic")):
             displaced = flat.columns["displacement"]
-            at = (flat["weights"], flat["mean"]) if displaced is None else (displaced, torch.zeros(()).to(displaced))
+            at = (flat["weights"], flat["mean"]) if displaced is None else (displaced, displaced.new_zeros(()))
             columns = flat["total"], flat["statistic"], *at, flat["precision"]
             kernels.take_(*columns, prior=flat.prior, share=share, scale=scale, **flags)
         if draw.last and self._draws > 1:
@@ -206,18 +206,20 @@ class Shards(Part):
 
     def _step_from_draw(self, step: ProximalStep, monitor: Monitor | None) -> None:
         """The step from its only draw, which is still in the weights."""
-        anchors = [] if monitor is None else [shard.precision.clone() for shard in self._shards]
         large, rest = self._divided()
         for shard, row in self._settings(large, step):
             columns = *self._state_of(shard), shard.gradient, shard.prior_mean
+            anchor = None if monitor is None else shard.precision.clone()
             kernels.compiled(kernels.step_from_draw_by_row_, *columns, row=row, **_kind(step))
+            if monitor is not None and anchor is not None:
+                monitor.add([shard.precision], [anchor.reciprocal_().mul_(shard.precision)])
         for flat in flats(rest, _HELD, _STATE, self._prior_weight):
             moved: dict[str, Any] = {name: flat.columns[name] for name in _HELD} | {"scale": rest[0].scale}
             settings = Settings.of(step, flat.prior, flat.squares)
+            anchor = None if monitor is None else flat["precision"].clone()
             kernels.step_from_draw_(**moved, settings=settings, **_kind(step))
-        if monitor is not None:
-            precisions = [shard.precision for shard in self._shards]
-            monitor.add(precisions, (new / old for new, old in zip(precisions, anchors, strict=True)))
+            if monitor is not None and anchor is not None:
+                monitor.add([flat["precision"]], [anchor.reciprocal_().mul_(flat["precision"])])
 
     def _settings(self, shards: Sequence[ShardViews], step: ProximalStep) -> Iterator[tuple[ShardViews, Tensor]]:
         """Each shard with the settings of its step, as one tensor where it is: first c, if the step takes the gradient."""
@@ -243,9 +245,17 @@ class Shards(Part):
         self._left = False
 
     def forget(self) -> None:
-        if self._left:
+        if self._left and self._shards:
             torch._foreach_copy_([s.weights for s in self._shards], [s.mean for s in self._shards])
         self._shards, self._left = [], False
+
+    def written(self) -> bool:
+        return self._left and any(shard.weights._version != shard.version for shard in self._shards)
+
+    def forget_unwritten(self) -> None:
+        if self._left:
+            self._shards = [shard for shard in self._shards if shard.weights._version == shard.version]
+        self.forget()
 
     def _divided(self) -> tuple[list[ShardViews], list[ShardViews]]:
         """The shards that are compiled for, and the others."""
