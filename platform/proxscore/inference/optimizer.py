@@ -18,7 +18,7 @@ Source: M. Kim, arXiv 2602.05873.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -28,8 +28,6 @@ from torch.amp.grad_scaler import GradScaler
 from torch.distributed.tensor import DTensor
 
 from proxscore.inference import noise
-from proxscore.inference.assembled import AssembledOptimizer
-from proxscore.inference.convergence import KEY
 from proxscore.inference.gathered import refuse_freed
 from proxscore.inference.interrupts import deferred_interrupts
 from proxscore.inference.metric import Adaptive
@@ -38,11 +36,12 @@ from proxscore.inference.parts.part import Part
 from proxscore.inference.parts.points import Points
 from proxscore.inference.parts.shards import Shards
 from proxscore.inference.parts.solved_block import SolvedBlock
+from proxscore.inference.resumable import ResumableOptimizer, steps_taken
 from proxscore.inference.step import Draw, ProximalStep
 from proxscore.inference.undecided import Undecided
 
 
-class ProximalScore(AssembledOptimizer):
+class ProximalScore(ResumableOptimizer):
     """Proximal score matching, with a mean-field Gaussian over the parameters or other families for some of them.
 
     The loss that the user differentiates is the *average* negative log-likelihood over the data points of a batch
@@ -73,18 +72,11 @@ class ProximalScore(AssembledOptimizer):
     #: Whether the weights may stay at a single draw from the end of the loop until ``step``, which spares a third of the passes
     #: over the memory, and a number per weight: where ``step`` follows at once. With a closure, ``step`` does so itself.
     hold_draw = False
-    _undecided: Undecided | None = None
-    _drawing = _scored = False
 
     @property
     def drawing(self) -> bool:
         """Whether the weights are a draw, and no mean: a draw loop is running, or has left one for the step."""
         return self._drawing or (self._scored and self._holds())
-
-    @property
-    def undecided(self) -> bool:
-        """Whether the host does not know yet if the last step was skipped: see :meth:`settle`."""
-        return self._undecided is not None
 
     @property
     def nonfinite(self) -> Tensor:
@@ -171,15 +163,6 @@ class ProximalScore(AssembledOptimizer):
             begun.clear()  # there is no memory to put the mean back into
             raise
 
-    def _holds(self) -> bool:
-        """Whether a part has left its draw in the weights."""
-        return any(part.hold for part in self._all_parts())
-
-    def _forget(self) -> None:
-        """Drop the scores that no step has used."""
-        for part in self._all_parts():
-            part.forget()
-
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, except between the start of ``draws()`` and ``step()``, when they belong to the optimizer."""
         if not (self._drawing or self._scored):
@@ -241,24 +224,6 @@ class ProximalScore(AssembledOptimizer):
             self._gradients.clear()  # they hold statistics
         return loss
 
-    def settle(self) -> None:
-        """Learn from the device what became of the last step, where the host has not waited for that, and count it.
-
-        On an accelerator, the groups' ``skipped`` is that of the step before the last one until then. The next ``step`` and
-        ``state_dict`` call it.
-
-        Raises:
-            FloatingPointError: ``max_skipped_steps`` steps in a row were skipped, or the posterior has diverged.
-        """
-        undecided, self._undecided = self._undecided, None
-        if undecided is not None and undecided.skipped():
-            undecided.take_back(self.param_groups)
-            assert undecided.finite is not None
-            self._count_skipped(undecided.names, undecided.finite)
-        for part in self._all_parts():
-            if isinstance(part, Shards):
-                part.probes.settle()
-
     def _go(self) -> bool | Tensor:
         """Whether the step is to be taken: as ``found_inf`` says, or else if all ranks' scores are finite.
 
@@ -289,23 +254,6 @@ class ProximalScore(AssembledOptimizer):
         """Whether the host need not wait for what ``found`` is; for statistics it does wait."""
         wanted = found.device.type != "cpu" if self.run_ahead is None else self.run_ahead
         return wanted and not self.monitor and all(isinstance(part, (Shards, Points)) for part in self._all_parts())
-
-    def _count_skipped(self, names: Sequence[str], finite: Tensor) -> None:
-        """Count a skipped step, and give up after too many in a row.
-
-        Args:
-            finite: whether the gradients of the parameters of these names were.
-        """
-        for group in self.param_groups:
-            group["skipped"] += 1
-            group["skipped_in_a_row"] += 1
-        if self.param_groups[0]["skipped_in_a_row"] >= self.max_skipped_steps:
-            bad = [name for name, fine in zip(names, finite.tolist(), strict=True) if not fine]
-            raise FloatingPointError(
-                f"{self.max_skipped_steps} steps in a row had scores that are not finite (first parameter: "
-                f"{bad[0] if bad else 'on another rank'}); look for bad inputs, or use a larger initial_precision or "
-                "penalty.mean"
-            )
 
     def _move(self, go: Tensor | None) -> None:
         """Take the proximal step in every part, if ``go`` is none or true, and fill ``statistics`` if they are wanted."""
@@ -342,89 +290,13 @@ class ProximalScore(AssembledOptimizer):
             prior_weight=self._prior_weight(group),
             factor=scheduled * lr / self.base_lr if lr > 0 else 0.0,
             seed=_draw_seed(group, self.draws_per_step - 1),
-            number=_steps_taken(group),
+            number=steps_taken(group),
             go=go,
         )
 
     def _prior_weight(self, group: dict[str, Any]) -> float:
         """The factor on the prior's precision in the current step: one, except while the prior enters."""
         return 1.0 if self.prior_schedule is None else self.prior_schedule.factor(group["step"])
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Everything that the optimizer holds, for ``copy.deepcopy`` (of module and optimizer together) and pickle."""
-        if self._drawing or self._scored:
-            raise RuntimeError("an optimizer is copied after step(), not within or after its draw loop")
-        self.settle()
-        return {name: value for name, value in self.__dict__.items() if name != "step"}  # that is a scheduler's wrapper
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state of every parameter and the settings of every group, as other torch optimizers have them."""
-        if self._scored and self._holds():
-            raise RuntimeError("state_dict() needs the mean, and the weights are a draw: call step() first")
-        self.settle()
-        for block in self.blocks():
-            block.export(self.state)
-        for part in self._all_parts():
-            if part.probes is not None:
-                part.probes.save(self.state)
-        return super().state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a state of :meth:`state_dict`; scores that no step has used are dropped with the state that it replaces.
-
-        A state of other ``draws`` or ``keep_mean`` is taken over; what these settings add is made from the weights. A draw that
-        ``hold_draw`` has left in the weights gives way to the mean, except in weights that were written since (loaded, say).
-
-        Raises:
-            ValueError: the state is that of another family, solver or selection; names the parameter.
-        """
-        if self._scored:
-            for part in self._all_parts():
-                part.forget_unwritten()
-        self._scored = False
-        before = {parameter: dict(state) for parameter, state in self.state.items()}
-        expected = {parameter: set(state) for parameter, state in self.state.items()}
-        for block in self.blocks():  # no export: what is loaded may be the state itself
-            expected |= block.names()
-        fused = state_dict["param_groups"][0].get("fused", False)
-        # Of a fused optimizer of its own torch puts "step" beside the weights, where every look at it would wait for a GPU.
-        groups = [
-            {key: value for key, value in group.items() if key != "fused"} for group in state_dict["param_groups"]
-        ]
-        super().load_state_dict({**state_dict, "param_groups": groups})
-        self._undecided = None
-        names = {id(parameter): name for name, parameter in self.named_parameters()}
-        for parameter, keys in expected.items():
-            loaded = self.state[parameter]
-            for key in (keys - loaded.keys()) & _REPLACEABLE:
-                loaded[key] = parameter.detach().clone() if key == "mean" else before[parameter][key]
-            for key in (loaded.keys() - keys) & _REPLACEABLE:
-                del loaded[key]
-            if loaded.keys() - {KEY} != keys - {KEY}:
-                raise ValueError(
-                    f"the saved state of {names[id(parameter)]} holds {_listed(loaded)}, these settings need "
-                    f"{_listed(keys)}: build the optimizer with the family, the solver and the prior's selection "
-                    "that it was saved with"
-                )
-        for block in self.blocks():
-            block.load(self.state)
-        self._choose_path(fused)
-        for group, part in self._grouped_parts():
-            if part.probes is not None:
-                part.probes.load(self.state, _steps_taken(group))
-
-
-# Names that a loaded state may lack or have too many of: they follow from the weights, or are made in every step.
-_REPLACEABLE = {"mean", "curvature", "prior_mean", "square", "step"}
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names)) or "nothing"
-
-
-def _steps_taken(group: dict[str, Any]) -> int:
-    """How many steps of a group were not skipped."""
-    return int(group["step"] - group["skipped"])
 
 
 def _draw_seed(group: dict[str, Any], index: int) -> int:
