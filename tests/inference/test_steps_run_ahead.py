@@ -221,3 +221,14 @@ def test_a_wait_for_a_gpu_is_found_out(far: None) -> None:
         backward(model)
     with pytest.raises(WaitError):
         optimizer.step()
+
+
+def test_an_answer_on_another_device_than_the_weights_is_waited_for(far: None) -> None:
+    """As of weights that are offloaded to the CPU: there is no choosing between numbers by one that lies elsewhere."""
+    model = nn.Linear(3, 1)
+    optimizer = ProximalScore(model.named_parameters(), 200, initial_precision=1.0)
+    for _ in optimizer.draws():
+        backward(model)
+    optimizer.found_inf = torch.zeros((), device="cuda")
+    with pytest.raises(WaitError):
+        optimizer.step()
