@@ -119,9 +119,9 @@ def step_(
         go: whether the step is taken, without dimensions: if not, all but the statistic stay as they are; none: it is.
     """
     *found, ratio = stepped(mean, precision, score, square, total, statistic, prior_mean, penalty, singles, settings)
-    for held, new in zip((mean, precision, score, square), found, strict=True):
-        if held is not None and new is not None:
-            held.copy_(new if go is None else torch.where(go, new, held))
+    for own, new in zip((mean, precision, score, square), found, strict=True):
+        if own is not None and new is not None:
+            own.copy_(new if go is None else torch.where(go, new, own))
     weights.copy_(mean)
     statistic.copy_(ratio)
 
@@ -148,9 +148,9 @@ def step_from_draw_(
     """
     k = curvature(gradient, weights - mean, precision, settings.prior, scale)
     *found, _ = stepped(mean, precision, score, square, gradient, k, prior_mean, penalty, singles, settings)
-    for held, new in zip((mean, precision, score, square), found, strict=True):
-        if held is not None and new is not None:
-            held.copy_(new if go is None else torch.where(go, new, held))
+    for own, new in zip((mean, precision, score, square), found, strict=True):
+        if own is not None and new is not None:
+            own.copy_(new if go is None else torch.where(go, new, own))
     weights.copy_(mean)
 
 

@@ -241,19 +241,23 @@ class ProximalScore(ResumableOptimizer):
                 dist.all_reduce(found, op=dist.ReduceOp.MAX)
         members = [member for part in self._all_parts() for member in part.members]
         names, finite = [member.name for member in members], self._gradients.finite()
-        if isinstance(found, Tensor) and found.device == finite.device and self._may_run_ahead(found):
+        ahead = found.reshape(()) if isinstance(found, Tensor) and found.device == finite.device else None
+        if ahead is not None and not self._may_run_ahead(ahead):
+            ahead = None
+        if ahead is not None and not self.monitor:  # for statistics the host does wait
             states = [self.state[member.parameter] for member in members]
             counters = [state["step"] for state in states if "step" in state]
-            self._undecided = Undecided(found.reshape(()), self.param_groups, names, finite, counters)
+            self._undecided = Undecided(ahead, self.param_groups, names, finite, counters)
             return self._undecided.go
         if bool(found):
             self._count_skipped(names, finite)
-        return not bool(found)
+            return False
+        return True if ahead is None else ahead == 0  # then the compiled passes are those of the other steps
 
     def _may_run_ahead(self, found: Tensor) -> bool:
-        """Whether the host need not wait for what ``found`` is; for statistics it does wait."""
+        """Whether the host need not wait for what ``found`` is."""
         wanted = found.device.type != "cpu" if self.run_ahead is None else self.run_ahead
-        return wanted and not self.monitor and all(isinstance(part, (Shards, Points)) for part in self._all_parts())
+        return wanted and all(isinstance(part, (Shards, Points)) for part in self._all_parts())
 
     def _move(self, go: Tensor | None) -> None:
         """Take the proximal step in every part, if ``go`` is none or true, and fill ``statistics`` if they are wanted."""

@@ -208,8 +208,8 @@ def _joined(predictive: Any, worker: Worker) -> Any:
 class PeakMemory:
     """The most memory that a process holds for one cell, on the GPU if it has one, from now on.
 
-    A process of several cells is counted as if each were its first: with what it held before that, and without what others have
-    left.
+    A process of several cells is counted as if each were its first: what it held before that one, plus the peak less what it
+    holds when this one begins.
     """
 
     _at_first: ClassVar[float | None] = None

@@ -35,6 +35,10 @@ class Shards(Part):
     gradient), ``square`` and ``step`` (running mean of its square, and how many are in it) with the adaptive metric,
     ``curvature`` if a step has several draws, and ``prior_mean`` if there is one.
 
+    Where the mean is: before the first draw, in the weights (``_unread``: the first compiled draw copies it as it reads them);
+    within the loop, in the state; after it, in both (``_home``: a compiled pass has brought it back already), or with ``hold``
+    in the state alone (``_left``) until the step.
+
     Args:
         state: the optimizer's; gets the initial values.
         draws: how many draws, or pairs, a step has.
@@ -42,8 +46,8 @@ class Shards(Part):
 
     Attributes:
         fused: whether passes over large shards are compiled.
-        hold: whether the draw of this step, its only one, may stay in the weights until the step, which then does in one pass
-            what are two.
+        hold: whether the draw of this step, its only one, stays in the weights until the step, which does in one pass what are
+            two.
     """
 
     keeps_mean = True
