@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -52,7 +53,6 @@ def tree(
     name: str,
     *,
     data: dict[str, Any] = DIGITS,
-    baseline: bool = False,
     families: dict[str, Any] | None = None,
     **training: Any,
 ) -> Config:
@@ -61,7 +61,7 @@ def tree(
             "name": name,
             "task": {"model": VIT, "data": data},
             "method": {"families": families or {}, "initial_precision": None if families else 0.1},
-            "baseline": {"kind": "adamw"} if baseline else None,
+            "baseline": None,
             "training": {
                 "epochs": 2,
                 "batch_size": 120,
@@ -92,15 +92,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> list[Outcome]:
-    """AdamW and the posterior in one plain process."""
-    return launch.run(tree(folder, "alone", baseline=True, families=FAMILIES, workers=0))
+    """The posterior in one plain process; a baseline before it is compared under torchrun, and AdamW's shards by methods."""
+    return launch.run(tree(folder, "alone", families=FAMILIES, workers=0))
 
 
 def test_two_workers_give_the_losses_and_metrics_of_one_process(folder: Path, alone: list[Outcome]) -> None:
-    config = tree(folder, "pair", baseline=True, families=FAMILIES, workers=2)
+    config = tree(folder, "pair", families=FAMILIES, workers=2)
     told: list[str] = []
     outcomes = launch.run(config, told.append)
-    assert [outcome.kind for outcome in outcomes] == ["adamw", "proximal_score"]
+    assert [outcome.kind for outcome in outcomes] == ["proximal_score"]
     for outcome in outcomes:  # how many workers are there is told while they are waited for
         waited = [line.removeprefix(f"{outcome.label} · ") for line in told if line.startswith(f"{outcome.label} ")]
         assert waited[0] == "2 workers asked, 0 ready"
@@ -118,13 +118,13 @@ def test_two_workers_give_the_losses_and_metrics_of_one_process(folder: Path, al
         for group in ("mean", "precision"):
             for name, tensor in getattr(one, group).items():
                 np.testing.assert_allclose(tensor, getattr(other, group)[name], rtol=1e-3, atol=1e-4, err_msg=name)
-    weights, expected_weights = (o[1].results["mixture_weights"] for o in (outcomes, alone))
+    weights, expected_weights = (o[0].results["mixture_weights"] for o in (outcomes, alone))
     assert weights == pytest.approx(expected_weights, abs=1e-3)
     assert weights != pytest.approx([0.5, 0.5], abs=0.01)
-    tags = MlflowClient(config.tracking.uri).get_run(outcomes[1].run_id).data.tags
+    tags = MlflowClient(config.tracking.uri).get_run(outcomes[0].run_id).data.tags
     assert json.loads(tags["mixture.weights"]) == weights
     for key in ("log_precision_mean", "log_precision_min", "log_precision_max", "ratio_mean", "ratio_min", "ratio_max"):
-        ours_key, theirs_key = (curve(config, o[1].run_id, f"posterior/{key}") for o in (outcomes, alone))
+        ours_key, theirs_key = (curve(config, o[0].run_id, f"posterior/{key}") for o in (outcomes, alone))
         common = ours_key.keys() & theirs_key.keys()  # taken where a report is due, which each run's clock decides
         assert max(ours_key) in common  # the end of the run among them
         for step in common:
@@ -158,26 +158,44 @@ def killing_a_worker_after(checkpoints: int, run: Path) -> Iterator[list[int]]:
         thread.join()
 
 
-def test_lost_workers_cost_no_more_than_the_steps_since_the_last_checkpoint(folder: Path) -> None:
-    """The first loss ends the run (no retries); the same name continues it, and then a second loss is mended within."""
-    epochs, keep = 16, {"keep_checkpoints": 1000}
-    config = tree(folder, "lost", epochs=epochs, workers=2, max_failures=0, validate_every=10, **keep)
-    run = folder / "runs" / "lost-proximal_score"
-    client = MlflowClient(config.tracking.uri)
+LOST: dict[str, Any] = {"epochs": 16, "validate_every": 10, "keep_checkpoints": 1000}
 
+
+@pytest.fixture(scope="module")
+def lost(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that ended with the loss of a worker: no retries."""
+    folder = tmp_path_factory.mktemp("lost")
+    run = folder / "runs" / "lost-proximal_score"
     with killing_a_worker_after(6, run) as killed, pytest.raises(RuntimeError, match=r"^training failed: ") as failure:
-        launch.run(config)
+        launch.run(tree(folder, "lost", workers=2, max_failures=0, **LOST))
     assert len(killed) == 1
     assert "\n" not in str(failure.value)
+    found = run_in(folder)
+    assert found.info.status == "FAILED"
+    assert found.data.tags["failure"] == str(failure.value)
+    assert 6 <= len(list(run.glob("checkpoint_*"))) < LOST["epochs"]
+    return folder
+
+
+def run_in(folder: Path) -> Any:
+    """The run called lost, which is one."""
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     (found,) = client.search_runs(
         [client.get_experiment_by_name("proxscore").experiment_id], "tags.name = 'lost-proximal_score'"
     )
-    assert found.info.status == "FAILED"
-    assert found.data.tags["failure"] == str(failure.value)
-    first_attempt = len(list(run.glob("checkpoint_*")))
-    assert 6 <= first_attempt < epochs
+    return found
 
-    again = tree(folder, "lost", epochs=epochs, workers=2, max_failures=1, validate_every=10, **keep)
+
+def copied(lost: Path, folder: Path) -> Path:
+    """The folder of the lost run, and what is recorded of it, elsewhere: there, too, its name continues it."""
+    return Path(shutil.copytree(lost, folder / "elsewhere"))
+
+
+def test_lost_workers_cost_no_more_than_the_steps_since_the_last_checkpoint(lost: Path, tmp_path: Path) -> None:
+    """The first loss ended the run; the same name continues it, and then a second loss is mended within."""
+    epochs, folder = LOST["epochs"], copied(lost, tmp_path)
+    run, before = folder / "runs" / "lost-proximal_score", run_in(lost).info.run_id
+    again = tree(folder, "lost", workers=2, max_failures=1, **LOST)
     with killing_a_worker_after(6, run) as killed:
         (outcome,) = launch.run(again)
     assert len(killed) == 1
@@ -185,12 +203,13 @@ def test_lost_workers_cost_no_more_than_the_steps_since_the_last_checkpoint(fold
     # per loss: one that waits for the controller's poll, and one that is being written when the worker is lost.
     assert epochs <= len(list(run.glob("checkpoint_*"))) <= epochs + 4
 
-    assert outcome.run_id == found.info.run_id
-    ended = client.get_run(outcome.run_id)
+    ended = run_in(folder)
+    assert outcome.run_id == ended.info.run_id == before
     assert ended.info.status == "FINISHED"
     assert "failure" not in ended.data.tags
-    (whole,) = launch.run(tree(folder, "unbroken", epochs=epochs, workers=2, validate_every=10))
-    losses, expected = curve(config, outcome.run_id), curve(config, whole.run_id)
+    unbroken = tree(folder, "unbroken", workers=2, **LOST)
+    (whole,) = launch.run(unbroken)
+    losses, expected = curve(again, outcome.run_id), curve(unbroken, whole.run_id)
     assert list(losses) == list(range(1, 4 * epochs + 1))
     for step, values in losses.items():
         assert len(values) == 1, f"step {step} was recorded {len(values)} times"
@@ -202,21 +221,22 @@ def test_lost_workers_cost_no_more_than_the_steps_since_the_last_checkpoint(fold
             assert torch.equal(tensor, getattr(theirs, group)[name]), name
 
 
-def test_fewer_workers_go_on_where_more_were_lost_in_any_file_system(folder: Path) -> None:
-    """Two workers, one of which is killed; then one, from checkpoints in a file system of fsspec's. Each step counts once,
+def test_fewer_workers_go_on_where_more_were_lost_in_any_file_system(lost: Path, tmp_path: Path) -> None:
+    """Two workers, one of which was killed; then one, with checkpoints in a file system of fsspec's. Each step counts once,
     and the losses are those of one process (float32, in other orders)."""
-    settings: dict[str, Any] = {"epochs": 16, "validate_every": 16, "storage": f"local://{folder}/elsewhere"}
-    run = folder / "elsewhere" / "fewer-proximal_score"
-    with killing_a_worker_after(3, run) as killed, pytest.raises(RuntimeError):
-        launch.run(tree(folder, "fewer", workers=2, max_failures=0, **settings))
-    assert len(killed) == 1
-    config = tree(folder, "fewer", workers=1, **settings)
+    folder = copied(lost, tmp_path)
+    settings = LOST | {"storage": f"local://{folder}/runs"}
+    config = tree(folder, "lost", workers=1, **settings)
+    reached = max(curve(config, run_in(lost).info.run_id))
     (outcome,) = launch.run(config)
-    (expected,) = launch.run(tree(folder, "one", workers=0, epochs=16, validate_every=16))
-    losses, alone = curve(config, outcome.run_id), curve(config, expected.run_id)
-    assert list(losses) == list(alone) == list(range(1, 65))
+    assert outcome.run_id == run_in(lost).info.run_id
+    assert 0 < reached < outcome.results["steps"] == 64
+    alone = tree(tmp_path, "one", workers=0, **LOST)
+    (expected,) = launch.run(alone)
+    losses, theirs = curve(config, outcome.run_id), curve(alone, expected.run_id)
+    assert list(losses) == list(theirs) == list(range(1, 65))
     for step, (value,) in losses.items():  # rounding grows from 1e-7 to 1e-2 once the posterior moves far in a step
-        assert value == pytest.approx(alone[step][0], abs=1e-3 if step <= 40 else 0.05)
+        assert value == pytest.approx(theirs[step][0], abs=1e-3 if step <= 40 else 0.05)
 
 
 def test_more_workers_than_the_cluster_can_place_are_refused_before_any_run(tmp_path: Path) -> None:
