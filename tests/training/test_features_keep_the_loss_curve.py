@@ -99,7 +99,6 @@ def worker(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
     folder = tmp_path_factory.mktemp("features")
-    multiprocessing.set_forkserver_preload(["proxscore.training.loop.train", "proxscore.vision.image_task"])
     mp.start_processes(worker, args=(str(folder),), nprocs=RANKS, start_method="forkserver")
     return torch.load(folder / "curves.pt")
 
