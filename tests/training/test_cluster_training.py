@@ -1,29 +1,25 @@
-"""Real Ray workers: sharded training gives what one process gives, survives lost workers, refuses what cannot run."""
+"""Real Ray workers: sharded training gives what one process gives, and refuses what cannot run.
+
+Workers that are lost are in ``test_lost_workers.py``.
+"""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from cluster_runs import FAMILIES, curve, tree
 from mlflow import MlflowClient
 from PIL import Image
 
-from proxscore import config as configuration
-from proxscore.config import Config, ConfigError
+from proxscore.config import ConfigError
 from proxscore.posterior import Posterior
 from proxscore.training import launch
 from proxscore.training.data.streamed import LEAST_ROWS
@@ -36,54 +32,6 @@ from proxscore.vision.image_task import ImageTask
 
 pytestmark = [pytest.mark.usefixtures("ray_local"), pytest.mark.timeout(1500)]
 
-VIT = {
-    "name": "vit_tiny_patch16_224",
-    "kwargs": {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
-}
-DIGITS: dict[str, Any] = {"kind": "digits", "limit": 400}
-
-
-# A family that is gathered and one that works on shards, beside the mean field; the mixture's weights are stacked.
-MIXTURE = {"kind": "mixture", "spread": 8.0, "weights": "stacked"}
-FAMILIES: dict[str, Any] = {"head.*": {"kind": "full_covariance"}, "blocks.1.*": MIXTURE}
-
-
-def tree(
-    folder: Path,
-    name: str,
-    *,
-    data: dict[str, Any] = DIGITS,
-    families: dict[str, Any] | None = None,
-    **training: Any,
-) -> Config:
-    return configuration.parse(
-        {
-            "name": name,
-            "task": {"model": VIT, "data": data},
-            "method": {"families": families or {}, "initial_precision": None if families else 0.1},
-            "baseline": None,
-            "training": {
-                "epochs": 2,
-                "batch_size": 120,
-                "device": "cpu",
-                "cpus_per_worker": 0.5,
-                "storage": str(folder / "runs"),
-            }
-            | training,
-            "evaluation": {"draws": 4, "validation_draws": 1},
-            "tracking": {"uri": f"sqlite:///{folder / 'mlflow.db'}", "interval": 0},
-        }
-    )
-
-
-def curve(config: Config, run_id: str, key: str = "nll/train") -> dict[int, list[float]]:
-    """All values recorded for a metric, by step."""
-    assert config.tracking.uri is not None
-    values: dict[int, list[float]] = {}
-    for point in MlflowClient(config.tracking.uri).get_metric_history(run_id, key):
-        values.setdefault(point.step, []).append(point.value)
-    return values
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -92,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> list[Outcome]:
-    """The posterior in one plain process; a baseline before it is compared under torchrun, and AdamW's shards by methods."""
+    """The posterior in one plain process. A baseline before it is in ``test_torchrun_job.py``."""
     return launch.run(tree(folder, "alone", families=FAMILIES, workers=0))
 
 
@@ -130,113 +78,6 @@ def test_two_workers_give_the_losses_and_metrics_of_one_process(folder: Path, al
         for step in common:
             (value,) = ours_key[step]
             assert value == pytest.approx(theirs_key[step][0], abs=1e-3), key
-
-
-@contextmanager
-def killing_a_worker_after(checkpoints: int, run: Path) -> Iterator[list[int]]:
-    """SIGKILL one of this session's training workers once the run has so many more checkpoints; yields whom it hit."""
-    killed: list[int] = []
-    before = len(list(run.glob("checkpoint_*")))
-    done = threading.Event()
-
-    def kill() -> None:
-        while not done.wait(0.05):
-            if len(list(run.glob("checkpoint_*"))) >= before + checkpoints:
-                # Only those that came from this process: other clusters may run here.
-                family = psutil.Process(os.getpid()).children(recursive=True)
-                worker = next(p for p in family if p.is_running() and "RayTrainWorker" in " ".join(p.cmdline()))
-                os.kill(worker.pid, signal.SIGKILL)
-                killed.append(worker.pid)
-                return
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    try:
-        yield killed
-    finally:
-        done.set()
-        thread.join()
-
-
-LOST: dict[str, Any] = {"epochs": 16, "validate_every": 10, "keep_checkpoints": 1000}
-
-
-@pytest.fixture(scope="module")
-def lost(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that ended with the loss of a worker: no retries."""
-    folder = tmp_path_factory.mktemp("lost")
-    run = folder / "runs" / "lost-proximal_score"
-    with killing_a_worker_after(6, run) as killed, pytest.raises(RuntimeError, match=r"^training failed: ") as failure:
-        launch.run(tree(folder, "lost", workers=2, max_failures=0, **LOST))
-    assert len(killed) == 1
-    assert "\n" not in str(failure.value)
-    found = run_in(folder)
-    assert found.info.status == "FAILED"
-    assert found.data.tags["failure"] == str(failure.value)
-    assert 6 <= len(list(run.glob("checkpoint_*"))) < LOST["epochs"]
-    return folder
-
-
-def run_in(folder: Path) -> Any:
-    """The run called lost, which is one."""
-    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    (found,) = client.search_runs(
-        [client.get_experiment_by_name("proxscore").experiment_id], "tags.name = 'lost-proximal_score'"
-    )
-    return found
-
-
-def copied(lost: Path, folder: Path) -> Path:
-    """The folder of the lost run, and what is recorded of it, elsewhere: there, too, its name continues it."""
-    return Path(shutil.copytree(lost, folder / "elsewhere"))
-
-
-def test_lost_workers_cost_no_more_than_the_steps_since_the_last_checkpoint(lost: Path, tmp_path: Path) -> None:
-    """The first loss ended the run; the same name continues it, and then a second loss is mended within."""
-    epochs, folder = LOST["epochs"], copied(lost, tmp_path)
-    run, before = folder / "runs" / "lost-proximal_score", run_in(lost).info.run_id
-    again = tree(folder, "lost", workers=2, max_failures=1, **LOST)
-    with killing_a_worker_after(6, run) as killed:
-        (outcome,) = launch.run(again)
-    assert len(killed) == 1
-    # Had either attempt started from the beginning, six or more checkpoints would have been written again. Two may be,
-    # per loss: one that waits for the controller's poll, and one that is being written when the worker is lost.
-    assert epochs <= len(list(run.glob("checkpoint_*"))) <= epochs + 4
-
-    ended = run_in(folder)
-    assert outcome.run_id == ended.info.run_id == before
-    assert ended.info.status == "FINISHED"
-    assert "failure" not in ended.data.tags
-    unbroken = tree(folder, "unbroken", workers=2, **LOST)
-    (whole,) = launch.run(unbroken)
-    losses, expected = curve(again, outcome.run_id), curve(unbroken, whole.run_id)
-    assert list(losses) == list(range(1, 4 * epochs + 1))
-    for step, values in losses.items():
-        assert len(values) == 1, f"step {step} was recorded {len(values)} times"
-        assert values == expected[step]  # bit for bit
-    assert outcome.results["test"] == whole.results["test"]
-    ours, theirs = (Posterior.load(each.folder / "posterior") for each in (outcome, whole))
-    for group in ("mean", "precision"):
-        for name, tensor in getattr(ours, group).items():
-            assert torch.equal(tensor, getattr(theirs, group)[name]), name
-
-
-def test_fewer_workers_go_on_where_more_were_lost_in_any_file_system(lost: Path, tmp_path: Path) -> None:
-    """Two workers, one of which was killed; then one, with checkpoints in a file system of fsspec's. Each step counts once,
-    and the losses are those of one process (float32, in other orders)."""
-    folder = copied(lost, tmp_path)
-    settings = LOST | {"storage": f"local://{folder}/runs"}
-    config = tree(folder, "lost", workers=1, **settings)
-    reached = max(curve(config, run_in(lost).info.run_id))
-    (outcome,) = launch.run(config)
-    assert outcome.run_id == run_in(lost).info.run_id
-    assert 0 < reached < outcome.results["steps"] == 64
-    alone = tree(tmp_path, "one", workers=0, **LOST)
-    (expected,) = launch.run(alone)
-    losses, theirs = curve(config, outcome.run_id), curve(alone, expected.run_id)
-    assert list(losses) == list(theirs) == list(range(1, 65))
-    for step, (value,) in losses.items():  # rounding grows from 1e-7 to 1e-2 once the posterior moves far in a step
-        assert value == pytest.approx(theirs[step][0], abs=1e-3 if step <= 40 else 0.05)
 
 
 def test_more_workers_than_the_cluster_can_place_are_refused_before_any_run(tmp_path: Path) -> None:
