@@ -169,7 +169,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     family = [*psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
     process.terminate()
     try:
-        process.wait(timeout=5)  # a head whose jobs are over may take half a minute to say goodbye
+        process.wait(timeout=5)  # one that has run jobs does not end by itself in twenty
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait(timeout=20)
