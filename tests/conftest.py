@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import secrets
 import shutil
@@ -30,6 +31,16 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's default of 15 would let tests that run beside come first)
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What ranks of gloo import, once for all that are forked from one process; it knows what it was told before the first of them.
+multiprocessing.set_forkserver_preload(
+    [
+        "proxscore.training.loop.train",
+        "proxscore.vision.image_task",
+        "proxscore.forecasting.series_task",
+        "torch.distributed.fsdp",
+    ]
+)
 
 # A shell starts what runs in its background with Ctrl-C ignored, and tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -158,7 +169,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     family = [*psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
     process.terminate()
     try:
-        process.wait(timeout=20)
+        process.wait(timeout=5)  # one that has run jobs does not end by itself in twenty
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait(timeout=20)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,6 +25,7 @@ from proxscore.config import ConfigError, DivergedError, masked
 FAILED, REFUSED = 1, 2
 INTERRUPTED = 130
 LONGEST = 600  # characters of a line
+BEHIND_THE_FIRST = 5.0  # seconds that other processes of torchrun's stay: it ends all at once when one has ended
 
 garbage.look_less_often()  # here: jobs import torch, Ray and MLflow when they begin
 
@@ -89,8 +91,9 @@ def _logged(error: Exception, name: str) -> str:
 
 
 def _say(line: str, *, always: bool = False) -> None:
-    """On stderr; of processes that torchrun started the first alone, as all of them find the same."""
+    """On stderr; of processes that torchrun started the first alone, as all of them find the same, and before others end."""
     if not always and os.environ.get("TORCHELASTIC_RUN_ID") is not None and os.environ.get("RANK", "0") != "0":
+        time.sleep(BEHIND_THE_FIRST)
         return
     encoding = sys.stderr.encoding or "utf-8"
     print(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr)

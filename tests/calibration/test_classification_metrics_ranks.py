@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from datetime import timedelta
 from pathlib import Path
 
@@ -54,7 +53,6 @@ def test_ranks_with_unequal_rows_agree_with_one_process(tmp_path: Path) -> None:
     alone.update(*data())
     expected = alone.compute()
     # The server imports once what both ranks need; fresh interpreters would each take the seconds of the imports.
-    multiprocessing.set_forkserver_preload(["proxscore.calibration"])
     mp.start_processes(worker, args=(str(tmp_path),), nprocs=2, start_method="forkserver")
     for rank in range(2):
         for values, confidences, correct in torch.load(tmp_path / f"{rank}.pt").values():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from datetime import timedelta
 from pathlib import Path
 
@@ -64,7 +63,6 @@ def worker(rank: int, folder: str) -> None:
 def test_ranks_with_unequal_windows_agree_with_one_process(tmp_path: Path) -> None:
     expected = results(metrics_of(0, B))
     # The server imports once what both ranks need; fresh interpreters would each take the seconds of the imports.
-    multiprocessing.set_forkserver_preload(["proxscore.calibration"])
     mp.start_processes(worker, args=(str(tmp_path),), nprocs=2, start_method="forkserver")
     for rank in range(2):
         for values, by_horizon, by_series, counts in torch.load(tmp_path / f"{rank}.pt"):

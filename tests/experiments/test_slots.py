@@ -40,6 +40,6 @@ def as_it_grows(folder: Path) -> list[list[int]]:
 
 def test_more_nodes_are_more_trials_and_one_trial_always_queues(tmp_path: Path) -> None:
     """Two workers of half a CPU each take one CPU; two of one CPU each take two, and wait where there is one."""
-    with multiprocessing.get_context("spawn").Pool(1) as alone:  # this process may have a cluster of its own
+    with multiprocessing.get_context("forkserver").Pool(1) as alone:  # this process may have a cluster of its own
         found = alone.apply(as_it_grows, (tmp_path,))
     assert found == [[1, 1, 1], [5, 2, 2]]

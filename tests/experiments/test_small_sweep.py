@@ -1,27 +1,36 @@
-"""jobs/tune.py from its file to its winner: two trials of two workers."""
+"""``proxscore tune`` from its file to its winner: two trials of two workers.
+
+In this process, and on its cluster; as a process of its own, which is killed and goes on, it is in ``test_sweep_job.py``.
+"""
 
 from __future__ import annotations
 
+from contextlib import chdir, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import yaml
-from small_sweeps import Swept, ledger, lines, start, tree
+from small_sweeps import Swept, ledger, tree
 
 from proxscore import config as configuration
+from proxscore.commands.tune import main as tune
+
+
+def tuned(folder: Path) -> str:
+    """What the job prints on the folder's sweep.yaml."""
+    with chdir(folder), redirect_stdout(StringIO()) as output:
+        assert tune(["--config", "sweep.yaml"]) == 0
+    return output.getvalue()
 
 
 @pytest.fixture(scope="module")
-def swept(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+def swept(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     folder = tmp_path_factory.mktemp("sweep")
     content = tree(folder, training={"epochs": 2}) | {"tune": {"trials": 2, "top": 1, "seeds": [0]}}
     (folder / "sweep.yaml").write_text(yaml.safe_dump(content))
-    output: list[str] = []
-    process = start(repository, folder)
-    for _ in lines(process, output):
-        pass
-    assert process.wait() == 0, "".join(output)
-    return Swept(folder, {}, ledger(folder), ["".join(output)])
+    output = tuned(folder)
+    return Swept(folder, {}, ledger(folder), [output])
 
 
 def test_trials_are_children_of_the_sweep_with_every_step_once(swept: Swept) -> None:
@@ -57,7 +66,7 @@ def test_the_winner_alone_is_tested_and_its_configuration_is_left(swept: Swept) 
     assert "leaderboard, validation split" in swept.outputs[0]
 
 
-def test_a_finished_sweep_prints_its_results_and_ends(swept: Swept, repository: Path) -> None:
+def test_a_finished_sweep_prints_its_results_and_ends(swept: Swept) -> None:
     def points() -> dict[str, int]:
         return {
             f"{run.info.run_id} {name}": len(swept.client.get_metric_history(run.info.run_id, name))
@@ -65,11 +74,8 @@ def test_a_finished_sweep_prints_its_results_and_ends(swept: Swept, repository: 
             for name in run.data.metrics
         }
 
-    before, output = points(), list[str]()
-    process = start(repository, swept.folder)
-    for _ in lines(process, output):
-        pass
-    assert process.wait() == 0, "".join(output)
+    before = points()
+    output = tuned(swept.folder).splitlines(keepends=True)
     assert output[1].startswith("sweep is finished: these are its results")
     assert output[-6:] == swept.outputs[0].splitlines(keepends=True)[-6:]
     assert points() == before

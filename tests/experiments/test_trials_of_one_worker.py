@@ -135,7 +135,7 @@ def on_two_nodes(folder: Path) -> Counter[str]:
 
 @pytest.mark.slow
 def test_trials_on_other_nodes_are_recorded_from_the_sweeps(tmp_path: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(1) as alone:  # this process may have a cluster of its own
+    with multiprocessing.get_context("forkserver").Pool(1) as alone:  # this process may have a cluster of its own
         started = alone.apply(on_two_nodes, (tmp_path,))
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     trials = ledger(tmp_path)["trials"]

@@ -25,7 +25,7 @@ PAGES = {
     "vision/sources": "stripes",
     "tasks": "regression",
 }
-TRAINING = {"batch_size": 20, "workers": 0, "device": "cpu"}
+TRAINING = {"batch_size": 20, "workers": 0, "device": "cpu", "validate_every": 30}
 TIMEOUT = 900  # against hangs alone
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import multiprocessing
 from datetime import timedelta
 from pathlib import Path
 
@@ -176,7 +175,6 @@ def _part(whole: ForecastPredictive, rank: int, share: int, place: int = 0) -> F
 
 def test_ranks_agree_with_one_process(tmp_path: Path) -> None:
     expected = calibrated(ConformalConfig(kind="adaptive", groups="kind")).judged(windows(100, 150), series(), CPU)
-    multiprocessing.set_forkserver_preload(["proxscore.forecasting.intervals"])
     mp.start_processes(_on_ranks, args=(str(tmp_path),), nprocs=2, start_method="forkserver")
     for rank in range(2):
         for saved, metrics in torch.load(tmp_path / f"{rank}.pt", weights_only=True):

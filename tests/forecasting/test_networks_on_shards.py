@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -74,7 +73,6 @@ def worker(rank: int, folder: str) -> None:
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("sharded")
     write_series(folder / "series.parquet")
-    multiprocessing.set_forkserver_preload(["proxscore.training.loop.train", "proxscore.forecasting.task"])
     mp.start_processes(worker, args=(str(folder),), nprocs=RANKS, start_method="forkserver")
     return torch.load(folder / "found.pt")
 

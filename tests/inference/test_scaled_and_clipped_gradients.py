@@ -160,7 +160,7 @@ def _clipped_on_shards(rank: int, folder: str) -> None:
 
 
 def test_clipping_on_shards_is_that_of_the_whole(tmp_path: Path) -> None:
-    mp.spawn(_clipped_on_shards, (str(tmp_path),), nprocs=2)
+    mp.start_processes(_clipped_on_shards, (str(tmp_path),), nprocs=2, start_method="forkserver")
     sharded, norms = torch.load(tmp_path / "weights.pt", weights_only=True)
     module = network()
     whole = torch.nn.utils.get_total_norm(list(module.parameters()))

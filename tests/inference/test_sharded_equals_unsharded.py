@@ -6,7 +6,6 @@ The noise is keyed by global index, so that everything agrees to rounding in flo
 
 from __future__ import annotations
 
-import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -366,7 +365,6 @@ def worker(rank: int, folder: str) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
     # The server imports once what all ranks need.
-    multiprocessing.set_forkserver_preload(["proxscore.posterior", "timm", "torch.distributed.fsdp"])
     mp.start_processes(worker, args=(str(folder),), nprocs=RANKS, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(RANKS)]
 

@@ -245,9 +245,9 @@ def jobs(cluster: Cluster, name: str) -> tuple[tuple[str, ...], str, Path]:
 @pytest.mark.parametrize(
     "name",
     [
-        "evaluate",
-        "predict",
-        "prepare_data",
+        "predict",  # of a registered model, by workers; what a job does by itself is in the tests of jobs
+        pytest.param("evaluate", marks=pytest.mark.slow),
+        pytest.param("prepare_data", marks=pytest.mark.slow),
         pytest.param("report", marks=pytest.mark.slow),
         pytest.param("train a forecaster", marks=pytest.mark.slow),
         pytest.param("forecast", marks=pytest.mark.slow),

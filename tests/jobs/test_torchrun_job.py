@@ -8,18 +8,23 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from mlflow import MlflowClient
 
+if TYPE_CHECKING:  # only: several folders may have a module called conftest
+    from conftest import Main
+
 VIT = "{patch_size: 4, embed_dim: 16, depth: 2, num_heads: 2}"
 
 
-def torchrun(repository: Path, folder: Path, processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    repository: Path, folder: Path, processes: int, *arguments: str, script: str = "train"
+) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return subprocess.run(
-        [*launcher, str(repository / "jobs" / "train.py"), *arguments],
+        [*launcher, str(repository / "jobs" / f"{script}.py"), *arguments],
         cwd=folder,
         env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST")},
         capture_output=True,
@@ -52,15 +57,10 @@ def two(repository: Path, vit: list[str], tmp_path_factory: pytest.TempPathFacto
 
 
 def test_two_processes_give_the_metrics_of_one(
-    two: tuple[Path, dict[str, Any], str], repository: Path, vit: list[str], tmp_path: Path
+    two: tuple[Path, dict[str, Any], str], train: Main, vit: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, str(repository / "jobs" / "train.py"), *vit, "training.workers=0", "--result", "one.json"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    assert train([*vit, "training.workers=0", "--result", "one.json"]) == 0  # in this process
     one = json.loads((tmp_path / "one.json").read_text())
     for ours, theirs in zip(two[1]["runs"], one["runs"], strict=True):
         assert ours["steps"] == theirs["steps"]
@@ -69,17 +69,21 @@ def test_two_processes_give_the_metrics_of_one(
 
 
 def test_a_posterior_in_shards_is_judged_as_in_one_process(
-    two: tuple[Path, dict[str, Any], str], repository: Path, tmp_path: Path
+    two: tuple[Path, dict[str, Any], str],
+    repository: Path,
+    evaluate: Main,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = Path(two[1]["runs"][1]["folder"]) / "posterior"
-    job = [str(repository / "jobs" / "evaluate.py"), str(folder), "training.device=cpu", "--draws", "3", "--output"]
-    for arguments in (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *job, "two"],
-        [*job, "one"],
-    ):
-        done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("test split") == 1
+    job = [str(folder), "training.device=cpu", "--draws", "3", "--output"]
+    done = torchrun(repository, tmp_path, 2, *job, "two", script="evaluate")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("test split") == 1
+    monkeypatch.chdir(tmp_path)
+    assert evaluate([*job, "one"]) == 0  # in this process
+    assert capsys.readouterr().out.count("test split") == 1
     ours, theirs = (json.loads((tmp_path / name / "digits_test_3_draws.json").read_text()) for name in ("two", "one"))
     assert ours["metrics"] == pytest.approx(theirs["metrics"], abs=1e-5)
     assert {key: ours[key] for key in ("draws", "split", "data")} == {

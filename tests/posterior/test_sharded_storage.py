@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -174,7 +173,6 @@ def process(rank: int, world: int, folder: str, action: str) -> None:
 
 
 def run(world: int, folder: Path, action: str) -> None:
-    multiprocessing.set_forkserver_preload(["proxscore.posterior"])
     mp.start_processes(process, args=(world, str(folder), action), nprocs=world, start_method="forkserver")
 
 

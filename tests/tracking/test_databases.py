@@ -43,8 +43,9 @@ def first_jobs(count: int, uri: str, go: Path) -> Sequence[subprocess.Popen[str]
     return jobs
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_several_first_jobs_at_once_are_all_recorded(count: int, tmp_path: Path) -> None:
+def test_several_first_jobs_at_once_are_all_recorded(tmp_path: Path) -> None:
+    """Four: any two of them may be the first."""
+    count = 4
     uri = f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"
     for job in first_jobs(count, uri, tmp_path / "go"):
         _, errors = job.communicate(timeout=200)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,48 +25,101 @@ from proxscore.config import ConfigError
 from proxscore.tracking import Recorder, TrackedRun
 from proxscore.training import launch
 
+RESET = struct.pack("ii", 1, 0)  # lingering on, for no second: what has not been sent is lost
+
 
 class Server:
-    """``mlflow server`` on a database in a folder; it can be killed and started again."""
+    """``mlflow server`` behind a port of its own, which is closed and opened again: to its clients it is gone meanwhile.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+    Those who connect are refused, and connections that there were are reset in the middle, as where its process is killed.
+    To start one takes seconds, so that one process serves all tests.
+    """
+
+    def __init__(self, behind: int) -> None:
+        self.behind, self.port = behind, free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
+        self._listener: socket.socket | None = None
+        self._open: set[socket.socket] = set()
 
     def start(self) -> None:
-        store = f"sqlite:///{self.folder / 'server.db'}"
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"),
-                *("--artifacts-destination", str(self.folder / "artifacts"), "--port", str(self.port)),
-            ],
-            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # seven processes that nothing here needs
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        for _ in range(1800):
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
-                    return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
-        raise AssertionError("the server did not start")
+        self._listener = socket.create_server(("127.0.0.1", self.port), backlog=64)
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def kill(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-        self.process = None
+        if self._listener is not None:
+            shut(self._listener)
+        self._listener = None
+        for each in [*self._open]:
+            with suppress(OSError):  # it was closed just now
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            shut(each)
+        self._open.clear()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:  # it is closed
+                return
+            server = socket.create_connection(("127.0.0.1", self.behind))
+            self._open |= {client, server}
+            for ends in ((client, server), (server, client)):
+                threading.Thread(target=self._pass_on, args=ends, daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):  # either is closed
+            while data := source.recv(65536):
+                sink.sendall(data)
+        for each in (source, sink):
+            self._open.discard(each)
+            shut(each)
+
+
+def shut(each: socket.socket) -> None:
+    """Close a socket, and wake the thread that waits for it."""
+    with suppress(OSError):  # nobody is connected
+        each.shutdown(socket.SHUT_RDWR)
+    each.close()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of an MLflow server."""
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}"),
+            *("--workers", "1", "--artifacts-destination", str(folder / "artifacts"), "--port", str(port)),
+        ],
+        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # seven processes that nothing here needs
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        for _ in range(1800):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+                    break
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+        else:
+            raise AssertionError("the server did not start")
+        yield port
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    result = Server(tmp_path)
+def server(behind: int) -> Iterator[Server]:
+    result = Server(behind)
     result.start()
     yield result
     result.kill()
@@ -170,9 +225,15 @@ def test_a_job_that_is_interrupted_while_the_server_is_away_ends_soon_and_loses_
     moment: str, workers: int, number: signal.Signals, repository: Path, server: Server, tmp_path: Path
 ) -> None:
     """At the end of its steps a job waits ten minutes for the server; an interrupt ends that. The same name delivers."""
-    epochs = 40 if moment == "waiting" else 4000
+    epochs, every = (40, 20) if moment == "waiting" else (4000, 2)  # a checkpoint waits for two seconds for the server
+    name = f"left-{moment}-{workers}-{number.name}"
     command = [
-        *(sys.executable, str(repository / "jobs" / "train.py"), "name=left", "task.data={kind: digits, limit: 200}"),
+        *(
+            sys.executable,
+            str(repository / "jobs" / "train.py"),
+            f"name={name}",
+            "task.data={kind: digits, limit: 200}",
+        ),
         *(
             "task.model={name: small_cnn, kwargs: {width: 4, hidden: 8}}",
             "training.device=cpu",
@@ -181,7 +242,7 @@ def test_a_job_that_is_interrupted_while_the_server_is_away_ends_soon_and_loses_
         *(
             f"training.epochs={epochs}",
             "training.validate_every=40",
-            "training.checkpoint_every=2",
+            f"training.checkpoint_every={every}",
             "evaluation.draws=2",
         ),
         *(
@@ -191,7 +252,7 @@ def test_a_job_that_is_interrupted_while_the_server_is_away_ends_soon_and_loses_
             "tracking.interval=0.1",
         ),
     ]
-    folder = tmp_path / "runs" / "left-proximal_score"
+    folder = tmp_path / "runs" / f"{name}-proximal_score"
 
     def begin(*more: str) -> subprocess.Popen[str]:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | {"RAY_ADDRESS": "local"}
@@ -228,7 +289,9 @@ def test_a_job_that_is_interrupted_while_the_server_is_away_ends_soon_and_loses_
                 break
         again.send_signal(number)
     output, _ = again.communicate(timeout=250)
-    (run,) = MlflowClient(server.uri).search_runs(["1"])
+    client = MlflowClient(server.uri)
+    experiment = client.get_experiment_by_name("proxscore").experiment_id
+    (run,) = client.search_runs([experiment], f"tags.name = '{name}-proximal_score'")
     recorded = steps(server.uri, run.info.run_id)
     assert recorded == list(range(1, len(recorded) + 1))
     if moment == "waiting":
@@ -248,6 +311,7 @@ def test_a_job_whose_server_is_away_for_a_while_is_recorded_whole(server: Server
             },
             "training": {
                 "epochs": 20,
+                "checkpoint_every": 20,  # one would wait for the server
                 "batch_size": 50,
                 "workers": 0,
                 "device": "cpu",
@@ -257,7 +321,7 @@ def test_a_job_whose_server_is_away_for_a_while_is_recorded_whole(server: Server
             "tracking": {"uri": server.uri, "interval": 0},
         }
     )
-    returned = threading.Timer(8, server.start)
+    returned = threading.Timer(6, server.start)
     gone = False
 
     def watch(line: str) -> None:

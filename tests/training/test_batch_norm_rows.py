@@ -179,4 +179,4 @@ def _look(rank: int, folder: str) -> None:
 
 def test_a_sharded_network_is_left_in_shards(tmp_path: Path) -> None:
     """An optimizer that is made of gathered weights has none when they are freed."""
-    mp.spawn(_look, (str(tmp_path),), nprocs=2)
+    mp.start_processes(_look, (str(tmp_path),), nprocs=2, start_method="forkserver")

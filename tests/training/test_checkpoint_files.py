@@ -218,10 +218,10 @@ def _sharded(rank: int, world: int, folder: str, action: str) -> None:
 
 def test_a_checkpoint_of_four_ranks_is_read_by_one_and_by_two(tmp_path: Path) -> None:
     """Four ranks share rows of three: one of them holds an empty shard."""
-    mp.spawn(_sharded, (4, str(tmp_path), "save"), nprocs=4)
+    mp.start_processes(_sharded, (4, str(tmp_path), "save"), nprocs=4, start_method="forkserver")
     assert len(list((tmp_path / "checkpoint").glob("*.safetensors"))) == 4
     for world in (1, 2):
-        mp.spawn(_sharded, (world, str(tmp_path), "load"), nprocs=world)
+        mp.start_processes(_sharded, (world, str(tmp_path), "load"), nprocs=world, start_method="forkserver")
         ours, theirs = (Posterior.load(tmp_path / name) for name in ("save-4", f"load-{world}"))
         for group, tensors in ours.groups().items():
             assert all(torch.equal(value, theirs.groups()[group][name]) for name, value in tensors.items())

@@ -1,28 +1,25 @@
-"""Real Ray workers: sharded training gives what one process gives, survives lost workers, refuses what cannot run."""
+"""Real Ray workers: sharded training gives what one process gives, and refuses what cannot run.
+
+Workers that are lost are in ``test_lost_workers.py``.
+"""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from cluster_runs import FAMILIES, curve, tree
 from mlflow import MlflowClient
 from PIL import Image
 
-from proxscore import config as configuration
-from proxscore.config import Config, ConfigError
+from proxscore.config import ConfigError
 from proxscore.posterior import Posterior
 from proxscore.training import launch
 from proxscore.training.data.streamed import LEAST_ROWS
@@ -35,55 +32,6 @@ from proxscore.vision.image_task import ImageTask
 
 pytestmark = [pytest.mark.usefixtures("ray_local"), pytest.mark.timeout(1500)]
 
-VIT = {
-    "name": "vit_tiny_patch16_224",
-    "kwargs": {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
-}
-DIGITS: dict[str, Any] = {"kind": "digits", "limit": 400}
-
-
-# A family that is gathered and one that works on shards, beside the mean field; the mixture's weights are stacked.
-MIXTURE = {"kind": "mixture", "spread": 8.0, "weights": "stacked"}
-FAMILIES: dict[str, Any] = {"head.*": {"kind": "full_covariance"}, "blocks.1.*": MIXTURE}
-
-
-def tree(
-    folder: Path,
-    name: str,
-    *,
-    data: dict[str, Any] = DIGITS,
-    baseline: bool = False,
-    families: dict[str, Any] | None = None,
-    **training: Any,
-) -> Config:
-    return configuration.parse(
-        {
-            "name": name,
-            "task": {"model": VIT, "data": data},
-            "method": {"families": families or {}, "initial_precision": None if families else 0.1},
-            "baseline": {"kind": "adamw"} if baseline else None,
-            "training": {
-                "epochs": 2,
-                "batch_size": 120,
-                "device": "cpu",
-                "cpus_per_worker": 0.5,
-                "storage": str(folder / "runs"),
-            }
-            | training,
-            "evaluation": {"draws": 4, "validation_draws": 1},
-            "tracking": {"uri": f"sqlite:///{folder / 'mlflow.db'}", "interval": 0},
-        }
-    )
-
-
-def curve(config: Config, run_id: str, key: str = "nll/train") -> dict[int, list[float]]:
-    """All values recorded for a metric, by step."""
-    assert config.tracking.uri is not None
-    values: dict[int, list[float]] = {}
-    for point in MlflowClient(config.tracking.uri).get_metric_history(run_id, key):
-        values.setdefault(point.step, []).append(point.value)
-    return values
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -92,15 +40,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> list[Outcome]:
-    """AdamW and the posterior in one plain process."""
-    return launch.run(tree(folder, "alone", baseline=True, families=FAMILIES, workers=0))
+    """The posterior in one plain process. A baseline before it is in ``test_torchrun_job.py``."""
+    return launch.run(tree(folder, "alone", families=FAMILIES, workers=0))
 
 
 def test_two_workers_give_the_losses_and_metrics_of_one_process(folder: Path, alone: list[Outcome]) -> None:
-    config = tree(folder, "pair", baseline=True, families=FAMILIES, workers=2)
+    config = tree(folder, "pair", families=FAMILIES, workers=2)
     told: list[str] = []
     outcomes = launch.run(config, told.append)
-    assert [outcome.kind for outcome in outcomes] == ["adamw", "proximal_score"]
+    assert [outcome.kind for outcome in outcomes] == ["proximal_score"]
     for outcome in outcomes:  # how many workers are there is told while they are waited for
         waited = [line.removeprefix(f"{outcome.label} · ") for line in told if line.startswith(f"{outcome.label} ")]
         assert waited[0] == "2 workers asked, 0 ready"
@@ -118,105 +66,18 @@ def test_two_workers_give_the_losses_and_metrics_of_one_process(folder: Path, al
         for group in ("mean", "precision"):
             for name, tensor in getattr(one, group).items():
                 np.testing.assert_allclose(tensor, getattr(other, group)[name], rtol=1e-3, atol=1e-4, err_msg=name)
-    weights, expected_weights = (o[1].results["mixture_weights"] for o in (outcomes, alone))
+    weights, expected_weights = (o[0].results["mixture_weights"] for o in (outcomes, alone))
     assert weights == pytest.approx(expected_weights, abs=1e-3)
     assert weights != pytest.approx([0.5, 0.5], abs=0.01)
-    tags = MlflowClient(config.tracking.uri).get_run(outcomes[1].run_id).data.tags
+    tags = MlflowClient(config.tracking.uri).get_run(outcomes[0].run_id).data.tags
     assert json.loads(tags["mixture.weights"]) == weights
     for key in ("log_precision_mean", "log_precision_min", "log_precision_max", "ratio_mean", "ratio_min", "ratio_max"):
-        ours_key, theirs_key = (curve(config, o[1].run_id, f"posterior/{key}") for o in (outcomes, alone))
+        ours_key, theirs_key = (curve(config, o[0].run_id, f"posterior/{key}") for o in (outcomes, alone))
         common = ours_key.keys() & theirs_key.keys()  # taken where a report is due, which each run's clock decides
         assert max(ours_key) in common  # the end of the run among them
         for step in common:
             (value,) = ours_key[step]
             assert value == pytest.approx(theirs_key[step][0], abs=1e-3), key
-
-
-@contextmanager
-def killing_a_worker_after(checkpoints: int, run: Path) -> Iterator[list[int]]:
-    """SIGKILL one of this session's training workers once the run has so many more checkpoints; yields whom it hit."""
-    killed: list[int] = []
-    before = len(list(run.glob("checkpoint_*")))
-    done = threading.Event()
-
-    def kill() -> None:
-        while not done.wait(0.05):
-            if len(list(run.glob("checkpoint_*"))) >= before + checkpoints:
-                # Only those that came from this process: other clusters may run here.
-                family = psutil.Process(os.getpid()).children(recursive=True)
-                worker = next(p for p in family if p.is_running() and "RayTrainWorker" in " ".join(p.cmdline()))
-                os.kill(worker.pid, signal.SIGKILL)
-                killed.append(worker.pid)
-                return
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    try:
-        yield killed
-    finally:
-        done.set()
-        thread.join()
-
-
-def test_lost_workers_cost_no_more_than_the_steps_since_the_last_checkpoint(folder: Path) -> None:
-    """The first loss ends the run (no retries); the same name continues it, and then a second loss is mended within."""
-    epochs, keep = 16, {"keep_checkpoints": 1000}
-    config = tree(folder, "lost", epochs=epochs, workers=2, max_failures=0, validate_every=10, **keep)
-    run = folder / "runs" / "lost-proximal_score"
-    client = MlflowClient(config.tracking.uri)
-
-    with killing_a_worker_after(6, run) as killed, pytest.raises(RuntimeError, match=r"^training failed: ") as failure:
-        launch.run(config)
-    assert len(killed) == 1
-    assert "\n" not in str(failure.value)
-    (found,) = client.search_runs(
-        [client.get_experiment_by_name("proxscore").experiment_id], "tags.name = 'lost-proximal_score'"
-    )
-    assert found.info.status == "FAILED"
-    assert found.data.tags["failure"] == str(failure.value)
-    first_attempt = len(list(run.glob("checkpoint_*")))
-    assert 6 <= first_attempt < epochs
-
-    again = tree(folder, "lost", epochs=epochs, workers=2, max_failures=1, validate_every=10, **keep)
-    with killing_a_worker_after(6, run) as killed:
-        (outcome,) = launch.run(again)
-    assert len(killed) == 1
-    # Had either attempt started from the beginning, six or more checkpoints would have been written again. Two may be,
-    # per loss: one that waits for the controller's poll, and one that is being written when the worker is lost.
-    assert epochs <= len(list(run.glob("checkpoint_*"))) <= epochs + 4
-
-    assert outcome.run_id == found.info.run_id
-    ended = client.get_run(outcome.run_id)
-    assert ended.info.status == "FINISHED"
-    assert "failure" not in ended.data.tags
-    (whole,) = launch.run(tree(folder, "unbroken", epochs=epochs, workers=2, validate_every=10))
-    losses, expected = curve(config, outcome.run_id), curve(config, whole.run_id)
-    assert list(losses) == list(range(1, 4 * epochs + 1))
-    for step, values in losses.items():
-        assert len(values) == 1, f"step {step} was recorded {len(values)} times"
-        assert values == expected[step]  # bit for bit
-    assert outcome.results["test"] == whole.results["test"]
-    ours, theirs = (Posterior.load(each.folder / "posterior") for each in (outcome, whole))
-    for group in ("mean", "precision"):
-        for name, tensor in getattr(ours, group).items():
-            assert torch.equal(tensor, getattr(theirs, group)[name]), name
-
-
-def test_fewer_workers_go_on_where_more_were_lost_in_any_file_system(folder: Path) -> None:
-    """Two workers, one of which is killed; then one, from checkpoints in a file system of fsspec's. Each step counts once,
-    and the losses are those of one process (float32, in other orders)."""
-    settings: dict[str, Any] = {"epochs": 16, "validate_every": 16, "storage": f"local://{folder}/elsewhere"}
-    run = folder / "elsewhere" / "fewer-proximal_score"
-    with killing_a_worker_after(3, run) as killed, pytest.raises(RuntimeError):
-        launch.run(tree(folder, "fewer", workers=2, max_failures=0, **settings))
-    assert len(killed) == 1
-    config = tree(folder, "fewer", workers=1, **settings)
-    (outcome,) = launch.run(config)
-    (expected,) = launch.run(tree(folder, "one", workers=0, epochs=16, validate_every=16))
-    losses, alone = curve(config, outcome.run_id), curve(config, expected.run_id)
-    assert list(losses) == list(alone) == list(range(1, 65))
-    for step, (value,) in losses.items():  # rounding grows from 1e-7 to 1e-2 once the posterior moves far in a step
-        assert value == pytest.approx(alone[step][0], abs=1e-3 if step <= 40 else 0.05)
 
 
 def test_more_workers_than_the_cluster_can_place_are_refused_before_any_run(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ Not Monte Carlo dropout: every rank draws masks for its own rows.
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -109,7 +108,6 @@ def worker(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("sharded")
-    multiprocessing.set_forkserver_preload(["proxscore.training.loop.train"])
     mp.start_processes(worker, args=(str(folder),), nprocs=RANKS, start_method="forkserver")
     return torch.load(folder / "found.pt")
 

@@ -80,6 +80,8 @@ def curve(config: Config, folder: Path, arrangement: meshes.Meshes | None) -> li
 
 def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
+    # Loader processes are forked, as those of a job are: a forkserver's, which each rank would have, import everything anew.
+    multiprocessing.set_start_method("fork", force=True)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS, timeout=timedelta(seconds=300)
     )
@@ -97,7 +99,6 @@ def worker(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
     folder = tmp_path_factory.mktemp("features")
-    multiprocessing.set_forkserver_preload(["proxscore.training.loop.train"])
     mp.start_processes(worker, args=(str(folder),), nprocs=RANKS, start_method="forkserver")
     return torch.load(folder / "curves.pt")
 

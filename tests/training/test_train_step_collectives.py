@@ -5,7 +5,6 @@ And what a dry run counts of it without any process.
 
 from __future__ import annotations
 
-import multiprocessing
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
@@ -172,7 +171,6 @@ Counts = dict[tuple[str, str], Counter[str]]
 @pytest.fixture(scope="module")
 def counts(tmp_path_factory: pytest.TempPathFactory) -> Counts:
     folder: Path = tmp_path_factory.mktemp("ranks")
-    multiprocessing.set_forkserver_preload(["proxscore.vision.task", "proxscore.training.loop.train"])
     found = {}
     for ranks in (2, 4):
         mp.start_processes(worker, args=(ranks, str(folder)), nprocs=ranks, start_method="forkserver")
