@@ -151,6 +151,7 @@ def test_mlflows_server_answers_the_same(shell: Shell, predicted: pd.DataFrame) 
     assert [row["label"] for row in rows] == predicted["label"].tolist()
 
 
+@pytest.mark.slow
 def test_our_server_answers_the_same(shell: Shell, predicted: pd.DataFrame) -> None:
     port = free_port()
     with shell.server("proxscore", "serve", "models:/digits@champion", "--port", str(port), port=port) as address:

@@ -245,7 +245,8 @@ def jobs(cluster: Cluster, name: str) -> tuple[tuple[str, ...], str, Path]:
 @pytest.mark.parametrize(
     "name",
     [
-        "predict",  # of a registered model, by workers; what a job does by itself is in the tests of jobs
+        # Of a registered model, by workers. What a job does by itself is in the tests of jobs; training is submitted above.
+        pytest.param("predict", marks=pytest.mark.slow),
         pytest.param("evaluate", marks=pytest.mark.slow),
         pytest.param("prepare_data", marks=pytest.mark.slow),
         pytest.param("report", marks=pytest.mark.slow),

@@ -42,6 +42,7 @@ def comparison(folder: Path, name: str, **training: Any) -> list[str]:
     return ["--config", str(folder / f"{name}.yaml"), f"tracking.uri=sqlite:///{folder / 'mlflow.db'}"]
 
 
+@pytest.mark.slow
 def test_a_vision_transformer_on_two_workers_per_cell(
     ray_local: None, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

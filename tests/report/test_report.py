@@ -172,6 +172,7 @@ def test_batches_of_any_size_give_the_same_report(record: dict[str, Any], digits
 
 
 @pytest.mark.usefixtures("ray_local")
+@pytest.mark.slow
 def test_two_workers_give_the_report_of_one_process(record: dict[str, Any], digits: Saved, tmp_path: Path) -> None:
     config = settings(batch_size=90)  # the last batch of a part may leave one of them without a row
     config = config.model_copy(

@@ -100,6 +100,7 @@ def test_a_table_keeps_columns_and_goes_on_where_it_stopped(
     np.testing.assert_allclose(found[["p_red", "p_green", "p_blue"]].sum(axis=1), 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_workers_of_a_cluster_find_the_same(photographs: Photographs, tmp_path: Path, repository: Path) -> None:
     """In a process of its own, with a cluster of its own, as a user has it."""
     (tmp_path / "list.csv").write_text("path\n" + "\n".join([*map(str, photographs.files), "absent.png"]) + "\n")

@@ -204,7 +204,7 @@ def test_an_unreachable_server_is_refused_within_seconds() -> None:
 @pytest.mark.parametrize(
     ("moment", "workers", "number"),
     [
-        pytest.param("training", 0, signal.SIGTERM, id="training, SIGTERM"),
+        pytest.param("training", 0, signal.SIGTERM, id="training, SIGTERM", marks=pytest.mark.slow),
         pytest.param("waiting", 0, signal.SIGINT, id="waiting, Ctrl-C"),
         *(
             pytest.param(

@@ -58,6 +58,7 @@ def test_the_best_state_is_kept_and_judged(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_local")
+@pytest.mark.slow
 def test_so_it_is_of_shards_on_a_cluster(tmp_path: Path) -> None:
     config = settings(tmp_path, workers=2, early_stopping=True)
     (best,) = launch.run(config, lambda line: None)

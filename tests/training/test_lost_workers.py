@@ -112,6 +112,7 @@ def test_lost_workers_cost_no_more_than_the_steps_since_the_last_checkpoint(lost
             assert torch.equal(tensor, getattr(theirs, group)[name]), name
 
 
+@pytest.mark.slow
 def test_fewer_workers_go_on_where_more_were_lost_in_any_file_system(lost: Path, tmp_path: Path) -> None:
     """Two workers, one of which was killed; then one, with checkpoints in a file system of fsspec's. Each step counts once,
     and the losses are those of one process (float32, in other orders)."""

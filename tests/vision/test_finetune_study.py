@@ -114,6 +114,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory, weights: Callable[[str], 
         yield made, folder
 
 
+@pytest.mark.slow
 def test_each_seed_has_its_own_validation_half_and_all_the_official_test(compared: tuple[Plan, Path]) -> None:
     made, _ = compared
     told = {
@@ -135,6 +136,7 @@ def test_each_seed_has_its_own_validation_half_and_all_the_official_test(compare
     assert "2 seed(s), each with a split of the data of its own" in (made.folder / "report/comparison.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_studys_table_is_of_the_predictions_of_the_cells(
     compared: tuple[Plan, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,6 +163,7 @@ def test_the_studys_table_is_of_the_predictions_of_the_cells(
     assert "24 images of training and validation and 12 of the test; the official data set has 3,680 and 3,669" in shown
 
 
+@pytest.mark.slow
 def test_the_studys_table_says_what_was_judged_without_its_draws(
     compared: tuple[Plan, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

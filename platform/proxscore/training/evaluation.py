@@ -10,8 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from matplotlib.figure import Figure
-from torch import nn
-from torchmetrics.utilities.distributed import gather_all_tensors
+from torch import Tensor, nn
 
 from proxscore.calibration.prediction_sets import rows_needed, threshold
 from proxscore.calibration.temperature import fit_temperature, tempered
@@ -79,11 +78,16 @@ def _settled(run: Run, predictive: Any) -> dict[str, float]:
         return {}
     counts, error = counts.double(), error.double()
     if run.worker.world > 1:
-        counts, error = (
-            torch.cat(gather_all_tensors(each.float().to(run.worker.device))).double() for each in (counts, error)
-        )
+        counts, error = (_of_all_ranks(each.to(run.worker.device)) for each in (counts, error))
     found = {"draws/least": counts.min(), "draws/mean": counts.mean(), "draws/most": counts.max()}
     return {name: value.item() for name, value in (found | {"draws/monte_carlo_error": error.max()}).items()}
+
+
+def _of_all_ranks(values: Tensor) -> Tensor:
+    """The values of every rank, (n,), one behind the other."""
+    from torchmetrics.utilities.distributed import gather_all_tensors  # here: the library takes seconds
+
+    return torch.cat(gather_all_tensors(values.float())).double()
 
 
 def _in_one_pass(run: Run, split: str, posterior: Posterior) -> Predictive:
@@ -239,7 +243,7 @@ def validated(run: Run, posterior: Posterior) -> dict[str, Any]:
     density = predictive.log_density.double()
     density = density[~density.isnan()].to(run.worker.device)
     if run.worker.world > 1:
-        density = torch.cat(gather_all_tensors(density.float())).double()
+        density = _of_all_ranks(density)
     density = density.cpu()
     found: dict[str, Any] = {"nll": -density.mean().item() if len(density) else math.nan}
     found |= {"rows": len(density), "draws": draws, "seed": run.config.evaluation.seed}
