@@ -87,15 +87,16 @@ def test_a_method_trains_on_images_of_a_source(strangers: Path, tmp_path: Path) 
     assert set(found["test"]) == {"point"}  # fixed weights: one prediction
 
 
-def test_a_family_describes_the_network_of_a_task_on_rays_workers_and_is_loaded_again(
-    strangers: Path, tmp_path: Path
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_family_describes_the_network_of_a_task_here_or_on_rays_workers_and_is_loaded_again(
+    workers: int, strangers: Path, tmp_path: Path
 ) -> None:
     found = train(
         strangers,
         tmp_path,
         task={"kind": "regression", "model": {"width": 8}},
         method={"family": {"kind": "isotropic"}, "solver": {"inner_steps": 2, "lr": 0.1}, "initial_noise": 0.3},
-        training=TRAINING | {"epochs": 30, "workers": 1},
+        training=TRAINING | {"epochs": 30, "workers": workers},
     )
     # The targets have unit variance: with noise of 0.7, their mean alone has an NLL of log(0.7 sqrt(2 pi)) + 1 / (2 0.49).
     nll = found["test"]["posterior"]["nll"]

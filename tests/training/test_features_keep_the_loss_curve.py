@@ -20,7 +20,7 @@ from proxscore import config as configuration
 from proxscore.config import Config, ConfigError
 from proxscore.training.local.worker import LocalWorker
 from proxscore.training.loop.train import train
-from proxscore.training.sharding import meshes
+from proxscore.training.sharding import meshes, parallelize
 from proxscore.vision.image_task import ImageTask
 
 pytestmark = pytest.mark.timeout(1800)
@@ -80,6 +80,7 @@ def curve(config: Config, folder: Path, arrangement: meshes.Meshes | None) -> li
 
 def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
+    parallelize.WORTH_CUTTING = 0  # block by block, as a large network
     # Loader processes are forked, as those of a job are: a forkserver's, which each rank would have, import everything anew.
     multiprocessing.set_start_method("fork", force=True)
     dist.init_process_group(
