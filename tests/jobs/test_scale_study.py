@@ -44,6 +44,7 @@ def test_operations_of_a_decoder_are_six_a_weight_and_token_and_those_of_attenti
 def test_predictions_are_of_every_method_and_a_pair_costs_two_single_draws(scale: Any) -> None:
     found = scale.predictions(True)
     assert len(scale.cells(found)[0]) == len(scale.HEADER)
+    assert [list(row) for row in scale.rows(True)] == [scale.HEADER] * len(found)  # as the study of speed takes it
     of = {(line.gpus, line.way.name): line for line in found}
     for gpus in scale.QUICK_GPUS:
         adamw, single, pairs = (of[gpus, name] for name in ("AdamW", "single draws", "pairs"))

@@ -262,9 +262,9 @@ def _flash() -> Iterator[None]:
         functional.scaled_dot_product_attention = plain
 
 
-def rows(quick: bool, device: str = "H100", utilisation: float = 0.4, hourly: float = 3.0) -> list[list[str]]:
-    """The table of :data:`HEADER`."""
-    return cells(predictions(quick, device, utilisation, hourly))
+def rows(quick: bool, device: str = "H100", utilisation: float = 0.4, hourly: float = 3.0) -> list[dict[str, str]]:
+    """The lines of the table, by :data:`HEADER`."""
+    return [dict(zip(HEADER, line, strict=True)) for line in cells(predictions(quick, device, utilisation, hourly))]
 
 
 def cells(found: list[Prediction]) -> list[list[str]]:
