@@ -106,7 +106,7 @@ class Compared:
 
 @pytest.fixture(scope="module")
 def compared(ray_local: None, compare: Main, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compared]:
-    """Two methods, two seeds, in four processes."""
+    """Two methods, two seeds."""
     folder = tmp_path_factory.mktemp("compared")
     arguments = ["--config", file_of(folder), f"tracking.uri=sqlite:///{folder / 'mlflow.db'}"]
     before = Path.cwd()

@@ -142,6 +142,8 @@ def test_a_fused_adamw_skips_on_its_device_what_the_host_learns_of_a_step_later(
         x, y = batch(step)
         for _ in method.draws():
             (nn.functional.cross_entropy(ours(x), y) * (math.nan if step in bad else 1.0)).backward()
+        if step == 5:
+            method.found_inf = torch.zeros(1)  # as some give it
         method.step()
         assert method.undecided
         assert method.param_groups[0]["skipped"] == len([each for each in bad if each < step])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -119,11 +119,18 @@ def step_(
         go: whether the step is taken, without dimensions: if not, all but the statistic stay as they are; none: it is.
     """
     *found, ratio = stepped(mean, precision, score, square, total, statistic, prior_mean, penalty, singles, settings)
-    for own, new in zip((mean, precision, score, square), found, strict=True):
+    _move_(weights, (mean, precision, score, square), found, go)
+    statistic.copy_(ratio)
+
+
+def _move_(weights: Tensor, state: Sequence[Tensor | None], found: Sequence[Tensor | None], go: Tensor | None) -> None:
+    """Write the mean and what follows it, if the step is taken, and the mean into the weights."""
+    for own, new in zip(state, found, strict=True):
         if own is not None and new is not None:
             own.copy_(new if go is None else torch.where(go, new, own))
+    mean = state[0]
+    assert mean is not None
     weights.copy_(mean)
-    statistic.copy_(ratio)
 
 
 def step_from_draw_(
@@ -148,10 +155,7 @@ def step_from_draw_(
     """
     k = curvature(gradient, weights - mean, precision, settings.prior, scale)
     *found, _ = stepped(mean, precision, score, square, gradient, k, prior_mean, penalty, singles, settings)
-    for own, new in zip((mean, precision, score, square), found, strict=True):
-        if own is not None and new is not None:
-            own.copy_(new if go is None else torch.where(go, new, own))
-    weights.copy_(mean)
+    _move_(weights, (mean, precision, score, square), found, go)
 
 
 def step_from_draw_by_row_(*tensors: Any, penalty: Penalty, singles: bool, row: Tensor, go: Tensor | None) -> None:

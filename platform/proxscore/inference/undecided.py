@@ -45,7 +45,7 @@ class Undecided:
     """A step of which the device alone knows whether it is taken.
 
     Args:
-        found: whether scores were not finite, on the device: zero or one.
+        found: whether scores were not finite, on the device: zero or one, a single number of any shape.
         groups: the optimizer's, before they count the step.
         names: of the parameters that take part.
         finite: whether the gradients of each are finite, on the device.
@@ -60,6 +60,7 @@ class Undecided:
         finite: Tensor | None = None,
         counters: Sequence[Tensor] = (),
     ) -> None:
+        found = found.reshape(())
         #: Whether the step is taken, on the device.
         self.go = found == 0
         self.names, self.finite = names, finite

@@ -47,7 +47,7 @@ class Steps(Method):
         found, self.found_inf = self.nonfinite if self.found_inf is None else self.found_inf, None
         if isinstance(found, Tensor) and all(group.get("fused") for group in self.param_groups):
             self._undecided = Undecided(found, self.param_groups)
-            self.found_inf = found.float()  # the fused kernel looks at it
+            self.found_inf = found.reshape(()).float()  # the fused kernel looks at it
             bad = False
         else:
             bad = bool(found)

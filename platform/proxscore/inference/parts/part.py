@@ -29,7 +29,7 @@ class Part(ABC):
         members: those that take part in a draw loop.
         probes: what the last steps say of convergence; none: nothing is said of these parameters.
         keeps_mean: whether the mean is held beside the weights, so that a step's only draw may stay in them until the step.
-        hold: whether it stays.
+        hold: whether it stays; the step does in one pass then what are two.
     """
 
     members: list[Member]

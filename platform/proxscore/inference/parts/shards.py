@@ -46,12 +46,10 @@ class Shards(Part):
 
     Attributes:
         fused: whether passes over large shards are compiled.
-        hold: whether the draw of this step, its only one, stays in the weights until the step, which does in one pass what are
-            two.
     """
 
     keeps_mean = True
-    fused = hold = False
+    fused = False
 
     def __init__(self, members: list[Member], state: States, draws: int, adaptive: bool) -> None:
         self.all_members, self.members, self._draws = members, members, draws

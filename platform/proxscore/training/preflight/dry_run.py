@@ -129,10 +129,10 @@ def _memory(config: Config, counted: Memory) -> list[str]:
     kept = []
     if described_device(config).type == "cpu":
         kept.append("                 (of freed memory glibc keeps some: up to 1.7 times as much was measured on CPUs)")
-    summed = [
-        f"                 {readable(counted.summed):>12}  gradient of the step, from the first draw to the update"
-    ]
-    summed = summed if counted.summed else []
+    summed = []
+    if counted.summed:
+        when = "from the first draw to the update"
+        summed.append(f"                 {readable(counted.summed):>12}  gradient of the step, {when}")
     room = math.inf if config.cost.device is None else DEVICES[config.cost.device].memory
     if counted.total > room:
         kept.append(
