@@ -174,6 +174,21 @@ def test_of_many_at_once_one_has_it(folder: str) -> None:
     assert claims(folder) == []
 
 
+def test_a_claim_that_is_seen_half_written_counts(folder: str) -> None:
+    claim = dataclasses.asdict(elsewhere(folder, time.time()))
+    files, root = filesystem(folder)
+    place = f"{root}/lock-0.json"
+    whole = json.dumps(claim)
+    put(files, place, whole[: len(whole) // 2])  # as a store shows it that does not keep back what is being written
+    written = threading.Timer(0.3, put, (files, place, whole))
+    written.start()
+    try:
+        with pytest.raises(HeldError, match="ada@other"), Lock(folder):
+            pass
+    finally:
+        written.join()
+
+
 def test_a_refusal_is_one_line_and_frees_what_was_locked_before_it(tmp_path: Path) -> None:
     with exclusive(str(tmp_path), ["b"]):
         with pytest.raises(ConfigError) as refused, exclusive(str(tmp_path), ["a", "b"]):

@@ -3,7 +3,8 @@
 Whoever wants the lock writes a claim of its own, ``lock-<token>.json``, and then looks for others. It has the lock if there is
 none. Of two that claim at the same time the later one of them to write sees the other, so that never both have it; where each
 sees the other, the smaller token stays and the other one withdraws for a moment. The store must show to all what was written
-before (as disks, S3, GCS and Azure do).
+before (as disks, S3, GCS and Azure do). Where it shows a file while it is written (fsspec's memory, SFTP, HDFS), what is no claim
+yet is read again until it is one.
 
 A claim is renewed while its owner lives. It is dead, and taken over, when its process on the same machine is gone, or, seen
 from another machine, when it was not renewed for a minute and is not while one watches.
@@ -32,6 +33,7 @@ from proxscore.storage.files import put, read
 from proxscore.storage.places import UNREACHABLE, filesystem
 
 PREFIX, SUFFIX = "lock-", ".json"
+WRITTEN = 2.0  # seconds after which a file that is no claim is not being written: it is nothing of ours
 
 
 class HeldError(RuntimeError):
@@ -171,11 +173,15 @@ class Lock:
         put(self.files, self._path(claim.token), json.dumps(asdict(claim)))
 
     def _read(self, token: str) -> Claim | None:
-        content = read(self.files, self._path(token))
-        try:
-            return None if content is None else Claim(**json.loads(content))
-        except (ValueError, TypeError):  # nothing of ours: claims appear whole
-            return None
+        end = time.monotonic() + WRITTEN
+        while (content := read(self.files, self._path(token))) is not None:
+            try:
+                return Claim(**json.loads(content))
+            except (ValueError, TypeError):
+                if time.monotonic() > end:
+                    return None
+                time.sleep(random.uniform(0.01, 0.05))
+        return None
 
     def _release(self) -> None:
         if self._claim is not None:
