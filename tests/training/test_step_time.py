@@ -143,12 +143,10 @@ TREE: dict[str, Any] = {
 def test_checkpoints_are_waited_for_where_nothing_sends_them_meanwhile_or_they_take_longer_than_the_steps_between() -> (
     None
 ):
-    work, size = Work(100, 100, 0, 0, checkpoints=4), 10e9
-    alone = configuration.parse(TREE | {"training": TREE["training"] | {"workers": 0}})
-    assert waited_checkpoints(alone, work, size, 1000.0) == pytest.approx(40)
-    on_ray = configuration.parse(TREE)
-    assert waited_checkpoints(on_ray, work, size, 1000.0) == pytest.approx(10)
-    assert waited_checkpoints(on_ray, work, size, 20.0) == pytest.approx(3 * 5 + 10)
+    work = Work(100, 100, 0, 0, checkpoints=4)
+    assert waited_checkpoints(work, 10.0, 1000.0, behind=False) == pytest.approx(40)
+    assert waited_checkpoints(work, 10.0, 1000.0, behind=True) == pytest.approx(10)
+    assert waited_checkpoints(work, 10.0, 20.0, behind=True) == pytest.approx(3 * 5 + 10)
 
 
 def test_a_dry_run_describes_a_job_on_devices_that_are_not_here() -> None:

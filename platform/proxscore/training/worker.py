@@ -13,7 +13,8 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from proxscore.training.sharding import meshes
 
-Write = Callable[[Path], None]
+#: Writes a checkpoint into a folder; or copies what is to be written, and gives what writes it from another thread.
+Write = Callable[[Path], Callable[[], None] | None]
 
 
 class Worker(ABC):
@@ -61,12 +62,13 @@ class Worker(ABC):
         All ranks call it equally often.
 
         Args:
+            write: what it gives, if it gives anything, is called while the loop goes on.
             wait: until the checkpoint is where it will be kept, and the driver knows it; otherwise it may still be on its
                 way while the loop goes on.
         """
 
     def busy(self) -> bool:
-        """Say whether a checkpoint of this rank's is still on its way: a report would wait for it."""
+        """Say whether a checkpoint of this rank's is still being written or on its way: a report would wait for it."""
         return False
 
     def leaving(self) -> bool:

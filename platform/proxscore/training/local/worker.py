@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -21,7 +22,7 @@ class LocalWorker(Worker):
     """The worker that is a plain process, or one of several that torchrun started and that see the same folder.
 
     Checkpoints are folders ``checkpoints/step-...`` that appear whole or not at all. The best by score and the newest
-    are kept.
+    are kept. One that is written while the loop goes on appears with the next report.
 
     Args:
         folder: of the run.
@@ -41,8 +42,10 @@ class LocalWorker(Worker):
         self.folder, self.device, self.sink, self.keep, self.meshes = folder / "checkpoints", device, sink, keep, meshes
         if meshes is not None:
             self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self._behind: _Behind | None = None
 
     def report(self, payload: dict[str, Any], write: Write | None = None, *, wait: bool = False) -> None:
+        self._complete()
         payloads = self._gathered(payload)
         if self.rank == 0:
             self.sink(payloads)  # before the checkpoint: a run that dies in between repeats steps, and loses none
@@ -53,15 +56,38 @@ class LocalWorker(Worker):
                 partial.mkdir(parents=True)
             self._barrier()
             try:
-                write(partial)
+                later = write(partial)
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)  # a full disk has room again
                 raise
-            self._barrier()
-            if self.rank == 0:
-                (partial / "score.json").write_text(json.dumps(payload["score"]))
-                self._keep(partial, self.folder / f"step-{payload['step']:09d}")
-            self._barrier()
+            self._behind = _Behind(partial, payload["step"], payload["score"], later)
+            if later is None or wait:
+                self._complete()
+
+    def busy(self) -> bool:
+        return self._behind is not None and self._behind.is_alive()
+
+    def _complete(self) -> None:
+        """Wait for the checkpoint that is being written, if one is, on all ranks, and keep it.
+
+        Raises:
+            RuntimeError: it cannot be written; on all ranks.
+        """
+        behind, self._behind = self._behind, None
+        if behind is None:
+            return
+        behind.join()
+        reasons: list[str | None] = [behind.error]
+        if self.world > 1:
+            reasons *= self.world
+            dist.all_gather_object(reasons, behind.error)
+        if any(reasons):
+            shutil.rmtree(behind.folder, ignore_errors=True)
+            raise RuntimeError(next(filter(None, reasons)))
+        if self.rank == 0:
+            (behind.folder / "score.json").write_text(json.dumps(behind.score))
+            self._keep(behind.folder, self.folder / f"step-{behind.step:09d}")
+        self._barrier()
 
     def _keep(self, partial: Path, final: Path) -> None:
         if final.exists():  # the same step of an earlier attempt
@@ -88,8 +114,31 @@ class LocalWorker(Worker):
         return sorted(self.folder.glob("step-*"))
 
     def checkpoints(self) -> Iterator[AbstractContextManager[Path]]:
+        self._complete()
         for folder in reversed(self.folders()):
             yield nullcontext(folder)
+
+
+class _Behind(threading.Thread):
+    """A checkpoint that is written while the loop goes on; at once, where nothing is left to write.
+
+    Attributes:
+        error: why it could not be written.
+    """
+
+    def __init__(self, folder: Path, step: int, score: float, write: Callable[[], None] | None) -> None:
+        super().__init__(name="checkpoint", daemon=True)
+        self.folder, self.step, self.score, self._write = folder, step, score, write
+        self.error: str | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            if self._write is not None:
+                self._write()
+        except Exception as error:  # raised where the loop can end by it
+            self.error = str(error) or type(error).__name__
+        self._write = None
 
 
 def _score(folder: Path) -> float:

@@ -2,12 +2,15 @@
 
 Tensors are in safetensors files, one for each rank, and everything else in ``checkpoint.json``, which also lists the files.
 Nothing in a checkpoint is a pickle: what lies in a storage is only ever parsed, never executed.
+
+:func:`save` writes while its caller waits. :func:`stage` only copies the state into the host's memory, and gives a function that
+writes the copy, from another thread, while training goes on.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,11 +70,17 @@ class Snapshot:
 
 
 class _Writer(HuggingFaceStorageWriter):
-    """A safetensors file for each rank, and, when all are written, the index with the plain values."""
+    """A safetensors file for each rank, and, when all are written, the index with the plain values.
 
-    def __init__(self, folder: Path, values: dict[str, Any]) -> None:
+    Args:
+        later: whether files are written by :meth:`write_out`, which talks to no other rank, from copies of the tensors.
+    """
+
+    def __init__(self, folder: Path, values: dict[str, Any], *, later: bool = False) -> None:
         super().__init__(str(folder), save_distributed=True)
-        self._folder, self._values = folder, values
+        self._folder, self._values, self._later = folder, values, later
+        self._waiting: list[tuple[str, dict[str, Tensor], dict[str, str]]] = []
+        self._index: str | None = None
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write this rank's file from the tensors where they lie: torch's own way to it takes two copies of them all."""
@@ -81,7 +90,7 @@ class _Writer(HuggingFaceStorageWriter):
             assert item.tensor_data is not None
             tensor = planner.resolve_data(item)
             assert isinstance(tensor, Tensor)
-            tensors[item.index.fqn] = tensor = tensor.detach().cpu()
+            tensors[item.index.fqn] = tensor = tensor.detach().to("cpu", copy=self._later)
             offsets[item.index.fqn] = {SAVED_OFFSETS_KEY: item.tensor_data.chunk.offsets}
             results.append(WriteResult(item.index, tensor.nbytes, _StorageInfo(name, 0, tensor.nbytes)))
         if tensors:
@@ -90,16 +99,29 @@ class _Writer(HuggingFaceStorageWriter):
                 DCP_VERSION_KEY: str(HF_DCP_VERSION),
                 FORMAT_KEY: FORMAT_VALUE,
             }
-            with replacing(self._folder / name) as partial:
-                save_file(tensors, partial, described)
+            self._waiting.append((name, tensors, described))
+        if not self._later:
+            self.write_out()
         done: Future[list[WriteResult]] = Future()
         done.set_result(results)
         return done
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         files = sorted({Path(result.storage_data.relative_path).name for each in results for result in each})
-        index = {"format": _FORMAT, "files": files, "values": self._values}
-        write(self._folder / INDEX_FILE, json.dumps(index, indent=1) + "\n")
+        self._index = json.dumps({"format": _FORMAT, "files": files, "values": self._values}, indent=1) + "\n"
+        if not self._later:
+            self.write_out()
+
+    def write_out(self) -> None:
+        """Write what was not written yet; the memory of the copies is free then."""
+        while self._waiting:
+            name, tensors, described = self._waiting[-1]
+            with replacing(self._folder / name) as partial:
+                save_file(tensors, partial, described)
+            self._waiting.pop()
+        if self._index is not None:
+            write(self._folder / INDEX_FILE, self._index)
+            self._index = None
 
 
 def save(folder: Path, snapshot: Snapshot) -> None:
@@ -109,6 +131,32 @@ def save(folder: Path, snapshot: Snapshot) -> None:
         RuntimeError: it cannot be written, for example because the disk is full.
         ConfigError: the state holds what is neither a tensor nor a plain value; names it.
     """
+    _collect(folder, snapshot, later=False)
+
+
+def stage(folder: Path, snapshot: Snapshot) -> Callable[[], None]:
+    """Copy this rank's part of a checkpoint into the host's memory.
+
+    Returns:
+        What writes it into the folder, once, and frees the copy. It talks to no other rank, so that another thread may call
+        it while training changes the state. It raises as :func:`save` does.
+
+    Raises:
+        RuntimeError, ConfigError: as :func:`save`.
+    """
+    writer, step = _collect(folder, snapshot, later=True), snapshot.progress["step"]
+
+    def write_out() -> None:
+        try:
+            writer.write_out()
+        except (OSError, SafetensorError) as error:
+            raise _unwritten(step, error) from error
+
+    return write_out
+
+
+def _collect(folder: Path, snapshot: Snapshot, *, later: bool) -> _Writer:
+    """Agree with the other ranks on who writes what, and write it, unless that is for later."""
     flat, _ = flatten_state_dict(snapshot.state_dict())
     values = {name: value for name, value in flat.items() if not isinstance(value, Tensor)}
     for name, value in values.items():
@@ -120,11 +168,15 @@ def save(folder: Path, snapshot: Snapshot) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with _interrupts():
             tensors = separate({name: value for name, value in flat.items() if isinstance(value, Tensor)})
-            dcp.save(tensors, storage_writer=_Writer(folder, values), no_dist=not dist.is_initialized())
+            writer = _Writer(folder, values, later=later)
+            dcp.save(tensors, storage_writer=writer, no_dist=not dist.is_initialized())
     except (CheckpointException, OSError) as error:
-        raise RuntimeError(
-            f"the checkpoint at step {snapshot.progress['step']} cannot be written: {_reason(error)}"
-        ) from error
+        raise _unwritten(snapshot.progress["step"], error) from error
+    return writer
+
+
+def _unwritten(step: int, error: BaseException) -> RuntimeError:
+    return RuntimeError(f"the checkpoint at step {step} cannot be written: {_reason(error)}")
 
 
 def save_posterior(folder: Path, posterior: Posterior, rank: int, statistics: DrawStatistics | None = None) -> None:

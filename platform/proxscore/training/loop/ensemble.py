@@ -6,7 +6,7 @@ Simple and scalable predictive uncertainty estimation using deep ensembles, arXi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -45,11 +45,12 @@ class MemberWorker(Worker):
             "records": [record | {"step": before + record["step"]} for record in payload["records"]],
         }
 
-        def write_all(folder: Path) -> None:
+        def write_all(folder: Path) -> Callable[[], None] | None:
             assert write is not None
-            write(folder)
+            later = write(folder)
             for k, posterior in enumerate(self.finished):
                 checkpoint.save_posterior(folder / "members" / str(k), posterior, self.rank)
+            return later
 
         self.worker.report(payload, None if write is None else write_all, wait=wait)
 

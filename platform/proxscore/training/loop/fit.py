@@ -34,6 +34,9 @@ from proxscore.training.worker import Worker
 #: Steps whose outcome is read only when the next ones have been launched, by type of device: an accelerator (1) would have
 #: nothing to do while the host reads.
 STEPS_AHEAD = {"cpu": 0}
+#: Whether a checkpoint is written while training goes on, by type of device: from an accelerator (True) it is copied to the
+#: host anyway; beside a CPU's own tensors a copy would take their memory again.
+WRITTEN_BEHIND = {"cpu": False}
 NO_SCORE = 1e9  # of a checkpoint before any validation: finite, as Ray keeps scores in JSON
 
 
@@ -106,6 +109,9 @@ def fit(
     started = reported - progress["seconds"]
     observer = Observer(worker.device, config.training.profile)
     section = section_of(settings, config, worker)
+    written = partial(
+        checkpoint.stage if WRITTEN_BEHIND.get(worker.device.type, True) else checkpoint.save, snapshot=snapshot
+    )
     # A report after this step, on all ranks: then the method's statistics are taken.
     asked = config.tracking.interval == 0
     outcomes: deque[tuple[int, Outcome]] = deque()
@@ -144,7 +150,7 @@ def fit(
                 payload["score"] = NO_SCORE  # that of an earlier state would push out its checkpoint
             payload["resources"] = observer.summary()
             with observer.timed("checkpoint" if save else "report"):
-                worker.report(payload, partial(checkpoint.save, snapshot=snapshot) if save else None, wait=notice)
+                worker.report(payload, written if save else None, wait=notice)
             records, reported = [], time.perf_counter()
             asked = asked and config.tracking.interval == 0
 

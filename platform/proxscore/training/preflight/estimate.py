@@ -9,6 +9,7 @@ import torch
 
 from proxscore.config import POINT_METHODS, Config
 from proxscore.tasks import Task
+from proxscore.training.loop.fit import WRITTEN_BEHIND
 from proxscore.training.loop.run_length import run_length
 from proxscore.training.preflight.fabric import fabric_of, overlaps
 from proxscore.training.preflight.preflight import Preflight
@@ -122,7 +123,10 @@ def estimate(preflight: Preflight, device: torch.device) -> Estimate:
     workers = groups * replicas * shards
     evaluating = found.forward(work.predicted / workers)
     evaluating += _gathering(config, work, sent, Communication.of(sent, fabric), found, overlap)
-    saving = waited_checkpoints(config, work, preflight.memory(method).checkpoint, training_seconds)
+    behind = training.workers > 0 or WRITTEN_BEHIND.get(device.type, True)
+    saving = waited_checkpoints(
+        work, preflight.memory(method).checkpoint / (config.cost.storage_gb_s * 1e9), training_seconds, behind
+    )
     return Estimate(found, step, training_seconds, evaluating, saving, workers, sent)
 
 
@@ -138,14 +142,16 @@ def _gathering(
     return batches * waited_forward(times.gathers, computing, bool(traffic.parts) and not traffic.parts[0].name)
 
 
-def waited_checkpoints(config: Config, work: Work, size: float, training: float) -> float:
-    """Seconds that steps wait for checkpoints of so many bytes, in so many seconds of training.
+def waited_checkpoints(work: Work, each: float, training: float, behind: bool) -> float:
+    """Seconds that steps wait for checkpoints of ``each`` so many seconds, in so many seconds of training.
 
-    On Ray's workers a checkpoint is sent to the storage while training goes on, and the next one waits for it; elsewhere
-    training waits. The last one always is waited for.
+    The last one always is waited for.
+
+    Args:
+        behind: whether training goes on while one is on its way: Ray's workers send it to the storage meanwhile, and an
+            accelerator's host writes it. The next one waits for it then.
     """
-    each = size / (config.cost.storage_gb_s * 1e9)
-    if config.training.workers == 0 or not work.checkpoints:
+    if not behind or not work.checkpoints:
         return work.checkpoints * each
     between = training / work.checkpoints
     return (work.checkpoints - 1) * max(0.0, each - between) + each

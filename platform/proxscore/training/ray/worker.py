@@ -22,9 +22,9 @@ from proxscore.training.worker import Worker, Write
 class RayWorker(Worker):
     """The worker that is a process of Ray Train's group: Ray keeps its checkpoints, and carries its reports.
 
-    A checkpoint is written into a local folder and uploaded while training goes on. Before the next one is written, this
-    one is known to the controller, which is what a run resumes from: no loss of a worker costs more than the checkpoint
-    that was on its way.
+    A checkpoint is written into a local folder, on an accelerator's host while training goes on, and uploaded while it does
+    anywhere. Before the next one is taken, this one is known to the controller, which is what a run resumes from: no loss of
+    a worker costs more than the checkpoint that was on its way.
     """
 
     on_ray = True
@@ -51,17 +51,23 @@ class RayWorker(Worker):
             return
         ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
         self._upload = folder = Path(tempfile.mkdtemp(prefix=f"{UPLOADS}{os.getpid()}-"))
-        try:
-            write(folder)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)  # a full disk has room again
-            raise
+        with _removed_if_unwritten(folder):
+            later = write(folder)
+        storage = ray.train.get_context().get_storage()
+
+        def written_and_uploaded(checkpoint: Any, name: str) -> Any:
+            assert later is not None
+            with _removed_if_unwritten(folder):
+                later()
+            return storage.persist_current_checkpoint(checkpoint, name)
+
         ray.train.report(
             payload,
             checkpoint=ray.train.Checkpoint.from_directory(folder),
             # A step that is done again gets a folder of its own: rank 0's name counts.
             checkpoint_dir_name=f"checkpoint_{payload['step']:09d}_{time.time_ns():x}",
             checkpoint_upload_mode=CheckpointUploadMode.SYNC if wait else CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=None if later is None else written_and_uploaded,
             delete_local_checkpoint_after_upload=True,
         )
         if wait:
@@ -94,17 +100,27 @@ class RayWorker(Worker):
     def checkpoints(self) -> Iterator[AbstractContextManager[Path]]:
         import ray.train
 
+        reported = ray.train.get_all_reported_checkpoints()  # waits for what is on its way
         newest = ray.train.get_checkpoint()
         if newest is None:
             return
         yield _directory(newest)
-        reported = ray.train.get_all_reported_checkpoints()
         for held in sorted(reported, key=lambda held: held.metrics["step"], reverse=True):
             if held.checkpoint.path != newest.path:
                 yield _directory(held.checkpoint)
 
 
 UPLOADS = "proxscore-upload-"
+
+
+@contextmanager
+def _removed_if_unwritten(folder: Path) -> Iterator[None]:
+    """If the context raises, a checkpoint's folder is removed: a full disk has room again."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _remove_uploads_of_the_dead() -> None:
