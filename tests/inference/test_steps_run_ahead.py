@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from proxscore.inference import ForwardKL, Prior, ProximalScore, undecided
 from proxscore.inference.convergence import KEY, RunawayError, shard_probes
+from proxscore.posterior import Posterior
 
 STEPS = 14
 BAD = {2, 3, 7}  # steps whose scores are not finite
@@ -122,19 +123,23 @@ def test_a_state_and_a_copy_know_of_a_step_that_was_skipped_last() -> None:
     assert set(steps) == {0.0, 1.0}  # noise levels count none
 
 
-def test_a_posterior_that_runs_away_is_refused_one_step_later() -> None:
+@pytest.mark.parametrize("by", ["the next step", "its posterior"])
+def test_a_posterior_that_runs_away_is_refused_one_step_later_or_when_it_is_taken(by: str) -> None:
     model = Scaled()
     optimizer = built(model)
     optimizer.run_ahead = True
-    for step in range(2):
-        for _ in optimizer.draws():
-            model.loss(step, bad=False).backward()
-        if step == 0:
-            optimizer.state[model.layers[2].weight]["mean"].fill_(math.inf)
-            optimizer.step()
-        else:
-            with pytest.raises(RunawayError, match=r"layers\.2\.weight"):
-                optimizer.step()
+    for _ in optimizer.draws():
+        model.loss(0, bad=False).backward()
+    optimizer.state[model.layers[2].weight]["mean"].fill_(math.inf)
+    optimizer.step()
+    if by == "its posterior":
+        with pytest.raises(RunawayError, match=r"layers\.2\.weight"):
+            Posterior.of(model, optimizer)
+        return
+    for _ in optimizer.draws():
+        model.loss(1, bad=False).backward()
+    with pytest.raises(RunawayError, match=r"layers\.2\.weight"):
+        optimizer.step()
 
 
 def test_an_answer_with_a_dimension_is_the_answer() -> None:

@@ -77,9 +77,14 @@ class Posterior:
 
         Raises:
             ConfigError: the optimizer samples a parameter that is none of the module's, or its draw loop is running.
+            FloatingPointError: the last step has diverged, or was one too many that were skipped.
         """
-        if isinstance(optimizer, ProximalScore) and optimizer.drawing:
-            raise ConfigError("a posterior is taken after the draw loop: within it the weights are a draw, and no mean")
+        if isinstance(optimizer, ProximalScore):
+            if optimizer.drawing:
+                raise ConfigError(
+                    "a posterior is taken after the draw loop: within it the weights are a draw, and no mean"
+                )
+            optimizer.settle()
         reshard(module)
         parameters = named_parameters(module)
         names = {id(parameter): name for name, parameter in parameters.items()}
