@@ -33,6 +33,7 @@ from proxscore.experiments.comparison.settings import load
 from proxscore.methods.ensemble import EnsembleConfig
 from proxscore.methods.laplace import LaplaceConfig
 from proxscore.methods.proximal_score import ProximalScoreConfig
+from proxscore.training.loop.observer import forgets_peak
 
 if TYPE_CHECKING:  # only: several folders may have a module called conftest
     from conftest import Main
@@ -46,7 +47,7 @@ SMALL: dict[str, Any] = {
             "model": {"name": "small_cnn", "kwargs": {"width": 4, "hidden": 8}},
             "data": {"kind": "digits", "limit": 200},
         },
-        "training": {"device": "cpu", "batch_size": 50},
+        "training": {"device": "cpu", "batch_size": 50, "cpus_per_worker": 2},
         "evaluation": {"draws": 4, "temperature_scaling": True},
     },
     "methods": {
@@ -209,6 +210,12 @@ def test_one_parent_run_has_a_child_for_each_cell(compared: Compared) -> None:
     for run_id, record in recorded.items():
         assert children[run_id].data.metrics["test/nll"] == pytest.approx(record["metrics"]["nll"])
         assert children[run_id].data.params["seed"] == str(record["seed"])
+
+
+@pytest.mark.skipif(not forgets_peak(), reason="this system cannot forget a peak")
+def test_cells_share_processes(compared: Compared) -> None:
+    records = [compared.record(method, seed) for method, seed in compared.cells]
+    assert len({record["process"] for record in records}) < len(records)
 
 
 def test_methods_may_have_names_that_are_no_tags_of_mlflow(here: Path) -> None:

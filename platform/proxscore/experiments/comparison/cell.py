@@ -6,6 +6,7 @@ the metrics of the task, and with ``evaluation.temperature_scaling`` those at th
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import time
@@ -131,7 +132,7 @@ def measured(config: Config, task: Task, worker: Worker, settings: dict[str, Any
         ``metrics`` on the test split; ``validation_nll`` (nats); ``forward_passes`` per prediction;
         ``gradient_evaluations``; ``seconds`` of training, with what comes at its end; ``seconds_predicting`` the test split;
         ``peak_mb`` (10^6 bytes) of the process at the end of training, or of the GPU: of the worker that holds the most;
-        ``splits``: what the task tells of its rows, with their hashes.
+        ``host`` and ``process``: where; ``splits``: what the task tells of its rows, with their hashes.
 
     Raises:
         RuntimeError: it took another number of gradient evaluations than was planned.
@@ -186,6 +187,7 @@ def measured(config: Config, task: Task, worker: Worker, settings: dict[str, Any
         VERDICT: posterior.description.get(VERDICT),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "host": socket.gethostname(),
+        "process": os.getpid(),
         "workers": worker.world,
         "splits": task.describe().get("splits", {}),
     }
