@@ -12,7 +12,7 @@ import yaml
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, TrackingConfig, masked
 from proxscore.tracking import TrackedRun, browse, tracking_uri
-from proxscore.training.ray.trainer import last_line
+from proxscore.training.ray.reports import last_line
 
 SECRET = "s3cr3t"
 URIS = [

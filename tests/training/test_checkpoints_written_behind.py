@@ -165,10 +165,10 @@ def test_workers_of_ray_write_and_send_behind_training_and_a_full_disk_ends_the_
         """What a worker of Ray's runs: the loop, with checkpoints as on an accelerator."""
         from proxscore.training.loop import checkpoint, fit
         from proxscore.training.loop.train import train
-        from proxscore.training.ray import trainer
+        from proxscore.training.ray.rank import set_up_worker
 
         fit.WRITTEN_BEHIND["cpu"] = True
-        config, task, worker = trainer.set_up_worker(payload)
+        config, task, worker = set_up_worker(payload)
         write = checkpoint.write
 
         def full(path: Path, content: str) -> None:

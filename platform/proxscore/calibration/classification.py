@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 import torch.distributed as dist
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from proxscore.calibration.calibration_error import (
@@ -26,7 +25,9 @@ from proxscore.calibration.calibration_error import (
 from proxscore.calibration.reliability import reliability_diagram
 from proxscore.config import ConfigError
 
-if TYPE_CHECKING:  # it takes seconds
+if TYPE_CHECKING:  # what takes seconds
+    from matplotlib.figure import Figure
+
     from proxscore.calibration.class_sums import PerClass
 
 # How far the probabilities of a row may be from summing to 1: more than bfloat16 rounds log-probabilities of 20,000

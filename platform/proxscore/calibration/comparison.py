@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from proxscore.calibration.blank import blank
 from proxscore.calibration.calibration_error import reliability_bins
 from proxscore.calibration.risk_coverage import risk_coverage
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FEWEST = 20  # rows in a bin, of all seeds together, below which its accuracy is noise and left out
 
@@ -37,7 +40,7 @@ def classification_curves(curves: Sequence[Curve], bins: int) -> Figure:
     Args:
         curves: whose seeds hold ``log_probabilities`` (N, C) and ``targets`` (N,).
     """
-    figure = Figure(figsize=(11.0, 5.6), dpi=150, layout="constrained")
+    figure = blank(11.0, 5.6)
     left, right = figure.subplots(1, 2)
     for curve in curves:
         seeds = [_rows(seed) for seed in curve.seeds]

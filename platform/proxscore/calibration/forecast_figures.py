@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from proxscore.calibration.blank import blank
 from proxscore.calibration.comparison import Curve, finish
 from proxscore.calibration.pit import chi_square
 from proxscore.config import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _BLUE, _RED, _INK, _GRID = "#3b6fb6", "#d9534f", "#333333", "#e6e6e6"
 _METHODS = ("#3b6fb6", "#d9534f", "#3a9a6e", "#e0972f", "#7d5ba6", "#4aa3b8", "#8c6d4f", "#777777")
@@ -57,7 +61,7 @@ def fan_chart(
         raise ConfigError(f"fan chart: probabilities {list(probabilities)}; wanted 0.5 and pairs p, 1 - p, ascending")
     columns = min(panels, 2)
     rows = math.ceil(panels / columns)
-    figure = Figure(figsize=(5.2 * columns, 2.6 * rows + 0.6), dpi=150, layout="constrained")
+    figure = blank(5.2 * columns, 2.6 * rows + 0.6)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes, past, target, fan, name in zip(grid.flat, history, targets, quantiles, names, strict=False):
         _draw_fan(axes, _array(past), _array(target), _array(fan), probabilities)
@@ -186,7 +190,7 @@ def error_by_horizon(
         for metric in metrics:
             if metric not in values:
                 raise ConfigError(f"error by horizon: {method} has no metric {metric}; it has {', '.join(values)}")
-    figure = Figure(figsize=(4.6 * len(metrics), 3.4), dpi=150, layout="constrained")
+    figure = blank(4.6 * len(metrics), 3.4)
     for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         for i, (method, values) in enumerate(curves.items()):
             heights = _array(values[metric])
@@ -210,7 +214,7 @@ def compared_forecasts(curves: Sequence[Curve]) -> Figure:
     Args:
         curves: whose seeds hold ``levels`` and ``coverage`` (L,) and ``crps`` (H,).
     """
-    figure = Figure(figsize=(11.0, 5.6), dpi=150, layout="constrained")
+    figure = blank(11.0, 5.6)
     left, right = figure.subplots(1, 2)
     for curve in curves:
         coverage, crps = (torch.stack([seed[name] for seed in curve.seeds]).mean(0) for name in ("coverage", "crps"))
@@ -227,7 +231,7 @@ def compared_forecasts(curves: Sequence[Curve]) -> Figure:
 
 
 def _one_panel(title: str, *, size: tuple[float, float] = (5.0, 3.4)) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    figure = blank(*size)
     axes = figure.subplots()
     if title:
         axes.set_title(title, fontsize=11, color=_INK)

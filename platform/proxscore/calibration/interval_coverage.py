@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from proxscore.calibration.blank import blank
 from proxscore.calibration.quantiles import interval_score
 from proxscore.config import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CONFIDENCE = 0.95  # of the bands of a coverage
 _Z = 1.959963984540054  # its normal quantile
@@ -138,7 +141,7 @@ def coverage_by_horizon(found: dict[str, Any], *, title: str = "") -> Figure:
         raise ConfigError("coverage by horizon: there is no level to draw")
     columns = min(len(levels), 2)
     rows = math.ceil(len(levels) / columns)
-    figure = Figure(figsize=(4.8 * columns, 2.9 * rows + 0.5), dpi=150, layout="constrained")
+    figure = blank(4.8 * columns, 2.9 * rows + 0.5)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes, (level, parts) in zip(grid.flat, levels.items(), strict=False):
         for name, color in _COLORS.items():

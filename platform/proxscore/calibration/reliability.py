@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from proxscore.calibration.blank import blank
 from proxscore.calibration.calibration_error import (
     expected_calibration_error,
     maximum_calibration_error,
     reliability_bins,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _ACCURACY, _GAP, _INK = "#3b6fb6", "#d9534f", "#333333"
 
@@ -37,7 +42,7 @@ def reliability_diagram(confidences: Tensor, correct: Tensor, *, bins: int = 15,
     edges, counts, accuracy, confidence = (
         values.cpu().numpy() for values in (table.edges, table.counts, table.accuracy, table.confidence)
     )
-    figure = Figure(figsize=(5.0, 6.0), dpi=150, layout="constrained")
+    figure = blank(5.0, 6.0)
     above, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
     if title:
         above.set_title(title, fontsize=11, color=_INK)

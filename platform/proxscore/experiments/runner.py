@@ -19,6 +19,7 @@ from proxscore.tasks import Task
 from proxscore.tracking import Recorder
 from proxscore.training.local.worker import LocalWorker
 from proxscore.training.ray import cluster, trainer
+from proxscore.training.ray.rank import set_up_worker
 from proxscore.training.worker import Worker, pick_device
 
 Measure = Callable[[Config, Task, Worker, dict[str, Any]], dict[str, Any]]
@@ -88,7 +89,7 @@ def local_worker(
 
 def _worker(payload: dict[str, Any]) -> dict[str, Any]:
     """Call the trial's function on a worker of Ray Train."""
-    config, task, worker = trainer.set_up_worker(payload)
+    config, task, worker = set_up_worker(payload)
     if not config.method.shards:
         worker.meshes = None  # the one worker's module stays whole
     found: dict[str, Any] = payload["measure"](config, task, worker, payload["settings"])

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics import MeanMetric
 
@@ -33,6 +32,8 @@ from proxscore.tasks.baselines import BestBaseline
 from proxscore.tasks.evaluator import Corrected, Figures
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from proxscore.forecasting.baselines import Judged
     from proxscore.forecasting.series_task import SeriesTask
 

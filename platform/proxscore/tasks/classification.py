@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from proxscore.calibration import ClassificationMetrics
@@ -13,6 +13,9 @@ from proxscore.calibration.comparison import Curve, classification_curves
 from proxscore.calibration.risk_coverage import area_under_risk_coverage
 from proxscore.posterior import CategoricalPredictive
 from proxscore.tasks.evaluator import Evaluator, Figures
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class ClassificationEvaluator(Evaluator):

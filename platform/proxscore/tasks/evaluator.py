@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from proxscore.calibration.comparison import Curve
 from proxscore.tasks.baselines import BestBaseline
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Predictive(Protocol):
@@ -24,7 +26,7 @@ class Predictive(Protocol):
         """Log predictive density (or probability) of each row's target, (N,), in nats; NaN where it has none."""
 
 
-Figures = Callable[[], dict[str, Figure]]
+Figures: TypeAlias = "Callable[[], dict[str, Figure]]"
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from proxscore.calibration.calibration_error import expected_calibration_error
 from proxscore.calibration.reliability import reliability_diagram
 from proxscore.posterior import MultiLabelPredictive
 from proxscore.tasks.evaluator import Evaluator, Figures
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class MultiLabelEvaluator(Evaluator):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from proxscore.calibration.blank import blank
 from proxscore.calibration.crps import crps_gaussian
 from proxscore.posterior import GaussianPredictive
 from proxscore.tasks.evaluator import Evaluator, Figures
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LEVELS = (0.5, 0.9)
 
@@ -90,7 +93,7 @@ class RegressionEvaluator(Evaluator):
 def _predictions(rows: Tensor, title: str) -> Figure:
     """Targets against predictive means, with a bar of one standard deviation, of at most 500 rows."""
     mean, sd, y = rows[torch.linspace(0, len(rows) - 1, min(len(rows), 500)).long()].T.numpy()
-    figure = Figure(figsize=(5.0, 5.0), dpi=150, layout="constrained")
+    figure = blank(5.0, 5.0)
     axes = figure.subplots()
     axes.errorbar(y, mean, sd, fmt="o", markersize=2, linewidth=0.5, alpha=0.6)
     low, high = min(y.min(), mean.min()), max(y.max(), mean.max())

@@ -3,7 +3,7 @@
 :class:`proxscore.terminal.lines.Lines` shows them; it is not imported here, as workers of a cluster only write lines.
 """
 
-from proxscore.terminal.progress import Progress, duration
+from proxscore.terminal.progress import Progress, duration, say
 from proxscore.terminal.spelling import command, near
 
-__all__ = ["Progress", "command", "duration", "near"]
+__all__ = ["Progress", "command", "duration", "near", "say"]

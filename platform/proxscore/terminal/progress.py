@@ -16,6 +16,11 @@ _LINE = re.compile(
 )
 
 
+def say(line: str) -> None:
+    """Print a line at once. The builtin itself cannot travel to another process once Ray has replaced it by its own."""
+    print(line, flush=True)
+
+
 @dataclass(frozen=True)
 class Progress:
     """A run after so many of its steps.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from proxscore.config import masked
-from proxscore.terminal import Progress, duration
+from proxscore.terminal import Progress, duration, say
 from proxscore.terminal.progress import AWAY
 from proxscore.tracking.delivery import Delivery, Parcel
 
@@ -16,11 +16,6 @@ from proxscore.tracking.delivery import Delivery, Parcel
 STARVED = 0.3
 CHECKPOINT_PATIENCE = 2.0  # seconds: a server that is there takes milliseconds
 LEAVING_PATIENCE = 20.0  # seconds for what is not delivered when a run has failed
-
-
-def say(line: str) -> None:
-    """Print a line at once. The builtin itself cannot travel to another process once Ray has replaced it by its own."""
-    print(line, flush=True)
 
 
 class Recorder:

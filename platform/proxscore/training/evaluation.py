@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from proxscore.calibration.prediction_sets import rows_needed, threshold
@@ -24,7 +23,7 @@ from proxscore.posterior.drawn import drawn
 from proxscore.posterior.settled import DrawCount, UntilSettled
 from proxscore.posterior.single_pass import difference, predict_in_one_pass
 from proxscore.tasks import Predictive, Task
-from proxscore.tasks.evaluator import Corrected
+from proxscore.tasks.evaluator import Corrected, Figures
 from proxscore.training.data.batches import TrainingData
 from proxscore.training.data.micro_batches import Batch
 from proxscore.training.data.streamed import RayTrainingData
@@ -39,7 +38,7 @@ SET_COVERAGES = (0.5, 0.8, 0.9, 0.95, 0.99)
 #: Metrics that mean something where no target is right.
 WITHOUT_TARGETS = ("entropy", "expected_entropy", "mutual_information", "confidence", "sure")
 
-Evaluated = tuple[dict[str, float], Callable[[], dict[str, Figure]]]  # metrics, and what draws figures by name
+Evaluated = tuple[dict[str, float], Figures]  # metrics, and what draws figures by name
 
 
 def evaluate(

@@ -12,7 +12,8 @@ from typing import Any
 from proxscore import config as configuration
 from proxscore.config import Config, ConfigError, MethodSection
 from proxscore.methods import check_running_statistics
-from proxscore.tracking import Recorder, TrackedRun, say, tracking_uri
+from proxscore.terminal import say
+from proxscore.tracking import Recorder, TrackedRun, tracking_uri
 from proxscore.tracking.datasets import dataset_inputs
 from proxscore.tracking.machines import system_metrics
 from proxscore.tracking.names import run_name

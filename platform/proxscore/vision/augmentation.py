@@ -21,7 +21,6 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import Compose
 
 from proxscore.config import ConfigError, Section
 from proxscore.inference import noise
@@ -83,6 +82,7 @@ class Augmentation:
         self, settings: dict[str, Any], shape: tuple[int, int, int], normalise: Normalisation, interpolation: str
     ) -> None:
         from timm.data import create_transform  # takes seconds
+        from torchvision.transforms import Compose
 
         self._mode = "L" if shape[0] == 1 else "RGB"
         known: dict[str, Any] = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "hflip": 0.0, "color_jitter": None}

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.functional import to_pil_image
 
 from proxscore.config import ConfigError
 from proxscore.vision.splits import Rows
@@ -112,6 +111,8 @@ class MemoryReader(Reader):
             return self.normalise(pixels, self.peak), places
         if self.peak != 255:
             pixels = (pixels.float() * (255 / self.peak)).round().to(torch.uint8)
+        from torchvision.transforms.functional import to_pil_image  # takes a second
+
         return torch.stack([view(to_pil_image(image), place) for place, image in enumerate(pixels)]), places
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
-from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -63,6 +62,8 @@ def photograph(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 
 @cache
 def _photos() -> list[Tensor]:
+    from sklearn.datasets import load_sample_images  # takes most of a second
+
     return [torch.tensor(photo, dtype=torch.float32).permute(2, 0, 1) for photo in load_sample_images().images]
 
 

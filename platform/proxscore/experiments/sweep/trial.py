@@ -29,7 +29,7 @@ from proxscore.experiments import runner
 from proxscore.experiments.sweep import alone
 from proxscore.storage import filesystem
 from proxscore.tracking import Recorder
-from proxscore.training.ray.trainer import FINAL, last_line
+from proxscore.training.ray.reports import FINAL, last_line
 
 if TYPE_CHECKING:
     from proxscore.tasks import Task

@@ -6,16 +6,18 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import nn
 
 from proxscore.config import ConfigError, DivergedError, MethodSection
 from proxscore.inference import noise
 from proxscore.inference.convergence import RunawayError
 from proxscore.tasks import Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NANS = "the network's predictions are not numbers (NaN)"
 

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from proxscore.config import ConfigError
-from proxscore.tracking import say
+from proxscore.terminal import say
 from proxscore.training.loop import checkpoint
 from proxscore.training.worker import Worker
 

@@ -11,7 +11,7 @@ import torch
 
 from proxscore.config import Config, ConfigError, MethodSection, TrainingConfig
 from proxscore.tasks import Task
-from proxscore.tracking import say
+from proxscore.terminal import say
 from proxscore.training.preflight.memory import Memory, UncountableError, readable
 from proxscore.training.preflight.preflight import Preflight
 

@@ -15,7 +15,7 @@ import ray
 from ray._private import ray_constants
 
 from proxscore.config import Config, masked
-from proxscore.tracking import say
+from proxscore.terminal import say
 from proxscore.training.ray import logs, room
 from proxscore.training.ray.checks import check_resources
 

@@ -18,7 +18,8 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 from proxscore.config import Config
 from proxscore.storage import filesystem
 from proxscore.training.ray import cluster
-from proxscore.training.ray.trainer import FINAL, Trainer, first_cause, last_line
+from proxscore.training.ray.reports import FINAL, last_line
+from proxscore.training.ray.trainer import Trainer, first_cause
 
 
 class _Final(UserCallback):

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import tempfile
@@ -18,21 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.execution import context as execution_context
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
-from proxscore import garbage
-from proxscore.config import Config, ConfigError, DivergedError, MethodSection, masked
+from proxscore.config import Config, MethodSection
 from proxscore.storage import filesystem
 from proxscore.tracking import Recorder
 from proxscore.training.ray import cluster, waiting
+from proxscore.training.ray.rank import train_rank
+from proxscore.training.ray.reports import FINAL, RecorderCallback, last_line
 
 if TYPE_CHECKING:  # what only workers use takes seconds to import: not in every process of a cluster
-    from proxscore.tasks import Task
     from proxscore.training.preflight.memory import Memory
-    from proxscore.training.ray.worker import RayWorker
-
-FINAL = (ConfigError, DivergedError, FloatingPointError)  # errors that another attempt cannot mend
 
 WorkerFunction = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -82,7 +77,7 @@ def train_on_ray(
         "counted": counted and asdict(counted),
     }
     trainer = Trainer(
-        worker or _worker,
+        worker or train_rank,
         train_loop_config=payload | (settings or {}),
         torch_config=TorchConfig(backend="nccl" if cluster.use_gpu(config) else "gloo"),
         scaling_config=ScalingConfig(
@@ -119,71 +114,12 @@ def train_on_ray(
     return result.return_value, result.checkpoint
 
 
-def _worker(payload: dict[str, Any]) -> dict[str, Any]:
-    """Train on one worker; what Ray Train runs on each of them."""
-    garbage.look_less_often()
-    from proxscore.training.loop.train import train
-
-    config, task, worker = set_up_worker(payload)
-    method = config.baseline if payload["baseline"] else config.method
-    assert method is not None
-    return train(config, method, payload["epochs"], task, worker)
-
-
-def set_up_worker(payload: dict[str, Any]) -> tuple[Config, Task, RayWorker]:
-    """Make a worker of this process: its configuration, its task, and its place among the others.
-
-    Raises:
-        ConfigError: its GPU has too little memory.
-    """
-    from proxscore.training.preflight import checks
-    from proxscore.training.preflight.memory import Memory
-    from proxscore.training.ray.worker import RayWorker
-
-    # Ray Train prints every report in full; this logger goes by its file's name, which the configured level does not reach.
-    logging.getLogger(execution_context.__file__).setLevel(logging.WARNING)
-    config: Config = payload["config"]
-    method = config.baseline if payload["baseline"] else config.method
-    assert method is not None
-    worker, task = RayWorker(config, method), config.task.build(verify=False)
-    known = payload["counted"]
-    checks.check_gpu(config, method, task, worker.device, Memory(**known) if known else None)
-    return config, task, worker
-
-
-class RecorderCallback(UserCallback):
-    """Hands the reports of all workers to the recorder, on the controller: it survives the loss of any worker."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        self.recorder = recorder
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        self.recorder(metrics)
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """End the run on an error that another attempt cannot mend: what a callback raises, the controller passes on.
-
-        The worker must not return instead: if it alone is at fault, the others would wait for it in a collective.
-        """
-        for _, error in sorted(worker_exceptions.items()):
-            for kind in FINAL:
-                if isinstance(error, kind):
-                    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # not also the traceback of this line
-                    raise kind(last_line(error)) from None
-
-
 def first_cause(error: BaseException) -> str:
     """Name the first cause of a failed run, in one line."""
     if isinstance(error, WorkerGroupError) and error.worker_failures:
         rank, failure = min(error.worker_failures.items())
         return f"worker {rank}: {last_line(failure)}"
     return last_line(error)
-
-
-def last_line(error: BaseException) -> str:
-    """Give what an error says at its end: Ray puts the traceback of the other process before it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return masked(lines[-1]) if lines else type(error).__name__
 
 
 def local_folder(checkpoint: Any) -> Path:
