@@ -67,19 +67,19 @@ def test_an_interrupted_job_is_killed_and_its_name_continues_it(
     small: list[str],
     tmp_path: Path,
 ) -> None:
-    overrides = [*small, "name=cut", "training.epochs=300", "training.validate_every=300"]
+    overrides = [*small, "name=cut", "training.epochs=150", "training.validate_every=150"]
     errors = interrupt(repository, tmp_path, overrides, number, group=group)
     assert "Traceback" not in errors
     run = recorded(tmp_path)
     assert run.info.status == "KILLED"
     assert run.info.end_time is not None
-    # The rest is trained in this process: 1,200 steps of 2 ms.
+    # The rest is trained in this process: 600 steps of 2 ms.
     assert train(overrides) == 0
     again = recorded(tmp_path)
     assert again.info.run_id == run.info.run_id
     assert again.info.status == "FINISHED"
     history = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_metric_history(run.info.run_id, "nll/train")
-    assert [point.step for point in history] == list(range(1, 1201))
+    assert [point.step for point in history] == list(range(1, 601))
 
 
 def test_a_job_whose_process_is_killed_is_continued_by_its_name_with_nothing_lost_or_twice(
