@@ -45,6 +45,7 @@ def worker(rank: int, folder: str) -> None:
             metrics.reliability_diagram()
         results[name] = values, metrics.confidences, metrics.correct
     torch.save(results, f"{folder}/{rank}.pt")
+    dist.barrier()
     dist.destroy_process_group()
 
 

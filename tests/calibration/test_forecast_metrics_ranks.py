@@ -57,6 +57,7 @@ def worker(rank: int, folder: str) -> None:
         metrics.compute()
         found.append(results(metrics))  # a second time: the first left the sums of this rank as they were
     torch.save(found, f"{folder}/{rank}.pt")
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -163,6 +163,7 @@ def _on_ranks(rank: int, folder: str) -> None:
         judged = found.judged(parts[1], series(), CPU)
         results.append((judged.after.as_json(), judged.sums.metrics()))
     torch.save(results, f"{folder}/{rank}.pt")
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -156,6 +156,7 @@ def _clipped_on_shards(rank: int, folder: str) -> None:
     weights = {name: p.full_tensor() for name, p in module.named_parameters()}
     if rank == 0:
         torch.save([weights, norms], f"{folder}/weights.pt")
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -174,6 +174,7 @@ def _look(rank: int, folder: str) -> None:
     task = config().task.build()
     assert least_rows(module, task) == 2
     assert all(isinstance(parameter, DTensor) for parameter in module.parameters())
+    dist.barrier()
     dist.destroy_process_group()
 
 

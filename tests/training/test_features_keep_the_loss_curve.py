@@ -62,8 +62,7 @@ def tree(folder: Path, **training: Any) -> Config:
                 "data": {"kind": "digits", "limit": 301},
             },
             "method": {"kind": "proximal_score", "draws": 2, "max_mean_step": 0.4, "initial_precision": 0.03},
-            "training": {"epochs": 1, "batch_size": 30, "device": "cpu", "storage": str(folder)}
-            | training,
+            "training": {"epochs": 1, "batch_size": 30, "device": "cpu", "storage": str(folder)} | training,
             "evaluation": {"draws": 2, "validation_draws": 1},
         }
     )

@@ -162,6 +162,7 @@ def worker(rank: int, ranks: int, folder: str) -> None:
         counts["two shards, at once", "unpaired, bytes"] = dict(sizes)
     if rank == 0:
         torch.save(counts, f"{folder}/counts-{ranks}.pt")
+    dist.barrier()
     dist.destroy_process_group()
 
 
