@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import mmap
+import re
 import threading
+import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +22,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from proxscore.experiments.sweep import alone as alone_in_a_process
 from proxscore.inference import Categorical, FullCovariance, ProximalScore
 from proxscore.training.local.worker import LocalWorker
 from proxscore.training.loop import checkpoint, fit
@@ -64,6 +70,17 @@ def test_what_is_written_later_is_the_state_of_its_step_to_the_bit(tmp_path: Pat
     assert content(tmp_path / "late") == content(tmp_path / "at once")
 
 
+def ended_by(error: BaseException, worker: LocalWorker, step: int, write: Any) -> None:
+    with worker:
+        worker.report({"step": step, "score": 1.0}, write)
+        raise error
+
+
+def half(folder: Path) -> Any:
+    """Of a checkpoint, as far as it came."""
+    return (folder / f"half of {dist.get_rank()}").touch
+
+
 def _sharded(rank: int, world: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     module = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3))
@@ -85,6 +102,18 @@ def _sharded(rank: int, world: int, folder: str) -> None:
     with pytest.raises(RuntimeError, match="the checkpoint at step 1 cannot be written: No space left on device"):
         worker.report({"step": 2, "score": 1.0})
     assert worker.folders() == []
+
+    # One that has ended by an error, and one whose rank was lost while it wrote: the next attempt keeps the first.
+    for step, write in {3: partial(checkpoint.stage, snapshot=plain(module)), 4: half}.items():
+        with pytest.raises(ZeroDivisionError):
+            ended_by(ZeroDivisionError(), worker, step, write)
+        assert names(worker)[-1] == f"partial-{step:09d}"
+        worker._behind = None  # this attempt's is forgotten with it
+    dist.barrier()
+    again = LocalWorker(Path(folder) / "run", torch.device("cpu"), lambda payloads: None, 1, meshes)
+    with next(again.checkpoints()) as held:
+        assert checkpoint.step_of(held) == 3
+    assert names(again) == ["step-000000003"]
     dist.barrier()
     dist.destroy_process_group()
 
@@ -93,15 +122,99 @@ def test_of_two_ranks_both_write_later_and_both_are_told_what_one_could_not(tmp_
     mp.start_processes(_sharded, (2, str(tmp_path)), nprocs=2, start_method="forkserver")
     assert len(content(tmp_path / "late")) == 3
     assert content(tmp_path / "late") == content(tmp_path / "at once")
-    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> LocalWorker:
+    return LocalWorker(tmp_path, torch.device("cpu"), lambda payloads: None, 100)
+
+
+def names(worker: LocalWorker) -> list[str]:
+    return sorted(path.name for path in worker.folder.iterdir())
+
+
+def test_a_worker_is_busy_while_it_writes_and_waits_where_it_is_asked_to(worker: LocalWorker) -> None:
+    go_on = threading.Event()
+
+    def write(folder: Path) -> Any:
+        return lambda: go_on.wait(60) and (folder / "file").touch()
+
+    assert not worker.busy()
+    worker.report({"step": 1, "score": 1.0}, write)
+    assert worker.busy()
+    assert names(worker) == ["partial-000000001"]
+    go_on.set()
+    worker.report({"step": 2, "score": 1.0})
+    assert not worker.busy()
+    assert names(worker) == ["step-000000001"]
+    worker.report({"step": 3, "score": 1.0}, write, wait=True)
+    assert names(worker) == ["step-000000001", "step-000000003"]
+    worker.report({"step": 4, "score": 1.0}, write)
+    assert len(list(worker.checkpoints())) == 3
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SystemExit("of a library"), MemoryError()])
+def test_whatever_ends_the_writing_a_broken_checkpoint_is_none(error: BaseException, worker: LocalWorker) -> None:
+    def write() -> None:
+        raise error
+
+    worker.report({"step": 1, "score": 1.0}, lambda folder: write)
+    with pytest.raises(RuntimeError, match=str(error).replace("[", r"\[") or type(error).__name__):
+        worker.report({"step": 2, "score": 1.0})
+    assert names(worker) == []
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_what_is_being_written_when_a_run_ends_by_an_error_is_kept(
+    error: type[BaseException], worker: LocalWorker
+) -> None:
+    with pytest.raises(error):
+        ended_by(error(), worker, 1, lambda folder: lambda: time.sleep(0.3))
+    assert names(worker) == ["step-000000001"]
+    with pytest.raises(error) as ended:
+        ended_by(error(), worker, 2, lambda folder: (folder / "nowhere" / "file").touch)
+    assert "nowhere" in ended.value.__notes__[0]
+    assert names(worker) == ["step-000000001"]
+
+
+def test_a_trial_that_ray_tune_ends_has_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(values: dict[str, Any]) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(alone_in_a_process.tune, "report", end)
+    worker = alone_in_a_process.TuneWorker(tmp_path, torch.device("cpu"), lambda payloads: None, 1)
+    worker.progress = SimpleNamespace(of=lambda payload: {"nll": 1.0})  # type: ignore[assignment]
+    with pytest.raises(SystemExit):
+        worker.report({"step": 1, "score": 1.0}, lambda folder: lambda: time.sleep(0.3))
+    assert names(worker) == ["step-000000001"]
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTFORK"), reason="forks of this system inherit all memory")
+def test_processes_that_are_forked_meanwhile_do_not_hold_what_is_written(tmp_path: Path) -> None:
+    module = nn.Linear(1000, 300)
+    staged = checkpoint._collect(tmp_path, plain(module), later=True)
+    ((_, tensors, _),) = staged._waiting
+    (weight,) = (tensor for name, tensor in tensors.items() if name == "weights.weight")
+    assert torch.equal(weight, module.weight)
+    mappings = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
+    for mapping in filter(None, mappings):
+        low, high = (int(end, 16) for end in mapping.split()[0].split("-"))
+        if low <= weight.data_ptr() < high:
+            assert " dc" in mapping.partition("VmFlags:")[2]  # do not copy on fork
+            return
+    pytest.fail("the copy is nowhere")
+
+
+def plain(module: nn.Module) -> checkpoint.Snapshot:
+    return checkpoint.Snapshot(module, torch.optim.SGD(module.parameters(), lr=0.1), {"step": 3})
 
 
 def alone(folder: Path) -> dict[str, Any]:
     config = tree(folder, "alone", epochs=3, workers=0, batch_size=100, validate_every=10)
     tracking = config.tracking.model_copy(update={"interval": 1000})  # a report waits for a checkpoint
     config = config.model_copy(update={"tracking": tracking})
-    worker = LocalWorker(folder, torch.device("cpu"), lambda payloads: None, 100)
-    return train(config, config.method, 3, ImageTask(config.task), worker)
+    with LocalWorker(folder, torch.device("cpu"), lambda payloads: None, 100) as worker:
+        return train(config, config.method, 3, ImageTask(config.task), worker)
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from proxscore.training import run as training_run
 from proxscore.training.data.batches import TrainingData
 from proxscore.training.evaluation import evaluate
 from proxscore.training.local.worker import LocalWorker
+from proxscore.training.loop import fit
 from proxscore.training.loop.train import train
 from proxscore.vision.image_task import ImageTask
 
@@ -69,8 +70,8 @@ class Run:
             if payloads[0]["step"] == die_at:
                 raise InterruptedError
 
-        worker = LocalWorker(self.folder, torch.device("cpu"), sink, keep=2)
-        return train(self.config, self.config.method, self.config.training.epochs, self.task, worker)
+        with LocalWorker(self.folder, torch.device("cpu"), sink, keep=2) as worker:
+            return train(self.config, self.config.method, self.config.training.epochs, self.task, worker)
 
     def posterior(self) -> Posterior:
         return Posterior.load(sorted((self.folder / "checkpoints").iterdir())[-1] / "posterior")
@@ -80,12 +81,14 @@ def test_no_method_is_missing_here() -> None:
     assert set(KINDS.kinds()) - {settings["kind"] for settings in METHODS.values()} == {"proximal_score", "adamw"}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "behind"), [*((method, False) for method in METHODS), ("ensemble", True)])
 def test_a_resumed_run_is_the_one_that_did_not_stop_and_its_posterior_predicts_as_it_did(
-    method: str, tmp_path: Path
+    method: str, behind: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With checkpoints that training waits for, or ``behind`` training."""
     whole, broken = Run(tmp_path / "whole", tree(method)), Run(tmp_path / "broken", tree(method))
     results = whole.go()
+    monkeypatch.setitem(fit.WRITTEN_BEHIND, "cpu", behind)
     for die_at in (2, results["steps"] - 1):  # of an ensemble: in the first and in the last member
         with pytest.raises(InterruptedError):
             broken.go(die_at)

@@ -77,8 +77,8 @@ class Run:
             if payload["step"] == die_at:
                 raise InterruptedError
 
-        worker = LocalWorker(self.folder, torch.device("cpu"), sink, self.config.training.keep_checkpoints)
-        return train(self.config, self.config.method, self.config.training.epochs, self.task, worker)
+        with LocalWorker(self.folder, torch.device("cpu"), sink, self.config.training.keep_checkpoints) as worker:
+            return train(self.config, self.config.method, self.config.training.epochs, self.task, worker)
 
     @property
     def nll(self) -> list[float]:

@@ -58,7 +58,8 @@ def run(
     """
     training = config.training
     if in_one_process(config):
-        return measure(config, config.task.build(verify=False), local_worker(config, name, recorder), settings)
+        with local_worker(config, name, recorder) as worker:
+            return measure(config, config.task.build(verify=False), worker, settings)
     results, _ = trainer.train_on_ray(
         config,
         config.method,

@@ -88,6 +88,7 @@ class Lock:
         self.files, root = filesystem(folder)
         self.root, self.beat, self.dead = root.rstrip("/"), beat, dead
         self.lost = False
+        self._foreign: set[str] = set()
         self._claim: Claim | None = None
         self._left = threading.Event()
         self._beating: threading.Thread | None = None
@@ -137,7 +138,7 @@ class Lock:
             token = info.base_name.removeprefix(PREFIX).removesuffix(SUFFIX)
             if info.base_name != f"{PREFIX}{token}{SUFFIX}" or (self._claim and token == self._claim.token):
                 continue
-            claim = self._read(token)
+            claim = None if token in self._foreign else self._read(token)
             if claim is None:
                 continue
             if self._alive(claim):
@@ -173,12 +174,14 @@ class Lock:
         put(self.files, self._path(claim.token), json.dumps(asdict(claim)))
 
     def _read(self, token: str) -> Claim | None:
+        """A claim; none: it is gone, or what is there is nothing of ours, which need not be waited for again."""
         end = time.monotonic() + WRITTEN
         while (content := read(self.files, self._path(token))) is not None:
             try:
                 return Claim(**json.loads(content))
             except (ValueError, TypeError):
                 if time.monotonic() > end:
+                    self._foreign.add(token)
                     return None
                 time.sleep(random.uniform(0.01, 0.05))
         return None

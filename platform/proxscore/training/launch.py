@@ -268,6 +268,6 @@ def _train_here(
     if torchrun.launched():
         device = torchrun.device(device)
         arrangement = meshes.build_meshes(config, method, device.type, config.training.workers)
-    worker = LocalWorker(folder, device, sink, config.training.keep_checkpoints, arrangement)
-    results = train(config, method, epochs, preflight.task, worker, preflight.initial)
+    with LocalWorker(folder, device, sink, config.training.keep_checkpoints, arrangement) as worker:
+        results = train(config, method, epochs, preflight.task, worker, preflight.initial)
     return results, worker.folders()[-1]

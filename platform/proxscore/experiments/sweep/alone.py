@@ -58,9 +58,9 @@ def run(
     forget_peak(device)
     task = config.task.build(verify=False)
     checks.check_gpu(config, config.method, task, device)
-    worker = runner.local_worker(config, name, at_home(recorder, home), TuneWorker, device)
-    worker.progress = progress
-    return measure(config, task, worker, settings)
+    with runner.local_worker(config, name, at_home(recorder, home), TuneWorker, device) as worker:
+        worker.progress = progress
+        return measure(config, task, worker, settings)
 
 
 class TuneWorker(LocalWorker):
@@ -73,6 +73,7 @@ class TuneWorker(LocalWorker):
         super().report(payload, write, wait=wait)
         values = self.progress.of(payload)
         if values is not None:
+            self.complete()
             tune.report(values)
 
 

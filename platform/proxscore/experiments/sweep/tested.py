@@ -45,8 +45,7 @@ def _there(config: Config, name: str, recorder: Recorder, home: str) -> tuple[di
 
 
 def _here(config: Config, name: str, sink: runner.Sink) -> tuple[dict[str, Any], Path]:
-    worker = runner.local_worker(config, name, sink)
-    with warnings.catch_warnings():
+    with runner.local_worker(config, name, sink) as worker, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # a checkpoint of one process: it is
         results = train(config, config.method, config.training.epochs, config.task.build(verify=False), worker)
     return results, worker.folders()[-1]

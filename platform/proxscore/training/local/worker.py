@@ -9,11 +9,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
 
+from proxscore.training.loop.checkpoint import damage
 from proxscore.training.sharding import meshes
 from proxscore.training.worker import Worker, Write
 
@@ -22,7 +24,8 @@ class LocalWorker(Worker):
     """The worker that is a plain process, or one of several that torchrun started and that see the same folder.
 
     Checkpoints are folders ``checkpoints/step-...`` that appear whole or not at all. The best by score and the newest
-    are kept. One that is written while the loop goes on appears with the next report.
+    are kept. One that is written while the loop goes on appears with the next report, at the end of the worker's context, or,
+    if the process was killed after it was written, when the run goes on.
 
     Args:
         folder: of the run.
@@ -45,7 +48,7 @@ class LocalWorker(Worker):
         self._behind: _Behind | None = None
 
     def report(self, payload: dict[str, Any], write: Write | None = None, *, wait: bool = False) -> None:
-        self._complete()
+        self.complete()
         payloads = self._gathered(payload)
         if self.rank == 0:
             self.sink(payloads)  # before the checkpoint: a run that dies in between repeats steps, and loses none
@@ -60,23 +63,28 @@ class LocalWorker(Worker):
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)  # a full disk has room again
                 raise
+            if later is not None:
+                self._barrier()
+                if self.rank == 0:
+                    _note_score(partial, payload["score"])  # nothing is missing now but what is written behind
             self._behind = _Behind(partial, payload["step"], payload["score"], later)
             if later is None or wait:
-                self._complete()
+                self.complete()
 
     def busy(self) -> bool:
         return self._behind is not None and self._behind.is_alive()
 
-    def _complete(self) -> None:
+    def complete(self) -> None:
         """Wait for the checkpoint that is being written, if one is, on all ranks, and keep it.
 
         Raises:
             RuntimeError: it cannot be written; on all ranks.
         """
-        behind, self._behind = self._behind, None
+        behind = self._behind
         if behind is None:
             return
         behind.join()
+        self._behind = None
         reasons: list[str | None] = [behind.error]
         if self.world > 1:
             reasons *= self.world
@@ -85,11 +93,39 @@ class LocalWorker(Worker):
             shutil.rmtree(behind.folder, ignore_errors=True)
             raise RuntimeError(next(filter(None, reasons)))
         if self.rank == 0:
-            (behind.folder / "score.json").write_text(json.dumps(behind.score))
-            self._keep(behind.folder, self.folder / f"step-{behind.step:09d}")
+            _note_score(behind.folder, behind.score)
+            self._keep(behind.folder, behind.step)
         self._barrier()
 
-    def _keep(self, partial: Path, final: Path) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for what is being written. Where other ranks cannot be asked, it is kept when the run goes on."""
+        if error is None:
+            self.complete()
+        elif self.world > 1 and self._behind is not None:
+            self._behind.join()
+        elif self.world == 1:
+            try:
+                self.complete()
+            except RuntimeError as unwritten:
+                error.add_note(str(unwritten))
+
+    def _adopt(self) -> None:
+        """Keep what was written by processes that were killed before they could, and remove what was not written to its end."""
+        if self.rank == 0:
+            for partial in sorted(self.folder.glob("partial-*")):
+                if (partial / SCORE).exists() and damage(partial) is None:
+                    self._keep(partial, _step(partial))
+                else:
+                    shutil.rmtree(partial, ignore_errors=True)
+        self._barrier()
+
+    def _keep(self, partial: Path, step: int) -> None:
+        final = self.folder / f"step-{step:09d}"
         if final.exists():  # the same step of an earlier attempt
             shutil.rmtree(final)
         partial.rename(final)
@@ -114,7 +150,8 @@ class LocalWorker(Worker):
         return sorted(self.folder.glob("step-*"))
 
     def checkpoints(self) -> Iterator[AbstractContextManager[Path]]:
-        self._complete()
+        self.complete()
+        self._adopt()
         for folder in reversed(self.folders()):
             yield nullcontext(folder)
 
@@ -127,24 +164,33 @@ class _Behind(threading.Thread):
     """
 
     def __init__(self, folder: Path, step: int, score: float, write: Callable[[], None] | None) -> None:
-        super().__init__(name="checkpoint", daemon=True)
+        super().__init__(name="checkpoint")
         self.folder, self.step, self.score, self._write = folder, step, score, write
-        self.error: str | None = None
+        self.error: str | None = f"the checkpoint at step {step} was not written to its end"
         self.start()
 
     def run(self) -> None:
         try:
             if self._write is not None:
                 self._write()
-        except Exception as error:  # raised where the loop can end by it
+            self.error = None
+        except BaseException as error:  # raised where the loop can end by it
             self.error = str(error) or type(error).__name__
-        self._write = None
+        finally:
+            self._write = None
+
+
+SCORE = "score.json"
+
+
+def _note_score(folder: Path, score: float) -> None:
+    (folder / SCORE).write_text(json.dumps(score))
 
 
 def _score(folder: Path) -> float:
-    file = folder / "score.json"
+    file = folder / SCORE
     return float(json.loads(file.read_text())) if file.exists() else math.inf  # of an older version
 
 
 def _step(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
+    return int(folder.name.rpartition("-")[2])

@@ -10,6 +10,7 @@ writes the copy, from another thread, while training goes on.
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,7 +91,7 @@ class _Writer(HuggingFaceStorageWriter):
             assert item.tensor_data is not None
             tensor = planner.resolve_data(item)
             assert isinstance(tensor, Tensor)
-            tensors[item.index.fqn] = tensor = tensor.detach().to("cpu", copy=self._later)
+            tensors[item.index.fqn] = tensor = _copied(tensor) if self._later else tensor.detach().cpu()
             offsets[item.index.fqn] = {SAVED_OFFSETS_KEY: item.tensor_data.chunk.offsets}
             results.append(WriteResult(item.index, tensor.nbytes, _StorageInfo(name, 0, tensor.nbytes)))
         if tensors:
@@ -122,6 +123,18 @@ class _Writer(HuggingFaceStorageWriter):
         if self._index is not None:
             write(self._folder / INDEX_FILE, self._index)
             self._index = None
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """A copy in memory of the host that forked processes do not hold: loaders would until their epoch ends."""
+    size = tensor.numel() * tensor.element_size()
+    if size == 0:
+        return tensor.detach().to("cpu", copy=True)
+    memory = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_DONTFORK"):  # on Linux
+        memory.madvise(mmap.MADV_DONTFORK)
+    copy = torch.frombuffer(memory, dtype=tensor.dtype).view(tensor.shape)
+    return copy.copy_(tensor.detach())
 
 
 def save(folder: Path, snapshot: Snapshot) -> None:

@@ -57,8 +57,13 @@ class RayWorker(Worker):
 
         def written_and_uploaded(checkpoint: Any, name: str) -> Any:
             assert later is not None
-            with _removed_if_unwritten(folder):
-                later()
+            try:
+                with _removed_if_unwritten(folder):
+                    later()
+            except Exception:
+                raise
+            except BaseException as error:  # Ray's thread would say nothing, and the next report wait for ever
+                raise RuntimeError(f"a checkpoint was not written to its end: {error}") from error
             return storage.persist_current_checkpoint(checkpoint, name)
 
         ray.train.report(
