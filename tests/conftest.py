@@ -61,20 +61,10 @@ class RayHead:
     ]  # for subprocesses: drivers find the head, `ray job submit` finds the job server, both the token
 
 
-#: Files whose tests use the cluster of this process.
-ON_RAY: set[Path] = set()
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that use a cluster in this process come first, so that it can be ended then; and of each kind those that take
-    long, so that two processes end together: longest.txt has them, the longest first."""
-    ON_RAY.update(item.path for item in items if "ray_local" in getattr(item, "fixturenames", ()))
+    """Files that take long come first, so that two processes end together; longest.txt has them, the longest first."""
     longest = {name: place for place, name in enumerate((ROOT / "tests" / "longest.txt").read_text().split())}
-
-    def place(item: pytest.Item) -> tuple[bool, int]:
-        return item.path not in ON_RAY, longest.get(item.nodeid.partition("::")[0], len(longest))
-
-    items.sort(key=place)
+    items.sort(key=lambda item: longest.get(item.nodeid.partition("::")[0], len(longest)))
 
 
 @pytest.fixture(scope="session")
@@ -88,37 +78,18 @@ def ray_local() -> Iterator[None]:
     """Ray in this process, never an existing cluster: 4 logical CPUs."""
     import ray
 
-    start_ray()
+    ray.init(
+        address="local",
+        num_cpus=LOGICAL_CPUS,
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
     yield
     ray.shutdown()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_idle_ray(request: pytest.FixtureRequest) -> None:
-    """End Ray where a file does not use it, as an idle cluster takes time from others; start it again where one does."""
-    if request.path in ON_RAY:
-        start_ray()
-    elif "ray" in sys.modules:
-        import ray
-
-        ray.shutdown()
-
-
-def start_ray() -> None:
-    """What ``ray_local`` gives, unless it is there."""
-    import ray
-
-    if not ray.is_initialized():
-        ray.init(
-            address="local",
-            num_cpus=LOGICAL_CPUS,
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=False,
-        )
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ray_head() -> Iterator[RayHead]:
     """A real head on this machine, as a cluster has one: job server and token authentication on, free ports, a
     temporary folder of its own. Use it through subprocesses that get ``env``, not through Ray in this process."""
