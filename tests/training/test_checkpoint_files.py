@@ -13,12 +13,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from stepped import stepped
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from proxscore.config import ConfigError
-from proxscore.inference import Categorical, FullCovariance, ProximalScore
+from proxscore.inference import FullCovariance, ProximalScore
 from proxscore.posterior import Posterior
 from proxscore.training.loop import checkpoint
 
@@ -32,12 +33,7 @@ def snapshot_of(module: nn.Module, steps: int = 2, **settings: Any) -> checkpoin
     optimizer = ProximalScore(
         module.named_parameters(), 50, **({"metric": "posterior", "initial_precision": 0.1, "paired": True} | settings)
     )
-    for step in range(steps):
-        generator = torch.Generator().manual_seed(step)
-        x, y = torch.randn(12, 4, generator=generator), torch.randint(3, (12,), generator=generator)
-        for _ in optimizer.draws():
-            Categorical().nll(module(x), y).mean().backward()
-        optimizer.step()
+    stepped(module, optimizer, steps)
     return checkpoint.Snapshot(module, optimizer, {"step": steps, "score": float("inf"), "lanes": 0})
 
 

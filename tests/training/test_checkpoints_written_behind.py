@@ -18,27 +18,19 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from cluster_runs import tree
 from safetensors import safe_open
+from stepped import stepped
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from proxscore.experiments.sweep import alone as alone_in_a_process
-from proxscore.inference import Categorical, FullCovariance, ProximalScore
+from proxscore.inference import FullCovariance, ProximalScore
 from proxscore.training.local.worker import LocalWorker
 from proxscore.training.loop import checkpoint, fit
 from proxscore.training.loop.train import train
 from proxscore.training.ray import trainer
 from proxscore.training.sharding.meshes import Meshes
 from proxscore.vision.image_task import ImageTask
-
-
-def stepped(module: nn.Module, optimizer: ProximalScore, steps: int) -> None:
-    for step in range(steps):
-        generator = torch.Generator().manual_seed(step)
-        x, y = torch.randn(12, 4, generator=generator), torch.randint(3, (12,), generator=generator)
-        for _ in optimizer.draws():
-            Categorical().nll(module(x), y).mean().backward()
-        optimizer.step()
 
 
 def content(folder: Path) -> dict[str, Any]:
